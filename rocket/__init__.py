@@ -1,0 +1,29 @@
+"""Reads from Postgres replicas that are guaranteed never stale."""
+
+from rocket.consistency import Board, Lsn, Policy, Reason
+from rocket.errors import OutcomeUnknown, RocketError, RoutingError, Unavailable
+from rocket.routing.connections import Connection, Work
+from rocket.routing.floors import FloorStore
+from rocket.routing.observer import Observer
+from rocket.routing.router import Answer, Limits, Router, Routing
+
+__all__ = [
+    "Answer",
+    "Board",
+    "Connection",
+    "FloorStore",
+    "Limits",
+    "Lsn",
+    "Observer",
+    "OutcomeUnknown",
+    "Policy",
+    "Reason",
+    "RocketError",
+    "Router",
+    "Routing",
+    "RoutingError",
+    "Unavailable",
+    "Work",
+]
+
+__version__ = "0.1.0"

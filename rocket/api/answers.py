@@ -1,0 +1,21 @@
+"""Answers that say how they came about."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from rocket import Answer
+
+
+def route_headers(answer: Answer[Any]) -> dict[str, str]:
+    """Name the node that answered, and why it was that one."""
+    return {"Rocket-Served-By": answer.node, "Rocket-Route-Reason": answer.reason}
+
+
+def answer_json(answer: Answer[Any], body: object, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
+    """Return a body together with how it came about."""
+    return web.json_response(body, status=status, headers=route_headers(answer))

@@ -1,0 +1,107 @@
+"""The API as an aiohttp application, and as a server that drains before it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from rocket.api import health, rides, users
+from rocket.api.hosts import known_hosts_only
+from rocket.api.keys import METRICS, ROUTER
+from rocket.api.metrics import Metrics
+from rocket.api.problems import MAX_BODY_BYTES, Problem, expect_continue, internal_error, problems
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Collection
+
+    from rocket import Router
+
+_DRAIN_S = 2.0
+"""How long requests in flight may take to end when the server stops."""
+_KEEPALIVE_S = 30.0
+
+_log = logging.getLogger("rocket.api")
+
+
+def build_app(router: Router[str], *, allowed_hosts: Collection[str] = ()) -> web.Application:
+    """Make the application; `allowed_hosts` are the names, beside localhost, that it answers to."""
+    app = web.Application(
+        middlewares=[problems, known_hosts_only(allowed_hosts)],
+        client_max_size=MAX_BODY_BYTES,
+    )
+    app[ROUTER] = router
+    app[METRICS] = Metrics(router)
+    for method, path, handler in (
+        ("POST", "/rides", rides.create),
+        ("GET", "/rides", rides.page),
+        ("GET", "/rides/{id}", rides.show),
+        ("POST", "/users", users.create),
+        ("GET", "/livez", health.alive),
+        ("GET", "/readyz", health.ready),
+        ("GET", "/replicas", health.replicas),
+        ("GET", "/metrics", health.metrics),
+    ):
+        app.router.add_route(method, path, handler, expect_handler=expect_continue)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def serve(app: web.Application, listening: socket.socket) -> AsyncIterator[None]:
+    """Serve on a bound socket for as long as the context lasts; then let what is in flight end."""
+    runner = _Runner(app)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listening).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+class _Protocol(web.RequestHandler):
+    """Says in JSON what aiohttp would say in plain text of requests that are not HTTP."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun already")
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            _log.error("a request failed outside of its handler", exc_info=exc)
+            response = internal_error().response()
+        else:
+            response = Problem(HTTPStatus(status), "The request is not valid HTTP.").response()
+        response.headers["Cache-Control"] = "no-store"
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    """Makes a `_Protocol` for each connection."""
+
+    def __call__(self) -> _Protocol:
+        return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
+class _Runner(web.AppRunner):
+    """Runs an application with our protocol."""
+
+    def __init__(self, app: web.Application) -> None:
+        super().__init__(app, handle_signals=False, access_log=None, shutdown_timeout=_DRAIN_S)
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            loop=made._loop,  # noqa: SLF001
+            **made._kwargs,  # noqa: SLF001
+        )

@@ -1,0 +1,59 @@
+"""Answers for whoever watches the API."""
+
+from __future__ import annotations
+
+import time
+from http import HTTPStatus
+
+from aiohttp import web
+
+from rocket.api.keys import METRICS, ROUTER
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def alive(_request: web.Request) -> web.Response:
+    """`GET /livez`: the event loop turns."""
+    return web.json_response({"status": "alive"})
+
+
+async def ready(request: web.Request) -> web.Response:
+    """`GET /readyz`: whether requests can be answered now, and if not, what is missing."""
+    router = request.app[ROUTER]
+    primary = await router.primary_answers()
+    observed = len(router.board.replicas)
+    missing = [] if primary else ["the primary does not answer"]
+    return web.json_response(
+        {"ready": primary, "missing": missing, "replicas_observed": observed},
+        status=HTTPStatus.OK if primary else HTTPStatus.SERVICE_UNAVAILABLE,
+    )
+
+
+async def replicas(request: web.Request) -> web.Response:
+    """`GET /replicas`: what the observer saw of each replica, and how long ago."""
+    router = request.app[ROUTER]
+    now = time.monotonic()
+    primary = router.board.primary
+    return web.json_response(
+        {
+            "primary": None if primary is None else {"flush_lsn": str(primary.flush_lsn)},
+            "replicas": [
+                {
+                    "name": status.name,
+                    "replay_lsn": str(status.replay_lsn),
+                    "receive_lsn": None if status.receive_lsn is None else str(status.receive_lsn),
+                    "streaming": status.streaming,
+                    "incarnation": status.incarnation,
+                    "lag_bytes": router.board.lag_bytes(status),
+                    "lag_seconds": router.board.lag_seconds(status, now),
+                    "status_age_seconds": round(now - status.observed_at, 3),
+                }
+                for status in router.board.replicas
+            ],
+        }
+    )
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """`GET /metrics`: Prometheus' text format."""
+    return web.Response(body=request.app[METRICS].text(), headers={"Content-Type": _METRICS_TYPE})

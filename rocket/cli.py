@@ -1,0 +1,140 @@
+"""The command line: `python -m rocket`, and what `cluster.py` does."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rocket import __version__, config, logs, orchestrator
+from rocket.errors import RocketError, SetupError
+from rocket.postgres import control
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+FAILED, WRONG_USE = 1, 2
+"""Exit codes: a part of the system failed; what was asked for cannot be had."""
+
+_NODE_COMMANDS = {
+    "pause": "stop a replica's replay: it goes on receiving, and falls behind",
+    "resume": "let a paused replica replay again",
+    "delay": "make a replica apply commits late (0 ends it)",
+    "kill": "crash a server; it comes back by itself",
+    "stop": "stop a server until it is started",
+    "start": "start a stopped server",
+    "restart": "stop a server and start it again",
+    "freeze": "halt all processes of a server: it keeps its connections and says nothing",
+    "thaw": "let a frozen server go on",
+}
+_COLUMNS = ("name", "role", "state", "pid", "port", "lsn", "lag_bytes", "receiver", "replay")
+
+_log = logging.getLogger("rocket.run")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `python -m rocket ...` and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rocket", description="Reads from Postgres replicas that are guaranteed never stale."
+    )
+    parser.add_argument("--version", action="version", version=f"rocket {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run_all = commands.add_parser(
+        "run-all", help="run cluster, API, observer and simulator", description="Run the whole system."
+    )
+    for part in ("cluster", "api", "observer", "simulator"):
+        run_all.add_argument(f"--no-{part}", action="store_true", help=f"leave out the {part}")
+    config.add_arguments(run_all)
+    given = parser.parse_args(arguments)
+    parts = orchestrator.Parts(
+        cluster=not given.no_cluster,
+        api=not given.no_api,
+        observer=not given.no_observer,
+        simulator=not given.no_simulator,
+    )
+    return _guarded(lambda: _long_running(given, lambda settings: orchestrator.run_all(settings, parts)))
+
+
+def cluster_main(arguments: Sequence[str] | None = None, prog: str = "python cluster.py") -> int:
+    """Run `python cluster.py ...` and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Run a local Postgres cluster, or act on one that runs (also inside run-all)."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    up = commands.add_parser("up", help="run a cluster in the foreground until Ctrl-C")
+    config.add_arguments(up, cluster_only=True)
+    status = commands.add_parser("status", help="show the nodes of a running cluster")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    which = [status, commands.add_parser("down", help="end a running cluster, and the program that runs it")]
+    for name, what in _NODE_COMMANDS.items():
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("node", metavar="NODE", help="primary, replica0, ...")
+        if name == "delay":
+            command.add_argument("delay_ms", metavar="MS", type=int, help="milliseconds")
+        if name == "kill":
+            command.add_argument("--backend", action="store_true", help="one of its backends, not the whole server")
+        which.append(command)
+    for command in which:
+        command.add_argument("--data-dir", metavar="DIR", help="the running cluster's data directory")
+        command.add_argument("--postgres-port", metavar="P", help="a port of the running cluster")
+    given = parser.parse_args(arguments)
+    if given.command == "up":
+        return _guarded(lambda: _long_running(given, orchestrator.run_cluster))
+    return _guarded(lambda: _run(_act(given)))
+
+
+def _guarded(act: Any) -> int:
+    """Turn what went wrong into one line and an exit code."""
+    try:
+        return int(act())
+    except SetupError as error:
+        print(f"rocket: {error}", file=sys.stderr)
+        return WRONG_USE
+    except RocketError as error:
+        print(f"rocket: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:  # before or after the event loop
+        return FAILED
+
+
+def _long_running(given: argparse.Namespace, run: Any) -> int:
+    settings = config.load(given)
+    logs.configure(settings.log_format)
+    return _run(run(settings))
+
+
+def _run(main_task: Coroutine[Any, Any, int]) -> int:
+    if sys.platform == "win32":
+        return asyncio.run(main_task)
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main_task)
+
+
+async def _act(given: argparse.Namespace) -> int:
+    settings = config.load(given)
+    run_dir = control.find(settings.data_dir, settings.port_asked_for)
+    details = {name: value for name, value in vars(given).items() if name in {"node", "delay_ms", "backend"}}
+    said = await control.ask(run_dir, given.command, **details)
+    if given.command != "status":
+        print(said)
+    elif given.json:
+        print(json.dumps(said, indent=2))
+    else:
+        print("\n".join(_table(said)))
+    return 0
+
+
+def _table(nodes: list[dict[str, Any]]) -> list[str]:
+    rows = [dict(zip(_COLUMNS, _COLUMNS, strict=True))]
+    for node in nodes:
+        delayed = f"{node['delay_ms']} ms late" if node["delay_ms"] else ""
+        replay = "paused" if node["paused"] else delayed
+        rows.append({**node, "replay": replay})
+    texts = [["-" if row[column] in {None, ""} else str(row[column]) for column in _COLUMNS] for row in rows]
+    widths = [max(len(text[column]) for text in texts) for column in range(len(_COLUMNS))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(text, widths, strict=True)).rstrip() for text in texts]

@@ -1,0 +1,242 @@
+"""Settings: from flags, the environment, `.env` and defaults, in this order of precedence."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import dotenv
+
+from rocket.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+ROUTINGS = ("never-stale", "article", "random", "primary")
+LOG_FORMATS = ("text", "json")
+
+_LARGEST_PORT = 65535
+_MOST_REPLICAS = 30
+_SIZES = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_DURATION = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+) *(ms|s|min|h)?")
+_SECONDS = {"ms": 0.001, None: 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
+_SIZE = re.compile(r"([0-9]+) *([A-Za-z]*)")
+
+
+class MaxLag(NamedTuple):
+    """How far behind a replica may be and still serve: bytes or seconds, one of the two."""
+
+    bytes: int | None
+    seconds: float | None
+
+
+def port(text: str) -> int:
+    """Read a TCP port; 0 stands for any free one."""
+    return whole(text, 0, _LARGEST_PORT)
+
+
+def replica_count(text: str) -> int:
+    """Read how many replicas there shall be."""
+    return whole(text, 0, _MOST_REPLICAS)
+
+
+def whole(text: str, least: int, most: int) -> int:
+    """Read a whole number within bounds."""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise ValueError(f"must be a whole number from {least} to {most}")
+    return int(text)
+
+
+def duration(text: str) -> float:
+    """Read a time like `0.5`, `20ms`, `5s` or `2min` as seconds, more than none."""
+    match = _DURATION.fullmatch(text)
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    if not 0 < seconds < math.inf:
+        raise ValueError("must be a time above zero, like 0.5, 20ms, 5s or 2min")
+    return seconds
+
+
+def rate(text: str) -> float:
+    """Read a number of things a second."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 10_000:  # noqa: PLR2004 - beyond it, it is not the API that is measured
+        raise ValueError("must be a number above 0, at most 10000")
+    return value
+
+
+def max_lag(text: str) -> MaxLag:
+    """Read a bound on lag: bytes like `16MiB`, or seconds like `5s`."""
+    size = _SIZE.fullmatch(text)
+    if size and size[2].upper() in _SIZES:
+        return MaxLag(int(size[1]) * _SIZES[size[2].upper()], None)
+    try:
+        return MaxLag(None, duration(text))
+    except ValueError:
+        raise ValueError("must be a number of bytes like 16MiB, or a time like 5s") from None
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Return a reader that takes one of these words."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+def yes_or_no(text: str) -> bool:
+    """Read a switch."""
+    return one_of("yes", "no")(text) == "yes"
+
+
+def text(value: str) -> str:
+    """Read a text that is not empty."""
+    if not value:
+        raise ValueError("must not be empty")
+    return value
+
+
+def path(value: str) -> Path:
+    """Read a path."""
+    return Path(text(value)).expanduser()
+
+
+def _setting(
+    default: Any, env: str, read: Callable[[str], Any], metavar: str, what: str, *, also_cluster: bool = False
+) -> Any:
+    metadata = {
+        "env": env, "read": read, "metavar": metavar, "help": what, "cluster": also_cluster,
+    }  # fmt: skip
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that a run can be told. Each field is a flag of the same name."""
+
+    replicas: int = _setting(
+        5, "NUM_REPLICAS", replica_count, "N", "replicas beside the primary", also_cluster=True
+    )
+    postgres_port: int = _setting(
+        5433, "POSTGRES_PORT", port, "P",
+        "the primary's port; replica i has P+1+i; 0: any free ones", also_cluster=True,
+    )  # fmt: skip
+    data_dir: Path | None = _setting(
+        None, "ROCKET_DATA_DIR", path, "DIR",
+        "where the cluster is kept and used again; without it, it is temporary", also_cluster=True,
+    )  # fmt: skip
+    postgres_bin: Path | None = _setting(
+        None, "ROCKET_POSTGRES_BIN", path, "DIR",
+        "Postgres programs (14 or newer) to use instead of those that come with rocket", also_cluster=True,
+    )  # fmt: skip
+    log_format: str = _setting(
+        "text", "ROCKET_LOG_FORMAT", one_of(*LOG_FORMATS), "FORMAT", "text or json", also_cluster=True
+    )
+    duration: float | None = _setting(
+        None, "ROCKET_DURATION", duration, "S", "stop by itself after so many seconds", also_cluster=True
+    )
+    host: str = _setting("127.0.0.1", "ROCKET_HOST", text, "HOST", "the address that the API listens on")
+    api_port: int = _setting(5005, "API_PORT", port, "P", "the API's port; 0: any free one")
+    observer_interval: float = _setting(
+        0.5, "ROCKET_OBSERVER_INTERVAL", duration, "S", "seconds between two looks at each node"
+    )
+    lease: float = _setting(
+        5.0, "ROCKET_LEASE", duration, "S", "a replica that was not heard of for so long serves nobody"
+    )
+    max_lag: MaxLag = _setting(
+        MaxLag(16 * 2**20, None), "ROCKET_MAX_LAG", max_lag, "LAG",
+        "a replica further behind serves nobody: 16MiB, or 5s",
+    )  # fmt: skip
+    routing: str = _setting(
+        "never-stale", "ROCKET_ROUTING", one_of(*ROUTINGS), "HOW",
+        "never-stale; or, for comparison only: article, random, primary",
+    )  # fmt: skip
+    simulator_rate: float | None = _setting(
+        None, "ROCKET_SIMULATOR_RATE", rate, "R", "rides a second in all; without it, one leisurely client"
+    )
+    server_logs: bool = _setting(
+        False, "ROCKET_SERVER_LOGS", yes_or_no, "", "show the servers' own logs too", also_cluster=True
+    )
+    allowed_hosts: str = _setting(
+        "", "ROCKET_ALLOWED_HOSTS", str, "NAMES",
+        "host names, separated by commas, that the API answers to beside localhost and addresses",
+    )  # fmt: skip
+    given: frozenset[str] = frozenset()
+    """The names of those that somebody gave."""
+
+    @property
+    def port_asked_for(self) -> int | None:
+        """The port by which a running cluster is to be found, if one was named."""
+        return self.postgres_port or None if "postgres_port" in self.given else None
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, cluster_only: bool = False) -> None:
+    """Give a parser a flag for each setting, or for each that concerns the cluster alone."""
+    for each in _settings():
+        if cluster_only and not each.metadata["cluster"]:
+            continue
+        if each.default is False:
+            help_text = f"{each.metadata['help']} [{each.metadata['env']}=yes]"
+            parser.add_argument(flag(each.name), action="store_const", const="yes", help=help_text)
+            continue
+        default = "" if each.default in {None, ""} else f" (default: {_shown(each.default)})"
+        parser.add_argument(
+            flag(each.name),
+            metavar=each.metadata["metavar"],
+            help=f"{each.metadata['help']}{default} [{each.metadata['env']}]",
+        )
+
+
+def flag(name: str) -> str:
+    """Return a setting's name as a flag."""
+    return "--" + name.replace("_", "-")
+
+
+def load(
+    arguments: argparse.Namespace,
+    environment: Mapping[str, str] = os.environ,
+    dotenv_file: Path = Path(".env"),
+) -> Settings:
+    """Read the settings: flag, else environment, else `.env`, else default.
+
+    Raise `InvalidSetting`, which names where the wrong value came from.
+    """
+    try:
+        from_file = dotenv.dotenv_values(dotenv_file)
+    except (OSError, ValueError) as error:
+        raise InvalidSetting(f"cannot read {dotenv_file}: {error}") from None
+    values: dict[str, Any] = {}
+    for each in _settings():
+        env = each.metadata["env"]
+        for origin, given in (
+            (flag(each.name), getattr(arguments, each.name, None)),
+            (env, environment.get(env) or None),
+            (f"{env} in {dotenv_file}", from_file.get(env) or None),
+        ):
+            if given is not None:
+                try:
+                    values[each.name] = each.metadata["read"](given)
+                except ValueError as error:
+                    raise InvalidSetting(f"{origin} {error}, not {given!r}") from None
+                break
+    return Settings(**values, given=frozenset(values))
+
+
+def _settings() -> list[Field[Any]]:
+    return [each for each in fields(Settings) if each.metadata]
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, MaxLag):
+        return "16MiB"
+    return str(default)

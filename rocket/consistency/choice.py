@@ -1,0 +1,115 @@
+"""The decision where a read may go: a pure function of floor, board and policy."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from rocket.consistency.board import Board
+    from rocket.consistency.lsn import Lsn
+    from rocket.consistency.status import ReplicaStatus
+
+
+class Reason(enum.StrEnum):
+    """Why a read went where it went; the words of the header `Rocket-Route-Reason`."""
+
+    CAUGHT_UP = "caught-up"
+    """To a replica that has replayed the session's last write."""
+    RETRIED = "retried"
+    """To a caught-up replica, after another one had failed."""
+    NO_FLOOR = "no-floor"
+    """To the primary: nothing is known of the session's last write."""
+    WRITE_IN_PROGRESS = "write-in-progress"
+    """To the primary: a write of the session has no known commit LSN yet."""
+    NO_STATUS = "no-status"
+    """To the primary: the observer has seen no replica lately."""
+    TOO_FAR_BEHIND = "too-far-behind"
+    """To the primary: every replica seen lies beyond `max_lag`."""
+    NOT_CAUGHT_UP = "not-caught-up"
+    """To the primary: no replica has replayed the session's last write."""
+    REPLICAS_FAILED = "replicas-failed"
+    """To the primary: each replica that was caught up failed while it was asked."""
+    UNCHECKED = "unchecked"
+    """To whichever node the routing for comparison named; nothing is guaranteed."""
+    WRITE = "write"
+    """To the primary, where every write goes."""
+    ASKED = "asked"
+    """To the primary, because the routing in force sends every read there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How old and how far behind a replica may be and still serve."""
+
+    lease_s: float = 5.0
+    """A replica unheard of for longer serves nobody."""
+    max_lag_bytes: int | None = 16 * 1024 * 1024
+    """A replica further behind the primary's last flush LSN known serves nobody; None: no bound."""
+    max_lag_s: float | None = None
+    """The same in seconds; None: no bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A replica that may serve the read, or the reason why none may."""
+
+    status: ReplicaStatus | None
+    reason: Reason
+
+
+def choose(
+    floor: Lsn,
+    board: Board,
+    policy: Policy,
+    *,
+    now: float,
+    start: int = 0,
+    load: Callable[[str], int] = lambda _name: 0,
+    without: Collection[str] = (),
+) -> Choice:
+    """Choose a replica that has replayed all WAL up to `floor`.
+
+    Walks the replicas from number `start` (any integer; random, to spread reads) and takes the less busy of the
+    first two that are fit. The cost does not grow with the number of replicas as long as most are fit.
+    `load` tells how busy a replica is; those in `without` have already failed this read.
+    """
+    ring = board.replicas
+    fit = Reason.RETRIED if without else Reason.CAUGHT_UP
+    best: ReplicaStatus | None = None
+    heard = near = False
+    for step in range(len(ring)):
+        status = ring[(start + step) % len(ring)]
+        if now - status.observed_at > policy.lease_s:
+            continue
+        heard = True
+        if not _within_max_lag(status, board, policy, now):
+            continue
+        near = True
+        if status.replay_lsn < floor or status.name in without:
+            continue
+        if best is not None:
+            return Choice(status if load(status.name) < load(best.name) else best, fit)
+        best = status
+    if best is not None:
+        return Choice(best, fit)
+    if without:
+        return Choice(None, Reason.REPLICAS_FAILED)
+    if not heard:
+        return Choice(None, Reason.NO_STATUS)
+    return Choice(None, Reason.NOT_CAUGHT_UP if near else Reason.TOO_FAR_BEHIND)
+
+
+def _within_max_lag(status: ReplicaStatus, board: Board, policy: Policy, now: float) -> bool:
+    if policy.max_lag_bytes is not None:
+        lag_bytes = board.lag_bytes(status)
+        if lag_bytes is not None and lag_bytes > policy.max_lag_bytes:
+            return False
+    if policy.max_lag_s is not None:
+        lag_s = board.lag_seconds(status, now)
+        if lag_s is not None and lag_s > policy.max_lag_s:
+            return False
+    return True

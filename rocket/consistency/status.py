@@ -1,0 +1,48 @@
+"""What an observer saw of a node, and when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NewType
+
+from rocket.consistency.lsn import Lsn
+
+Incarnation = NewType("Incarnation", str)
+"""Names one life of a replica's startup process, the process that replays.
+
+Within one incarnation the replay LSN never goes back; a crash ends it together with every connection, and the
+next one may begin far behind (design fact F3).
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """One replica as the observer last saw it."""
+
+    name: str
+    replay_lsn: Lsn
+    """All WAL up to here had been replayed, so every commit at or below it was visible."""
+    incarnation: Incarnation | None
+    """None where the observer's role may not see it: such a status vouches for no connection."""
+    observed_at: float
+    """Monotonic seconds at which the question was sent: the status is at least as old as that says."""
+    receive_lsn: Lsn | None = None
+    """End of the WAL received and flushed; None until streaming has begun in this life of the server."""
+    streaming: bool = False
+    """Whether a WAL receiver was connected to the primary."""
+
+    def vouches_for(self, incarnation: Incarnation | None) -> bool:
+        """Tell whether this status says anything about a connection opened in `incarnation`.
+
+        Unknown equals nothing, itself included.
+        """
+        return incarnation is not None and incarnation == self.incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class PrimaryStatus:
+    """The primary as the observer last saw it."""
+
+    flush_lsn: Lsn
+    observed_at: float
+    """Monotonic seconds at which the question was sent."""

@@ -1,0 +1,94 @@
+"""How the program comes to its end: by one cancellation, whoever asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from typing import TYPE_CHECKING, Any
+
+from rocket.errors import TaskDied
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_log = logging.getLogger("rocket.run")
+
+
+class Ending:
+    """Lets a task be asked to end, once gently and then in a hurry."""
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self.asked = False
+        """Whether the end was asked for, in contrast to a failure."""
+        self.on_hurry: list[Callable[[], None]] = []
+        """Called when somebody asks a second time."""
+        self._task = task
+
+    def ask(self, why: str) -> None:
+        """Ask for the end; whoever asks again is in a hurry."""
+        if not self.asked:
+            _log.info("%s: shutting down", why)
+            self.asked = True
+            self._task.cancel()
+        else:
+            _log.info("%s: in a hurry", why)
+            for hurry in self.on_hurry:
+                hurry()
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[Ending]:
+    """Turn SIGINT and SIGTERM into cancellation of the current task, which is taken for a normal end.
+
+    A second signal hurries it. The handlers that were there before are put back.
+    """
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in a task
+    ending = Ending(task)
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, ending.ask, number.name)
+    try:
+        yield ending
+    except asyncio.CancelledError:
+        if not ending.asked:
+            raise
+        task.uncancel()
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, before[number])
+
+
+@contextlib.asynccontextmanager
+async def background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Run something beside the body and cancel it at the end; if it fails or ends by itself, so does the body.
+
+    Raise what it raised, or `TaskDied`.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(_forever(work, name), name=name)
+            try:
+                yield
+            finally:
+                task.cancel()
+    except* Exception as failures:
+        raise _first(failures) from None
+
+
+async def _forever(work: Coroutine[Any, Any, None], name: str) -> None:
+    await work
+    raise TaskDied(f"{name} came to an end by itself")
+
+
+def _first(failures: BaseExceptionGroup[Any]) -> BaseException:
+    failure: BaseException = failures
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return failure

@@ -1,0 +1,88 @@
+"""What can go wrong, one class for each fact that a caller can act on."""
+
+from __future__ import annotations
+
+
+class RocketError(Exception):
+    """The root of every error that rocket raises on purpose."""
+
+
+# --- what the user asked for cannot be had: the commands end with one line and exit code 2 ---
+
+
+class SetupError(RocketError):
+    """The settings, the machine or a directory do not allow what was asked for."""
+
+
+class InvalidSetting(SetupError):
+    """A flag, an environment variable or a line of `.env` has a wrong value."""
+
+
+class BinariesNotFound(SetupError):
+    """No usable Postgres server programs at the place named."""
+
+
+class PortInUse(SetupError):
+    """A TCP port that was asked for by number belongs to somebody else."""
+
+
+class NotOurDirectory(SetupError):
+    """The data directory holds something that rocket did not make; nothing in it was touched."""
+
+
+class DirectoryUnusable(SetupError):
+    """The data directory cannot be made, entered or written."""
+
+
+class ClusterInUse(SetupError):
+    """Another live process already runs the cluster of this data directory."""
+
+
+class ClusterNotFound(SetupError):
+    """No running cluster answers to the data directory or port that was named."""
+
+
+class NoSuchNode(SetupError):
+    """The cluster has no node of that name."""
+
+
+# --- the local cluster ---
+
+
+class CommandFailed(RocketError):
+    """A program that should have ended well (initdb, pg_basebackup) did not; carries its output's tail."""
+
+
+class ServerFailedToStart(RocketError):
+    """A Postgres server died, or did not answer in time, while it started; carries the tail of its log."""
+
+
+class ServerKeepsDying(RocketError):
+    """A server died so often by itself that starting it again has no point."""
+
+
+class NotAReplica(RocketError):
+    """What was asked for has a meaning on a replica only."""
+
+
+class NodeNotRunning(RocketError):
+    """A node has to be up for what was asked, and is not."""
+
+
+# --- routing ---
+
+
+class RoutingError(RocketError):
+    """A read or a write could not be carried out; nothing stale was answered."""
+
+
+class Unavailable(RoutingError):
+    """No node that may answer did so in time. Nothing was changed; asking again later is safe."""
+
+
+class OutcomeUnknown(RoutingError):
+    """The connection was lost during COMMIT: the write may have happened, or not."""
+
+
+class TaskDied(RocketError):
+    """A task that should run for as long as the program does came to an end by itself."""

@@ -1,0 +1,55 @@
+"""How the program's log looks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+
+_PREFIX = "rocket."
+
+
+class _TextFormatter(logging.Formatter):
+    """`12:00:01.123 api        Reading ride 96 from server 'replica0'`."""
+
+    default_time_format = "%H:%M:%S"
+    default_msec_format = "%s.%03d"
+
+    def __init__(self) -> None:
+        super().__init__("{asctime} {part:<10} {mark}{message}", style="{")
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.part = _part(record)
+        record.mark = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
+        return super().format(record)
+
+
+class _JsonFormatter(logging.Formatter):
+    """One object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "part": _part(record),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def configure(log_format: str) -> None:
+    """Send the program's log to standard output."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("rocket").setLevel(logging.INFO)
+
+
+def _part(record: logging.LogRecord) -> str:
+    return record.name.removeprefix(_PREFIX)

@@ -1,0 +1,318 @@
+"""A primary and its streaming replicas: made, started, kept alive and taken down together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from rocket.errors import (
+    CommandFailed,
+    DirectoryUnusable,
+    NoSuchNode,
+    PortInUse,
+    ServerFailedToStart,
+    ServerKeepsDying,
+)
+from rocket.postgres import directories
+from rocket.postgres.account import server_account
+from rocket.postgres.binaries import locate
+from rocket.postgres.database import prepare_database
+from rocket.postgres.node import SUPERUSER, Installation, Node, ending
+from rocket.postgres.restarts import RestartPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from rocket.postgres.directories import DataDirectory, RunDirectory
+
+PRIMARY = "primary"
+_STREAMING_TIMEOUT_S = 60.0
+_POLL_S = 0.01
+_HURRY_S = 0.3
+"""How long an immediate shutdown may take somebody who has asked twice."""
+_STREAMING = """
+    SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn
+       AND EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')
+"""
+
+_log = logging.getLogger("rocket.cluster")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """What a local cluster is made of."""
+
+    replicas: int = 5
+    port: int = 5433
+    """The primary's; replica *i* has `port + 1 + i`. 0: any free ones."""
+    data_dir: Path | None = None
+    """Kept, and used again; None: a temporary one, gone at the end."""
+    postgres_bin: Path | None = None
+    database: str = "postgres"
+    schema: str = ""
+    """SQL that makes the tables, harmless to apply again."""
+
+
+class LocalCluster:
+    """The nodes of a cluster on this machine, as subprocesses of this program."""
+
+    def __init__(
+        self, settings: ClusterSettings, run: RunDirectory, data: DataDirectory, installation: Installation
+    ) -> None:
+        self.settings = settings
+        self.data_dir = data.path
+        self.password_file = data.password_file
+        self.run_dir = run.path
+        self.control_socket = run.control_socket
+        self.socket_dir = run.sockets
+        names = [PRIMARY, *(f"replica{number}" for number in range(settings.replicas))]
+        ports = _ports(settings, names)
+        self.nodes = {
+            name: Node(name, data.path / name, port, installation)
+            for name, port in zip(names, ports, strict=True)
+        }
+        self._account = installation.account
+        run.describe(
+            directories.RunDescription(
+                pid=os.getpid(),
+                data_dir=str(data.path),
+                temporary=settings.data_dir is None,
+                ports={node.name: node.port for node in self.nodes.values()},
+                database=settings.database,
+            )
+        )
+
+    @property
+    def primary(self) -> Node:
+        """The node that takes writes."""
+        return next(node for node in self.nodes.values() if not node.is_replica)
+
+    @property
+    def replicas(self) -> list[Node]:
+        """The nodes that follow it."""
+        primary = self.primary
+        return [node for node in self.nodes.values() if node is not primary]
+
+    def node(self, name: str) -> Node:
+        """Return a node by its name; raise `NoSuchNode`."""
+        try:
+            return self.nodes[name]
+        except KeyError:
+            raise NoSuchNode(
+                f"there is no node {name!r}: this cluster has {', '.join(self.nodes)}"
+            ) from None
+
+    # --- the beginning ---
+
+    async def start(self) -> None:
+        """Make what is missing, start every node, and return when all replicas stream.
+
+        Raise `ServerFailedToStart` or `CommandFailed` as soon as one part of it fails.
+        """
+        await self._make_missing_nodes()
+        with _step(f"{len(self.nodes)} servers up"):
+            await self._together(lambda node: node.start(self.primary.port))
+        with _step("database and tables ready"):
+            await prepare_database(self.primary, self.settings.database, self.settings.schema)
+        with _step("replicas streaming"):
+            prepared = await self._flush_lsn()
+            await self._together(lambda replica: self._streams(replica, prepared), self.replicas)
+
+    async def _make_missing_nodes(self) -> None:
+        first = self.nodes[PRIMARY]
+        if not first.exists:
+            with _step("initdb"):
+                self._write_password_file()
+                password_file = self.data_dir / "password.new"
+                password_file.write_text(self.password_file.read_text().rpartition(":")[2])
+                if self._account is not None:
+                    self._account.own(password_file)
+                try:
+                    await first.init(password_file)
+                finally:
+                    password_file.unlink()
+        missing = [node for node in self.nodes.values() if not node.exists]
+        if missing:
+            with _step(f"{len(missing)} replicas cloned"):
+                await self._together(lambda node: node.clone(self.primary), missing)
+
+    def _write_password_file(self) -> None:
+        descriptor = os.open(self.password_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w") as file:
+            file.write(f"127.0.0.1:*:*:{SUPERUSER}:{secrets.token_urlsafe(24)}")
+
+    async def _flush_lsn(self) -> str:
+        connection = await self.primary.connect()
+        try:
+            return str(await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text"))
+        finally:
+            await connection.close(timeout=1)
+
+    async def _streams(self, replica: Node, lsn: str) -> None:
+        """Wait until a replica receives WAL and has replayed `lsn`; raise `ServerFailedToStart` if it does not."""
+        try:
+            async with asyncio.timeout(_STREAMING_TIMEOUT_S):
+                connection = await replica.connect()
+                try:
+                    while not await connection.fetchval(_STREAMING, lsn):
+                        await asyncio.sleep(_POLL_S)
+                finally:
+                    await connection.close(timeout=1)
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise ServerFailedToStart(
+                f"{replica.name} does not stream from the primary ({error!r}): see {replica.log_path}"
+            ) from None
+
+    async def _together(self, act: Callable[[Node], Any], nodes: list[Node] | None = None) -> None:
+        """Do something with several nodes at once; the first failure ends the rest and is raised plain."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for node in self.nodes.values() if nodes is None else nodes:
+                    group.create_task(act(node), name=f"node {node.name}")
+        except* (CommandFailed, ServerFailedToStart) as failures:
+            raise failures.exceptions[0] from None
+
+    # --- its life ---
+
+    async def supervise(self) -> None:
+        """Start again whatever dies without having been stopped; never returns.
+
+        Raise `ServerKeepsDying` when there is no point any more.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                for node in self.nodes.values():
+                    group.create_task(self._keep(node), name=f"keep {node.name}")
+        except* ServerKeepsDying as failures:
+            raise failures.exceptions[0] from None
+
+    async def _keep(self, node: Node) -> None:
+        policy = RestartPolicy()
+        while True:
+            await node.up.wait()
+            process = node.process
+            assert process is not None  # noqa: S101 - up says so
+            exit_code = await process.wait()
+            if node.process is not process or not node.wanted:
+                continue  # stopped or restarted on purpose
+            node.up.clear()
+            how = ending(exit_code)
+            asked = node.take_kill_asked()
+            while node.wanted:
+                pause_s = policy.pause_after_death(time.monotonic(), asked=asked)
+                if pause_s is None:
+                    raise ServerKeepsDying(f"{node.name} keeps dying ({how}): see {node.log_path}")
+                _log.warning("%s died (%s): starting it again in %.1f s", node.name, how, pause_s)
+                await asyncio.sleep(pause_s)
+                if not node.wanted:
+                    break
+                began = time.monotonic()
+                try:
+                    await node.start(self.primary.port)
+                except ServerFailedToStart as error:
+                    how, asked = str(error), False
+                    continue
+                policy.started()
+                _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
+                break
+
+    # --- the end ---
+
+    async def stop(self) -> None:
+        """Stop replicas, then the primary; leave nothing running."""
+        began = time.monotonic()
+        first = [node for node in self.nodes.values() if node.is_replica or not node.exists]
+        last = [node for node in self.nodes.values() if node not in first]
+        for nodes in (first, last):
+            await asyncio.gather(*(node.stop() for node in nodes))
+        _log.info("%d servers stopped in %.2f s", len(self.nodes), time.monotonic() - began)
+
+    def hurry(self) -> None:
+        """End every server at once, for someone who will not wait: recovery is left to the next start."""
+        for node in self.nodes.values():
+            node.wanted = False
+            if node.process is not None:
+                node.thaw()
+                node.process.signal(signal.SIGQUIT)
+        asyncio.get_running_loop().call_later(_HURRY_S, self._kill_all)
+
+    def _kill_all(self) -> None:
+        for node in self.nodes.values():
+            if node.process is not None:
+                node.process.signal(signal.SIGKILL)
+
+
+@contextlib.asynccontextmanager
+async def local_cluster(settings: ClusterSettings) -> AsyncIterator[LocalCluster]:
+    """Run a cluster for as long as the context lasts, and leave nothing of it behind but a kept directory.
+
+    Raise `SetupError` where the machine does not allow it, `ServerFailedToStart` or `CommandFailed` where the
+    servers do not come up.
+    """
+    for line in await asyncio.to_thread(directories.clear_up_after_the_dead):
+        _log.warning("%s", line)
+    if settings.port:
+        _ports(settings, [PRIMARY] * (settings.replicas + 1))  # fail before anything is made
+    account = server_account()
+    run = directories.RunDirectory.create(account)
+    try:
+        binaries = await locate(settings.postgres_bin, account, run.scratch)
+        path = (settings.data_dir or run.scratch / "data").resolve()
+        data = directories.DataDirectory.claim(path, account)
+        try:
+            if account is not None and not account.can_enter(data.path):
+                raise DirectoryUnusable(
+                    f"servers started by root run as user {account.name!r}, who may not enter {data.path}"
+                )
+            _refuse_other_version(data.path / PRIMARY, binaries.major)
+            cluster = LocalCluster(settings, run, data, Installation(binaries, account, run.sockets))
+            try:
+                await cluster.start()
+                yield cluster
+            finally:
+                await cluster.stop()
+        finally:
+            data.release()
+    finally:
+        await asyncio.to_thread(run.remove)
+
+
+def _ports(settings: ClusterSettings, names: list[str]) -> list[int]:
+    if settings.port == 0:
+        chosen: list[int] = []
+        while len(chosen) < len(names):
+            if (port := directories.free_port()) not in chosen:
+                chosen.append(port)
+        return chosen
+    ports = list(range(settings.port, settings.port + len(names)))
+    if ports[-1] > 65535:  # noqa: PLR2004 - the last port there is
+        raise PortInUse(f"ports {ports[0]} to {ports[-1]} are asked for, and 65535 is the last one there is")
+    for port in ports:
+        if not directories.port_is_free(port):
+            raise PortInUse(f"port {port} is in use{directories.port_holder(port)}: try --postgres-port 0")
+    return ports
+
+
+def _refuse_other_version(home: Path, major: int) -> None:
+    version_file = home / "data" / "PG_VERSION"
+    if version_file.exists() and (found := version_file.read_text().strip()) != str(major):
+        raise DirectoryUnusable(
+            f"{home.parent} was made by Postgres {found}, and the programs here are Postgres {major}"
+        )
+
+
+@contextlib.contextmanager
+def _step(what: str) -> Any:
+    began = time.monotonic()
+    yield
+    _log.info("%-28s %5.2f s", what, time.monotonic() - began)

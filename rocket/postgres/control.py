@@ -1,0 +1,167 @@
+"""The one door to a running cluster: the supervisor listens on a private unix socket.
+
+A request is one line of JSON, `{"command": "pause", "node": "replica2"}`, and so is the answer: `{"ok": ...}` or
+`{"error": "..."}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rocket.errors import ClusterNotFound, RocketError
+from rocket.postgres import directories, faults
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from rocket.postgres.cluster import LocalCluster
+
+_REQUEST_TIMEOUT_S = 5.0
+_ANSWER_TIMEOUT_S = 90.0  # a start may have to recover
+_LONGEST_DELAY_MS = 3_600_000
+
+_log = logging.getLogger("rocket.control")
+
+
+class Refused(RocketError):
+    """The running cluster did not do what it was asked to."""
+
+
+@contextlib.asynccontextmanager
+async def listening(cluster: LocalCluster, down: Callable[[], None]) -> AsyncIterator[None]:
+    """Take commands for a cluster for as long as the context lasts; `down` ends the program."""
+    controller = _Controller(cluster, down)
+    server = await asyncio.start_unix_server(controller.answer, cluster.control_socket)
+    cluster.control_socket.chmod(0o600)
+    try:
+        yield
+    finally:
+        server.close()
+
+
+class _Controller:
+    def __init__(self, cluster: LocalCluster, down: Callable[[], None]) -> None:
+        self._cluster = cluster
+        self._down = down
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry out the one request that a connection brings."""
+        try:
+            async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+                request = json.loads(await reader.readline())
+            answer = {"ok": await self._carry_out(request)}
+        except (RocketError, ValueError, KeyError, TypeError, TimeoutError) as error:
+            answer = {"error": str(error) or type(error).__name__}
+        except Exception:
+            _log.exception("a command failed")
+            answer = {"error": "internal error: see the program's log"}
+        with contextlib.suppress(OSError, TimeoutError):
+            writer.write(json.dumps(answer).encode() + b"\n")
+            async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+                await writer.drain()
+        writer.close()
+
+    async def _carry_out(self, request: dict[str, Any]) -> object:
+        command = request["command"]
+        if command == "status":
+            return await faults.describe(self._cluster)
+        if command == "addresses":
+            return self._addresses()
+        if command == "down":
+            _log.info("down was asked for")
+            self._down()
+            return "going down"
+        node = self._cluster.node(request["node"])
+        _log.info("%s %s", command, node.name)
+        primary_port = self._cluster.primary.port
+        match command:
+            case "pause":
+                await faults.pause(node)
+                return f"{node.name} does not replay until it is resumed"
+            case "resume":
+                await faults.resume(node)
+                return f"{node.name} replays"
+            case "delay":
+                delay_ms = int(request["delay_ms"])
+                if not 0 <= delay_ms <= _LONGEST_DELAY_MS:
+                    raise Refused(f"a delay lies between 0 and {_LONGEST_DELAY_MS} ms")
+                await faults.delay(node, delay_ms, primary_port)
+                return f"{node.name} applies commits {delay_ms} ms late"
+            case "kill" if request.get("backend"):
+                await faults.kill_backend(node)
+                return f"a backend of {node.name} was killed: the server recovers by itself"
+            case "kill":
+                node.kill()
+                return f"{node.name} was killed: it comes back by itself"
+            case "stop":
+                await node.stop()
+                return f"{node.name} is stopped until it is started"
+            case "start":
+                await node.start(primary_port)
+                return f"{node.name} is up"
+            case "restart":
+                await node.stop()
+                await node.start(primary_port)
+                return f"{node.name} is up again"
+            case "freeze":
+                node.freeze()
+                return f"{node.name} is frozen until it is thawed"
+            case "thaw":
+                node.thaw()
+                return f"{node.name} goes on"
+        raise Refused(f"there is no command {command!r}")
+
+    def _addresses(self) -> dict[str, object]:
+        database = self._cluster.settings.database
+        return {
+            "primary": self._cluster.primary.dsn(database),
+            "replicas": {node.name: node.dsn(database) for node in self._cluster.replicas},
+        }
+
+
+async def ask(run_dir: Path, command: str, **details: object) -> Any:
+    """Send a command to a running cluster and return what it says; raise `Refused` if it says no."""
+    try:
+        async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+            reader, writer = await asyncio.open_unix_connection(
+                directories.control_socket(run_dir), limit=2**20
+            )
+            try:
+                writer.write(json.dumps({"command": command, **details}).encode() + b"\n")
+                answer = json.loads(await reader.readline())
+            finally:
+                writer.close()
+    except (OSError, ValueError) as error:
+        raise ClusterNotFound(f"the cluster in {run_dir} does not take commands: {error}") from None
+    except TimeoutError:
+        raise Refused(f"no answer to {command!r} within {_ANSWER_TIMEOUT_S:g} s") from None
+    if "error" in answer:
+        raise Refused(answer["error"])
+    return answer["ok"]
+
+
+def find(data_dir: Path | None, port: int | None) -> Path:
+    """Return the run directory of the one running cluster that fits; raise `ClusterNotFound`."""
+    runs = list(directories.running())
+    fitting = [
+        path
+        for path, description in runs
+        if (data_dir is None or Path(description.data_dir) == data_dir.resolve())
+        and (port is None or port in description.ports.values())
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    known = "; ".join(
+        f"port {min(description.ports.values())}, data directory {description.data_dir}"
+        for _, description in runs
+    )
+    if not runs:
+        raise ClusterNotFound("no cluster of this user is running: start one with `python cluster.py up`")
+    if not fitting:
+        raise ClusterNotFound(f"no such cluster is running; there are: {known}")
+    raise ClusterNotFound(f"several clusters are running, name one by --postgres-port or --data-dir: {known}")

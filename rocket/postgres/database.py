@@ -1,0 +1,37 @@
+"""The application's database on a fresh cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+if TYPE_CHECKING:
+    from rocket.postgres.node import Node
+
+_EXISTS = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)"
+_CREATE = "SELECT format('CREATE DATABASE %I', $1::text)"
+"""CREATE DATABASE takes no parameters: Postgres itself quotes the name."""
+_TIMEOUT_S = 30.0
+
+
+async def prepare_database(primary: Node, name: str, schema: str) -> None:
+    """Make the database unless it is there, and apply the schema, in one transaction."""
+    admin = await primary.connect(timeout_s=_TIMEOUT_S)
+    try:
+        if not await admin.fetchval(_EXISTS, name):
+            await admin.execute(await admin.fetchval(_CREATE, name))
+    finally:
+        await admin.close(timeout=1)
+    connection = await primary.connect(name, timeout_s=_TIMEOUT_S)
+    try:
+        connection.add_log_listener(_ignore)
+        async with connection.transaction():
+            await connection.execute(schema)
+        connection.remove_log_listener(_ignore)
+    finally:
+        await connection.close(timeout=1)
+
+
+def _ignore(_connection: object, _message: asyncpg.PostgresLogMessage) -> None:
+    """Swallow "already exists, skipping"."""

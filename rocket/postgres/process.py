@@ -1,0 +1,173 @@
+"""Subprocesses that are never left running and never left unreaped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from typing import IO, TYPE_CHECKING
+
+import psutil
+
+from rocket.errors import CommandFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from rocket.postgres.account import Account
+
+STOP_LADDER: Sequence[tuple[signal.Signals, float]] = (
+    (signal.SIGINT, 3.0),  # fast shutdown: ends sessions, writes a checkpoint. SIGTERM would wait for clients.
+    (signal.SIGQUIT, 1.0),  # immediate shutdown: the next start recovers from the WAL
+    (signal.SIGKILL, 5.0),  # cannot be refused; the bound is for the kernel
+)
+"""Signals that ask a server to stop, each harder than the one before, with the seconds that each is given."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _child_setup(account: Account | None) -> Callable[[], None]:
+    """Return what a child does between fork and exec: change account, then follow its parent's death."""
+    parent = os.getpid()
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def setup() -> None:
+        if account is not None:
+            account.become()
+        if libc is not None:
+            # After setuid, which clears it. Immediate shutdown: no server waits for another one's farewell.
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
+            if os.getppid() != parent:  # the parent died before the signal was armed
+                os._exit(1)
+
+    return setup
+
+
+def _environment() -> dict[str, str]:
+    """Return our environment less what would steer Postgres' programs behind our back."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+
+
+async def _spawn(
+    arguments: Sequence[str | Path], account: Account | None, output: IO[bytes] | int
+) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *map(str, arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=output,
+        stderr=asyncio.subprocess.STDOUT,
+        # The account may not be able to enter our working directory.
+        cwd="/",
+        env=_environment(),
+        # The terminal's Ctrl-C is for us alone; we take the servers down in order.
+        start_new_session=True,
+        # uvloop refuses user= and group=.
+        preexec_fn=_child_setup(account),
+    )
+
+
+async def run_command(*arguments: str | Path, account: Account | None, timeout_s: float) -> str:
+    """Run a program to its end and return what it printed.
+
+    Raise `CommandFailed` with the tail of its output if it fails or takes longer than `timeout_s`, and
+    `OSError` if it cannot be started at all.
+    """
+    process = await _spawn(arguments, account, asyncio.subprocess.PIPE)
+    program = os.path.basename(arguments[0])  # noqa: PTH119 - a str or a Path
+    try:
+        async with asyncio.timeout(timeout_s):
+            output, _ = await process.communicate()
+    except TimeoutError:
+        raise CommandFailed(f"{program} took longer than {timeout_s:g} s") from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its session: initdb starts servers of its own
+            await process.wait()
+    text = output.decode(errors="replace")
+    if process.returncode != 0:
+        raise CommandFailed(f"{program} ended with exit code {process.returncode}:\n{text[-2000:].rstrip()}")
+    return text
+
+
+class ServerProcess:
+    """One life of a Postgres server: its postmaster, and through that all its processes."""
+
+    def __init__(self, process: asyncio.subprocess.Process, data_dir: Path) -> None:
+        self._process = process
+        self._data_dir = data_dir
+
+    @classmethod
+    async def spawn(cls, postgres: Path, data_dir: Path, log: Path, account: Account | None) -> ServerProcess:
+        """Start `postgres` on a data directory; what it prints is appended to `log`."""
+        with log.open("ab") as output:
+            return cls(await _spawn([postgres, "-D", data_dir], account, output), data_dir)
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative if a signal ended it, as in `subprocess`."""
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        """Wait until the postmaster has ended and is reaped, and return its exit code."""
+        return await self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the postmaster a signal; nothing happens if it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send a signal to the postmaster and, after it, to every process of the server."""
+        self.signal(number)
+        for process in server_processes(self._data_dir):
+            if process.pid != self.pid:
+                with contextlib.suppress(psutil.Error):
+                    process.send_signal(number)
+
+    async def stop(self, ladder: Sequence[tuple[signal.Signals, float]] = STOP_LADDER) -> None:
+        """Take the server down by the signals of `ladder`, and return when nothing of it is left."""
+        try:
+            for number, patience_s in ladder:
+                if self.exit_code is not None:
+                    break
+                self.signal(number)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(patience_s):
+                        await self.wait()
+        finally:
+            # Reached early only if we are cancelled ourselves: then nobody will come back to be gentle.
+            if self.exit_code is None:
+                self.signal(signal.SIGKILL)
+            if self.exit_code != 0:
+                end_server_processes(self._data_dir)
+
+
+def server_processes(data_dir: Path) -> Iterator[psutil.Process]:
+    """Find the processes of the server that runs in `data_dir`: each has it as its working directory.
+
+    The kernel's word, where `postmaster.pid` may name a process that took over a dead server's id.
+    """
+    wanted = str(data_dir)
+    for process in psutil.process_iter(["name", "cwd"]):
+        if process.info["cwd"] == wanted and "postgres" in (process.info["name"] or ""):
+            yield process
+
+
+def end_server_processes(data_dir: Path) -> list[int]:
+    """Kill what is left of a server whose postmaster is gone or must go; return the ids."""
+    ended = []
+    for process in server_processes(data_dir):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+            ended.append(process.pid)
+    return ended

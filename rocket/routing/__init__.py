@@ -1,0 +1,1 @@
+"""Reads and writes on a primary and its replicas: pools, the observer and the router."""

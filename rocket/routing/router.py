@@ -1,0 +1,388 @@
+"""The router: each write to the primary, each read to a replica that has replayed what it must see."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Self, TypeVar, cast
+
+import asyncpg
+
+from rocket.consistency import Board, Lsn, Policy, Reason, choose
+from rocket.errors import OutcomeUnknown, Unavailable
+from rocket.routing import status_table
+from rocket.routing.connections import NodePool
+from rocket.routing.failures import UNREACHABLE, leaves_commit_in_doubt, speaks_against_node
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rocket.consistency import ReplicaStatus
+    from rocket.routing.connections import ReplicaConnection, Work
+    from rocket.routing.floors import FloorStore
+
+ResultT = TypeVar("ResultT")
+SubjectT = TypeVar("SubjectT")
+
+PRIMARY = "primary"
+"""How answers name the primary."""
+
+_IS_PRIMARY = "SELECT pg_current_wal_flush_lsn()"
+"""Fails on a server that is not the primary."""
+_LSN_INSIDE_THE_TRANSACTION = "SELECT pg_current_wal_lsn()"
+_COMMIT_IS_FLUSHED = """
+    SELECT set_config('synchronous_commit', 'local', true)
+     WHERE current_setting('synchronous_commit') = 'off'
+"""
+"""The floor is a flush LSN, so the commit has to be flushed before it returns (design fact F2)."""
+_LONGEST_BACKOFF_S = 0.1
+
+_log = logging.getLogger("rocket.router")
+
+
+class Routing(enum.StrEnum):
+    """How reads are routed. Only the first keeps the guarantee; the others are there to compare it with."""
+
+    NEVER_STALE = "never-stale"
+    ARTICLE = "article"
+    """As published: floor taken inside the transaction, replicas looked up in `replica_statuses`."""
+    RANDOM = "random"
+    """Any replica."""
+    PRIMARY = "primary"
+    """No replica."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long things may take, in seconds, and how many connections there may be."""
+
+    read_s: float = 5.0
+    """A read, with all its attempts."""
+    attempt_s: float = 1.0
+    """One attempt on one replica; another one is tried after it."""
+    write_s: float = 5.0
+    """A write until its COMMIT is sent, with all its attempts."""
+    commit_s: float = 5.0
+    """A COMMIT, and the statement that settles the floor after it."""
+    connections: int = 10
+    """To each node, at the most."""
+    close_s: float = 2.0
+    """Closing a pool gently."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[ResultT]):
+    """What a read or write brought, and how it got there."""
+
+    value: ResultT
+    node: str
+    """The node that answered: a replica's name, or `primary`."""
+    reason: Reason
+    floor: Lsn | None
+    """What had to be visible; after a write what every later read must see. None: nothing is known."""
+
+
+class Router(Generic[SubjectT]):
+    """Sends work to the primary or to a replica, so that no read is stale.
+
+    Work is a coroutine function that is given an asyncpg connection. It may be run more than once, so it must
+    keep its effects inside the database. Reads run on connections in which every transaction is read-only.
+
+    Statuses come from `board`, which an `Observer` keeps; without one every read goes to the primary.
+    """
+
+    def __init__(
+        self,
+        primary: NodePool,
+        replicas: Mapping[str, NodePool],
+        floors: FloorStore[SubjectT],
+        board: Board,
+        *,
+        policy: Policy,
+        limits: Limits,
+        routing: Routing,
+    ) -> None:
+        self.board = board
+        self.policy = policy
+        self.routing = routing
+        self._primary = primary
+        self._replicas = replicas
+        self._floors = floors
+        self._limits = limits
+
+    @classmethod
+    async def open(
+        cls,
+        primary: str,
+        replicas: Mapping[str, str],
+        floors: FloorStore[SubjectT],
+        board: Board,
+        *,
+        policy: Policy | None = None,
+        limits: Limits | None = None,
+        routing: Routing = Routing.NEVER_STALE,
+    ) -> Self:
+        """Make a router for a primary and for replicas by name, each given as a DSN.
+
+        Connections are opened when they are needed: nodes may be down. Close it with `aclose`, or use it as
+        an asynchronous context manager.
+        """
+        limits = limits or Limits()
+        return cls(
+            await NodePool.to_primary(PRIMARY, primary, size=limits.connections),
+            {
+                name: await NodePool.to_replica(name, dsn, size=limits.connections)
+                for name, dsn in replicas.items()
+            },
+            floors,
+            board,
+            policy=policy or Policy(),
+            limits=limits,
+            routing=routing,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        pools = (*self._replicas.values(), self._primary)
+        await asyncio.gather(*(pool.close(self._limits.close_s) for pool in pools))
+
+    @property
+    def pools(self) -> list[NodePool]:
+        """The connections to each node, the primary's first."""
+        return [self._primary, *self._replicas.values()]
+
+    async def primary_answers(self) -> bool:
+        """Tell whether the primary takes statements now."""
+        try:
+            async with asyncio.timeout(self._limits.attempt_s), self._primary.lease() as connection:
+                await connection.execute(_IS_PRIMARY)
+        except (asyncpg.PostgresError, *UNREACHABLE):
+            return False
+        return True
+
+    # --- writing ---
+
+    async def write(
+        self, work: Work[ResultT], *, subject: SubjectT
+    ) -> Answer[ResultT]:
+        """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
+
+        Serialization failures and deadlocks are tried again. Raise `Unavailable` when nothing was written and
+        `OutcomeUnknown` when that cannot be told; what `work` raises rolls back and is raised as it is.
+        """
+        deadline = time.monotonic() + self._limits.write_s
+        attempt = 0
+        while True:
+            try:
+                return await self._write_once(work, subject, deadline)
+            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
+                attempt += 1
+                backoff_s = random.uniform(0, min(_LONGEST_BACKOFF_S, 0.001 * 2**attempt))  # noqa: S311
+                if time.monotonic() + backoff_s > deadline:
+                    raise Unavailable(f"the write was refused {attempt} times: {error}") from error
+                await asyncio.sleep(backoff_s)
+
+    async def _write_once(
+        self, work: Work[ResultT], subject: SubjectT, deadline: float
+    ) -> Answer[ResultT]:
+        async with contextlib.AsyncExitStack() as stack:
+            # Until COMMIT is sent, a failure means that nothing has happened.
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    connection = await stack.enter_async_context(self._primary.lease())
+                    transaction = connection.transaction()
+                    await transaction.start()
+                    value = await self._write_inside(connection, work, subject)
+            except Exception as error:
+                if isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError):
+                    raise
+                if speaks_against_node(error):
+                    raise Unavailable(f"the primary did not take the write: {_words(error)}") from error
+                raise
+            try:
+                async with asyncio.timeout(self._limits.commit_s):
+                    await transaction.commit()
+            except Exception as error:
+                if leaves_commit_in_doubt(error):
+                    raise OutcomeUnknown(f"the connection was lost during COMMIT: {_words(error)}") from error
+                raise
+            return Answer(value, PRIMARY, Reason.WRITE, await self._settle(connection, subject))
+
+    async def _write_inside(
+        self,
+        connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record],
+        work: Work[ResultT],
+        subject: SubjectT,
+    ) -> ResultT:
+        value = await work(connection)
+        if self.routing is Routing.ARTICLE:
+            # Before the commit record: wrong, and shown to be (design fact F1).
+            inside = Lsn.from_wire(await connection.fetchval(_LSN_INSIDE_THE_TRANSACTION))
+            await self._floors.mark(connection, subject, inside)
+        else:
+            await self._floors.mark(connection, subject, Lsn.UNKNOWN)
+        await connection.execute(_COMMIT_IS_FLUSHED)
+        return value
+
+    async def _settle(
+        self, connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record], subject: SubjectT
+    ) -> Lsn | None:
+        """Record the floor of a write that has been committed; failing to is slow, not wrong."""
+        try:
+            async with asyncio.timeout(self._limits.commit_s):
+                return await self._floors.settle(connection, subject)
+        except (asyncpg.PostgresError, *UNREACHABLE) as error:
+            _log.warning("a write was committed, but its floor is not recorded: %s", _words(error))
+            connection.terminate()
+            return None
+
+    # --- reading ---
+
+    async def read(
+        self, work: Work[ResultT], *, subject: SubjectT
+    ) -> Answer[ResultT]:
+        """Run `work` on a node that shows every write of `subject` that was acknowledged before now.
+
+        Raise `Unavailable` if no such node answers in time; what `work` raises is raised as it is.
+        """
+        try:
+            async with asyncio.timeout(self._limits.read_s):
+                match self.routing:
+                    case Routing.NEVER_STALE:
+                        return await self._read_never_stale(work, subject)
+                    case Routing.ARTICLE:
+                        return await self._read_as_published(work, subject)
+                    case Routing.RANDOM:
+                        return await self._read_unchecked(work, list(self._replicas), None)
+                    case Routing.PRIMARY:
+                        return await self._read_on_primary(work, Reason.ASKED, None)
+        except TimeoutError:
+            raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
+
+    async def _read_never_stale(
+        self, work: Work[ResultT], subject: SubjectT
+    ) -> Answer[ResultT]:
+        floor = await self._look_up(subject)
+        if floor is None or floor == Lsn.UNKNOWN:
+            reason = Reason.NO_FLOOR if floor is None else Reason.WRITE_IN_PROGRESS
+            return await self._read_on_primary(work, reason, floor)
+        failed: set[str] = set()
+        while True:
+            choice = choose(
+                floor,
+                self.board,
+                self.policy,
+                now=time.monotonic(),
+                start=random.getrandbits(16),
+                load=self._in_use,
+                without=failed,
+            )
+            if choice.status is None:
+                return await self._read_on_primary(work, choice.reason, floor)
+            name = choice.status.name
+            try:
+                value = await self._try_replica(name, work, choice.status)
+            except _NodeFailed as failure:
+                _log.info("%s failed a read, trying elsewhere: %s", name, failure)
+                failed.add(name)
+            else:
+                return Answer(value, name, choice.reason, floor)
+
+    async def _read_as_published(
+        self, work: Work[ResultT], subject: SubjectT
+    ) -> Answer[ResultT]:
+        floor = await self._look_up(subject)
+        if floor is None:
+            return await self._read_on_primary(work, Reason.NO_FLOOR, None)
+        names = await self._on_primary(lambda primary: status_table.names_caught_up(primary, floor))
+        if not names:
+            return await self._read_on_primary(work, Reason.NOT_CAUGHT_UP, floor)
+        return await self._read_unchecked(work, names, floor)
+
+    async def _read_unchecked(
+        self, work: Work[ResultT], names: list[str], floor: Lsn | None
+    ) -> Answer[ResultT]:
+        if not names:
+            return await self._read_on_primary(work, Reason.NO_STATUS, floor)
+        name = random.choice(names)  # noqa: S311
+        try:
+            return Answer(await self._try_replica(name, work, None), name, Reason.UNCHECKED, floor)
+        except _NodeFailed as failure:
+            _log.info("%s failed a read, trying elsewhere: %s", name, failure)
+            return await self._read_on_primary(work, Reason.REPLICAS_FAILED, floor)
+
+    async def _try_replica(
+        self, name: str, work: Work[ResultT], status: ReplicaStatus | None
+    ) -> ResultT:
+        """Run work on a replica, on a connection that `status` vouches for; raise `_NodeFailed` if it fails."""
+        pool = self._replicas.get(name)
+        if pool is None:
+            raise _NodeFailed("it is not one of this router's replicas")
+        try:
+            async with asyncio.timeout(self._limits.attempt_s), pool.lease() as connection:
+                if status is not None:
+                    _refuse_other_incarnation(connection, status)
+                return await work(connection)
+        except Exception as error:
+            if speaks_against_node(error):
+                raise _NodeFailed(_words(error)) from error
+            raise
+
+    async def _look_up(self, subject: SubjectT) -> Lsn | None:
+        return await self._on_primary(lambda primary: self._floors.look_up(primary, subject))
+
+    async def _read_on_primary(
+        self, work: Work[ResultT], reason: Reason, floor: Lsn | None
+    ) -> Answer[ResultT]:
+        return Answer(await self._on_primary(work), PRIMARY, reason, floor)
+
+    async def _on_primary(self, work: Work[ResultT]) -> ResultT:
+        """Read on the primary. A connection that a restart has ended is found out by using it: twice is enough."""
+        for last in (False, True):
+            try:
+                async with self._primary.lease() as connection:
+                    return await work(connection)
+            except Exception as error:
+                if not speaks_against_node(error):
+                    raise
+                if last or isinstance(error, TimeoutError):
+                    raise Unavailable(f"the primary does not answer: {_words(error)}") from error
+        raise AssertionError("unreachable")
+
+    def _in_use(self, name: str) -> int:
+        pool = self._replicas.get(name)
+        return 0 if pool is None else pool.in_use
+
+
+class _NodeFailed(Exception):
+    """A replica could not serve a read that another node may."""
+
+
+def _refuse_other_incarnation(
+    connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record], status: ReplicaStatus
+) -> None:
+    """Raise `_NodeFailed` unless the status was taken in the incarnation that the connection belongs to."""
+    # The pool's proxy shows the attributes of the connection that it stands for.
+    inner = cast("ReplicaConnection", connection)
+    if status.vouches_for(inner.incarnation):
+        return
+    if inner.opened_at < status.observed_at:
+        # Another life was seen after it was opened: its own is over, whatever the network still pretends.
+        connection.terminate()
+        raise _NodeFailed("the pooled connection is of an earlier incarnation")
+    raise _NodeFailed("it has restarted since it was last observed")
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__

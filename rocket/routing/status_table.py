@@ -1,0 +1,52 @@
+"""The table `replica_statuses`: for people, for the routing as published, and as the cluster's heartbeat.
+
+Never-stale routing does not read it: it cannot tell one incarnation of a replica from the next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rocket.consistency import Lsn, ReplicaStatus
+    from rocket.routing.connections import Connection
+
+_WRITERS_LOCK = 0x726F636B6574
+"""Key of the advisory lock that elects the one process that writes the table."""
+
+_ELECT = "SELECT pg_try_advisory_lock($1)"
+
+_RECORD = """
+    WITH seen AS (
+        SELECT name, last_lsn FROM unnest($1::text[], $2::pg_lsn[]) AS seen(name, last_lsn)
+    ), gone AS (
+        DELETE FROM replica_statuses WHERE name <> ALL ($1)
+    )
+    INSERT INTO replica_statuses AS known (name, last_lsn)
+    SELECT name, last_lsn FROM seen
+    ON CONFLICT (name) DO UPDATE SET last_lsn = excluded.last_lsn
+"""
+"""Writes, and so flushes WAL, even when nothing has changed (design fact F2)."""
+
+_CAUGHT_UP = "SELECT name FROM replica_statuses WHERE last_lsn >= $1"
+
+
+async def elect(primary: Connection) -> bool:
+    """Tell whether this connection is the one whose owner writes the table; it is so until it closes."""
+    return bool(await primary.fetchval(_ELECT, _WRITERS_LOCK))
+
+
+async def record(primary: Connection, statuses: Sequence[ReplicaStatus]) -> None:
+    """Make the table hold these statuses and no others."""
+    await primary.execute(
+        _RECORD,
+        [status.name for status in statuses],
+        [status.replay_lsn.wire for status in statuses],
+    )
+
+
+async def names_caught_up(primary: Connection, floor: Lsn) -> list[str]:
+    """Return the replicas that had reached `floor` when the table was last written."""
+    return [row["name"] for row in await primary.fetch(_CAUGHT_UP, floor.wire)]

@@ -1,0 +1,178 @@
+"""The simulator: clients that write a ride, read it back, and tell if it is not what they wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import math
+import random
+import secrets
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+import aiohttp
+
+_LONGEST_PAUSE_S = 2.0
+_SHORTEST_RIDE, _LONGEST_RIDE = 5.0, 1000.0
+_RIDES_PER_CLIENT_S = 2.0
+"""How many rides a second one client makes at most before another one joins."""
+_MOST_IN_FLIGHT = 2000
+"""Rides under way; when the API is slower than the rate, further ones are left out, and counted."""
+_REQUEST_TIMEOUT_S = 10.0
+_RETRY_S = 0.5
+
+_log = logging.getLogger("rocket.simulator")
+
+
+class Outcome(enum.StrEnum):
+    """How a read went, seen from outside."""
+
+    FRESH = "fresh"
+    STALE = "stale"
+    """The ride that had been acknowledged was not there, or not as it had been written."""
+    REFUSED = "refused"
+    """The API said that it cannot answer now."""
+    FAILED = "failed"
+    """No answer at all."""
+
+
+@dataclass
+class Tally:
+    """What a simulation has seen."""
+
+    rides: int = 0
+    unwritten: int = 0
+    """Rides that the API did not acknowledge."""
+    left_out: int = 0
+    """Rides that were not begun, because too many were under way."""
+    reads: Counter[Outcome] = field(default_factory=Counter)
+    by_node: Counter[str] = field(default_factory=Counter)
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    """Reads that went to the primary, by reason."""
+
+    @property
+    def stale(self) -> int:
+        """Reads that broke the guarantee."""
+        return self.reads[Outcome.STALE]
+
+    def lines(self) -> list[str]:
+        """Return a summary for people."""
+        total = sum(self.reads.values())
+        nodes = ", ".join(f"{name} {count}" for name, count in sorted(self.by_node.items()))
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.fallbacks.most_common())
+        lines = [
+            f"{self.rides} rides written, {total} reads: {nodes or 'none answered'}",
+            f"{sum(self.fallbacks.values())} reads by the primary" + (f" ({reasons})" if reasons else ""),
+        ]
+        trouble = {
+            "rides not acknowledged": self.unwritten,
+            "rides left out": self.left_out,
+            "reads refused": self.reads[Outcome.REFUSED],
+            "reads without an answer": self.reads[Outcome.FAILED],
+        }
+        if any(trouble.values()):
+            lines.append(", ".join(f"{count} {what}" for what, count in trouble.items() if count))
+        lines.append(f"{self.stale} stale reads")
+        return lines
+
+
+class Simulator:
+    """Makes traffic against an API, over HTTP and nothing else.
+
+    Without a rate: one client that writes a ride, waits up to two seconds, and reads it back. With one: that
+    many rides a second in all, each read back at once or after such a pause, from as many clients as it takes.
+    """
+
+    def __init__(self, url: str, *, rate: float | None = None, chance: random.Random | None = None) -> None:
+        self.tally = Tally()
+        self._url = url
+        self._rate = rate
+        self._chance = chance or random.Random()  # noqa: S311 - no secrets here
+        self._emails: list[str] = []
+
+    async def run(self) -> None:
+        """Make traffic until cancelled; an API that is away for a while is waited for."""
+        connector = aiohttp.TCPConnector(limit=0)
+        timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S)
+        async with aiohttp.ClientSession(self._url, connector=connector, timeout=timeout) as session:
+            clients = 1 if self._rate is None else math.ceil(self._rate / _RIDES_PER_CLIENT_S)
+            for _ in range(clients):
+                self._emails.append(await self._new_user(session))
+            if self._rate is None:
+                while True:
+                    await self._ride(session, self._chance.uniform(0, _LONGEST_PAUSE_S))
+            await self._rides_at(self._rate, session)
+
+    async def _new_user(self, session: aiohttp.ClientSession) -> str:
+        email = f"{secrets.token_hex(6)}@example.com"
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with session.post("/users", json={"email": email}) as response:
+                    if response.ok:
+                        return email
+                    _log.warning("no user yet: %d %s", response.status, await response.text())
+            await asyncio.sleep(_RETRY_S)
+
+    async def _rides_at(self, rate: float, session: aiohttp.ClientSession) -> None:
+        under_way: set[asyncio.Task[None]] = set()
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for number in range(1, 2**62):
+                if len(under_way) < _MOST_IN_FLIGHT:
+                    pause_s = self._chance.choice((0.0, self._chance.uniform(0, _LONGEST_PAUSE_S)))
+                    ride = group.create_task(self._ride(session, pause_s), name=f"ride {number}")
+                    under_way.add(ride)
+                    ride.add_done_callback(under_way.discard)
+                else:
+                    self.tally.left_out += 1
+                await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+
+    async def _ride(self, session: aiohttp.ClientSession, pause_s: float) -> None:
+        email = self._chance.choice(self._emails)
+        distance = round(self._chance.uniform(_SHORTEST_RIDE, _LONGEST_RIDE), 1)
+        headers = {"Authorization": email}
+        try:
+            async with session.post("/rides", data={"distance": str(distance)}, headers=headers) as response:
+                if response.status != HTTPStatus.CREATED:
+                    _log.warning("ride not written: %d %s", response.status, await response.text())
+                    self.tally.unwritten += 1
+                    await asyncio.sleep(_RETRY_S)
+                    return
+                written = await response.json()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            _log.warning("ride not written: %r", error)
+            self.tally.unwritten += 1
+            await asyncio.sleep(_RETRY_S)
+            return
+        self.tally.rides += 1
+        await asyncio.sleep(pause_s)
+        self.tally.reads[await self._read_back(session, headers, written)] += 1
+
+    async def _read_back(
+        self, session: aiohttp.ClientSession, headers: dict[str, str], written: dict[str, object]
+    ) -> Outcome:
+        try:
+            async with session.get(f"/rides/{written['id']}", headers=headers) as response:
+                body = await response.json(content_type=None)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            _log.warning("no answer for ride %s: %r", written["id"], error)
+            return Outcome.FAILED
+        if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            _log.warning("ride %s not read: %d %s", written["id"], response.status, body)
+            return Outcome.REFUSED
+        node = response.headers.get("Rocket-Served-By", "unknown")
+        reason = response.headers.get("Rocket-Route-Reason", "unknown")
+        self.tally.by_node[node] += 1
+        if node == "primary":
+            self.tally.fallbacks[reason] += 1
+        if response.status == HTTPStatus.OK and body == written:
+            return Outcome.FRESH
+        _log.error(
+            "STALE READ: wrote ride %s, and %s (%s) answered %d %s",
+            written, node, reason, response.status, body,
+        )  # fmt: skip
+        return Outcome.STALE
