@@ -75,7 +75,9 @@ def cluster_main(arguments: Sequence[str] | None = None, prog: str = "python clu
         if name == "delay":
             command.add_argument("delay_ms", metavar="MS", type=int, help="milliseconds")
         if name == "kill":
-            command.add_argument("--backend", action="store_true", help="one of its backends, not the whole server")
+            command.add_argument(
+                "--backend", action="store_true", help="one of its backends, not the whole server"
+            )
         which.append(command)
     for command in which:
         command.add_argument("--data-dir", metavar="DIR", help="the running cluster's data directory")
@@ -109,7 +111,7 @@ def _long_running(given: argparse.Namespace, run: Any) -> int:
 def _run(main_task: Coroutine[Any, Any, int]) -> int:
     if sys.platform == "win32":
         return asyncio.run(main_task)
-    import uvloop
+    import uvloop  # noqa: PLC0415 - not on every platform
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main_task)
@@ -137,4 +139,6 @@ def _table(nodes: list[dict[str, Any]]) -> list[str]:
         rows.append({**node, "replay": replay})
     texts = [["-" if row[column] in {None, ""} else str(row[column]) for column in _COLUMNS] for row in rows]
     widths = [max(len(text[column]) for text in texts) for column in range(len(_COLUMNS))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(text, widths, strict=True)).rstrip() for text in texts]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(text, widths, strict=True)).rstrip() for text in texts
+    ]

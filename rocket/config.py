@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import re
@@ -15,6 +14,7 @@ import dotenv
 from rocket.errors import InvalidSetting
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Mapping
 
 ROUTINGS = ("never-stale", "article", "random", "primary")
@@ -35,24 +35,24 @@ class MaxLag(NamedTuple):
     seconds: float | None
 
 
-def port(text: str) -> int:
+def parse_port(text: str) -> int:
     """Read a TCP port; 0 stands for any free one."""
-    return whole(text, 0, _LARGEST_PORT)
+    return parse_whole(text, 0, _LARGEST_PORT)
 
 
-def replica_count(text: str) -> int:
+def parse_replica_count(text: str) -> int:
     """Read how many replicas there shall be."""
-    return whole(text, 0, _MOST_REPLICAS)
+    return parse_whole(text, 0, _MOST_REPLICAS)
 
 
-def whole(text: str, least: int, most: int) -> int:
+def parse_whole(text: str, least: int, most: int) -> int:
     """Read a whole number within bounds."""
     if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
         raise ValueError(f"must be a whole number from {least} to {most}")
     return int(text)
 
 
-def duration(text: str) -> float:
+def parse_duration(text: str) -> float:
     """Read a time like `0.5`, `20ms`, `5s` or `2min` as seconds, more than none."""
     match = _DURATION.fullmatch(text)
     seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
@@ -61,7 +61,7 @@ def duration(text: str) -> float:
     return seconds
 
 
-def rate(text: str) -> float:
+def parse_rate(text: str) -> float:
     """Read a number of things a second."""
     try:
         value = float(text)
@@ -72,18 +72,18 @@ def rate(text: str) -> float:
     return value
 
 
-def max_lag(text: str) -> MaxLag:
+def parse_max_lag(text: str) -> MaxLag:
     """Read a bound on lag: bytes like `16MiB`, or seconds like `5s`."""
     size = _SIZE.fullmatch(text)
     if size and size[2].upper() in _SIZES:
         return MaxLag(int(size[1]) * _SIZES[size[2].upper()], None)
     try:
-        return MaxLag(None, duration(text))
+        return MaxLag(None, parse_duration(text))
     except ValueError:
         raise ValueError("must be a number of bytes like 16MiB, or a time like 5s") from None
 
 
-def one_of(*choices: str) -> Callable[[str], str]:
+def parse_one_of(*choices: str) -> Callable[[str], str]:
     """Return a reader that takes one of these words."""
 
     def read(text: str) -> str:
@@ -94,21 +94,21 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return read
 
 
-def yes_or_no(text: str) -> bool:
+def parse_yes_or_no(text: str) -> bool:
     """Read a switch."""
-    return one_of("yes", "no")(text) == "yes"
+    return parse_one_of("yes", "no")(text) == "yes"
 
 
-def text(value: str) -> str:
+def parse_text(value: str) -> str:
     """Read a text that is not empty."""
     if not value:
         raise ValueError("must not be empty")
     return value
 
 
-def path(value: str) -> Path:
+def parse_path(value: str) -> Path:
     """Read a path."""
-    return Path(text(value)).expanduser()
+    return Path(parse_text(value)).expanduser()
 
 
 def _setting(
@@ -125,47 +125,56 @@ class Settings:
     """Everything that a run can be told. Each field is a flag of the same name."""
 
     replicas: int = _setting(
-        5, "NUM_REPLICAS", replica_count, "N", "replicas beside the primary", also_cluster=True
+        5, "NUM_REPLICAS", parse_replica_count, "N", "replicas beside the primary", also_cluster=True
     )
     postgres_port: int = _setting(
-        5433, "POSTGRES_PORT", port, "P",
+        5433, "POSTGRES_PORT", parse_port, "P",
         "the primary's port; replica i has P+1+i; 0: any free ones", also_cluster=True,
     )  # fmt: skip
     data_dir: Path | None = _setting(
-        None, "ROCKET_DATA_DIR", path, "DIR",
+        None, "ROCKET_DATA_DIR", parse_path, "DIR",
         "where the cluster is kept and used again; without it, it is temporary", also_cluster=True,
     )  # fmt: skip
     postgres_bin: Path | None = _setting(
-        None, "ROCKET_POSTGRES_BIN", path, "DIR",
+        None, "ROCKET_POSTGRES_BIN", parse_path, "DIR",
         "Postgres programs (14 or newer) to use instead of those that come with rocket", also_cluster=True,
     )  # fmt: skip
     log_format: str = _setting(
-        "text", "ROCKET_LOG_FORMAT", one_of(*LOG_FORMATS), "FORMAT", "text or json", also_cluster=True
+        "text", "ROCKET_LOG_FORMAT", parse_one_of(*LOG_FORMATS), "FORMAT", "text or json", also_cluster=True
     )
     duration: float | None = _setting(
-        None, "ROCKET_DURATION", duration, "S", "stop by itself after so many seconds", also_cluster=True
+        None,
+        "ROCKET_DURATION",
+        parse_duration,
+        "S",
+        "stop by itself after so many seconds",
+        also_cluster=True,
     )
-    host: str = _setting("127.0.0.1", "ROCKET_HOST", text, "HOST", "the address that the API listens on")
-    api_port: int = _setting(5005, "API_PORT", port, "P", "the API's port; 0: any free one")
+    host: str = _setting("127.0.0.1", "ROCKET_HOST", parse_text, "HOST", "the address that the API listens on")
+    api_port: int = _setting(5005, "API_PORT", parse_port, "P", "the API's port; 0: any free one")
     observer_interval: float = _setting(
-        0.5, "ROCKET_OBSERVER_INTERVAL", duration, "S", "seconds between two looks at each node"
+        0.5, "ROCKET_OBSERVER_INTERVAL", parse_duration, "S", "seconds between two looks at each node"
     )
     lease: float = _setting(
-        5.0, "ROCKET_LEASE", duration, "S", "a replica that was not heard of for so long serves nobody"
+        5.0, "ROCKET_LEASE", parse_duration, "S", "a replica that was not heard of for so long serves nobody"
     )
     max_lag: MaxLag = _setting(
-        MaxLag(16 * 2**20, None), "ROCKET_MAX_LAG", max_lag, "LAG",
+        MaxLag(16 * 2**20, None), "ROCKET_MAX_LAG", parse_max_lag, "LAG",
         "a replica further behind serves nobody: 16MiB, or 5s",
     )  # fmt: skip
     routing: str = _setting(
-        "never-stale", "ROCKET_ROUTING", one_of(*ROUTINGS), "HOW",
+        "never-stale", "ROCKET_ROUTING", parse_one_of(*ROUTINGS), "HOW",
         "never-stale; or, for comparison only: article, random, primary",
     )  # fmt: skip
     simulator_rate: float | None = _setting(
-        None, "ROCKET_SIMULATOR_RATE", rate, "R", "rides a second in all; without it, one leisurely client"
+        None,
+        "ROCKET_SIMULATOR_RATE",
+        parse_rate,
+        "R",
+        "rides a second in all; without it, one leisurely client",
     )
     server_logs: bool = _setting(
-        False, "ROCKET_SERVER_LOGS", yes_or_no, "", "show the servers' own logs too", also_cluster=True
+        False, "ROCKET_SERVER_LOGS", parse_yes_or_no, "", "show the servers' own logs too", also_cluster=True
     )
     allowed_hosts: str = _setting(
         "", "ROCKET_ALLOWED_HOSTS", str, "NAMES",

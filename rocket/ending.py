@@ -78,7 +78,7 @@ async def background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterato
                 yield
             finally:
                 task.cancel()
-    except* Exception as failures:
+    except* Exception as failures:  # noqa: BLE001 - raised again
         raise _first(failures) from None
 
 

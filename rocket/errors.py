@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def in_words(error: BaseException) -> str:
+    """Return what an error says, or its kind where it says nothing (a `TimeoutError`, mostly)."""
+    return str(error) or type(error).__name__
+
+
 class RocketError(Exception):
     """The root of every error that rocket raises on purpose."""
 

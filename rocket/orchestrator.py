@@ -121,9 +121,7 @@ async def _serve_and_observe(
         )
     )
     if parts.observer:
-        observer = Observer(
-            addresses.primary, addresses.replicas, board, interval_s=settings.observer_interval
-        )
+        observer = Observer(addresses.primary, addresses.replicas, board, interval_s=settings.observer_interval)
         await observer.run_once()  # so that the first reads find a board
         await stack.enter_async_context(background(observer.run(), "observer"))
     elif parts.api:

@@ -27,9 +27,7 @@ class Metrics:
 
     def __init__(self, router: Router[str]) -> None:
         self._registry = CollectorRegistry()
-        self._reads = Counter(
-            "rocket_reads", "Reads answered.", ["node", "reason"], registry=self._registry
-        )
+        self._reads = Counter("rocket_reads", "Reads answered.", ["node", "reason"], registry=self._registry)
         self._refused_reads = Counter(
             "rocket_reads_unavailable", "Reads that no node could answer.", registry=self._registry
         )

@@ -39,47 +39,43 @@ class Problem(Exception):
 
 
 def missing_parameter(name: str) -> Problem:
-    """A parameter that has to be there is not."""
+    """Say that a parameter which has to be there is not."""
     return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"Please specify parameter '{name}'.")
 
 
 def wrong_parameter(name: str, what: str) -> Problem:
-    """A parameter is not what it must be."""
+    """Say that a parameter is not what it must be."""
     return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"Parameter '{name}' must be {what}.")
 
 
 def unreadable_body(what: str) -> Problem:
-    """The body is not what its headers say."""
+    """Say that the body is not what its headers say."""
     return Problem(HTTPStatus.BAD_REQUEST, f"Request body could not be read as {what}.")
 
 
 def missing_credentials() -> Problem:
-    """Nobody said who asks."""
+    """Say that nobody said who asks."""
     return Problem(HTTPStatus.UNAUTHORIZED, "Please specify credentials in the Authorization header.")
 
 
 def invalid_credentials() -> Problem:
-    """Nobody of that name."""
+    """Say that there is nobody of that name."""
     return Problem(HTTPStatus.UNAUTHORIZED, "Credentials in Authorization were invalid.")
 
 
 def not_found(kind: str, given_id: str, headers: Mapping[str, str] | None = None) -> Problem:
-    """No such thing, or not for this user to see."""
-    return Problem(
-        HTTPStatus.NOT_FOUND, f"Object of type '{kind}' with ID '{given_id}' was not found.", headers
-    )
+    """Say that there is no such thing, or not for this user to see."""
+    return Problem(HTTPStatus.NOT_FOUND, f"Object of type '{kind}' with ID '{given_id}' was not found.", headers)
 
 
 def key_used_otherwise() -> Problem:
-    """The same Idempotency-Key came with another request."""
+    """Say that the same Idempotency-Key came with another request."""
     return Problem(HTTPStatus.CONFLICT, "Idempotency-Key was used before with other parameters.")
 
 
 def wrong_idempotency_key(longest: int) -> Problem:
-    """The header's value cannot be kept."""
-    return Problem(
-        HTTPStatus.BAD_REQUEST, f"Idempotency-Key must be 1 to {longest} printable characters."
-    )
+    """Say that the header's value cannot be kept."""
+    return Problem(HTTPStatus.BAD_REQUEST, f"Idempotency-Key must be 1 to {longest} printable characters.")
 
 
 @web.middleware
@@ -96,13 +92,13 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         _log.warning("%s: %s", _called(request), error)
         response = Problem(HTTPStatus.GATEWAY_TIMEOUT, "The outcome of this write is unknown.").response()
     except (Unavailable, TimeoutError) as error:
-        _log.warning("%s: %s", _called(request), error or type(error).__name__)
+        _log.warning("%s: %s", _called(request), str(error) or type(error).__name__)
         response = Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
             "No database server can answer this now. Please try again.",
             {"Retry-After": _RETRY_AFTER_S},
         ).response()
-    except Exception:
+    except Exception:  # noqa: BLE001 - logged with its traceback
         _log.exception("%s failed", _called(request))
         response = internal_error().response()
     response.headers.setdefault("Cache-Control", "no-store")
@@ -115,7 +111,7 @@ def _called(request: web.BaseRequest) -> str:
 
 
 def internal_error() -> Problem:
-    """Something that nobody foresaw; the log knows more."""
+    """Say that something happened which nobody foresaw; the log knows more."""
     return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error.")
 
 

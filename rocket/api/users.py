@@ -5,8 +5,6 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
 from rocket import Lsn
 from rocket.api import parameters, queries
 from rocket.api.answers import answer_json
@@ -14,6 +12,8 @@ from rocket.api.keys import METRICS, ROUTER
 from rocket.api.problems import invalid_credentials, missing_credentials
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from rocket import Connection
 
 

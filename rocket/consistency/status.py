@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
 
-from rocket.consistency.lsn import Lsn
+if TYPE_CHECKING:
+    from rocket.consistency.lsn import Lsn
 
 Incarnation = NewType("Incarnation", str)
 """Names one life of a replica's startup process, the process that replays.

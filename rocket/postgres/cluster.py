@@ -78,8 +78,7 @@ class LocalCluster:
         names = [PRIMARY, *(f"replica{number}" for number in range(settings.replicas))]
         ports = _ports(settings, names)
         self.nodes = {
-            name: Node(name, data.path / name, port, installation)
-            for name, port in zip(names, ports, strict=True)
+            name: Node(name, data.path / name, port, installation) for name, port in zip(names, ports, strict=True)
         }
         self._account = installation.account
         run.describe(
@@ -108,9 +107,7 @@ class LocalCluster:
         try:
             return self.nodes[name]
         except KeyError:
-            raise NoSuchNode(
-                f"there is no node {name!r}: this cluster has {', '.join(self.nodes)}"
-            ) from None
+            raise NoSuchNode(f"there is no node {name!r}: this cluster has {', '.join(self.nodes)}") from None
 
     # --- the beginning ---
 
@@ -148,7 +145,7 @@ class LocalCluster:
 
     def _write_password_file(self) -> None:
         descriptor = os.open(self.password_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w") as file:
             file.write(f"127.0.0.1:*:*:{SUPERUSER}:{secrets.token_urlsafe(24)}")
 
     async def _flush_lsn(self) -> str:
@@ -159,12 +156,12 @@ class LocalCluster:
             await connection.close(timeout=1)
 
     async def _streams(self, replica: Node, lsn: str) -> None:
-        """Wait until a replica receives WAL and has replayed `lsn`; raise `ServerFailedToStart` if it does not."""
+        """Wait until a replica receives WAL and has replayed `lsn`, or raise `ServerFailedToStart`."""
         try:
             async with asyncio.timeout(_STREAMING_TIMEOUT_S):
                 connection = await replica.connect()
                 try:
-                    while not await connection.fetchval(_STREAMING, lsn):
+                    while not await connection.fetchval(_STREAMING, lsn):  # noqa: ASYNC110
                         await asyncio.sleep(_POLL_S)
                 finally:
                     await connection.close(timeout=1)
@@ -206,25 +203,30 @@ class LocalCluster:
             if node.process is not process or not node.wanted:
                 continue  # stopped or restarted on purpose
             node.up.clear()
-            how = ending(exit_code)
             asked = node.take_kill_asked()
-            while node.wanted:
-                pause_s = policy.pause_after_death(time.monotonic(), asked=asked)
-                if pause_s is None:
-                    raise ServerKeepsDying(f"{node.name} keeps dying ({how}): see {node.log_path}")
-                _log.warning("%s died (%s): starting it again in %.1f s", node.name, how, pause_s)
-                await asyncio.sleep(pause_s)
-                if not node.wanted:
-                    break
-                began = time.monotonic()
-                try:
-                    await node.start(self.primary.port)
-                except ServerFailedToStart as error:
-                    how, asked = str(error), False
-                    continue
-                policy.started()
-                _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
-                break
+            pause_s = policy.pause_after_death(time.monotonic(), asked=asked)
+            how = ending(exit_code)
+            while not await self._start_again(node, how, pause_s):
+                pause_s = policy.pause_after_death(time.monotonic(), asked=False)
+                how = "while starting"
+            policy.started()
+
+    async def _start_again(self, node: Node, how: str, pause_s: float | None) -> bool:
+        """Start a server that died; return whether that is done, or no longer wanted."""
+        if pause_s is None:
+            raise ServerKeepsDying(f"{node.name} keeps dying ({how}): see {node.log_path}")
+        _log.warning("%s died (%s): starting it again in %.1f s", node.name, how, pause_s)
+        await asyncio.sleep(pause_s)
+        if not node.wanted:
+            return True
+        began = time.monotonic()
+        try:
+            await node.start(self.primary.port)
+        except ServerFailedToStart as error:
+            _log.warning("%s", error)
+            return False
+        _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
+        return True
 
     # --- the end ---
 
@@ -243,13 +245,13 @@ class LocalCluster:
             node.wanted = False
             if node.process is not None:
                 node.thaw()
-                node.process.signal(signal.SIGQUIT)
+                node.process.send(signal.SIGQUIT)
         asyncio.get_running_loop().call_later(_HURRY_S, self._kill_all)
 
     def _kill_all(self) -> None:
         for node in self.nodes.values():
             if node.process is not None:
-                node.process.signal(signal.SIGKILL)
+                node.process.send(signal.SIGKILL)
 
 
 @contextlib.asynccontextmanager

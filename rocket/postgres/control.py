@@ -17,9 +17,12 @@ from rocket.errors import ClusterNotFound, RocketError
 from rocket.postgres import directories, faults
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from rocket.postgres.cluster import LocalCluster
+    from rocket.postgres.node import Node
+
+    _Request = dict[str, Any]
 
 _REQUEST_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 90.0  # a start may have to recover
@@ -57,7 +60,7 @@ class _Controller:
             answer = {"ok": await self._carry_out(request)}
         except (RocketError, ValueError, KeyError, TypeError, TimeoutError) as error:
             answer = {"error": str(error) or type(error).__name__}
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged with its traceback
             _log.exception("a command failed")
             answer = {"error": "internal error: see the program's log"}
         with contextlib.suppress(OSError, TimeoutError):
@@ -68,53 +71,20 @@ class _Controller:
 
     async def _carry_out(self, request: dict[str, Any]) -> object:
         command = request["command"]
-        if command == "status":
-            return await faults.describe(self._cluster)
-        if command == "addresses":
-            return self._addresses()
-        if command == "down":
-            _log.info("down was asked for")
-            self._down()
-            return "going down"
+        match command:
+            case "status":
+                return await faults.describe(self._cluster)
+            case "addresses":
+                return self._addresses()
+            case "down":
+                self._down()
+                return "going down"
+        act = _NODE_COMMANDS.get(command)
+        if act is None:
+            raise Refused(f"there is no command {command!r}")
         node = self._cluster.node(request["node"])
         _log.info("%s %s", command, node.name)
-        primary_port = self._cluster.primary.port
-        match command:
-            case "pause":
-                await faults.pause(node)
-                return f"{node.name} does not replay until it is resumed"
-            case "resume":
-                await faults.resume(node)
-                return f"{node.name} replays"
-            case "delay":
-                delay_ms = int(request["delay_ms"])
-                if not 0 <= delay_ms <= _LONGEST_DELAY_MS:
-                    raise Refused(f"a delay lies between 0 and {_LONGEST_DELAY_MS} ms")
-                await faults.delay(node, delay_ms, primary_port)
-                return f"{node.name} applies commits {delay_ms} ms late"
-            case "kill" if request.get("backend"):
-                await faults.kill_backend(node)
-                return f"a backend of {node.name} was killed: the server recovers by itself"
-            case "kill":
-                node.kill()
-                return f"{node.name} was killed: it comes back by itself"
-            case "stop":
-                await node.stop()
-                return f"{node.name} is stopped until it is started"
-            case "start":
-                await node.start(primary_port)
-                return f"{node.name} is up"
-            case "restart":
-                await node.stop()
-                await node.start(primary_port)
-                return f"{node.name} is up again"
-            case "freeze":
-                node.freeze()
-                return f"{node.name} is frozen until it is thawed"
-            case "thaw":
-                node.thaw()
-                return f"{node.name} goes on"
-        raise Refused(f"there is no command {command!r}")
+        return f"{node.name} {await act(self._cluster, node, request)}"
 
     def _addresses(self) -> dict[str, object]:
         database = self._cluster.settings.database
@@ -124,13 +94,75 @@ class _Controller:
         }
 
 
+async def _pause(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
+    await faults.pause(node)
+    return "does not replay until it is resumed"
+
+
+async def _resume(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
+    await faults.resume(node)
+    return "replays"
+
+
+async def _delay(cluster: LocalCluster, node: Node, request: _Request) -> str:
+    delay_ms = int(request["delay_ms"])
+    if not 0 <= delay_ms <= _LONGEST_DELAY_MS:
+        raise Refused(f"a delay lies between 0 and {_LONGEST_DELAY_MS} ms")
+    await faults.delay(node, delay_ms, cluster.primary.port)
+    return f"applies commits {delay_ms} ms late"
+
+
+async def _kill(_cluster: LocalCluster, node: Node, request: _Request) -> str:
+    if request.get("backend"):
+        await faults.kill_backend(node)
+        return "lost a backend, and recovers by itself"
+    node.kill()
+    return "was killed, and comes back by itself"
+
+
+async def _stop(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
+    await node.stop()
+    return "is stopped until it is started"
+
+
+async def _start(cluster: LocalCluster, node: Node, _request: _Request) -> str:
+    await node.start(cluster.primary.port)
+    return "is up"
+
+
+async def _restart(cluster: LocalCluster, node: Node, request: _Request) -> str:
+    await node.stop()
+    return await _start(cluster, node, request)
+
+
+async def _freeze(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
+    node.freeze()
+    return "is frozen until it is thawed"
+
+
+async def _thaw(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
+    node.thaw()
+    return "goes on"
+
+
+_NODE_COMMANDS: Mapping[str, Callable[[LocalCluster, Node, _Request], Awaitable[str]]] = {
+    "pause": _pause,
+    "resume": _resume,
+    "delay": _delay,
+    "kill": _kill,
+    "stop": _stop,
+    "start": _start,
+    "restart": _restart,
+    "freeze": _freeze,
+    "thaw": _thaw,
+}
+
+
 async def ask(run_dir: Path, command: str, **details: object) -> Any:
     """Send a command to a running cluster and return what it says; raise `Refused` if it says no."""
     try:
         async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-            reader, writer = await asyncio.open_unix_connection(
-                directories.control_socket(run_dir), limit=2**20
-            )
+            reader, writer = await asyncio.open_unix_connection(directories.control_socket(run_dir), limit=2**20)
             try:
                 writer.write(json.dumps({"command": command, **details}).encode() + b"\n")
                 answer = json.loads(await reader.readline())
@@ -157,8 +189,7 @@ def find(data_dir: Path | None, port: int | None) -> Path:
     if len(fitting) == 1:
         return fitting[0]
     known = "; ".join(
-        f"port {min(description.ports.values())}, data directory {description.data_dir}"
-        for _, description in runs
+        f"port {min(description.ports.values())}, data directory {description.data_dir}" for _, description in runs
     )
     if not runs:
         raise ClusterNotFound("no cluster of this user is running: start one with `python cluster.py up`")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import asyncpg
-
 if TYPE_CHECKING:
+    import asyncpg
+
     from rocket.postgres.node import Node
 
 _EXISTS = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)"

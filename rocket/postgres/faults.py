@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from rocket.errors import NodeNotRunning, NotAReplica
+from rocket.errors import NodeNotRunning, NotAReplica, in_words
 
 if TYPE_CHECKING:
     from rocket.postgres.cluster import LocalCluster
@@ -72,7 +72,7 @@ async def _connection(node: Node) -> Any:
     try:
         connection = await node.connect()
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise NodeNotRunning(f"{node.name} does not answer: {error or type(error).__name__}") from None
+        raise NodeNotRunning(f"{node.name} does not answer: {in_words(error)}") from None
     try:
         yield connection
     finally:

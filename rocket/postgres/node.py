@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import shutil
 import signal
 from dataclasses import dataclass
@@ -166,8 +165,7 @@ class Node:
                 raise
             if not answers:
                 raise ServerFailedToStart(
-                    f"{self.name} died while starting ({ending(process.exit_code)}):\n"
-                    f"{self._log_tail(log_start)}"
+                    f"{self.name} died while starting ({ending(process.exit_code)}):\n{self._log_tail(log_start)}"
                 )
             self.up.set()
 
@@ -219,13 +217,13 @@ class Node:
         """Halt every process of the server: it keeps its connections and says nothing."""
         if self.process is None or self.pid is None:
             raise NodeNotRunning(f"{self.name} is not running")
-        self.process.signal_all(signal.SIGSTOP)
+        self.process.send_all(signal.SIGSTOP)
         self.frozen = True
 
     def thaw(self) -> None:
         """Let a frozen server go on."""
         if self.frozen and self.process is not None:
-            self.process.signal_all(signal.SIGCONT)
+            self.process.send_all(signal.SIGCONT)
         self.frozen = False
 
     def kill(self) -> None:
@@ -233,7 +231,7 @@ class Node:
         if self.process is None or self.pid is None:
             raise NodeNotRunning(f"{self.name} is not running")
         self._kill_asked = True
-        self.process.signal_all(signal.SIGKILL)
+        self.process.send_all(signal.SIGKILL)
         self.frozen = False
 
     def take_kill_asked(self) -> bool:

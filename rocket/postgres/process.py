@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from rocket.postgres.account import Account
 
 STOP_LADDER: Sequence[tuple[signal.Signals, float]] = (
-    (signal.SIGINT, 3.0),  # fast shutdown: ends sessions, writes a checkpoint. SIGTERM would wait for clients.
+    (
+        signal.SIGINT,
+        3.0,
+    ),  # fast shutdown: ends sessions, writes a checkpoint. SIGTERM would wait for clients.
     (signal.SIGQUIT, 1.0),  # immediate shutdown: the next start recovers from the WAL
     (signal.SIGKILL, 5.0),  # cannot be refused; the bound is for the kernel
 )
@@ -121,14 +124,14 @@ class ServerProcess:
         """Wait until the postmaster has ended and is reaped, and return its exit code."""
         return await self._process.wait()
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         """Send the postmaster a signal; nothing happens if it has ended."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
-    def signal_all(self, number: signal.Signals) -> None:
+    def send_all(self, number: signal.Signals) -> None:
         """Send a signal to the postmaster and, after it, to every process of the server."""
-        self.signal(number)
+        self.send(number)
         for process in server_processes(self._data_dir):
             if process.pid != self.pid:
                 with contextlib.suppress(psutil.Error):
@@ -140,14 +143,14 @@ class ServerProcess:
             for number, patience_s in ladder:
                 if self.exit_code is not None:
                     break
-                self.signal(number)
+                self.send(number)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(patience_s):
                         await self.wait()
         finally:
             # Reached early only if we are cancelled ourselves: then nobody will come back to be gentle.
             if self.exit_code is None:
-                self.signal(signal.SIGKILL)
+                self.send(signal.SIGKILL)
             if self.exit_code != 0:
                 end_server_processes(self._data_dir)
 

@@ -30,7 +30,7 @@ class RestartPolicy:
         if often or self._in_a_row > _MOST_DEATHS:
             return None
         recent = sum(1 for death in self._deaths if now - death <= _WITHIN_S)
-        return min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (recent - 1))
+        return min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** (recent - 1))
 
     def started(self) -> None:
         """Note a start that went well."""

@@ -8,27 +8,27 @@ if TYPE_CHECKING:
     from rocket.consistency import Lsn
     from rocket.routing.connections import Connection
 
-SubjectT = TypeVar("SubjectT", contravariant=True)
+SubjectT_contra = TypeVar("SubjectT_contra", contravariant=True)
 
 
-class FloorStore(Protocol[SubjectT]):
+class FloorStore(Protocol[SubjectT_contra]):
     """A row for each subject (a user, say) on the primary that holds the floor of its reads.
 
     An application passes one to `Router`, which calls it on connections to the primary. What an implementation
     raises by itself (an unknown user, say) reaches the caller of `read` or `write` as it is.
     """
 
-    async def look_up(self, primary: Connection, subject: SubjectT) -> Lsn | None:
+    async def look_up(self, primary: Connection, subject: SubjectT_contra) -> Lsn | None:
         """Return the subject's floor; None where none is recorded, so that only the primary will do.
 
         `Lsn.UNKNOWN` stands for a write whose commit LSN is not recorded yet. The statement must fail on a
         server that is not the primary, which a call of `pg_current_wal_flush_lsn()` in it ensures.
         """
 
-    async def mark(self, primary: Connection, subject: SubjectT, floor: Lsn) -> None:
+    async def mark(self, primary: Connection, subject: SubjectT_contra, floor: Lsn) -> None:
         """Within a write's transaction, set the subject's floor (to `Lsn.UNKNOWN`)."""
 
-    async def settle(self, primary: Connection, subject: SubjectT) -> Lsn:
+    async def settle(self, primary: Connection, subject: SubjectT_contra) -> Lsn:
         """After COMMIT, in a statement of its own, put `pg_current_wal_flush_lsn()` where `Lsn.UNKNOWN` stands.
 
         Return the LSN put there or, where another write of the subject has seen to it, the flush LSN.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from rocket.consistency import Lsn, PrimaryStatus, ReplicaStatus
+from rocket.errors import in_words
 from rocket.routing import status_table
 from rocket.routing.connections import CONNECT_TIMEOUT_S, ReplicaConnection, connect_to_replica
 from rocket.routing.failures import UNREACHABLE
@@ -72,7 +73,7 @@ class ReplicaWatch:
             status = await self._ask()
         except (_OutOfReach, asyncpg.PostgresError, *UNREACHABLE) as error:
             self._board.forget(self.name)
-            self._reach.lost(str(error) or type(error).__name__)
+            self._reach.lost(in_words(error))
             self.close()
         except BaseException:
             self._board.forget(self.name)
@@ -130,7 +131,7 @@ class PrimaryWatch:
             async with asyncio.timeout(CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
                 await self._ask_and_record()
         except (asyncpg.PostgresError, *UNREACHABLE) as error:
-            self._reach.lost(str(error) or type(error).__name__)
+            self._reach.lost(in_words(error))
             self.close()
         except BaseException:
             self.close()
@@ -184,8 +185,9 @@ class Observer:
 
     def close(self) -> None:
         """Drop every connection."""
-        for watch in (*self._replicas, self._primary):
-            watch.close()
+        for replica in self._replicas:
+            replica.close()
+        self._primary.close()
 
     async def _beat(self, watch: ReplicaWatch | PrimaryWatch) -> None:
         while True:

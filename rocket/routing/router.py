@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar, cast
 import asyncpg
 
 from rocket.consistency import Board, Lsn, Policy, Reason, choose
-from rocket.errors import OutcomeUnknown, Unavailable
+from rocket.errors import OutcomeUnknown, Unavailable, in_words
 from rocket.routing import status_table
 from rocket.routing.connections import NodePool
 from rocket.routing.failures import UNREACHABLE, leaves_commit_in_doubt, speaks_against_node
@@ -173,9 +173,7 @@ class Router(Generic[SubjectT]):
 
     # --- writing ---
 
-    async def write(
-        self, work: Work[ResultT], *, subject: SubjectT
-    ) -> Answer[ResultT]:
+    async def write(self, work: Work[ResultT], *, subject: SubjectT) -> Answer[ResultT]:
         """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
 
         Serialization failures and deadlocks are tried again. Raise `Unavailable` when nothing was written and
@@ -193,9 +191,7 @@ class Router(Generic[SubjectT]):
                     raise Unavailable(f"the write was refused {attempt} times: {error}") from error
                 await asyncio.sleep(backoff_s)
 
-    async def _write_once(
-        self, work: Work[ResultT], subject: SubjectT, deadline: float
-    ) -> Answer[ResultT]:
+    async def _write_once(self, work: Work[ResultT], subject: SubjectT, deadline: float) -> Answer[ResultT]:
         async with contextlib.AsyncExitStack() as stack:
             # Until COMMIT is sent, a failure means that nothing has happened.
             try:
@@ -208,14 +204,14 @@ class Router(Generic[SubjectT]):
                 if isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError):
                     raise
                 if speaks_against_node(error):
-                    raise Unavailable(f"the primary did not take the write: {_words(error)}") from error
+                    raise Unavailable(f"the primary did not take the write: {in_words(error)}") from error
                 raise
             try:
                 async with asyncio.timeout(self._limits.commit_s):
                     await transaction.commit()
             except Exception as error:
                 if leaves_commit_in_doubt(error):
-                    raise OutcomeUnknown(f"the connection was lost during COMMIT: {_words(error)}") from error
+                    raise OutcomeUnknown(f"the connection was lost during COMMIT: {in_words(error)}") from error
                 raise
             return Answer(value, PRIMARY, Reason.WRITE, await self._settle(connection, subject))
 
@@ -243,15 +239,13 @@ class Router(Generic[SubjectT]):
             async with asyncio.timeout(self._limits.commit_s):
                 return await self._floors.settle(connection, subject)
         except (asyncpg.PostgresError, *UNREACHABLE) as error:
-            _log.warning("a write was committed, but its floor is not recorded: %s", _words(error))
+            _log.warning("a write was committed, but its floor is not recorded: %s", in_words(error))
             connection.terminate()
             return None
 
     # --- reading ---
 
-    async def read(
-        self, work: Work[ResultT], *, subject: SubjectT
-    ) -> Answer[ResultT]:
+    async def read(self, work: Work[ResultT], *, subject: SubjectT) -> Answer[ResultT]:
         """Run `work` on a node that shows every write of `subject` that was acknowledged before now.
 
         Raise `Unavailable` if no such node answers in time; what `work` raises is raised as it is.
@@ -270,9 +264,7 @@ class Router(Generic[SubjectT]):
         except TimeoutError:
             raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
 
-    async def _read_never_stale(
-        self, work: Work[ResultT], subject: SubjectT
-    ) -> Answer[ResultT]:
+    async def _read_never_stale(self, work: Work[ResultT], subject: SubjectT) -> Answer[ResultT]:
         floor = await self._look_up(subject)
         if floor is None or floor == Lsn.UNKNOWN:
             reason = Reason.NO_FLOOR if floor is None else Reason.WRITE_IN_PROGRESS
@@ -299,9 +291,7 @@ class Router(Generic[SubjectT]):
             else:
                 return Answer(value, name, choice.reason, floor)
 
-    async def _read_as_published(
-        self, work: Work[ResultT], subject: SubjectT
-    ) -> Answer[ResultT]:
+    async def _read_as_published(self, work: Work[ResultT], subject: SubjectT) -> Answer[ResultT]:
         floor = await self._look_up(subject)
         if floor is None:
             return await self._read_on_primary(work, Reason.NO_FLOOR, None)
@@ -310,9 +300,7 @@ class Router(Generic[SubjectT]):
             return await self._read_on_primary(work, Reason.NOT_CAUGHT_UP, floor)
         return await self._read_unchecked(work, names, floor)
 
-    async def _read_unchecked(
-        self, work: Work[ResultT], names: list[str], floor: Lsn | None
-    ) -> Answer[ResultT]:
+    async def _read_unchecked(self, work: Work[ResultT], names: list[str], floor: Lsn | None) -> Answer[ResultT]:
         if not names:
             return await self._read_on_primary(work, Reason.NO_STATUS, floor)
         name = random.choice(names)  # noqa: S311
@@ -322,9 +310,7 @@ class Router(Generic[SubjectT]):
             _log.info("%s failed a read, trying elsewhere: %s", name, failure)
             return await self._read_on_primary(work, Reason.REPLICAS_FAILED, floor)
 
-    async def _try_replica(
-        self, name: str, work: Work[ResultT], status: ReplicaStatus | None
-    ) -> ResultT:
+    async def _try_replica(self, name: str, work: Work[ResultT], status: ReplicaStatus | None) -> ResultT:
         """Run work on a replica, on a connection that `status` vouches for; raise `_NodeFailed` if it fails."""
         pool = self._replicas.get(name)
         if pool is None:
@@ -336,15 +322,13 @@ class Router(Generic[SubjectT]):
                 return await work(connection)
         except Exception as error:
             if speaks_against_node(error):
-                raise _NodeFailed(_words(error)) from error
+                raise _NodeFailed(in_words(error)) from error
             raise
 
     async def _look_up(self, subject: SubjectT) -> Lsn | None:
         return await self._on_primary(lambda primary: self._floors.look_up(primary, subject))
 
-    async def _read_on_primary(
-        self, work: Work[ResultT], reason: Reason, floor: Lsn | None
-    ) -> Answer[ResultT]:
+    async def _read_on_primary(self, work: Work[ResultT], reason: Reason, floor: Lsn | None) -> Answer[ResultT]:
         return Answer(await self._on_primary(work), PRIMARY, reason, floor)
 
     async def _on_primary(self, work: Work[ResultT]) -> ResultT:
@@ -357,7 +341,7 @@ class Router(Generic[SubjectT]):
                 if not speaks_against_node(error):
                     raise
                 if last or isinstance(error, TimeoutError):
-                    raise Unavailable(f"the primary does not answer: {_words(error)}") from error
+                    raise Unavailable(f"the primary does not answer: {in_words(error)}") from error
         raise AssertionError("unreachable")
 
     def _in_use(self, name: str) -> int:
@@ -382,7 +366,3 @@ def _refuse_other_incarnation(
         connection.terminate()
         raise _NodeFailed("the pooled connection is of an earlier incarnation")
     raise _NodeFailed("it has restarted since it was last observed")
-
-
-def _words(error: BaseException) -> str:
-    return str(error) or type(error).__name__
