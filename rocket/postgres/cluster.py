@@ -122,8 +122,7 @@ class LocalCluster:
         with _step("database and tables ready"):
             await prepare_database(self.primary, self.settings.database, self.settings.schema)
         with _step("replicas streaming"):
-            prepared = await self._flush_lsn()
-            await self._together(lambda replica: self._streams(replica, prepared), self.replicas)
+            await self.wait_for_catchup()
 
     async def _make_missing_nodes(self) -> None:
         first = self.nodes[PRIMARY]
@@ -148,12 +147,17 @@ class LocalCluster:
         with os.fdopen(descriptor, "w") as file:
             file.write(f"127.0.0.1:*:*:{SUPERUSER}:{secrets.token_urlsafe(24)}")
 
-    async def _flush_lsn(self) -> str:
+    async def wait_for_catchup(self) -> None:
+        """Wait until every replica streams and has replayed what the primary has flushed by now.
+
+        Raise `ServerFailedToStart` if one does not.
+        """
         connection = await self.primary.connect()
         try:
-            return str(await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text"))
+            flushed = await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text")
         finally:
             await connection.close(timeout=1)
+        await self._together(lambda replica: self._streams(replica, flushed), self.replicas)
 
     async def _streams(self, replica: Node, lsn: str) -> None:
         """Wait until a replica receives WAL and has replayed `lsn`, or raise `ServerFailedToStart`."""

@@ -1,0 +1,99 @@
+"""A real cluster for the whole run, and the router and API on top of it."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+import uvloop
+
+from rocket import Board, Observer, Router, Routing
+from rocket.api.app import build_app
+from rocket.api.users import UserFloors
+from rocket.ending import background
+from rocket.orchestrator import DATABASE, schema_sql
+from rocket.postgres import faults
+from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator, Callable
+
+    from aiohttp import web
+    from aiohttp.test_utils import TestClient
+    from pytest_aiohttp.plugin import AiohttpClient
+
+REPLICAS = 2
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run every test on the loop that the program runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest_asyncio.fixture(scope="session")
+async def cluster() -> AsyncIterator[LocalCluster]:
+    """A primary and two replicas that stream, kept alive for the whole run."""
+    settings = ClusterSettings(replicas=REPLICAS, port=0, database=DATABASE, schema=schema_sql())
+    async with local_cluster(settings) as cluster, background(cluster.supervise(), "supervisor"):
+        yield cluster
+
+
+@pytest.fixture
+def email() -> str:
+    """An address that no other test uses."""
+    return f"{secrets.token_hex(6)}@example.com"
+
+
+@pytest.fixture
+def board() -> Board:
+    """An empty board."""
+    return Board()
+
+
+@pytest_asyncio.fixture
+async def observer(cluster: LocalCluster, board: Board) -> AsyncIterator[Observer]:
+    """An observer of the cluster that looks only when it is told to: `await observer.run_once()`."""
+    observer = Observer(
+        cluster.primary.dsn(DATABASE),
+        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+        board,
+        interval_s=0.05,
+    )
+    yield observer
+    observer.close()
+
+
+@pytest_asyncio.fixture
+async def router(cluster: LocalCluster, board: Board) -> AsyncIterator[Router[str]]:
+    """A never-stale router on `board`; a test may change its `routing`."""
+    async with await Router.open(
+        cluster.primary.dsn(DATABASE),
+        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+        UserFloors(),
+        board,
+        routing=Routing.NEVER_STALE,
+    ) as router:
+        yield router
+
+
+@pytest_asyncio.fixture
+async def client(router: Router[str], aiohttp_client: AiohttpClient) -> TestClient[web.Request, web.Application]:
+    """An HTTP client of an API on `router`."""
+    return await aiohttp_client(build_app(router))
+
+
+@contextlib.asynccontextmanager
+async def paused(cluster: LocalCluster, *names: str) -> AsyncIterator[None]:
+    """Keep replicas (all, if none is named) from replaying."""
+    nodes = [cluster.node(name) for name in names] or cluster.replicas
+    for node in nodes:
+        await faults.pause(node)
+    try:
+        yield
+    finally:
+        for node in nodes:
+            await faults.resume(node)
