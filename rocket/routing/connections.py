@@ -81,6 +81,12 @@ async def connect_to_replica(dsn: str) -> ReplicaConnection:
     return connection
 
 
+def throw_away(connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> None:
+    """End a pooled connection without a word; the pool opens another one when it needs it."""
+    with contextlib.suppress(asyncpg.InterfaceError):  # it has ended by itself, and left the pool
+        connection.terminate()
+
+
 class NodePool:
     """The connections to one node."""
 
@@ -143,7 +149,7 @@ class NodePool:
         try:
             yield connection
         except (asyncio.CancelledError, *UNREACHABLE):
-            connection.terminate()
+            throw_away(connection)
             raise
         finally:
             await self._pool.release(connection, timeout=_RELEASE_TIMEOUT_S)

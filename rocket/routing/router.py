@@ -16,7 +16,7 @@ import asyncpg
 from rocket.consistency import Board, Lsn, Policy, Reason, choose
 from rocket.errors import OutcomeUnknown, Unavailable, in_words
 from rocket.routing import status_table
-from rocket.routing.connections import NodePool
+from rocket.routing.connections import NodePool, throw_away
 from rocket.routing.failures import UNREACHABLE, leaves_commit_in_doubt, speaks_against_node
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class Router(Generic[SubjectT]):
                 return await self._floors.settle(connection, subject)
         except (asyncpg.PostgresError, *UNREACHABLE) as error:
             _log.warning("a write was committed, but its floor is not recorded: %s", in_words(error))
-            connection.terminate()
+            throw_away(connection)
             return None
 
     # --- reading ---
@@ -363,6 +363,6 @@ def _refuse_other_incarnation(
         return
     if inner.opened_at < status.observed_at:
         # Another life was seen after it was opened: its own is over, whatever the network still pretends.
-        connection.terminate()
+        throw_away(connection)
         raise _NodeFailed("the pooled connection is of an earlier incarnation")
     raise _NodeFailed("it has restarted since it was last observed")

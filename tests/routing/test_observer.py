@@ -1,0 +1,201 @@
+"""The observer on a real cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from rocket import Board, Observer
+from rocket.ending import background
+from rocket.orchestrator import DATABASE
+from tests.conftest import paused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import pytest
+
+    from rocket.postgres.cluster import LocalCluster
+
+
+async def table(cluster: LocalCluster) -> dict[str, int]:
+    """Return what `replica_statuses` holds."""
+    connection = await cluster.primary.connect(DATABASE)
+    rows = await connection.fetch("SELECT name, last_lsn FROM replica_statuses")
+    await connection.close()
+    return {row["name"]: row["last_lsn"] for row in rows}
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    """Wait for something that other tasks bring about."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - the condition has no event of its own
+            await asyncio.sleep(0.01)
+
+
+async def test_observes_every_replica_and_the_primary(
+    cluster: LocalCluster, observer: Observer, board: Board
+) -> None:
+    """One look fills the board and the table."""
+    await cluster.wait_for_catchup()
+    await observer.run_once()
+    assert {"replica0", "replica1"} == {status.name for status in board.replicas}
+    assert board.primary is not None
+    for status in board.replicas:
+        assert status.streaming
+        assert status.vouches_for(status.incarnation)
+        assert 0 == board.lag_bytes(status) or status.replay_lsn <= board.primary.flush_lsn
+    assert {status.name: int(status.replay_lsn) for status in board.replicas} == await table(cluster)
+
+
+async def test_table_holds_just_the_replicas_that_exist(
+    cluster: LocalCluster, observer: Observer, tmp_path: Path
+) -> None:
+    """A row of a replica that is gone, or never answers, is removed."""
+    await observer.run_once()
+    connection = await cluster.primary.connect(DATABASE)
+    await connection.execute("INSERT INTO replica_statuses (name, last_lsn) VALUES ('ghost', '0/1')")
+    await connection.close()
+    await observer.run_once()
+    assert {"replica0", "replica1"} == set(await table(cluster))
+    observer.close()
+    partly = Observer(
+        cluster.primary.dsn(DATABASE),
+        {"replica0": cluster.node("replica0").dsn(DATABASE), "gone": f"postgresql:///x?host={tmp_path}&port=1"},
+        Board(),
+        interval_s=1,
+    )
+    await partly.run_once()
+    partly.close()
+    assert {"replica0"} == set(await table(cluster))
+
+
+async def test_paused_replica_is_seen_to_fall_behind(
+    cluster: LocalCluster, observer: Observer, board: Board
+) -> None:
+    """Its status stays where its replay stopped."""
+    async with paused(cluster, "replica0"):
+        connection = await cluster.primary.connect(DATABASE)
+        await connection.execute("SELECT pg_logical_emit_message(true, 'test', 'behind')")
+        await connection.close()
+        await observer.run_once()
+        status = board.replica("replica0")
+        assert status is not None
+        assert board.lag_bytes(status)
+
+
+async def test_heartbeat_writes_even_if_nothing_changed(cluster: LocalCluster, observer: Observer) -> None:
+    """Each look flushes WAL: no replica waits for a record that ends inside the last flush (design fact F2)."""
+    await observer.run_once()
+    connection = await cluster.primary.connect(DATABASE)
+    before = await connection.fetchval("SELECT pg_current_wal_flush_lsn()")
+    await observer.run_once()
+    after = await connection.fetchval("SELECT pg_current_wal_flush_lsn()")
+    await connection.close()
+    assert before < after
+
+
+async def test_only_one_observer_writes_the_table(cluster: LocalCluster, observer: Observer) -> None:
+    """The second one waits for the first one's connection to end."""
+    await observer.run_once()
+    second = Observer(cluster.primary.dsn(DATABASE), {}, Board(), interval_s=1)
+    await second.run_once()
+    assert {"replica0", "replica1"} == set(await table(cluster))
+    observer.close()
+    async with asyncio.timeout(5):
+        while await table(cluster):
+            await second.run_once()
+    second.close()
+
+
+async def test_lost_replica_loses_its_status_and_gets_it_back(
+    cluster: LocalCluster, observer: Observer, board: Board, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once when it goes, once when it comes, and the incarnation is another one."""
+    caplog.set_level(logging.INFO, "rocket.observer")
+    async with background(observer.run(), "observer"):
+        await until(lambda: board.replica("replica0") is not None)
+        before = board.replica("replica0")
+        await cluster.node("replica0").stop()
+        try:
+            await until(lambda: board.replica("replica0") is None)
+            assert board.replica("replica1") is not None
+        finally:
+            await cluster.node("replica0").start(cluster.primary.port)
+        await until(lambda: board.replica("replica0") is not None)
+        after = board.replica("replica0")
+    assert before is not None
+    assert after is not None
+    assert not before.vouches_for(after.incarnation)
+    said = [record.getMessage() for record in caplog.records if "replica0" in record.getMessage()]
+    assert ["out of reach", "is back"] == [
+        "out of reach" if "out of reach" in line else "is back" for line in said
+    ]
+
+
+async def test_frozen_replica_holds_up_no_other(cluster: LocalCluster, observer: Observer, board: Board) -> None:
+    """Each node has a beat of its own."""
+    async with background(observer.run(), "observer"):
+        await until(lambda: len(board.replicas) == 2)
+        cluster.node("replica0").freeze()
+        try:
+            frozen_at = time.monotonic()
+
+            def goes_on() -> bool:
+                other = board.replica("replica1")
+                return other is not None and other.observed_at > frozen_at + 0.5
+
+            await until(goes_on, timeout_s=2)
+            await until(lambda: board.replica("replica0") is None)
+        finally:
+            cluster.node("replica0").thaw()
+        await until(lambda: board.replica("replica0") is not None)
+
+
+async def test_observer_survives_the_primary(cluster: LocalCluster, observer: Observer, board: Board) -> None:
+    """Replicas are observed on while it is away, and the table is written again when it is back."""
+    async with background(observer.run(), "observer"):
+        await until(lambda: len(board.replicas) == 2)
+        await cluster.primary.stop()
+        try:
+            away_at = time.monotonic()
+            await until(lambda: all(status.observed_at > away_at for status in board.replicas))
+            assert 2 == len(board.replicas)
+        finally:
+            await cluster.primary.start(cluster.primary.port)
+        back_at = time.monotonic()
+        await until(lambda: board.primary is not None and board.primary.observed_at > back_at)
+    await cluster.wait_for_catchup()
+
+
+async def test_node_that_is_no_replica_has_no_status(cluster: LocalCluster) -> None:
+    """A primary behind a replica's address is not read from."""
+    board = Board()
+    observer = Observer(
+        cluster.primary.dsn(DATABASE), {"replica0": cluster.primary.dsn(DATABASE)}, board, interval_s=1
+    )
+    await observer.run_once()
+    observer.close()
+    assert board.replica("replica0") is None
+
+
+async def test_role_that_may_not_see_the_startup_process_vouches_for_nothing(cluster: LocalCluster) -> None:
+    """An unknown incarnation equals nothing."""
+    connection = await cluster.primary.connect(DATABASE)
+    await connection.execute("""
+        DO $$ BEGIN CREATE ROLE modest LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$
+    """)
+    await connection.close()
+    await cluster.wait_for_catchup()
+    board = Board()
+    dsn = cluster.node("replica0").dsn(DATABASE).replace("postgres@", "modest@")
+    observer = Observer(cluster.primary.dsn(DATABASE), {"replica0": dsn}, board, interval_s=1)
+    await observer.run_once()
+    observer.close()
+    status = board.replica("replica0")
+    assert status is not None
+    assert status.incarnation is None
+    assert not status.vouches_for(status.incarnation)

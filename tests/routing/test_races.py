@@ -1,0 +1,168 @@
+"""The races by which a read after a write comes back stale, played step by step.
+
+Each is first shown to break the technique as published, and then, on the same steps, not to break ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from rocket import Board, Lsn, Reason, Router, Routing
+from rocket.api import queries
+from rocket.api.users import UserFloors
+from rocket.orchestrator import DATABASE
+from rocket.postgres import faults
+from tests.conftest import paused
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rocket import Connection, Observer
+    from rocket.postgres.cluster import LocalCluster
+    from rocket.postgres.node import Node
+
+AN_HOUR_MS = 3_600_000
+
+
+class HeldBeforeCommit(UserFloors):
+    """Holds each write between its floor and its COMMIT until `meanwhile` has been done."""
+
+    def __init__(self, cluster: LocalCluster, observer: Observer) -> None:
+        self._cluster = cluster
+        self._observer = observer
+        self.replay_stopped = contextlib.AsyncExitStack()
+
+    async def mark(self, primary: Connection, subject: str, floor: Lsn) -> None:
+        """Let replicas replay all of the transaction but its commit, observe them, and stop their replay."""
+        await super().mark(primary, subject, floor)
+        other = await self._cluster.primary.connect(DATABASE)
+        await other.execute("SELECT pg_logical_emit_message(true, 'test', 'flush')")
+        await other.close()
+        await self._cluster.wait_for_catchup()
+        await self._observer.run_once()
+        await self.replay_stopped.enter_async_context(paused(self._cluster))
+
+
+async def write_ride(router: Router[str], email: str) -> int:
+    """Write a user with a ride, and return the ride's ID."""
+
+    async def work(primary: Connection) -> int:
+        await primary.fetchval(queries.INSERT_USER, email)
+        ride = await primary.fetchrow(queries.INSERT_RIDE, email, 1.5, None)
+        assert ride is not None
+        return int(ride["id"])
+
+    return (await router.write(work, subject=email)).value
+
+
+async def read_ride(router: Router[str], email: str, ride_id: int) -> tuple[bool, str, Reason]:
+    """Say whether the ride was seen, on which node, and why there."""
+    answer = await router.read(lambda node: node.fetchrow(queries.SELECT_RIDE, email, ride_id), subject=email)
+    return answer.value is not None, answer.node, answer.reason
+
+
+@pytest.mark.parametrize(("routing", "fresh"), [(Routing.ARTICLE, False), (Routing.NEVER_STALE, True)])
+async def test_floor_taken_inside_the_transaction_is_stale_and_ours_is_not(
+    cluster: LocalCluster, observer: Observer, board: Board, email: str, routing: Routing, *, fresh: bool
+) -> None:
+    """A replica that has replayed all but the commit passes the published check (design fact F1)."""
+    floors = HeldBeforeCommit(cluster, observer)
+    replicas = {node.name: node.dsn(DATABASE) for node in cluster.replicas}
+    async with (
+        await Router.open(cluster.primary.dsn(DATABASE), replicas, floors, board, routing=routing) as router,
+        floors.replay_stopped,
+    ):
+        ride_id = await write_ride(router, email)
+        seen, node, reason = await read_ride(router, email, ride_id)
+    assert fresh == seen
+    if fresh:
+        assert ("primary", Reason.NOT_CAUGHT_UP) == (node, reason)
+    else:
+        assert Reason.UNCHECKED == reason
+
+
+@contextlib.asynccontextmanager
+async def come_back_behind(cluster: LocalCluster, email: str) -> AsyncIterator[None]:
+    """Crash every replica so that it comes back without what `email` wrote last, and keep it there."""
+    for node in cluster.replicas:
+        # Nothing replayed since the last restart point is on its disk, and no commit is applied any more.
+        await faults.delay(node, AN_HOUR_MS, cluster.primary.port)
+        await faults.kill_backend(node)
+    try:
+        for node in cluster.replicas:
+            await answers_again(node)
+            connection = await node.connect(DATABASE)
+            assert await connection.fetchval(queries.SELECT_USER, email) is None
+            await connection.close()
+        yield
+    finally:
+        for node in cluster.replicas:
+            await faults.delay(node, 0, cluster.primary.port)
+        await cluster.wait_for_catchup()
+
+
+async def answers_again(node: Node) -> None:
+    """Wait until a node that lost a backend takes connections that last."""
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                connection = await node.connect()
+                await connection.fetchval("SELECT 1")
+                await connection.close()
+                return
+            await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def restart_point_now(cluster: LocalCluster) -> AsyncIterator[None]:
+    """Let replicas start again from here, with no page written by the background writer meanwhile."""
+    for node in (cluster.primary, *cluster.replicas):
+        connection = await node.connect()
+        if node.is_replica:
+            await connection.execute("ALTER SYSTEM SET bgwriter_lru_maxpages = 0")
+            await connection.execute("SELECT pg_reload_conf()")
+        await connection.execute("CHECKPOINT")
+        await connection.close()
+        await cluster.wait_for_catchup()
+    try:
+        yield
+    finally:
+        for node in cluster.replicas:
+            connection = await node.connect()
+            await connection.execute("ALTER SYSTEM RESET bgwriter_lru_maxpages")
+            await connection.execute("SELECT pg_reload_conf()")
+            await connection.close()
+
+
+@pytest.mark.parametrize(("routing", "fresh"), [(Routing.ARTICLE, False), (Routing.NEVER_STALE, True)])
+async def test_replica_that_comes_back_behind_is_read_stale_as_published_and_not_by_us(
+    cluster: LocalCluster,
+    observer: Observer,
+    router: Router[str],
+    email: str,
+    routing: Routing,
+    *,
+    fresh: bool,
+) -> None:
+    """A status outlives the incarnation that it was taken in (design fact F3)."""
+    router.routing = routing
+    async with restart_point_now(cluster):
+        ride_id = await write_ride(router, email)
+        await cluster.wait_for_catchup()
+        await observer.run_once()
+        assert (await read_ride(router, email, ride_id))[1] != "primary"
+        async with come_back_behind(cluster, email):
+            seen, node, reason = await read_ride(router, email, ride_id)
+            if fresh:
+                assert (True, "primary", Reason.REPLICAS_FAILED) == (seen, node, reason)
+                await observer.run_once()
+                assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id)
+            else:
+                assert (False, Reason.UNCHECKED) == (seen, reason)
+    await observer.run_once()
+    assert (await read_ride(router, email, ride_id))[0]

@@ -1,0 +1,382 @@
+"""The router on a real cluster: where reads go, and what a failing node costs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from rocket import Limits, Lsn, OutcomeUnknown, Policy, Reason, Router, Unavailable
+from rocket.api import queries
+from rocket.api.problems import Problem
+from rocket.api.users import UserFloors
+from rocket.orchestrator import DATABASE
+from tests.conftest import paused
+from tests.routing.test_races import read_ride, write_ride
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rocket import Board, Connection, Observer
+    from rocket.postgres.cluster import LocalCluster
+
+
+async def test_read_goes_to_a_replica_that_is_caught_up(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """A status at or above the floor opens the replica."""
+    ride_id = await write_ride(router, email)
+    await cluster.wait_for_catchup()
+    await observer.run_once()
+    seen, node, reason = await read_ride(router, email, ride_id)
+    assert (True, Reason.CAUGHT_UP) == (seen, reason)
+    assert node in {"replica0", "replica1"}
+
+
+async def test_reads_spread_over_the_replicas(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """No replica is left out."""
+    ride_id = await write_ride(router, email)
+    await cluster.wait_for_catchup()
+    await observer.run_once()
+    nodes = {(await read_ride(router, email, ride_id))[1] for _ in range(50)}
+    assert {"replica0", "replica1"} == nodes
+
+
+async def test_read_leaves_the_replica_that_does_not_replay(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """The other replica serves as long as one is paused."""
+    async with paused(cluster, "replica0"):
+        ride_id = await write_ride(router, email)
+        async with asyncio.timeout(10):
+            while "replica1" != (await read_ride(router, email, ride_id))[1]:
+                await observer.run_once()
+        nodes = {(await read_ride(router, email, ride_id))[1] for _ in range(20)}
+    assert {"replica1"} == nodes
+
+
+async def test_every_replica_behind_means_the_primary(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """Never wrong, only slower."""
+    async with paused(cluster):
+        ride_id = await write_ride(router, email)
+        await observer.run_once()
+        assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id)
+
+
+async def test_replica_beyond_max_lag_serves_nobody(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """Not even one whose floor it has reached."""
+    ride_id = await write_ride(router, email)
+    await cluster.wait_for_catchup()
+    router.policy = Policy(max_lag_bytes=10_000)
+    async with paused(cluster):
+        connection = await cluster.primary.connect(DATABASE)
+        await connection.execute("SELECT pg_logical_emit_message(true, 'test', repeat('x', 20000))")
+        await connection.close()
+        await observer.run_once()
+        assert (True, "primary", Reason.TOO_FAR_BEHIND) == await read_ride(router, email, ride_id)
+
+
+async def test_replica_unheard_of_for_a_lease_serves_nobody(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """What was seen too long ago is not known."""
+    ride_id = await write_ride(router, email)
+    await cluster.wait_for_catchup()
+    await observer.run_once()
+    router.policy = Policy(lease_s=0.0)
+    assert (True, "primary", Reason.NO_STATUS) == await read_ride(router, email, ride_id)
+
+
+async def test_replica_that_fails_costs_a_retry_elsewhere(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """The floor stays the same on the way."""
+    ride_id = await write_ride(router, email)
+    await cluster.wait_for_catchup()
+    await observer.run_once()
+    ended = 0
+
+    async def die_once(node: Connection) -> asyncpg.Record | None:
+        nonlocal ended
+        if not ended:
+            ended += 1
+            await node.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        return await node.fetchrow(queries.SELECT_RIDE, email, ride_id)
+
+    answer = await router.read(die_once, subject=email)
+    assert answer.value is not None
+    assert Reason.RETRIED == answer.reason
+    assert answer.node != "primary"
+
+
+async def test_frozen_replicas_cost_a_bounded_time(
+    cluster: LocalCluster, observer: Observer, board: Board, email: str
+) -> None:
+    """A replica that accepts and says nothing is given up after the attempt's time."""
+    replicas = {node.name: node.dsn(DATABASE) for node in cluster.replicas}
+    limits = Limits(attempt_s=0.2)
+    async with await Router.open(
+        cluster.primary.dsn(DATABASE), replicas, UserFloors(), board, limits=limits
+    ) as router:
+        ride_id = await write_ride(router, email)
+        await cluster.wait_for_catchup()
+        await observer.run_once()
+        for node in cluster.replicas:
+            node.freeze()
+        try:
+            began = time.monotonic()
+            seen, name, reason = await read_ride(router, email, ride_id)
+            took_s = time.monotonic() - began
+        finally:
+            for node in cluster.replicas:
+                node.thaw()
+    assert (True, "primary", Reason.REPLICAS_FAILED) == (seen, name, reason)
+    assert took_s < 3
+
+
+async def test_query_that_is_wrong_is_raised_and_not_retried(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """It speaks against the work, not against the node."""
+    await write_ride(router, email)
+    await cluster.wait_for_catchup()
+    await observer.run_once()
+    ran = 0
+
+    async def wrong(node: Connection) -> None:
+        nonlocal ran
+        ran += 1
+        await node.execute("SELECT no_such_column")
+
+    with pytest.raises(asyncpg.UndefinedColumnError):
+        await router.read(wrong, subject=email)
+    assert 1 == ran
+
+
+async def test_replica_connection_takes_no_write(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """Not even on the primary's side of a promotion: the session itself is read-only."""
+    await write_ride(router, email)
+    await cluster.wait_for_catchup()
+    await observer.run_once()
+    answer = await router.read(lambda node: node.fetchval("SHOW default_transaction_read_only"), subject=email)
+    assert answer.node != "primary"
+    assert "on" == answer.value
+
+
+async def test_unknown_user_is_told_by_the_store(router: Router[str], email: str) -> None:
+    """What the application's store raises arrives as it is."""
+    with pytest.raises(Problem, match="Credentials"):
+        await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
+
+
+async def test_floor_is_recorded_after_the_commit(cluster: LocalCluster, router: Router[str], email: str) -> None:
+    """It covers the commit record, and what the answer says is what the row says."""
+    inside = Lsn(0)
+
+    async def work(primary: Connection) -> None:
+        nonlocal inside
+        await primary.execute(queries.INSERT_USER, email)
+        inside = Lsn.from_wire(await primary.fetchval("SELECT pg_current_wal_insert_lsn()"))
+
+    answer = await router.write(work, subject=email)
+    connection = await cluster.primary.connect(DATABASE)
+    recorded = Lsn.from_wire(await connection.fetchval("SELECT min_lsn FROM users WHERE email = $1", email))
+    await connection.close()
+    assert answer.floor == recorded
+    assert inside < recorded < Lsn.UNKNOWN
+
+
+async def test_commit_is_flushed_whatever_the_session_says(router: Router[str], email: str) -> None:
+    """With synchronous_commit off the flush LSN would not cover the commit (design fact F2)."""
+    inside = Lsn(0)
+
+    async def work(primary: Connection) -> None:
+        nonlocal inside
+        await primary.execute("SET LOCAL synchronous_commit = off")
+        await primary.execute(queries.INSERT_USER, email)
+        inside = Lsn.from_wire(await primary.fetchval("SELECT pg_current_wal_insert_lsn()"))
+
+    answer = await router.write(work, subject=email)
+    assert answer.floor is not None
+    assert inside < answer.floor
+
+
+class Forgetful(UserFloors):
+    """Dies between COMMIT and the settling of the floor."""
+
+    async def settle(self, primary: Connection, subject: str) -> Lsn:
+        """Lose the connection."""
+        await primary.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        return await super().settle(primary, subject)
+
+
+async def test_writer_that_dies_before_settling_leaves_a_mark_that_a_read_finishes(
+    cluster: LocalCluster, observer: Observer, board: Board, router: Router[str], email: str
+) -> None:
+    """The write is acknowledged without a floor; until one is known only the primary will do."""
+    replicas = {node.name: node.dsn(DATABASE) for node in cluster.replicas}
+    async with await Router.open(cluster.primary.dsn(DATABASE), replicas, Forgetful(), board) as forgetful:
+        answer = await forgetful.write(lambda primary: primary.fetchval(queries.INSERT_USER, email), subject=email)
+    assert answer.floor is None
+    connection = await cluster.primary.connect(DATABASE)
+    mark = await connection.fetchval("SELECT min_lsn::text FROM users WHERE email = $1", email)
+    await connection.close()
+    assert str(Lsn.UNKNOWN) == mark
+    floor = (await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)).floor
+    assert floor is not None
+    assert floor < Lsn.UNKNOWN
+    await cluster.wait_for_catchup()
+    await observer.run_once()
+    found = await router.read(lambda node: node.fetchval(queries.SELECT_USER, email), subject=email)
+    assert Reason.CAUGHT_UP == found.reason
+    assert found.value is not None
+
+
+async def test_write_in_progress_sends_reads_to_the_primary_without_waiting(
+    cluster: LocalCluster, router: Router[str], email: str
+) -> None:
+    """A mark whose row another write holds is left to that write."""
+    await write_ride(router, email)
+    connection = await cluster.primary.connect(DATABASE)
+    await connection.execute("UPDATE users SET min_lsn = $2 WHERE email = $1", email, Lsn.UNKNOWN.wire)
+    async with connection.transaction():
+        await connection.execute("SELECT FROM users WHERE email = $1 FOR UPDATE", email)
+        async with asyncio.timeout(2):
+            answer = await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
+    await connection.close()
+    assert ("primary", Reason.WRITE_IN_PROGRESS) == (answer.node, answer.reason)
+
+
+async def test_concurrent_writes_of_one_user_leave_a_floor_that_covers_all(
+    cluster: LocalCluster, router: Router[str], email: str
+) -> None:
+    """Whoever settles last or first: the row ends above each commit, and without a mark."""
+    await write_ride(router, email)
+    insides: list[Lsn] = []
+
+    async def work(primary: Connection) -> None:
+        await primary.fetchrow(queries.INSERT_RIDE, email, 1.0, None)
+        insides.append(Lsn.from_wire(await primary.fetchval("SELECT pg_current_wal_insert_lsn()")))
+
+    answers = await asyncio.gather(*(router.write(work, subject=email) for _ in range(30)))
+    connection = await cluster.primary.connect(DATABASE)
+    recorded = Lsn.from_wire(await connection.fetchval("SELECT min_lsn FROM users WHERE email = $1", email))
+    await connection.close()
+    assert max(insides) < recorded < Lsn.UNKNOWN
+    assert all(answer.floor is not None and answer.floor < Lsn.UNKNOWN for answer in answers)
+
+
+async def test_serialization_failure_is_tried_again(router: Router[str], email: str) -> None:
+    """The caller never sees it."""
+    runs = 0
+
+    async def work(primary: Connection) -> None:
+        nonlocal runs
+        runs += 1
+        await primary.execute(queries.INSERT_USER, email)
+        if runs < 3:
+            await primary.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
+
+    await router.write(work, subject=email)
+    assert 3 == runs
+
+
+async def test_error_in_the_work_rolls_everything_back(router: Router[str], email: str) -> None:
+    """Neither the write nor its mark stays."""
+
+    async def work(primary: Connection) -> None:
+        await primary.execute(queries.INSERT_USER, email)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await router.write(work, subject=email)
+    with pytest.raises(Problem, match="Credentials"):
+        await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
+
+
+async def test_connection_lost_during_commit_is_an_unknown_outcome(router: Router[str], email: str) -> None:
+    """Never reported as failed, never retried."""
+    runs = 0
+
+    async def work(primary: Connection) -> None:
+        nonlocal runs
+        runs += 1
+        await primary.execute("""
+            CREATE FUNCTION pg_temp.die() RETURNS trigger LANGUAGE plpgsql AS
+                'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END';
+            CREATE TEMPORARY TABLE doomed (id int);
+            CREATE CONSTRAINT TRIGGER die AFTER INSERT ON doomed
+                DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pg_temp.die();
+            INSERT INTO doomed VALUES (1);
+        """)
+
+    with pytest.raises(OutcomeUnknown):
+        await router.write(work, subject=email)
+    assert 1 == runs
+
+
+async def test_connection_lost_before_commit_is_known_to_have_changed_nothing(
+    router: Router[str], email: str
+) -> None:
+    """The caller may ask again."""
+
+    async def work(primary: Connection) -> None:
+        await primary.execute(queries.INSERT_USER, email)
+        await primary.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    with pytest.raises(Unavailable):
+        await router.write(work, subject=email)
+
+
+async def test_write_that_waits_too_long_is_unavailable(cluster: LocalCluster, board: Board, email: str) -> None:
+    """A lock held by somebody else ends in the deadline, and leaves the pool usable."""
+    limits = Limits(write_s=0.3)
+    async with await Router.open(cluster.primary.dsn(DATABASE), {}, UserFloors(), board, limits=limits) as router:
+        ride_id = await write_ride(router, email)
+        connection = await cluster.primary.connect(DATABASE)
+        async with connection.transaction():
+            await connection.execute("SELECT FROM users WHERE email = $1 FOR UPDATE", email)
+            with pytest.raises(Unavailable):
+                await write_ride(router, email)
+        await connection.close()
+        assert (await read_ride(router, email, ride_id))[0]
+
+
+async def test_router_without_a_primary_refuses_at_once(board: Board, email: str, tmp_path: Path) -> None:
+    """No time-out is waited for where nobody listens."""
+    dsn = f"postgresql://postgres@/nowhere?host={tmp_path}&port=1"
+    async with await Router.open(dsn, {}, UserFloors(), board) as router:
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
+        with pytest.raises(Unavailable):
+            await router.write(lambda node: node.fetchval("SELECT 1"), subject=email)
+        assert time.monotonic() - began < 1
+        assert not await router.primary_answers()
+
+
+async def test_pool_recovers_from_a_crash_of_the_primary(
+    cluster: LocalCluster, router: Router[str], email: str
+) -> None:
+    """Dead connections in the pool cost no read an error once the primary is back."""
+    ride_id = await write_ride(router, email)
+    assert (await read_ride(router, email, ride_id))[0]
+    died = cluster.primary.process
+    cluster.primary.kill()
+    async with asyncio.timeout(20):
+        while cluster.primary.process is died:
+            await asyncio.sleep(0.01)
+        await cluster.primary.up.wait()
+    assert (await read_ride(router, email, ride_id))[0]
+    await cluster.wait_for_catchup()
