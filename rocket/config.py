@@ -22,10 +22,11 @@ LOG_FORMATS = ("text", "json")
 
 _LARGEST_PORT = 65535
 _MOST_REPLICAS = 30
-_SIZES = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_DURATION = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+) *(ms|s|min|h)?")
+_SIZES = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) *(ms|s|min|h)?")
 _SECONDS = {"ms": 0.001, None: 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
-_SIZE = re.compile(r"([0-9]+) *([A-Za-z]*)")
+_SIZE = re.compile(r"([0-9]{1,18}) *([A-Za-z]+)")
+_RATE = re.compile(r"[0-9]{1,6}(?:\.[0-9]{0,18})?(?:e-[0-9]{1,2})?|\.[0-9]{1,18}")
 
 
 class MaxLag(NamedTuple):
@@ -63,10 +64,7 @@ def parse_duration(text: str) -> float:
 
 def parse_rate(text: str) -> float:
     """Read a number of things a second."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
+    value = float(text) if _RATE.fullmatch(text) else 0.0
     if not 0 < value <= 10_000:  # noqa: PLR2004 - beyond it, it is not the API that is measured
         raise ValueError("must be a number above 0, at most 10000")
     return value
@@ -77,10 +75,10 @@ def parse_max_lag(text: str) -> MaxLag:
     size = _SIZE.fullmatch(text)
     if size and size[2].upper() in _SIZES:
         return MaxLag(int(size[1]) * _SIZES[size[2].upper()], None)
-    try:
-        return MaxLag(None, parse_duration(text))
-    except ValueError:
-        raise ValueError("must be a number of bytes like 16MiB, or a time like 5s") from None
+    match = _DURATION.fullmatch(text)
+    if match and match[2] and (seconds := parse_duration(text)):
+        return MaxLag(None, seconds)
+    raise ValueError("must be a number of bytes like 16MiB, or a time like 5s")
 
 
 def parse_one_of(*choices: str) -> Callable[[str], str]:
@@ -108,7 +106,12 @@ def parse_text(value: str) -> str:
 
 def parse_path(value: str) -> Path:
     """Read a path."""
-    return Path(parse_text(value)).expanduser()
+    if "\0" in value:
+        raise ValueError("must not hold a NUL byte")
+    try:
+        return Path(parse_text(value)).expanduser()
+    except RuntimeError as error:  # ~somebody who does not exist
+        raise ValueError(f"cannot be used: {error}") from None
 
 
 def _setting(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import pytest_asyncio
 import uvloop
@@ -20,13 +24,17 @@ from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from aiohttp import web
     from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
 REPLICAS = 2
+
+# Real servers share the machine with the tests: how long an example takes says nothing.
+hypothesis.settings.register_profile("rocket", deadline=None)
+hypothesis.settings.load_profile("rocket")
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -40,6 +48,15 @@ async def cluster() -> AsyncIterator[LocalCluster]:
     settings = ClusterSettings(replicas=REPLICAS, port=0, database=DATABASE, schema=schema_sql())
     async with local_cluster(settings) as cluster, background(cluster.supervise(), "supervisor"):
         yield cluster
+
+
+@pytest.fixture
+def kept_dir() -> Iterator[Path]:
+    """A place for directories that the servers' account can enter, with a path short enough for sockets."""
+    path = Path(tempfile.mkdtemp(prefix="rocket-test-", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture

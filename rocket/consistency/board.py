@@ -58,6 +58,8 @@ class Board:
     def publish_primary(self, status: PrimaryStatus) -> None:
         """Put the primary's newest status up, and remember when its flush LSN was first seen."""
         self._primary = status
+        if self._advances and status.flush_lsn < self._advances[-1][0]:
+            self._advances.clear()  # another cluster, or a promotion that lost a tail: the past is another one's
         if not self._advances or status.flush_lsn > self._advances[-1][0]:
             self._advances.append((status.flush_lsn, status.observed_at))
 

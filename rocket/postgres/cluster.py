@@ -208,10 +208,10 @@ class LocalCluster:
                 continue  # stopped or restarted on purpose
             node.up.clear()
             asked = node.take_kill_asked()
-            pause_s = policy.pause_after_death(time.monotonic(), asked=asked)
+            pause_s = policy.after_death(time.monotonic(), asked=asked)
             how = ending(exit_code)
             while not await self._start_again(node, how, pause_s):
-                pause_s = policy.pause_after_death(time.monotonic(), asked=False)
+                pause_s = policy.after_failed_start(time.monotonic())
                 how = "while starting"
             policy.started()
 

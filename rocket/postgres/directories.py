@@ -243,9 +243,10 @@ def _lock_or_say_who(lock: int, path: Path) -> None:
 def _temporary_root() -> Path:
     longest = f"{_PREFIX}xxxxxxxx/s/.s.PGSQL.65535.lock"
     for root in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp makes a private directory in it
-        if len(os.fsencode(f"{root}/{longest}")) <= _SOCKET_PATH_LIMIT:
+        # Postgres and libpq take a comma for the end of a directory, and a line feed ends everything.
+        if len(os.fsencode(f"{root}/{longest}")) <= _SOCKET_PATH_LIMIT and not set(root) & set(",\n"):
             return Path(root)
-    raise DirectoryUnusable("no temporary directory has a path short enough for a unix socket")
+    raise DirectoryUnusable("no temporary directory has a path that is fit for a unix socket")
 
 
 def _run_directories() -> Iterator[Path]:

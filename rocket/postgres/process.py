@@ -39,6 +39,12 @@ def _child_setup(account: Account | None) -> Callable[[], None]:
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def setup() -> None:
+        # uvloop lets the descriptors leak through that it made copies of: a server that outlives us would keep
+        # the pipes of whoever started us open.
+        for descriptor in os.listdir("/dev/fd"):  # noqa: PTH208 - between fork and exec, the less the better
+            with contextlib.suppress(OSError):
+                if int(descriptor) > 2:  # noqa: PLR2004 - standard error
+                    os.set_inheritable(int(descriptor), False)
         if account is not None:
             account.become()
         if libc is not None:

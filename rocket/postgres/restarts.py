@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 _FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 5.0
-_MOST_DEATHS = 5
+_ENOUGH = 5
 _WITHIN_S = 60.0
 
 
@@ -17,21 +16,23 @@ class RestartPolicy:
     """
 
     def __init__(self) -> None:
-        self._deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
-        self._in_a_row = 0
+        self._deaths: deque[float] = deque(maxlen=_ENOUGH)
+        self._failed_starts = 0
 
-    def pause_after_death(self, now: float, *, asked: bool) -> float | None:
+    def after_death(self, now: float, *, asked: bool) -> float | None:
         """Return the seconds to wait before the next start, growing from death to death; None: give up."""
         if asked:
             return _FIRST_PAUSE_S
         self._deaths.append(now)
-        self._in_a_row += 1
-        often = len(self._deaths) == _MOST_DEATHS and now - self._deaths[0] <= _WITHIN_S
-        if often or self._in_a_row > _MOST_DEATHS:
-            return None
         recent = sum(1 for death in self._deaths if now - death <= _WITHIN_S)
-        return min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** (recent - 1))
+        return None if recent == _ENOUGH else _FIRST_PAUSE_S * 2.0 ** (recent - 1)
+
+    def after_failed_start(self, now: float) -> float | None:
+        """Return the same after a start that ended in the server's death, or never came to its end."""
+        self._failed_starts += 1
+        pause_s = self.after_death(now, asked=False)
+        return None if self._failed_starts == _ENOUGH else pause_s
 
     def started(self) -> None:
         """Note a start that went well."""
-        self._in_a_row = 0
+        self._failed_starts = 0

@@ -32,7 +32,7 @@ async def table(cluster: LocalCluster) -> dict[str, int]:
 async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
     """Wait for something that other tasks bring about."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - the condition has no event of its own
+        while not condition():
             await asyncio.sleep(0.01)
 
 

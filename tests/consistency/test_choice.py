@@ -1,0 +1,371 @@
+"""A read goes only to a replica that is fit, and to one of them if there is any."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rocket.consistency import (
+    Board,
+    Choice,
+    Incarnation,
+    Lsn,
+    Policy,
+    PrimaryStatus,
+    Reason,
+    ReplicaStatus,
+    choose,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NOW = 20.0
+UNBOUNDED = Policy(lease_s=5.0, max_lag_bytes=None)
+
+NAMES = ["replica0", "replica1", "replica2", "replica3", "replica4"]
+
+modest = settings(max_examples=150)
+
+
+class Question(NamedTuple):
+    """All that the decision is made from."""
+
+    floor: Lsn
+    board: Board
+    policy: Policy
+    start: int
+    load: Mapping[str, int]
+    without: frozenset[str]
+
+    def choice(self) -> Choice:
+        """Return the answer of the code under test."""
+        return choose(
+            self.floor,
+            self.board,
+            self.policy,
+            now=NOW,
+            start=self.start,
+            load=self.load.__getitem__,
+            without=self.without,
+        )
+
+    def heard(self) -> list[ReplicaStatus]:
+        """Return the replicas heard of within the lease, said as plainly as can be."""
+        return [status for status in self.board.replicas if status.observed_at + self.policy.lease_s >= NOW]
+
+    def near(self) -> list[ReplicaStatus]:
+        """Return those of them that are within the bounds on lag."""
+        return [status for status in self.heard() if self._near_in_bytes(status) and self._near_in_seconds(status)]
+
+    def fit(self) -> list[ReplicaStatus]:
+        """Return those of them that have replayed the floor and have not failed this read."""
+        return [
+            status for status in self.near() if status.replay_lsn >= self.floor and status.name not in self.without
+        ]
+
+    def _near_in_bytes(self, status: ReplicaStatus) -> bool:
+        bound, primary = self.policy.max_lag_bytes, self.board.primary
+        return bound is None or primary is None or int(primary.flush_lsn) <= int(status.replay_lsn) + bound
+
+    def _near_in_seconds(self, status: ReplicaStatus) -> bool:
+        bound, lag_s = self.policy.max_lag_s, self.board.lag_seconds(status, NOW)
+        return bound is None or lag_s is None or lag_s <= bound
+
+
+# Small numbers, so that positions, moments and bounds often meet exactly; and often enough some replica is fit.
+SMALL = st.integers(0, 12)
+LSNS = SMALL.map(Lsn)
+MOMENTS = st.integers(8, 20).map(float)
+BOUNDS = st.none() | SMALL
+POLICIES = st.builds(
+    Policy,
+    lease_s=st.sampled_from([0.0, 3.0, 6.0, 9.0, 12.0, 12.0]),
+    max_lag_bytes=BOUNDS,
+    max_lag_s=BOUNDS.map(lambda bound: None if bound is None else float(bound)),
+)
+
+
+@st.composite
+def boards(draw: st.DrawFn) -> Board:
+    """Draw a board with up to five replicas, and with or without a primary."""
+    board = Board()
+    for name in draw(st.permutations(NAMES))[: draw(st.sampled_from([0, 1, 2, 3, 4, 5, 5, 5]))]:
+        board.publish(ReplicaStatus(name, draw(LSNS), Incarnation("first life"), draw(MOMENTS)))
+    sights = draw(st.lists(st.tuples(LSNS, MOMENTS), min_size=draw(st.integers(0, 2)), max_size=3))
+    for flush_lsn, observed_at in zip(*map(sorted, zip(*sights, strict=True)), strict=True):
+        board.publish_primary(PrimaryStatus(flush_lsn, observed_at))
+    return board
+
+
+QUESTIONS = st.builds(
+    Question,
+    floor=LSNS | LSNS | st.integers(0, 4).map(Lsn) | st.just(Lsn.UNKNOWN),
+    board=boards(),
+    policy=POLICIES,
+    start=st.integers(-7, 2**40),
+    load=st.fixed_dictionaries(dict.fromkeys(NAMES, st.integers(0, 2))),
+    without=st.just(frozenset[str]()) | st.frozensets(st.sampled_from(NAMES), max_size=2),
+)
+
+
+def replica(
+    name: str = "replica0", replay_lsn: int = 100, observed_at: float = NOW, incarnation: str | None = "first life"
+) -> ReplicaStatus:
+    """Return a replica's status as it is seen now, if nothing else is said."""
+    return ReplicaStatus(
+        name, Lsn(replay_lsn), None if incarnation is None else Incarnation(incarnation), observed_at
+    )
+
+
+def board_of(*statuses: ReplicaStatus, flush_lsn: int | None = None, seen_at: float = NOW) -> Board:
+    """Return a board with these replicas, and a primary if its flush LSN is given."""
+    board = Board()
+    for status in statuses:
+        board.publish(status)
+    if flush_lsn is not None:
+        board.publish_primary(PrimaryStatus(Lsn(flush_lsn), seen_at))
+    return board
+
+
+# --- what holds for every board, policy and floor ---
+
+
+@given(question=QUESTIONS)
+@modest
+def test_a_chosen_replica_is_always_fit(question: Question) -> None:
+    """It has replayed the floor, was heard of within the lease, is within both bounds, and has not failed."""
+    status = question.choice().status
+
+    if status is not None:
+        assert status.replay_lsn >= question.floor
+        assert status.name not in question.without
+        assert NOW - status.observed_at <= question.policy.lease_s
+        if question.policy.max_lag_bytes is not None and question.board.primary is not None:
+            assert question.board.primary.flush_lsn - status.replay_lsn <= question.policy.max_lag_bytes
+        if question.policy.max_lag_s is not None:
+            assert (question.board.lag_seconds(status, NOW) or 0.0) <= question.policy.max_lag_s
+        assert status == question.board.replica(status.name)
+
+
+@given(question=QUESTIONS)
+@modest
+def test_if_any_replica_is_fit_one_is_chosen(question: Question) -> None:
+    """The primary is never troubled while a replica can serve."""
+    assert (question.fit() != []) == (question.choice().status is not None)
+
+
+@given(question=QUESTIONS)
+@modest
+def test_the_reason_is_as_documented(question: Question) -> None:
+    """The reason says how far the search came: heard of, within the bounds, caught up, not failed."""
+    if question.fit():
+        expected = Reason.RETRIED if question.without else Reason.CAUGHT_UP
+    elif question.without:
+        expected = Reason.REPLICAS_FAILED
+    elif not question.heard():
+        expected = Reason.NO_STATUS
+    elif not question.near():
+        expected = Reason.TOO_FAR_BEHIND
+    else:
+        expected = Reason.NOT_CAUGHT_UP
+
+    assert expected == question.choice().reason
+
+
+@given(question=QUESTIONS)
+@modest
+def test_the_less_busy_of_the_first_two_from_the_start_is_chosen(question: Question) -> None:
+    """Of two equally busy ones it is the first; whoever comes third is not even looked at."""
+    replicas = list(question.board.replicas)
+    turn = question.start % len(replicas) if replicas else 0
+    in_turn = [status for status in replicas[turn:] + replicas[:turn] if status in question.fit()]
+    expected = min(in_turn[:2], key=lambda status: question.load[status.name], default=None)
+
+    assert expected == question.choice().status
+
+
+@given(question=QUESTIONS)
+@modest
+def test_reads_spread_over_all_fit_replicas(question: Question) -> None:
+    """As the start varies, and all are equally busy, every fit replica has its turn, and nobody else."""
+    idle = dict.fromkeys(NAMES, 0)
+    choices = [question._replace(start=start, load=idle).choice() for start in range(len(NAMES) * 12)]
+
+    assert {status.name for status in question.fit()} == {
+        choice.status.name for choice in choices if choice.status
+    }
+
+
+@given(question=QUESTIONS, higher=SMALL)
+@modest
+def test_a_higher_floor_never_makes_a_replica_fit(question: Question, higher: int) -> None:
+    """What cannot serve a session cannot serve one that has seen more."""
+    further = question._replace(floor=Lsn(min(question.floor + higher, Lsn.UNKNOWN)))
+
+    assert question.choice().status is not None or further.choice().status is None
+
+
+@given(question=QUESTIONS)
+@modest
+def test_an_unknown_commit_lsn_is_served_by_no_replica(question: Question) -> None:
+    """A write in progress binds its session to the primary, however far the replicas are."""
+    assert question._replace(floor=Lsn.UNKNOWN).choice().status is None
+
+
+# --- the edges, one by one ---
+
+
+@pytest.mark.parametrize(("replay_lsn", "fit"), [(99, False), (100, True), (101, True)])
+def test_replayed_exactly_up_to_the_floor_is_fit(replay_lsn: int, fit: bool) -> None:
+    """The floor is where the commit ends: a replica exactly there shows it, one byte less does not."""
+    status = replica(replay_lsn=replay_lsn)
+    expected = Choice(status, Reason.CAUGHT_UP) if fit else Choice(None, Reason.NOT_CAUGHT_UP)
+
+    assert expected == choose(Lsn(100), board_of(status), UNBOUNDED, now=NOW)
+
+
+def test_the_floor_is_compared_as_a_number() -> None:
+    """As text `0/9` would be beyond `0/10`."""
+    behind = ReplicaStatus("replica0", Lsn.parse("0/9"), None, NOW)
+
+    assert Choice(None, Reason.NOT_CAUGHT_UP) == choose(Lsn.parse("0/10"), board_of(behind), UNBOUNDED, now=NOW)
+
+
+@pytest.mark.parametrize(("age_s", "fit"), [(4.5, True), (5.0, True), (5.5, False)])
+def test_a_status_as_old_as_the_lease_still_serves(age_s: float, fit: bool) -> None:
+    """Only a replica unheard of for longer than the lease serves nobody."""
+    status = replica(observed_at=NOW - age_s)
+    expected = Choice(status, Reason.CAUGHT_UP) if fit else Choice(None, Reason.NO_STATUS)
+
+    assert expected == choose(Lsn(1), board_of(status), UNBOUNDED, now=NOW)
+
+
+@pytest.mark.parametrize(("flush_lsn", "fit"), [(149, True), (150, True), (151, False)])
+def test_a_replica_exactly_at_the_bound_in_bytes_still_serves(flush_lsn: int, fit: bool) -> None:
+    """Only further behind than `max_lag` is too far, whether the floor is replayed or not."""
+    status = replica(replay_lsn=100)
+    expected = Choice(status, Reason.CAUGHT_UP) if fit else Choice(None, Reason.TOO_FAR_BEHIND)
+
+    board = board_of(status, flush_lsn=flush_lsn)
+    assert expected == choose(Lsn(1), board, Policy(max_lag_bytes=50), now=NOW)
+
+
+@pytest.mark.parametrize(("lag_s", "fit"), [(1.5, True), (2.0, True), (2.5, False)])
+def test_a_replica_exactly_at_the_bound_in_seconds_still_serves(lag_s: float, fit: bool) -> None:
+    """The same bound in time, counted from when the primary was first seen beyond the replica."""
+    status = replica(replay_lsn=100)
+    expected = Choice(status, Reason.CAUGHT_UP) if fit else Choice(None, Reason.TOO_FAR_BEHIND)
+
+    board = board_of(status, flush_lsn=101, seen_at=NOW - lag_s)
+    assert expected == choose(Lsn(1), board, Policy(max_lag_bytes=None, max_lag_s=2.0), now=NOW)
+
+
+def test_sixteen_mebibytes_bound_the_lag_by_default() -> None:
+    """The default policy refuses a replica one byte further behind."""
+    status = replica(replay_lsn=1)
+
+    assert choose(Lsn(1), board_of(status, flush_lsn=1 + 2**24), Policy(), now=NOW).status == status
+    assert choose(Lsn(1), board_of(status, flush_lsn=2 + 2**24), Policy(), now=NOW).status is None
+
+
+def test_without_a_primary_seen_the_lag_bounds_nothing() -> None:
+    """A replica that has replayed the floor serves while nobody knows where the primary is."""
+    policy = Policy(max_lag_bytes=0, max_lag_s=0.0)
+
+    assert Choice(replica(), Reason.CAUGHT_UP) == choose(Lsn(100), board_of(replica()), policy, now=NOW)
+
+
+def test_an_empty_board_has_no_status() -> None:
+    """Before the observer's first look every read goes to the primary."""
+    assert Choice(None, Reason.NO_STATUS) == choose(Lsn(0), Board(), Policy(), now=NOW)
+
+
+def test_one_replica_near_but_not_caught_up_is_the_reason() -> None:
+    """Of replicas too far behind and replicas not caught up the nearer ones give the reason."""
+    board = board_of(replica("replica0", 1), replica("replica1", 90), flush_lsn=110)
+
+    assert choose(Lsn(100), board, Policy(max_lag_bytes=50), now=NOW).reason == Reason.NOT_CAUGHT_UP
+
+
+# --- after a failure ---
+
+
+def test_a_replica_that_failed_is_not_asked_again() -> None:
+    """The read is retried on another replica that has replayed the same floor."""
+    board = board_of(replica("replica0"), replica("replica1"))
+
+    assert Choice(replica("replica1"), Reason.RETRIED) == choose(
+        Lsn(100), board, UNBOUNDED, now=NOW, without={"replica0"}
+    )
+
+
+def test_a_retry_keeps_the_floor() -> None:
+    """A replica behind the floor is no way out when the one that was caught up has failed."""
+    board = board_of(replica("replica0", 100), replica("replica1", 99))
+
+    assert Choice(None, Reason.REPLICAS_FAILED) == choose(
+        Lsn(100), board, UNBOUNDED, now=NOW, without={"replica0"}
+    )
+
+
+# --- how busy they are ---
+
+
+def test_only_two_replicas_are_asked_how_busy_they_are() -> None:
+    """The cost does not grow with the number of replicas."""
+    asked: Counter[str] = Counter()
+
+    def load(name: str) -> int:
+        asked[name] += 1
+        return 0
+
+    choose(Lsn(1), board_of(*map(replica, NAMES)), UNBOUNDED, now=NOW, start=3, load=load)
+
+    assert asked == {"replica3": 1, "replica4": 1}
+
+
+def test_a_single_fit_replica_serves_however_busy() -> None:
+    """How busy a replica is never sends a read to the primary."""
+    board = board_of(replica("replica0", 99), replica("replica1", 100))
+    choice = choose(Lsn(100), board, UNBOUNDED, now=NOW, load=lambda _name: 10**9)
+
+    assert replica("replica1") == choice.status
+
+
+def test_a_stuck_replica_is_left_alone() -> None:
+    """Reads that do not end make a replica the busier one wherever it is met, so that new ones go elsewhere."""
+    board = board_of(*map(replica, NAMES))
+    load = {**dict.fromkeys(NAMES, 0), "replica2": 100}
+    served = [
+        choose(Lsn(1), board, UNBOUNDED, now=NOW, start=start, load=load.__getitem__).status for start in range(10)
+    ]
+
+    assert {"replica0", "replica1", "replica3", "replica4"} == {status.name for status in served if status}
+
+
+# --- which connections a status speaks for ---
+
+
+@pytest.mark.parametrize(
+    ("seen", "connected", "vouches"),
+    [
+        ("first life", "first life", True),
+        ("second life", "first life", False),
+        ("first life", "second life", False),
+        ("first life", None, False),
+        (None, "first life", False),
+        (None, None, False),
+    ],
+)
+def test_a_status_vouches_only_for_its_own_incarnation(
+    seen: str | None, connected: str | None, vouches: bool
+) -> None:
+    """A status of another life says nothing about a connection, and an unknown one equals not even itself."""
+    incarnation = None if connected is None else Incarnation(connected)
+
+    assert vouches == replica(incarnation=seen).vouches_for(incarnation)

