@@ -110,7 +110,7 @@ class Simulator:
     async def _new_user(self, session: aiohttp.ClientSession) -> str:
         email = f"{secrets.token_hex(6)}@example.com"
         while True:
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, ValueError):
                 async with session.post("/users", json={"email": email}) as response:
                     if response.ok:
                         return email
@@ -143,7 +143,7 @@ class Simulator:
                     await asyncio.sleep(_RETRY_S)
                     return
                 written = await response.json()
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             _log.warning("ride not written: %r", error)
             self.tally.unwritten += 1
             await asyncio.sleep(_RETRY_S)

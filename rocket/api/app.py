@@ -13,13 +13,15 @@ from rocket.api import health, rides, users
 from rocket.api.hosts import known_hosts_only
 from rocket.api.keys import METRICS, ROUTER
 from rocket.api.metrics import Metrics
-from rocket.api.problems import MAX_BODY_BYTES, Problem, expect_continue, internal_error, problems
+from rocket.api.problems import MAX_BODY_BYTES, Problem, internal_error, problems
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
     from rocket import Router
+
+    _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _DRAIN_S = 2.0
 """How long requests in flight may take to end when the server stops."""
@@ -46,7 +48,7 @@ def build_app(router: Router[str], *, allowed_hosts: Collection[str] = ()) -> we
         ("GET", "/replicas", health.replicas),
         ("GET", "/metrics", health.metrics),
     ):
-        app.router.add_route(method, path, handler, expect_handler=expect_continue)
+        app.router.add_route(method, path, handler)
     return app
 
 
@@ -91,16 +93,37 @@ class _Server(web.Server):
         return _Protocol(self, loop=self._loop, **self._kwargs)
 
 
+def _refusing_expectations(handler: _Handler) -> _Handler:
+    """Answer whoever expects more than `100-continue`; aiohttp looks at that before any middleware."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Expect", "100-continue").lower() == "100-continue":
+            return await handler(request)
+        response = Problem(HTTPStatus.EXPECTATION_FAILED, "Expectation Failed.").response()
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    return handle
+
+
 class _Runner(web.AppRunner):
     """Runs an application with our protocol."""
 
     def __init__(self, app: web.Application) -> None:
-        super().__init__(app, handle_signals=False, access_log=None, shutdown_timeout=_DRAIN_S)
+        super().__init__(
+            app,
+            handle_signals=False,
+            access_log=None,
+            shutdown_timeout=_DRAIN_S,
+            keepalive_timeout=_KEEPALIVE_S,
+            # Compressed bodies are refused: unpacked, they have no bound.
+            auto_decompress=False,
+        )
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         return _Server(
-            made.request_handler,
+            _refusing_expectations(made.request_handler),
             request_factory=made.request_factory,
             loop=made._loop,  # noqa: SLF001
             **made._kwargs,  # noqa: SLF001

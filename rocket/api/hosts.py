@@ -1,12 +1,13 @@
 """Which names the API answers to.
 
 A page of another site can make a browser send requests here by pointing a name of its own at 127.0.0.1 (DNS
-rebinding). It cannot change the Host header, so only known names and plain addresses are served.
+rebinding). It cannot change the Host header, so only loopback and known names are served.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -20,29 +21,31 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware
 
 
+_HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^][:]+))(:[0-9]*)?")
+
+
 def known_hosts_only(names: Collection[str]) -> Middleware:
-    """Return a middleware that refuses requests for any host but `names`, localhost and IP addresses."""
-    known = {"localhost", *(name.lower().rstrip(".") for name in names)}
+    """Return a middleware that refuses requests for any host but loopback and `names`."""
+    known = {"localhost", *(_plain(name) for name in names)}
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        name = _without_port(request.headers.get("Host", "")).lower().rstrip(".")
-        if name not in known and not _is_address(name):
-            raise Problem(HTTPStatus.MISDIRECTED_REQUEST, f"Host '{name}' is not served here.")
+        given = request.headers.get("Host", "")
+        match = _HOST.fullmatch(given)
+        name = "" if match is None else _plain(match["address"] or match["name"])
+        if name not in known and not _is_loopback(name):
+            raise Problem(HTTPStatus.MISDIRECTED_REQUEST, f"Host '{given}' is not served here.")
         return await handler(request)
 
     return check
 
 
-def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0][1:]
-    return host.partition(":")[0]
+def _plain(name: str) -> str:
+    return name.strip().lower().rstrip(".")
 
 
-def _is_address(name: str) -> bool:
+def _is_loopback(name: str) -> bool:
     try:
-        ipaddress.ip_address(name)
+        return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
-    return True

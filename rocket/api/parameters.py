@@ -7,22 +7,21 @@ import json
 import math
 import re
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
+
+from aiohttp import web
 
 from rocket.api.problems import (
-    MAX_BODY_BYTES,
     Problem,
     missing_parameter,
     unreadable_body,
     wrong_parameter,
 )
 
-if TYPE_CHECKING:
-    from aiohttp import web
-
 BIGINT_MAX = 2**63 - 1
 _BODY_TIMEOUT_S = 5.0
-_FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_MOST_FIELDS = 100
+_FLOAT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")  # in linear time
 _WHOLE = re.compile(r"[0-9]{1,19}")
 _LONGEST_EMAIL = 255
 
@@ -35,30 +34,44 @@ async def body_parameter(request: web.Request, name: str) -> object:
     """
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
-            if request.content_type == "application/json":
-                values = await _json_object(request)
-            else:
-                values = await _form(request)
+            body = await request.read()
     except TimeoutError:
         raise Problem(HTTPStatus.REQUEST_TIMEOUT, "The request body did not arrive in time.") from None
+    except (ConnectionError, web.RequestPayloadError):
+        raise Problem(HTTPStatus.BAD_REQUEST, "The request body did not arrive in full.") from None
+    values = _values(request, body)
     value = values.get(name)
     if value is None or value == "":
         raise missing_parameter(name)
     return value
 
 
-async def _json_object(request: web.Request) -> dict[str, object]:
-    body = await request.read()
+def _values(request: web.Request, body: bytes) -> dict[str, object]:
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Request bodies must not be compressed.")
+    charset = request.charset or "utf-8"
+    match request.content_type:
+        case "application/json":
+            return _json_object(body, charset)
+        case "application/x-www-form-urlencoded":
+            return _form(body, charset)
+    return {}
+
+
+def _json_object(body: bytes, charset: str) -> dict[str, object]:
     try:
-        value = json.loads(body.decode(request.charset or "utf-8"))
+        value = json.loads(body.decode(charset))
     except (ValueError, LookupError, RecursionError):
         raise unreadable_body("JSON") from None
     return value if isinstance(value, dict) else {}
 
 
-async def _form(request: web.Request) -> dict[str, object]:
+def _form(body: bytes, charset: str) -> dict[str, object]:
     try:
-        return dict(await request.post())
+        text = body.decode(charset)
+        return dict(
+            parse_qsl(text, keep_blank_values=True, encoding=charset, errors="strict", max_num_fields=_MOST_FIELDS)
+        )
     except (ValueError, LookupError):
         raise unreadable_body("a form") from None
 
@@ -66,7 +79,7 @@ async def _form(request: web.Request) -> dict[str, object]:
 def distance(value: object) -> float:
     """Read a distance: a finite number, in JSON or in decimal notation."""
     number = math.nan
-    if isinstance(value, str) and len(value) <= MAX_BODY_BYTES and _FLOAT.fullmatch(value.strip()):
+    if isinstance(value, str) and _FLOAT.fullmatch(value.strip()):
         number = float(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         try:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
 MAX_BODY_BYTES = 64 * 1024
-REQUEST_TIMEOUT_S = 15.0
-"""Longer than a write with all its attempts may take: a last resort."""
+REQUEST_TIMEOUT_S = 25.0
+"""Longer than reading a body and writing with all its attempts may take: a last resort."""
 
 _RETRY_AFTER_S = "1"
 
@@ -88,16 +88,13 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         response = problem.response()
     except web.HTTPException as error:
         response = _in_our_words(error, request).response()
-    except OutcomeUnknown as error:
-        _log.warning("%s: %s", _called(request), error)
-        response = Problem(HTTPStatus.GATEWAY_TIMEOUT, "The outcome of this write is unknown.").response()
-    except (Unavailable, TimeoutError) as error:
+    except (OutcomeUnknown, Unavailable, TimeoutError) as error:
         _log.warning("%s: %s", _called(request), str(error) or type(error).__name__)
-        response = Problem(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "No database server can answer this now. Please try again.",
-            {"Retry-After": _RETRY_AFTER_S},
-        ).response()
+        # A write that was cut off by the last resort may have been committed.
+        unknown = isinstance(error, OutcomeUnknown) or (
+            isinstance(error, TimeoutError) and request.method == "POST"
+        )
+        response = (outcome_unknown() if unknown else unavailable()).response()
     except Exception:  # noqa: BLE001 - logged with its traceback
         _log.exception("%s failed", _called(request))
         response = internal_error().response()
@@ -108,6 +105,20 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 def _called(request: web.BaseRequest) -> str:
     # As it was encoded: a decoded path could write lines of its own into the log.
     return f"{request.method} {request.rel_url.raw_path}"
+
+
+def outcome_unknown() -> Problem:
+    """Say that a write may have happened, or not."""
+    return Problem(HTTPStatus.GATEWAY_TIMEOUT, "The outcome of this write is unknown.")
+
+
+def unavailable() -> Problem:
+    """Say that nothing was changed, and that it is worth asking again."""
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "No database server can answer this now. Please try again.",
+        {"Retry-After": _RETRY_AFTER_S},
+    )
 
 
 def internal_error() -> Problem:
@@ -128,13 +139,3 @@ def _in_our_words(error: web.HTTPException, request: web.Request) -> Problem:
         case web.HTTPRequestEntityTooLarge():
             return Problem(status, f"Request body is larger than {MAX_BODY_BYTES} bytes.")
     return Problem(status, f"{status.phrase}.")
-
-
-async def expect_continue(request: web.Request) -> None:
-    """Answer `Expect: 100-continue`, and refuse any other expectation."""
-    if request.headers["Expect"].lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # The interim answer does not count as the beginning of the answer itself.
-        request.writer.output_size = 0
-        return
-    raise web.HTTPExpectationFailed(text='{"error": "Expectation Failed."}', content_type="application/json")

@@ -22,6 +22,8 @@ from rocket.routing.failures import UNREACHABLE, leaves_commit_in_doubt, speaks_
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from asyncpg.transaction import Transaction
+
     from rocket.consistency import ReplicaStatus
     from rocket.routing.connections import ReplicaConnection, Work
     from rocket.routing.floors import FloorStore
@@ -198,8 +200,7 @@ class Router(Generic[SubjectT]):
                 async with asyncio.timeout(deadline - time.monotonic()):
                     connection = await stack.enter_async_context(self._primary.lease())
                     transaction = connection.transaction()
-                    await transaction.start()
-                    value = await self._write_inside(connection, work, subject)
+                    value = await self._up_to_commit(connection, transaction, work, subject)
             except Exception as error:
                 if isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError):
                     raise
@@ -214,6 +215,24 @@ class Router(Generic[SubjectT]):
                     raise OutcomeUnknown(f"the connection was lost during COMMIT: {in_words(error)}") from error
                 raise
             return Answer(value, PRIMARY, Reason.WRITE, await self._settle(connection, subject))
+
+    async def _up_to_commit(
+        self,
+        connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record],
+        transaction: Transaction,
+        work: Work[ResultT],
+        subject: SubjectT,
+    ) -> ResultT:
+        """Do all of a write but its COMMIT; what goes wrong is rolled back."""
+        await transaction.start()
+        try:
+            return await self._write_inside(connection, work, subject)
+        except UNREACHABLE:
+            raise  # there is nobody to roll it back with; the connection is thrown away
+        except Exception:
+            with contextlib.suppress(asyncpg.PostgresError, *UNREACHABLE):
+                await transaction.rollback()
+            raise
 
     async def _write_inside(
         self,
