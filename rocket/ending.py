@@ -8,7 +8,7 @@ import logging
 import signal
 from typing import TYPE_CHECKING, Any
 
-from rocket.errors import TaskDied
+from rocket.errors import TaskDied, failing_plainly
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -71,24 +71,15 @@ async def background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterato
 
     Raise what it raised, or `TaskDied`.
     """
-    try:
+    with failing_plainly():
         async with asyncio.TaskGroup() as group:
             task = group.create_task(_forever(work, name), name=name)
             try:
                 yield
             finally:
                 task.cancel()
-    except* Exception as failures:  # noqa: BLE001 - raised again
-        raise _first(failures) from None
 
 
 async def _forever(work: Coroutine[Any, Any, None], name: str) -> None:
     await work
     raise TaskDied(f"{name} came to an end by itself")
-
-
-def _first(failures: BaseExceptionGroup[Any]) -> BaseException:
-    failure: BaseException = failures
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
-    return failure

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 def in_words(error: BaseException) -> str:
     """Return what an error says, or its kind where it says nothing (a `TimeoutError`, mostly)."""
     return str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def failing_plainly() -> Iterator[None]:
+    """Raise the first failure out of a task group as itself, so that callers catch what it is.
+
+    Not `except*`: what is raised there is wrapped anew by some versions of Python.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        failure: BaseException = group
+        while isinstance(failure, BaseExceptionGroup):
+            failure = failure.exceptions[0]
+        raise failure from None
 
 
 class RocketError(Exception):

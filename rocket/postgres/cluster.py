@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from rocket.errors import (
-    CommandFailed,
     DirectoryUnusable,
     NoSuchNode,
     PortInUse,
     ServerFailedToStart,
     ServerKeepsDying,
+    failing_plainly,
 )
 from rocket.postgres import directories
 from rocket.postgres.account import server_account
@@ -176,12 +176,10 @@ class LocalCluster:
 
     async def _together(self, act: Callable[[Node], Any], nodes: list[Node] | None = None) -> None:
         """Do something with several nodes at once; the first failure ends the rest and is raised plain."""
-        try:
+        with failing_plainly():
             async with asyncio.TaskGroup() as group:
                 for node in self.nodes.values() if nodes is None else nodes:
                     group.create_task(act(node), name=f"node {node.name}")
-        except* (CommandFailed, ServerFailedToStart) as failures:
-            raise failures.exceptions[0] from None
 
     # --- its life ---
 
@@ -190,12 +188,10 @@ class LocalCluster:
 
         Raise `ServerKeepsDying` when there is no point any more.
         """
-        try:
+        with failing_plainly():
             async with asyncio.TaskGroup() as group:
                 for node in self.nodes.values():
                     group.create_task(self._keep(node), name=f"keep {node.name}")
-        except* ServerKeepsDying as failures:
-            raise failures.exceptions[0] from None
 
     async def _keep(self, node: Node) -> None:
         policy = RestartPolicy()
