@@ -12,6 +12,7 @@ from rocket.errors import TaskDied, failing_plainly
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from types import TracebackType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -24,13 +25,15 @@ class Ending:
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self.asked = False
         """Whether the end was asked for, in contrast to a failure."""
+        self.begun = False
+        """Whether the program is being taken down, for whatever reason: then nothing is cancelled any more."""
         self.on_hurry: list[Callable[[], None]] = []
         """Called when somebody asks a second time."""
         self._task = task
 
     def ask(self, why: str) -> None:
-        """Ask for the end; whoever asks again is in a hurry."""
-        if not self.asked:
+        """Ask for the end; whoever asks again, or while it has begun already, is in a hurry."""
+        if not self.asked and not self.begun:
             _log.info("%s: shutting down", why)
             self.asked = True
             self._task.cancel()
@@ -63,6 +66,20 @@ def ended_by_signals() -> Iterator[Ending]:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
             signal.signal(number, before[number])
+
+
+class Unwinding(contextlib.AsyncExitStack):
+    """The parts of a program, in the order in which they were started; the end takes them down in reverse."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__()
+        self._ending = ending
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None, /
+    ) -> bool | None:
+        self._ending.begun = True
+        return await super().__aexit__(kind, failure, trace)
 
 
 @contextlib.asynccontextmanager

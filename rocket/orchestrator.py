@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rocket import Board, Observer, Policy, Router, Routing
 from rocket.api.app import build_app, serve
 from rocket.api.users import UserFloors
-from rocket.ending import Ending, background, ended_by_signals
+from rocket.ending import Ending, Unwinding, background, ended_by_signals
 from rocket.errors import InvalidSetting, PortInUse
 from rocket.postgres import control, directories, server_logs
 from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
@@ -61,7 +61,7 @@ async def run_all(settings: Settings, parts: Parts) -> int:
         raise InvalidSetting("there is nothing left to run")
     simulator = None
     with ended_by_signals() as ending:
-        async with contextlib.AsyncExitStack() as stack:
+        async with Unwinding(ending) as stack:
             began = time.monotonic()
             # Bound before anything is started: a port in use is known at once.
             listening = stack.enter_context(_bound(settings)) if parts.api else None
@@ -85,7 +85,7 @@ async def run_all(settings: Settings, parts: Parts) -> int:
 async def run_cluster(settings: Settings) -> int:
     """Run the cluster alone until a signal or `duration`; return the exit code."""
     with ended_by_signals() as ending:
-        async with contextlib.AsyncExitStack() as stack:
+        async with Unwinding(ending) as stack:
             cluster = await _cluster(settings, ending, stack)
             primary = cluster.primary
             _log.info("connect:  psql -h %s -p %d -U postgres %s", cluster.socket_dir, primary.port, DATABASE)
@@ -122,6 +122,7 @@ async def _serve_and_observe(
     )
     if parts.observer:
         observer = Observer(addresses.primary, addresses.replicas, board, interval_s=settings.observer_interval)
+        stack.callback(observer.close)
         await observer.run_once()  # so that the first reads find a board
         await stack.enter_async_context(background(observer.run(), "observer"))
     elif parts.api:

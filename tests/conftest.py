@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 import shutil
@@ -23,7 +24,6 @@ from rocket.postgres import faults
 from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from aiohttp import web
@@ -114,3 +114,22 @@ async def paused(cluster: LocalCluster, *names: str) -> AsyncIterator[None]:
     finally:
         for node in nodes:
             await faults.resume(node)
+
+
+async def table(cluster: LocalCluster) -> dict[str, int]:
+    """Return what `replica_statuses` holds."""
+    connection = await cluster.primary.connect(DATABASE)
+    rows = await connection.fetch("SELECT name, last_lsn FROM replica_statuses")
+    await connection.close()
+    return {row["name"]: row["last_lsn"] for row in rows}
+
+
+async def recorded(observer: Observer, cluster: LocalCluster, names: set[str]) -> None:
+    """Look until the table holds just these replicas.
+
+    An observer of an earlier test may hold the right to write it for a moment longer.
+    """
+    async with asyncio.timeout(5):
+        await observer.run_once()
+        while names != set(await table(cluster)):
+            await observer.run_once()

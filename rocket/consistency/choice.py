@@ -27,6 +27,8 @@ class Reason(enum.StrEnum):
     """To the primary: a write of the session has no known commit LSN yet."""
     NO_STATUS = "no-status"
     """To the primary: the observer has seen no replica lately."""
+    NO_INCARNATION = "no-incarnation"
+    """To the primary: no replica shows which life of its server it is in (see `Incarnation`)."""
     TOO_FAR_BEHIND = "too-far-behind"
     """To the primary: every replica seen lies beyond `max_lag`."""
     NOT_CAUGHT_UP = "not-caught-up"
@@ -79,28 +81,36 @@ def choose(
     """
     ring = board.replicas
     fit = Reason.RETRIED if without else Reason.CAUGHT_UP
+    nearest = Reason.NO_STATUS
     best: ReplicaStatus | None = None
-    heard = near = False
     for step in range(len(ring)):
         status = ring[(start + step) % len(ring)]
-        if now - status.observed_at > policy.lease_s:
+        obstacle = _obstacle(status, floor, board, policy, now)
+        if obstacle is not None:
+            nearest = max(nearest, obstacle, key=_OBSTACLES.index)
+        elif status.name in without:
             continue
-        heard = True
-        if not _within_max_lag(status, board, policy, now):
-            continue
-        near = True
-        if status.replay_lsn < floor or status.name in without:
-            continue
-        if best is not None:
+        elif best is None:
+            best = status
+        else:
             return Choice(status if load(status.name) < load(best.name) else best, fit)
-        best = status
     if best is not None:
         return Choice(best, fit)
-    if without:
-        return Choice(None, Reason.REPLICAS_FAILED)
-    if not heard:
-        return Choice(None, Reason.NO_STATUS)
-    return Choice(None, Reason.NOT_CAUGHT_UP if near else Reason.TOO_FAR_BEHIND)
+    return Choice(None, Reason.REPLICAS_FAILED if without else nearest)
+
+
+_OBSTACLES = (Reason.NO_STATUS, Reason.NO_INCARNATION, Reason.TOO_FAR_BEHIND, Reason.NOT_CAUGHT_UP)
+"""Why a replica may not serve a read: the further down, the nearer it came to it."""
+
+
+def _obstacle(status: ReplicaStatus, floor: Lsn, board: Board, policy: Policy, now: float) -> Reason | None:
+    if now - status.observed_at > policy.lease_s:
+        return Reason.NO_STATUS
+    if status.incarnation is None:
+        return Reason.NO_INCARNATION  # it would vouch for no connection
+    if not _within_max_lag(status, board, policy, now):
+        return Reason.TOO_FAR_BEHIND
+    return None if status.replay_lsn >= floor else Reason.NOT_CAUGHT_UP
 
 
 def _within_max_lag(status: ReplicaStatus, board: Board, policy: Policy, now: float) -> bool:

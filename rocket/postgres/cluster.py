@@ -21,6 +21,7 @@ from rocket.errors import (
     ServerFailedToStart,
     ServerKeepsDying,
     failing_plainly,
+    in_words,
 )
 from rocket.postgres import directories
 from rocket.postgres.account import server_account
@@ -30,7 +31,7 @@ from rocket.postgres.node import SUPERUSER, Installation, Node, ending
 from rocket.postgres.restarts import RestartPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from rocket.postgres.directories import DataDirectory, RunDirectory
@@ -119,7 +120,7 @@ class LocalCluster:
         await self._make_missing_nodes()
         with _step(f"{len(self.nodes)} servers up"):
             await self._together(lambda node: node.start(self.primary.port))
-        with _step("database and tables ready"):
+        with _step("database and tables ready"), _said_plainly("the database could not be prepared"):
             await prepare_database(self.primary, self.settings.database, self.settings.schema)
         with _step("replicas streaming"):
             await self.wait_for_catchup()
@@ -130,6 +131,7 @@ class LocalCluster:
             with _step("initdb"):
                 self._write_password_file()
                 password_file = self.data_dir / "password.new"
+                password_file.touch(mode=0o600)
                 password_file.write_text(self.password_file.read_text().rpartition(":")[2])
                 if self._account is not None:
                     self._account.own(password_file)
@@ -152,27 +154,24 @@ class LocalCluster:
 
         Raise `ServerFailedToStart` if one does not.
         """
-        connection = await self.primary.connect()
-        try:
-            flushed = await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text")
-        finally:
-            await connection.close(timeout=1)
+        with _said_plainly("the primary does not answer"):
+            connection = await self.primary.connect()
+            try:
+                flushed = await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text")
+            finally:
+                connection.terminate()
         await self._together(lambda replica: self._streams(replica, flushed), self.replicas)
 
     async def _streams(self, replica: Node, lsn: str) -> None:
         """Wait until a replica receives WAL and has replayed `lsn`, or raise `ServerFailedToStart`."""
-        try:
+        with _said_plainly(f"{replica.name} does not stream from the primary, see {replica.log_path}"):
             async with asyncio.timeout(_STREAMING_TIMEOUT_S):
                 connection = await replica.connect()
                 try:
                     while not await connection.fetchval(_STREAMING, lsn):  # noqa: ASYNC110
                         await asyncio.sleep(_POLL_S)
                 finally:
-                    await connection.close(timeout=1)
-        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise ServerFailedToStart(
-                f"{replica.name} does not stream from the primary ({error!r}): see {replica.log_path}"
-            ) from None
+                    connection.terminate()
 
     async def _together(self, act: Callable[[Node], Any], nodes: list[Node] | None = None) -> None:
         """Do something with several nodes at once; the first failure ends the rest and is raised plain."""
@@ -196,19 +195,13 @@ class LocalCluster:
     async def _keep(self, node: Node) -> None:
         policy = RestartPolicy()
         while True:
-            await node.up.wait()
-            process = node.process
-            assert process is not None  # noqa: S101 - up says so
-            exit_code = await process.wait()
-            if node.process is not process or not node.wanted:
-                continue  # stopped or restarted on purpose
-            node.up.clear()
-            asked = node.take_kill_asked()
-            pause_s = policy.after_death(time.monotonic(), asked=asked)
-            how = ending(exit_code)
+            dead = await node.died()
+            how = ending(dead.exit_code)
+            pause_s = policy.after_death(time.monotonic(), asked=dead.kill_asked)
             while not await self._start_again(node, how, pause_s):
-                pause_s = policy.after_failed_start(time.monotonic())
                 how = "while starting"
+                asked = node.process is not None and node.process.kill_asked
+                pause_s = policy.after_failed_start(asked=asked)
             policy.started()
 
     async def _start_again(self, node: Node, how: str, pause_s: float | None) -> bool:
@@ -217,26 +210,32 @@ class LocalCluster:
             raise ServerKeepsDying(f"{node.name} keeps dying ({how}): see {node.log_path}")
         _log.warning("%s died (%s): starting it again in %.1f s", node.name, how, pause_s)
         await asyncio.sleep(pause_s)
-        if not node.wanted:
-            return True
         began = time.monotonic()
         try:
-            await node.start(self.primary.port)
+            if await node.start_again(self.primary.port):
+                _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
         except ServerFailedToStart as error:
             _log.warning("%s", error)
             return False
-        _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
         return True
 
     # --- the end ---
 
     async def stop(self) -> None:
-        """Stop replicas, then the primary; leave nothing running."""
+        """Stop replicas, then the primary; leave nothing running, even if this is cut off."""
         began = time.monotonic()
         first = [node for node in self.nodes.values() if node.is_replica or not node.exists]
         last = [node for node in self.nodes.values() if node not in first]
-        for nodes in (first, last):
-            await asyncio.gather(*(node.stop() for node in nodes))
+        try:
+            for nodes in (first, last):
+                with failing_plainly():
+                    async with asyncio.TaskGroup() as group:
+                        for node in nodes:
+                            group.create_task(node.stop(), name=f"stop {node.name}")
+        finally:
+            for node in self.nodes.values():
+                if node.process is not None:
+                    node.process.end()
         _log.info("%d servers stopped in %.2f s", len(self.nodes), time.monotonic() - began)
 
     def hurry(self) -> None:
@@ -314,7 +313,16 @@ def _refuse_other_version(home: Path, major: int) -> None:
 
 
 @contextlib.contextmanager
-def _step(what: str) -> Any:
+def _said_plainly(what: str) -> Iterator[None]:
+    """Raise what a server says, or does not say, as `ServerFailedToStart`."""
+    try:
+        yield
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        raise ServerFailedToStart(f"{what}: {in_words(error)}") from None
+
+
+@contextlib.contextmanager
+def _step(what: str) -> Iterator[None]:
     began = time.monotonic()
     yield
     _log.info("%-28s %5.2f s", what, time.monotonic() - began)

@@ -45,15 +45,33 @@ async def listening(cluster: LocalCluster, down: Callable[[], None]) -> AsyncIte
         yield
     finally:
         server.close()
+        await controller.drop()
 
 
 class _Controller:
     def __init__(self, cluster: LocalCluster, down: Callable[[], None]) -> None:
         self._cluster = cluster
         self._down = down
+        self._at_work: set[asyncio.Task[None]] = set()
+
+    async def drop(self) -> None:
+        """Drop the commands that are being carried out: none acts on a cluster that is going down."""
+        for task in self._at_work:
+            task.cancel()
+        await asyncio.gather(*self._at_work, return_exceptions=True)
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry out the one request that a connection brings."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in a task
+        self._at_work.add(task)
+        task.add_done_callback(self._at_work.discard)
+        try:
+            await self._answer(reader, writer)
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(_REQUEST_TIMEOUT_S):
                 request = json.loads(await reader.readline())
@@ -67,7 +85,6 @@ class _Controller:
             writer.write(json.dumps(answer).encode() + b"\n")
             async with asyncio.timeout(_REQUEST_TIMEOUT_S):
                 await writer.drain()
-        writer.close()
 
     async def _carry_out(self, request: dict[str, Any]) -> object:
         command = request["command"]
@@ -168,10 +185,10 @@ async def ask(run_dir: Path, command: str, **details: object) -> Any:
                 answer = json.loads(await reader.readline())
             finally:
                 writer.close()
-    except (OSError, ValueError) as error:
-        raise ClusterNotFound(f"the cluster in {run_dir} does not take commands: {error}") from None
     except TimeoutError:
         raise Refused(f"no answer to {command!r} within {_ANSWER_TIMEOUT_S:g} s") from None
+    except (OSError, ValueError) as error:
+        raise ClusterNotFound(f"the cluster in {run_dir} does not take commands: {error}") from None
     if "error" in answer:
         raise Refused(answer["error"])
     return answer["ok"]

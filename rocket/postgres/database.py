@@ -22,15 +22,16 @@ async def prepare_database(primary: Node, name: str, schema: str) -> None:
         if not await admin.fetchval(_EXISTS, name):
             await admin.execute(await admin.fetchval(_CREATE, name))
     finally:
-        await admin.close(timeout=1)
+        admin.terminate()
     connection = await primary.connect(name, timeout_s=_TIMEOUT_S)
     try:
         connection.add_log_listener(_ignore)
         async with connection.transaction():
-            await connection.execute(schema)
+            if schema:  # asyncpg stumbles over nothing at all
+                await connection.execute(schema)
         connection.remove_log_listener(_ignore)
     finally:
-        await connection.close(timeout=1)
+        connection.terminate()
 
 
 def _ignore(_connection: object, _message: asyncpg.PostgresLogMessage) -> None:

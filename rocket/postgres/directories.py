@@ -104,7 +104,9 @@ def control_socket(run_dir: Path) -> Path:
 def running() -> Iterator[tuple[Path, RunDescription]]:
     """Find this user's running clusters: run directory and description of each."""
     for path in _run_directories():
-        if _lock_of_the_dead(path) is None and (description := _read_description(path)) is not None:
+        if (lock := _lock_of_the_dead(path)) is not None:
+            os.close(lock)
+        elif (description := _read_description(path)) is not None:
             yield path, description
 
 
@@ -117,7 +119,7 @@ def clear_up_after_the_dead() -> list[str]:
             continue
         description = _read_description(path)
         ended = []
-        if description is not None:
+        if description is not None and not _is_claimed(Path(description.data_dir)):
             for name in description.ports:
                 ended += end_server_processes(Path(description.data_dir) / name / "data")
         shutil.rmtree(path, ignore_errors=True)
@@ -189,8 +191,10 @@ class DataDirectory:
                 _lock_or_say_who(lock, path)
                 if account is not None:
                     account.own(path)
-                os.truncate(lock, 0)
-                os.pwrite(lock, json.dumps({"rocket_cluster_format": _FORMAT, "pid": os.getpid()}).encode(), 0)
+                marker_text = json.dumps({"rocket_cluster_format": _FORMAT, "pid": os.getpid()}).encode()
+                # In this order the marker never is empty, which would make the directory nobody's.
+                os.pwrite(lock, marker_text, 0)
+                os.truncate(lock, len(marker_text))
             except BaseException:
                 os.close(lock)
                 raise
@@ -208,6 +212,21 @@ class DataDirectory:
         os.close(self._lock)
 
 
+def _is_claimed(path: Path) -> bool:
+    """Tell whether a live run has claimed a data directory, also one that a dead run had before."""
+    try:
+        lock = os.open(path / _MARKER, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def _refuse_what_is_not_ours(path: Path) -> None:
     others = [entry for entry in path.iterdir() if entry.name != _MARKER]
     try:
@@ -223,10 +242,11 @@ def _locked_directory() -> tuple[Path, int]:
     while True:
         path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_temporary_root()))
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # Someone who clears up may have held the lock first, taken us for dead and removed it all.
-        if (path / "lock").exists():
-            return path, lock
+        # Someone who clears up may have been faster, have taken us for dead and removed it all.
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (path / "lock").exists():
+                return path, lock
         os.close(lock)
 
 

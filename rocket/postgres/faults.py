@@ -43,9 +43,10 @@ async def resume(node: Node) -> None:
 async def delay(node: Node, delay_ms: int, primary_port: int) -> None:
     """Make a replica apply each commit so many milliseconds late; 0 ends it."""
     _refuse_primary(node)
-    node.apply_delay_ms = delay_ms
-    node.configure(primary_port)
-    await _on_replica(node, _RELOAD)
+    async with _connection(node) as connection:
+        node.apply_delay_ms = delay_ms
+        node.configure(primary_port)
+        await connection.execute(_RELOAD)
 
 
 async def kill_backend(node: Node) -> None:

@@ -65,7 +65,8 @@ class Node:
         self.process: ServerProcess | None = None
         self._installation = installation
         self._lock = asyncio.Lock()
-        self._kill_asked = False
+        self.log_start = 0
+        """Where in `server.log` the present life of the server begins."""
 
     @property
     def exists(self) -> bool:
@@ -135,55 +136,81 @@ class Node:
     # --- its life ---
 
     async def start(self, primary_port: int, *, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Start it and wait until it takes connections.
+        """Start it and wait until it takes connections; nothing happens if it runs.
 
         Raise `ServerFailedToStart`, with the tail of its log, as soon as it dies or when `timeout_s` is over.
+        It is then left down.
         """
         async with self._lock:
-            if self.pid is not None:
-                return
             self.wanted = True
-            self.configure(primary_port)
-            log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+            try:
+                await self._launch(primary_port, timeout_s)
+            except BaseException:
+                self.wanted = False
+                raise
+
+    async def start_again(self, primary_port: int, *, timeout_s: float = START_TIMEOUT_S) -> bool:
+        """Do the same after a death, unless it was stopped meanwhile; tell whether it is up.
+
+        It stays wanted when that fails, so that it can be tried again.
+        """
+        async with self._lock:
+            if self.wanted:
+                await self._launch(primary_port, timeout_s)
+            return self.wanted
+
+    async def _launch(self, primary_port: int, timeout_s: float) -> None:
+        if self.pid is not None:
+            return
+        lock_file = self.data_dir / "postmaster.pid"
+        if lock_file.exists() and not lock_file.stat().st_size:
+            # Left by a start that was killed before it could write its process id: Postgres would refuse it for
+            # ever. Nothing runs here: what ran before is reaped and cleared up, and the directory is ours.
+            lock_file.unlink()
+        self.configure(primary_port)
+        self.log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+        try:
             process = await ServerProcess.spawn(
                 self._installation.binaries.program("postgres"),
                 self.data_dir,
                 self.log_path,
                 self._installation.account,
             )
-            self.process = process
-            try:
-                async with asyncio.timeout(timeout_s):
-                    answers = await self._answers(process)
-            except TimeoutError:
-                await process.stop()
-                raise ServerFailedToStart(
-                    f"{self.name} did not answer within {timeout_s:g} s:\n{self._log_tail(log_start)}"
-                ) from None
-            except BaseException:
-                await process.stop()
-                raise
-            if not answers:
-                raise ServerFailedToStart(
-                    f"{self.name} died while starting ({ending(process.exit_code)}):\n{self._log_tail(log_start)}"
-                )
-            self.up.set()
+        except OSError as error:
+            raise ServerFailedToStart(f"{self.name} could not be started: {error}") from None
+        self.process = process
+        try:
+            async with asyncio.timeout(timeout_s):
+                answers = await self._answers(process)
+        except TimeoutError:
+            await process.stop()
+            raise ServerFailedToStart(
+                f"{self.name} did not answer within {timeout_s:g} s:\n{self._log_tail()}"
+            ) from None
+        except BaseException:
+            await process.stop()
+            raise
+        if not answers:
+            raise ServerFailedToStart(
+                f"{self.name} died while starting ({ending(process.exit_code)}):\n{self._log_tail()}"
+            )
+        self.up.set()
 
     async def _answers(self, process: ServerProcess) -> bool:
         """Try to connect until it works (True) or the process has died (False)."""
         while process.exit_code is None:
             try:
                 connection = await self.connect()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
                 await asyncio.sleep(_POLL_S)
                 continue
-            await connection.close(timeout=_CONNECT_TIMEOUT_S)
+            connection.terminate()
             return True
         return False
 
-    def _log_tail(self, start: int) -> str:
+    def _log_tail(self) -> str:
         with contextlib.suppress(OSError), self.log_path.open("rb") as file:
-            file.seek(start)
+            file.seek(self.log_start)
             lines = file.read().decode(errors="replace").splitlines()
             return "\n".join(f"    {line}" for line in lines[-_LOG_TAIL_LINES:])
         return "    (no log)"
@@ -206,12 +233,27 @@ class Node:
 
     async def stop(self, ladder: Sequence[tuple[signal.Signals, float]] = STOP_LADDER) -> None:
         """Take it down and leave it down."""
-        self.wanted = False
-        self.up.clear()
+        self.wanted = False  # at once, so that nobody starts it again while we wait for the lock
         async with self._lock:
-            if self.pid is not None and self.process is not None:
+            self.wanted = False
+            self.up.clear()
+            if self.process is not None:
                 self.thaw()
                 await self.process.stop(ladder)
+
+    async def died(self) -> ServerProcess:
+        """Wait for the death of its process that no `stop` has asked for, and return that process."""
+        while True:
+            await self.up.wait()
+            process = self.process
+            assert process is not None  # noqa: S101 - up says so
+            await process.wait()
+            # The lock: a stop or restart that brought this about is through, and has said what is wanted.
+            async with self._lock:
+                if self.process is process:
+                    self.up.clear()
+                    if self.wanted:
+                        return process
 
     def freeze(self) -> None:
         """Halt every process of the server: it keeps its connections and says nothing."""
@@ -230,14 +272,9 @@ class Node:
         """Crash the whole server, as a power cut would."""
         if self.process is None or self.pid is None:
             raise NodeNotRunning(f"{self.name} is not running")
-        self._kill_asked = True
+        self.process.kill_asked = True
         self.process.send_all(signal.SIGKILL)
         self.frozen = False
-
-    def take_kill_asked(self) -> bool:
-        """Tell, once, whether the last death was asked for."""
-        asked, self._kill_asked = self._kill_asked, False
-        return asked
 
     # --- the way in ---
 

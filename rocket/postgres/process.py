@@ -107,8 +107,11 @@ class ServerProcess:
     """One life of a Postgres server: its postmaster, and through that all its processes."""
 
     def __init__(self, process: asyncio.subprocess.Process, data_dir: Path) -> None:
+        self.kill_asked = False
+        """Whether its death was asked for, as a fault on demand."""
         self._process = process
         self._data_dir = data_dir
+        self._cleared = False
 
     @classmethod
     async def spawn(cls, postgres: Path, data_dir: Path, log: Path, account: Account | None) -> ServerProcess:
@@ -127,8 +130,10 @@ class ServerProcess:
         return self._process.returncode
 
     async def wait(self) -> int:
-        """Wait until the postmaster has ended and is reaped, and return its exit code."""
-        return await self._process.wait()
+        """Wait until the postmaster has ended and nothing of its server is left; return its exit code."""
+        exit_code = await self._process.wait()
+        self._clear_up()
+        return exit_code
 
     def send(self, number: signal.Signals) -> None:
         """Send the postmaster a signal; nothing happens if it has ended."""
@@ -154,11 +159,21 @@ class ServerProcess:
                     async with asyncio.timeout(patience_s):
                         await self.wait()
         finally:
-            # Reached early only if we are cancelled ourselves: then nobody will come back to be gentle.
-            if self.exit_code is None:
-                self.send(signal.SIGKILL)
-            if self.exit_code != 0:
-                end_server_processes(self._data_dir)
+            self.end()
+
+    def end(self) -> None:
+        """Kill whatever is left of the server, without waiting for it to be gone."""
+        if self.exit_code is None:
+            self.send(signal.SIGKILL)
+            end_server_processes(self._data_dir)
+        else:
+            self._clear_up()
+
+    def _clear_up(self) -> None:
+        # A postmaster that did not end by itself leaves processes, and they hold the data directory.
+        if self.exit_code and not self._cleared:
+            end_server_processes(self._data_dir)
+        self._cleared = True
 
 
 def server_processes(data_dir: Path) -> Iterator[psutil.Process]:

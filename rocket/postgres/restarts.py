@@ -27,11 +27,12 @@ class RestartPolicy:
         recent = sum(1 for death in self._deaths if now - death <= _WITHIN_S)
         return None if recent == _ENOUGH else _FIRST_PAUSE_S * 2.0 ** (recent - 1)
 
-    def after_failed_start(self, now: float) -> float | None:
+    def after_failed_start(self, *, asked: bool) -> float | None:
         """Return the same after a start that ended in the server's death, or never came to its end."""
+        if asked:
+            return _FIRST_PAUSE_S
         self._failed_starts += 1
-        pause_s = self.after_death(now, asked=False)
-        return None if self._failed_starts == _ENOUGH else pause_s
+        return None if self._failed_starts == _ENOUGH else _FIRST_PAUSE_S * 2.0**self._failed_starts
 
     def started(self) -> None:
         """Note a start that went well."""

@@ -19,7 +19,7 @@ _log = logging.getLogger("rocket.servers")
 
 async def forward(cluster: LocalCluster) -> None:
     """Log each new line of each node's `server.log`, with the node's name in front, until cancelled."""
-    tails = {name: _Tail(node.log_path) for name, node in cluster.nodes.items()}
+    tails = {name: _Tail(node.log_path, node.log_start) for name, node in cluster.nodes.items()}
     while True:
         for name, tail in tails.items():
             for line in tail.new_lines():
@@ -30,9 +30,9 @@ async def forward(cluster: LocalCluster) -> None:
 class _Tail:
     """Reads a growing file in whole lines."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, position: int) -> None:
         self._path = path
-        self._position = 0
+        self._position = position
 
     def new_lines(self) -> list[str]:
         try:

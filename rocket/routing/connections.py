@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 import asyncpg
 
 from rocket.consistency import Incarnation
-from rocket.routing.failures import UNREACHABLE
+from rocket.errors import in_words
+from rocket.routing.failures import REFUSED, UNREACHABLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,6 +41,9 @@ _INCARNATION = """
               FROM pg_stat_activity
              WHERE backend_type = 'startup') AS incarnation
 """
+
+
+_log = logging.getLogger("rocket.router")
 
 
 class ReplicaConnection(_PlainConnection):
@@ -79,6 +84,13 @@ async def connect_to_replica(dsn: str) -> ReplicaConnection:
         connection.terminate()
         raise
     return connection
+
+
+def _is_lost(connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:  # it has left the pool already
+        return True
 
 
 def throw_away(connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> None:
@@ -143,16 +155,34 @@ class NodePool:
     async def lease(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
         """Lend a connection. Whoever asks sets the deadline.
 
-        A connection that was left in the middle of something is thrown away, not waited for.
+        One that was lost, or left in the middle of something, is thrown away and not waited for. Raise
+        `ConnectionError` when there is none to be had, or when it is lost while it is lent.
         """
-        connection = await self._pool.acquire()
+        try:
+            connection = await self._pool.acquire()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            # Whatever it says (a database that a replica has not replayed yet, say), it is the node's affair.
+            raise ConnectionError(f"no connection: {in_words(error)}") from error
         try:
             yield connection
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            # The latter is what asyncpg says between a server's last words and the end of the connection.
+            if isinstance(error, asyncpg.InternalClientError) or _is_lost(connection):
+                throw_away(connection)
+                raise ConnectionError(f"connection lost: {in_words(error)}") from error
+            raise
         except (asyncio.CancelledError, *UNREACHABLE):
             throw_away(connection)
             raise
         finally:
+            await self._give_back(connection)
+
+    async def _give_back(self, connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> None:
+        """Release a connection; what goes wrong with that is no affair of whoever had it."""
+        try:
             await self._pool.release(connection, timeout=_RELEASE_TIMEOUT_S)
+        except REFUSED as error:  # asyncpg has ended the connection
+            _log.info("a connection to %s was lost when it was given back: %s", self.name, in_words(error))
 
     async def close(self, timeout_s: float) -> None:
         """Close every connection, by force when `timeout_s` is over."""

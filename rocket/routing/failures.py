@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import asyncpg
 
-UNREACHABLE = (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
-"""Errors that asyncpg raises when there is no server to talk to, or no longer."""
+UNREACHABLE = (OSError, TimeoutError, asyncpg.PostgresConnectionError)
+"""Errors that speak of a server that is not there, or no longer.
+
+A pool's lease turns what asyncpg raises on a lost connection (`InterfaceError`, `InternalClientError`) into a
+`ConnectionError`, so that an `InterfaceError` elsewhere is what it says: a misuse of the connection.
+"""
+
+REFUSED = (*UNREACHABLE, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""All that can go wrong in opening a connection, and in talking over one that is ours alone."""
 
 _NODE_CLASSES = (
     "08",  # connection exceptions

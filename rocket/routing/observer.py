@@ -13,7 +13,7 @@ from rocket.consistency import Lsn, PrimaryStatus, ReplicaStatus
 from rocket.errors import in_words
 from rocket.routing import status_table
 from rocket.routing.connections import CONNECT_TIMEOUT_S, ReplicaConnection, connect_to_replica
-from rocket.routing.failures import UNREACHABLE
+from rocket.routing.failures import REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,9 +51,10 @@ class _Reach:
             _log.info("%s is back: %s", self.name, what)
         self._lost = False
 
-    def lost(self, why: object) -> None:
+    def lost(self, why: Exception) -> None:
         if not self._lost:
-            _log.warning("%s is out of reach: %s", self.name, why)
+            foreseen = isinstance(why, (_OutOfReach, *REFUSED))
+            _log.warning("%s is out of reach: %s", self.name, in_words(why), exc_info=None if foreseen else why)
         self._lost = True
 
 
@@ -71,14 +72,10 @@ class ReplicaWatch:
         """Publish the replica's status, or take it away if it does not answer as a replica."""
         try:
             status = await self._ask()
-        except (_OutOfReach, asyncpg.PostgresError, *UNREACHABLE) as error:
+        except Exception as error:  # noqa: BLE001 - one node never ends the observation of the others
             self._board.forget(self.name)
-            self._reach.lost(in_words(error))
+            self._reach.lost(error)
             self.close()
-        except BaseException:
-            self._board.forget(self.name)
-            self.close()
-            raise
         else:
             self._board.publish(status)
             self._reach.found(f"replay LSN {status.replay_lsn}")
@@ -130,12 +127,9 @@ class PrimaryWatch:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
                 await self._ask_and_record()
-        except (asyncpg.PostgresError, *UNREACHABLE) as error:
-            self._reach.lost(in_words(error))
+        except Exception as error:  # noqa: BLE001 - as above
+            self._reach.lost(error)
             self.close()
-        except BaseException:
-            self.close()
-            raise
 
     async def _ask_and_record(self) -> None:
         if self._connection is None or self._connection.is_closed():

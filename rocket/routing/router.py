@@ -17,7 +17,7 @@ from rocket.consistency import Board, Lsn, Policy, Reason, choose
 from rocket.errors import OutcomeUnknown, Unavailable, in_words
 from rocket.routing import status_table
 from rocket.routing.connections import NodePool, throw_away
-from rocket.routing.failures import UNREACHABLE, leaves_commit_in_doubt, speaks_against_node
+from rocket.routing.failures import REFUSED, UNREACHABLE, leaves_commit_in_doubt, speaks_against_node
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +66,9 @@ class Limits:
     read_s: float = 5.0
     """A read, with all its attempts."""
     attempt_s: float = 1.0
-    """One attempt on one replica; another one is tried after it."""
+    """One attempt on one replica."""
+    replicas_tried: int = 2
+    """How many replicas may fail a read before it goes to the primary."""
     write_s: float = 5.0
     """A write until its COMMIT is sent, with all its attempts."""
     commit_s: float = 5.0
@@ -169,7 +171,7 @@ class Router(Generic[SubjectT]):
         try:
             async with asyncio.timeout(self._limits.attempt_s), self._primary.lease() as connection:
                 await connection.execute(_IS_PRIMARY)
-        except (asyncpg.PostgresError, *UNREACHABLE):
+        except REFUSED:
             return False
         return True
 
@@ -194,27 +196,25 @@ class Router(Generic[SubjectT]):
                 await asyncio.sleep(backoff_s)
 
     async def _write_once(self, work: Work[ResultT], subject: SubjectT, deadline: float) -> Answer[ResultT]:
-        async with contextlib.AsyncExitStack() as stack:
-            # Until COMMIT is sent, a failure means that nothing has happened.
-            try:
+        commit_sent = False
+        try:
+            async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     connection = await stack.enter_async_context(self._primary.lease())
                     transaction = connection.transaction()
                     value = await self._up_to_commit(connection, transaction, work, subject)
-            except Exception as error:
-                if isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError):
-                    raise
-                if speaks_against_node(error):
-                    raise Unavailable(f"the primary did not take the write: {in_words(error)}") from error
-                raise
-            try:
+                commit_sent = True
                 async with asyncio.timeout(self._limits.commit_s):
                     await transaction.commit()
-            except Exception as error:
-                if leaves_commit_in_doubt(error):
-                    raise OutcomeUnknown(f"the connection was lost during COMMIT: {in_words(error)}") from error
-                raise
-            return Answer(value, PRIMARY, Reason.WRITE, await self._settle(connection, subject))
+                return Answer(value, PRIMARY, Reason.WRITE, await self._settle(connection, subject))
+        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
+            raise  # not committed, and worth another try
+        except Exception as error:
+            if commit_sent and leaves_commit_in_doubt(error):
+                raise OutcomeUnknown(f"the connection was lost during COMMIT: {in_words(error)}") from error
+            if not commit_sent and speaks_against_node(error):
+                raise Unavailable(f"the primary did not take the write: {in_words(error)}") from error
+            raise
 
     async def _up_to_commit(
         self,
@@ -230,7 +230,7 @@ class Router(Generic[SubjectT]):
         except UNREACHABLE:
             raise  # there is nobody to roll it back with; the connection is thrown away
         except Exception:
-            with contextlib.suppress(asyncpg.PostgresError, *UNREACHABLE):
+            with contextlib.suppress(*REFUSED):
                 await transaction.rollback()
             raise
 
@@ -257,7 +257,7 @@ class Router(Generic[SubjectT]):
         try:
             async with asyncio.timeout(self._limits.commit_s):
                 return await self._floors.settle(connection, subject)
-        except (asyncpg.PostgresError, *UNREACHABLE) as error:
+        except REFUSED as error:
             _log.warning("a write was committed, but its floor is not recorded: %s", in_words(error))
             throw_away(connection)
             return None
@@ -289,7 +289,8 @@ class Router(Generic[SubjectT]):
             reason = Reason.NO_FLOOR if floor is None else Reason.WRITE_IN_PROGRESS
             return await self._read_on_primary(work, reason, floor)
         failed: set[str] = set()
-        while True:
+        deadline = time.monotonic() + self._limits.read_s
+        while len(failed) < self._limits.replicas_tried:
             choice = choose(
                 floor,
                 self.board,
@@ -303,12 +304,13 @@ class Router(Generic[SubjectT]):
                 return await self._read_on_primary(work, choice.reason, floor)
             name = choice.status.name
             try:
-                value = await self._try_replica(name, work, choice.status)
+                value = await self._try_replica(name, work, choice.status, deadline)
             except _NodeFailed as failure:
                 _log.info("%s failed a read, trying elsewhere: %s", name, failure)
                 failed.add(name)
             else:
                 return Answer(value, name, choice.reason, floor)
+        return await self._read_on_primary(work, Reason.REPLICAS_FAILED, floor)
 
     async def _read_as_published(self, work: Work[ResultT], subject: SubjectT) -> Answer[ResultT]:
         floor = await self._look_up(subject)
@@ -324,18 +326,25 @@ class Router(Generic[SubjectT]):
             return await self._read_on_primary(work, Reason.NO_STATUS, floor)
         name = random.choice(names)  # noqa: S311
         try:
-            return Answer(await self._try_replica(name, work, None), name, Reason.UNCHECKED, floor)
+            deadline = time.monotonic() + self._limits.read_s
+            return Answer(await self._try_replica(name, work, None, deadline), name, Reason.UNCHECKED, floor)
         except _NodeFailed as failure:
             _log.info("%s failed a read, trying elsewhere: %s", name, failure)
             return await self._read_on_primary(work, Reason.REPLICAS_FAILED, floor)
 
-    async def _try_replica(self, name: str, work: Work[ResultT], status: ReplicaStatus | None) -> ResultT:
-        """Run work on a replica, on a connection that `status` vouches for; raise `_NodeFailed` if it fails."""
+    async def _try_replica(
+        self, name: str, work: Work[ResultT], status: ReplicaStatus | None, deadline: float
+    ) -> ResultT:
+        """Run work on a replica, on a connection that `status` vouches for; raise `_NodeFailed` if it fails.
+
+        Takes no more than half of the time that is left, so that there is some for another node.
+        """
         pool = self._replicas.get(name)
         if pool is None:
             raise _NodeFailed("it is not one of this router's replicas")
         try:
-            async with asyncio.timeout(self._limits.attempt_s), pool.lease() as connection:
+            attempt_s = min(self._limits.attempt_s, (deadline - time.monotonic()) / 2)
+            async with asyncio.timeout(attempt_s), pool.lease() as connection:
                 if status is not None:
                     _refuse_other_incarnation(connection, status)
                 return await work(connection)

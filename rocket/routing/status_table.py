@@ -28,7 +28,7 @@ _RECORD = """
     SELECT name, last_lsn FROM seen
     ON CONFLICT (name) DO UPDATE SET last_lsn = excluded.last_lsn
 """
-"""Writes, and so flushes WAL, even when nothing has changed (design fact F2)."""
+"""Writes, and so flushes WAL, even when no status has changed (design fact F2)."""
 
 _CAUGHT_UP = "SELECT name FROM replica_statuses WHERE last_lsn >= $1"
 

@@ -231,7 +231,7 @@ def test_replayed_exactly_up_to_the_floor_is_fit(replay_lsn: int, fit: bool) -> 
 
 def test_the_floor_is_compared_as_a_number() -> None:
     """As text `0/9` would be beyond `0/10`."""
-    behind = ReplicaStatus("replica0", Lsn.parse("0/9"), None, NOW)
+    behind = ReplicaStatus("replica0", Lsn.parse("0/9"), Incarnation("a life"), NOW)
 
     assert Choice(None, Reason.NOT_CAUGHT_UP) == choose(Lsn.parse("0/10"), board_of(behind), UNBOUNDED, now=NOW)
 
@@ -369,3 +369,10 @@ def test_a_status_vouches_only_for_its_own_incarnation(
     incarnation = None if connected is None else Incarnation(connected)
 
     assert vouches == replica(incarnation=seen).vouches_for(incarnation)
+
+
+def test_a_replica_that_hides_its_incarnation_is_never_chosen() -> None:
+    """Its status could vouch for no connection."""
+    hidden = ReplicaStatus("replica0", Lsn.parse("0/10"), None, NOW)
+
+    assert Choice(None, Reason.NO_INCARNATION) == choose(Lsn.parse("0/10"), board_of(hidden), UNBOUNDED, now=NOW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -261,6 +262,107 @@ async def test_stopped_server_stays_down_until_it_is_started(cluster: LocalClust
         await faults.pause(node)
     await node.start(cluster.primary.port)
     await cluster.wait_for_catchup()
+
+
+async def test_stop_during_a_start_leaves_the_program_alive(cluster: LocalCluster) -> None:
+    """A node stopped while it is being started again stays down, and nobody spins over it."""
+    node = cluster.node("replica0")
+    for _ in range(5):
+        process = node.process
+        node.kill()
+        async with asyncio.timeout(10):
+            while node.process is process:
+                await asyncio.sleep(0.001)
+        await node.stop()
+        async with asyncio.timeout(5):
+            await asyncio.sleep(0.2)
+        assert (None, False) == (node.pid, node.up.is_set())
+        await node.start(cluster.primary.port)
+    await cluster.wait_for_catchup()
+
+
+async def test_start_that_fails_by_hand_leaves_the_node_down(cluster: LocalCluster) -> None:
+    """It can be repaired and started again."""
+    node = cluster.node("replica0")
+    await node.stop()
+    spoilt = node.data_dir / "postgresql.auto.conf"
+    before = spoilt.read_bytes()
+    spoilt.write_bytes(before + b"no_such_setting = 1\n")
+    with pytest.raises(ServerFailedToStart, match="no_such_setting"):
+        await node.start(cluster.primary.port)
+    assert "stopped" == faults.state(node)
+    spoilt.write_bytes(before)
+    await node.start(cluster.primary.port)
+    await cluster.wait_for_catchup()
+
+
+async def test_kills_that_were_asked_for_never_end_the_supervision(cluster: LocalCluster) -> None:
+    """Not even while the server is starting."""
+    node = cluster.node("replica0")
+    for _ in range(8):
+        process = node.process
+        node.kill()
+        async with asyncio.timeout(10):
+            while node.process is process or node.pid is None:
+                await asyncio.sleep(0.001)
+    await is_back(cluster, "replica0", None)
+    await cluster.wait_for_catchup()
+
+
+async def test_start_killed_before_its_lock_file_was_written_can_be_repeated(cluster: LocalCluster) -> None:
+    """Postgres itself refuses to start over an empty lock file."""
+    node = cluster.node("replica0")
+    await node.stop()
+    (node.data_dir / "postmaster.pid").touch()
+    await node.start(cluster.primary.port)
+    await cluster.wait_for_catchup()
+
+
+async def test_stop_that_is_cut_off_leaves_no_server() -> None:
+    """Whatever happens to the one who stops, everything goes down, the primary too."""
+    async with local_cluster(settings()) as other:
+        other.node("replica0").freeze()
+        other.node("replica0").frozen = False  # so that stop waits for it in vain
+        stopping = asyncio.create_task(other.stop())
+        await asyncio.sleep(0.2)
+        stopping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await stopping
+        async with asyncio.timeout(5):
+            while processes_of(other):
+                await asyncio.sleep(0.01)
+
+
+async def test_looking_at_runs_takes_nobodys_place(kept_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead run stays dead however often it is looked at, and is cleared up once."""
+    monkeypatch.setattr("tempfile.tempdir", str(kept_dir))
+    run = directories.RunDirectory.create(None)
+    run.describe(directories.RunDescription(0, str(kept_dir / "data"), temporary=True, ports={}, database="x"))
+    assert [run.path] == [path for path, _ in directories.running()]
+    os.close(run._lock)  # noqa: SLF001 - its program dies
+    assert [] == list(directories.running())
+    assert [] == list(directories.running())
+    assert 1 == len(directories.clear_up_after_the_dead())
+    assert not run.path.exists()
+
+
+async def test_clearing_up_spares_servers_of_a_run_that_lives(
+    kept_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kept directory that a dead run had may be in use again."""
+    async with local_cluster(settings(data_dir=kept_dir / "data", replicas=0)) as cluster:
+        monkeypatch.setattr("tempfile.tempdir", str(kept_dir))
+        dead = directories.RunDirectory.create(None)
+        dead.describe(
+            directories.RunDescription(
+                0, str(kept_dir / "data"), temporary=False, ports={"primary": 1}, database="x"
+            )
+        )
+        os.close(dead._lock)  # noqa: SLF001 - its program dies
+        assert 1 == len(directories.clear_up_after_the_dead())
+        connection = await cluster.primary.connect()
+        assert 1 == await connection.fetchval("SELECT 1")
+        await connection.close()
 
 
 async def test_server_that_keeps_dying_ends_the_supervision() -> None:

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from rocket.errors import ClusterNotFound
-from rocket.postgres import control
+from rocket.postgres import control, faults
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -126,3 +126,33 @@ async def test_cluster_is_found_by_port_or_directory(cluster: LocalCluster) -> N
     assert cluster.run_dir == control.find(None, cluster.node("replica1").port)
     with pytest.raises(ClusterNotFound, match=str(cluster.data_dir)):
         control.find(None, 1)
+
+
+async def test_command_under_way_is_dropped_when_the_door_closes(cluster: LocalCluster) -> None:
+    """Nothing is started on a cluster that goes down, and nobody waits for it."""
+    node = cluster.node("replica1")
+    await node.stop()
+    async with control.listening(cluster, lambda: None):
+        asking = asyncio.create_task(control.ask(cluster.run_dir, "start", node="replica1"))
+        async with asyncio.timeout(10):
+            while node.pid is None:
+                await asyncio.sleep(0.001)
+    with pytest.raises((control.Refused, ClusterNotFound)):
+        await asking
+    assert "stopped" == faults.state(node)
+    await node.start(cluster.primary.port)
+    await cluster.wait_for_catchup()
+
+
+async def test_answer_that_takes_too_long_is_said_to(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster is there; it does not answer."""
+    monkeypatch.setattr(control, "_ANSWER_TIMEOUT_S", 0.05)
+    writers: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_unix_server(lambda _, writer: writers.append(writer), cluster.control_socket)
+    with pytest.raises(control.Refused, match="no answer"):
+        await control.ask(cluster.run_dir, "status")
+    for writer in writers:
+        writer.close()
+    server.close()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rocket import Board, Observer
 from rocket.ending import background
 from rocket.orchestrator import DATABASE
-from tests.conftest import paused
+from tests.conftest import paused, recorded, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
     import pytest
 
     from rocket.postgres.cluster import LocalCluster
-
-
-async def table(cluster: LocalCluster) -> dict[str, int]:
-    """Return what `replica_statuses` holds."""
-    connection = await cluster.primary.connect(DATABASE)
-    rows = await connection.fetch("SELECT name, last_lsn FROM replica_statuses")
-    await connection.close()
-    return {row["name"]: row["last_lsn"] for row in rows}
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
@@ -41,7 +33,7 @@ async def test_observes_every_replica_and_the_primary(
 ) -> None:
     """One look fills the board and the table."""
     await cluster.wait_for_catchup()
-    await observer.run_once()
+    await recorded(observer, cluster, {"replica0", "replica1"})
     assert {"replica0", "replica1"} == {status.name for status in board.replicas}
     assert board.primary is not None
     for status in board.replicas:
@@ -55,7 +47,7 @@ async def test_table_holds_just_the_replicas_that_exist(
     cluster: LocalCluster, observer: Observer, tmp_path: Path
 ) -> None:
     """A row of a replica that is gone, or never answers, is removed."""
-    await observer.run_once()
+    await recorded(observer, cluster, {"replica0", "replica1"})
     connection = await cluster.primary.connect(DATABASE)
     await connection.execute("INSERT INTO replica_statuses (name, last_lsn) VALUES ('ghost', '0/1')")
     await connection.close()
@@ -68,9 +60,8 @@ async def test_table_holds_just_the_replicas_that_exist(
         Board(),
         interval_s=1,
     )
-    await partly.run_once()
+    await recorded(partly, cluster, {"replica0"})
     partly.close()
-    assert {"replica0"} == set(await table(cluster))
 
 
 async def test_paused_replica_is_seen_to_fall_behind(
@@ -89,7 +80,7 @@ async def test_paused_replica_is_seen_to_fall_behind(
 
 async def test_heartbeat_writes_even_if_nothing_changed(cluster: LocalCluster, observer: Observer) -> None:
     """Each look flushes WAL: no replica waits for a record that ends inside the last flush (design fact F2)."""
-    await observer.run_once()
+    await recorded(observer, cluster, {"replica0", "replica1"})
     connection = await cluster.primary.connect(DATABASE)
     before = await connection.fetchval("SELECT pg_current_wal_flush_lsn()")
     await observer.run_once()
@@ -100,14 +91,12 @@ async def test_heartbeat_writes_even_if_nothing_changed(cluster: LocalCluster, o
 
 async def test_only_one_observer_writes_the_table(cluster: LocalCluster, observer: Observer) -> None:
     """The second one waits for the first one's connection to end."""
-    await observer.run_once()
+    await recorded(observer, cluster, {"replica0", "replica1"})
     second = Observer(cluster.primary.dsn(DATABASE), {}, Board(), interval_s=1)
     await second.run_once()
     assert {"replica0", "replica1"} == set(await table(cluster))
     observer.close()
-    async with asyncio.timeout(5):
-        while await table(cluster):
-            await second.run_once()
+    await recorded(second, cluster, set())
     second.close()
 
 
@@ -199,3 +188,51 @@ async def test_role_that_may_not_see_the_startup_process_vouches_for_nothing(clu
     assert status is not None
     assert status.incarnation is None
     assert not status.vouches_for(status.incarnation)
+
+
+async def test_whatever_a_node_does_the_observer_goes_on(
+    observer: Observer, board: Board, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error that nobody foresaw takes the status away, is logged with its traceback, and ends nothing."""
+    await observer.run_once()
+    watch = observer._replicas[0]  # noqa: SLF001
+    watch.close()
+
+    class Odd:
+        def is_closed(self) -> bool:
+            return False
+
+        async def fetchrow(self, *_: object, **__: object) -> None:
+            raise KeyError("cannot switch to state 12")
+
+        def terminate(self) -> None:
+            pass
+
+    watch._connection = Odd()  # type: ignore[assignment]  # noqa: SLF001
+    await observer.run_once()
+    assert board.replica(watch.name) is None
+    assert [True] == [bool(record.exc_info) for record in caplog.records if watch.name in record.getMessage()]
+    await observer.run_once()
+    assert board.replica(watch.name) is not None
+
+
+async def test_backends_ended_under_its_hands_do_not_end_it(cluster: LocalCluster, board: Board) -> None:
+    """Between a server's last words and the end of the connection asyncpg raises errors of its own kind."""
+    observer = Observer(
+        cluster.primary.dsn(DATABASE),
+        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+        board,
+        interval_s=0.001,
+    )
+    end_observers = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'rocket observer'"
+    )
+    connections = [await node.connect() for node in cluster.nodes.values()]
+    async with background(observer.run(), "observer"):
+        for _ in range(60):
+            for connection in connections:
+                await connection.execute(end_observers)
+            await asyncio.sleep(0.01)
+        await until(lambda: len(board.replicas) == 2)
+    for connection in connections:
+        await connection.close()

@@ -17,7 +17,7 @@ from rocket.api import queries
 from rocket.api.users import UserFloors
 from rocket.orchestrator import DATABASE
 from rocket.postgres import faults
-from tests.conftest import paused
+from tests.conftest import paused, recorded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -71,6 +71,7 @@ async def test_floor_taken_inside_the_transaction_is_stale_and_ours_is_not(
     cluster: LocalCluster, observer: Observer, board: Board, email: str, routing: Routing, *, fresh: bool
 ) -> None:
     """A replica that has replayed all but the commit passes the published check (design fact F1)."""
+    await recorded(observer, cluster, {replica.name for replica in cluster.replicas})
     floors = HeldBeforeCommit(cluster, observer)
     replicas = {node.name: node.dsn(DATABASE) for node in cluster.replicas}
     async with (
@@ -151,6 +152,7 @@ async def test_replica_that_comes_back_behind_is_read_stale_as_published_and_not
 ) -> None:
     """A status outlives the incarnation that it was taken in (design fact F3)."""
     router.routing = routing
+    await recorded(observer, cluster, {replica.name for replica in cluster.replicas})
     async with restart_point_now(cluster):
         ride_id = await write_ride(router, email)
         await cluster.wait_for_catchup()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from typing import TYPE_CHECKING
 
@@ -379,4 +380,88 @@ async def test_pool_recovers_from_a_crash_of_the_primary(
             await asyncio.sleep(0.01)
         await cluster.primary.up.wait()
     assert (await read_ride(router, email, ride_id))[0]
+    await cluster.wait_for_catchup()
+
+
+async def test_misuse_of_a_connection_is_raised_as_what_it_is(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """A missing argument is the application's mistake, not an outage of every node."""
+    await write_ride(router, email)
+    await cluster.wait_for_catchup()
+    await observer.run_once()
+    with pytest.raises(asyncpg.InterfaceError, match="expects 1 argument"):
+        await router.read(lambda node: node.fetchval("SELECT $1::int"), subject=email)
+    with pytest.raises(asyncpg.InterfaceError, match="expects 1 argument"):
+        await router.write(lambda primary: primary.fetchval("SELECT $1::int"), subject=email)
+
+
+async def test_replica_without_the_database_costs_a_retry(
+    cluster: LocalCluster, observer: Observer, board: Board, email: str
+) -> None:
+    """What goes wrong in connecting speaks against the node, whatever the server says (it may lie far behind)."""
+    replicas = {node.name: node.dsn("not_replayed_yet") for node in cluster.replicas}
+    async with await Router.open(cluster.primary.dsn(DATABASE), replicas, UserFloors(), board) as router:
+        ride_id = await write_ride(router, email)
+        await cluster.wait_for_catchup()
+        await observer.run_once()
+        assert (True, "primary", Reason.REPLICAS_FAILED) == await read_ride(router, email, ride_id)
+
+
+async def test_read_longer_than_an_attempt_ends_on_the_primary(
+    cluster: LocalCluster, observer: Observer, board: Board, email: str
+) -> None:
+    """Replicas get no more than a share of the time, however many there are."""
+    replicas = {f"replica{number}": cluster.replicas[0].dsn(DATABASE) for number in range(6)}
+    limits = Limits(read_s=3.0, attempt_s=0.2)
+    async with await Router.open(
+        cluster.primary.dsn(DATABASE), replicas, UserFloors(), board, limits=limits
+    ) as router:
+        await write_ride(router, email)
+        await cluster.wait_for_catchup()
+        await observer.run_once()
+        status = board.replica("replica0")
+        assert status is not None
+        for name in replicas:
+            board.publish(dataclasses.replace(status, name=name))
+        answer = await router.read(lambda node: node.fetchval("SELECT pg_sleep(0.5)::text"), subject=email)
+    assert ("primary", Reason.REPLICAS_FAILED) == (answer.node, answer.reason)
+
+
+async def test_connection_lost_after_the_write_does_not_undo_the_answer(
+    cluster: LocalCluster, board: Board, email: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes wrong in giving a connection back is no affair of whoever had it."""
+
+    async def lost(*_: object, **__: object) -> None:
+        raise asyncpg.InternalClientError("cannot switch to state 12")
+
+    async with await Router.open(cluster.primary.dsn(DATABASE), {}, UserFloors(), board) as router:
+        ride_id = await write_ride(router, email)
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncpg.Connection, "reset", lost)
+            second_id = await write_ride(router, email)
+        assert second_id > ride_id
+        assert (await read_ride(router, email, second_id))[0]
+
+
+async def test_primary_that_freezes_before_the_commit_is_known_to_have_changed_nothing(
+    cluster: LocalCluster, board: Board, email: str
+) -> None:
+    """A time-out before COMMIT was sent is no unknown outcome, and does not wait for the frozen server."""
+    limits = Limits(write_s=0.5)
+    async with await Router.open(cluster.primary.dsn(DATABASE), {}, UserFloors(), board, limits=limits) as router:
+        await write_ride(router, email)
+
+        async def work(primary: Connection) -> None:
+            cluster.primary.freeze()
+            await primary.execute("SELECT 1")
+
+        began = time.monotonic()
+        try:
+            with pytest.raises(Unavailable):
+                await router.write(work, subject=email)
+            assert time.monotonic() - began < 1
+        finally:
+            cluster.primary.thaw()
     await cluster.wait_for_catchup()

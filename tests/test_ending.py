@@ -1,0 +1,101 @@
+"""How the program comes to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rocket.ending import Unwinding, background, ended_by_signals
+from rocket.errors import ServerKeepsDying, TaskDied
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+async def forever() -> None:
+    """Run until cancelled."""
+    await asyncio.Event().wait()
+
+
+async def test_signal_is_a_normal_end() -> None:
+    """The body is cancelled, and the code after it goes on."""
+    with ended_by_signals() as ending:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(5)
+    assert ending.asked
+
+
+async def test_handlers_are_put_back() -> None:
+    """Ctrl-C means again what it meant before."""
+    before = signal.getsignal(signal.SIGINT)
+    with ended_by_signals():
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+async def test_failure_in_the_background_is_raised_as_itself() -> None:
+    """The body does not go on without its part."""
+
+    async def fail() -> None:
+        raise ServerKeepsDying("replica0")
+
+    with pytest.raises(ServerKeepsDying):
+        async with background(fail(), "part"):
+            await asyncio.sleep(5)
+
+
+async def test_part_that_ends_by_itself_is_a_failure() -> None:
+    """A loop that should run for ever has no business to end."""
+
+    async def end() -> None:
+        pass
+
+    with pytest.raises(TaskDied, match="part"):
+        async with background(end(), "part"):
+            await asyncio.sleep(5)
+
+
+async def test_signal_while_a_failure_unwinds_hurries_and_does_not_cancel() -> None:
+    """The clean-up runs to its end, and the failure stays the failure."""
+    cleaned_up = asyncio.Event()
+    hurried: list[bool] = []
+
+    @contextlib.asynccontextmanager
+    async def slow_to_clean_up() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.05)
+            cleaned_up.set()
+
+    async def program() -> None:
+        with ended_by_signals() as ending:
+            ending.on_hurry.append(lambda: hurried.append(True))
+            async with Unwinding(ending) as stack:
+                await stack.enter_async_context(slow_to_clean_up())
+                raise ServerKeepsDying("replica0")
+
+    with pytest.raises(ServerKeepsDying):
+        await program()
+    assert cleaned_up.is_set()
+    assert [True] == hurried
+
+
+async def test_second_signal_hurries() -> None:
+    """The first one has asked already."""
+    hurried: list[bool] = []
+    with ended_by_signals() as ending:
+        ending.on_hurry.append(lambda: hurried.append(True))
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            await forever()
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.05)
+    assert [True] == hurried
