@@ -20,6 +20,7 @@ from rocket.ending import Ending, Unwinding, background, ended_by_signals
 from rocket.errors import InvalidSetting, PortInUse
 from rocket.postgres import control, directories, server_logs
 from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
+from rocket.postgres.supervisor import supervise
 from rocket.simulator import Simulator
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ async def _cluster(settings: Settings, ending: Ending, stack: contextlib.AsyncEx
         )
     )
     ending.on_hurry.append(cluster.hurry)
-    await stack.enter_async_context(background(cluster.supervise(), "supervisor"))
+    await stack.enter_async_context(background(supervise(cluster), "supervisor"))
     await stack.enter_async_context(control.listening(cluster, lambda: ending.ask("down was asked for")))
     if settings.server_logs:
         await stack.enter_async_context(background(server_logs.forward(cluster), "server logs"))

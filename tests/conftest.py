@@ -22,6 +22,7 @@ from rocket.ending import background
 from rocket.orchestrator import DATABASE, schema_sql
 from rocket.postgres import faults
 from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
+from rocket.postgres.supervisor import supervise
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -46,7 +47,7 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 async def cluster() -> AsyncIterator[LocalCluster]:
     """A primary and two replicas that stream, kept alive for the whole run."""
     settings = ClusterSettings(replicas=REPLICAS, port=0, database=DATABASE, schema=schema_sql())
-    async with local_cluster(settings) as cluster, background(cluster.supervise(), "supervisor"):
+    async with local_cluster(settings) as cluster, background(supervise(cluster), "supervisor"):
         yield cluster
 
 

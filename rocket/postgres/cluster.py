@@ -19,7 +19,6 @@ from rocket.errors import (
     NoSuchNode,
     PortInUse,
     ServerFailedToStart,
-    ServerKeepsDying,
     failing_plainly,
     in_words,
 )
@@ -27,8 +26,7 @@ from rocket.postgres import directories
 from rocket.postgres.account import server_account
 from rocket.postgres.binaries import locate
 from rocket.postgres.database import prepare_database
-from rocket.postgres.node import SUPERUSER, Installation, Node, ending
-from rocket.postgres.restarts import RestartPolicy
+from rocket.postgres.node import SUPERUSER, Installation, Node
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -164,14 +162,27 @@ class LocalCluster:
 
     async def _streams(self, replica: Node, lsn: str) -> None:
         """Wait until a replica receives WAL and has replayed `lsn`, or raise `ServerFailedToStart`."""
-        with _said_plainly(f"{replica.name} does not stream from the primary, see {replica.log_path}"):
+        try:
             async with asyncio.timeout(_STREAMING_TIMEOUT_S):
-                connection = await replica.connect()
-                try:
-                    while not await connection.fetchval(_STREAMING, lsn):  # noqa: ASYNC110
-                        await asyncio.sleep(_POLL_S)
-                finally:
-                    connection.terminate()
+                while not await self._has_replayed(replica, lsn):  # noqa: ASYNC110
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise ServerFailedToStart(
+                f"{replica.name} does not stream from the primary: see {replica.log_path}"
+            ) from None
+
+    async def _has_replayed(self, replica: Node, lsn: str) -> bool:
+        """Wait until a replica streams and has replayed `lsn`; False if it is restarted meanwhile."""
+        try:
+            connection = await replica.connect()
+            try:
+                while not await connection.fetchval(_STREAMING, lsn):  # noqa: ASYNC110
+                    await asyncio.sleep(_POLL_S)
+            finally:
+                connection.terminate()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            return False
+        return True
 
     async def _together(self, act: Callable[[Node], Any], nodes: list[Node] | None = None) -> None:
         """Do something with several nodes at once; the first failure ends the rest and is raised plain."""
@@ -179,45 +190,6 @@ class LocalCluster:
             async with asyncio.TaskGroup() as group:
                 for node in self.nodes.values() if nodes is None else nodes:
                     group.create_task(act(node), name=f"node {node.name}")
-
-    # --- its life ---
-
-    async def supervise(self) -> None:
-        """Start again whatever dies without having been stopped; never returns.
-
-        Raise `ServerKeepsDying` when there is no point any more.
-        """
-        with failing_plainly():
-            async with asyncio.TaskGroup() as group:
-                for node in self.nodes.values():
-                    group.create_task(self._keep(node), name=f"keep {node.name}")
-
-    async def _keep(self, node: Node) -> None:
-        policy = RestartPolicy()
-        while True:
-            dead = await node.died()
-            how = ending(dead.exit_code)
-            pause_s = policy.after_death(time.monotonic(), asked=dead.kill_asked)
-            while not await self._start_again(node, how, pause_s):
-                how = "while starting"
-                asked = node.process is not None and node.process.kill_asked
-                pause_s = policy.after_failed_start(asked=asked)
-            policy.started()
-
-    async def _start_again(self, node: Node, how: str, pause_s: float | None) -> bool:
-        """Start a server that died; return whether that is done, or no longer wanted."""
-        if pause_s is None:
-            raise ServerKeepsDying(f"{node.name} keeps dying ({how}): see {node.log_path}")
-        _log.warning("%s died (%s): starting it again in %.1f s", node.name, how, pause_s)
-        await asyncio.sleep(pause_s)
-        began = time.monotonic()
-        try:
-            if await node.start_again(self.primary.port):
-                _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
-        except ServerFailedToStart as error:
-            _log.warning("%s", error)
-            return False
-        return True
 
     # --- the end ---
 

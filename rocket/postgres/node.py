@@ -119,6 +119,28 @@ class Node:
         (fresh / "standby.signal").touch()
         fresh.rename(self.data_dir)
 
+    async def back_up(self, source: Node) -> None:
+        """Make its directory anew as a base backup of a *running* node; it must be stopped itself.
+
+        Raise `CommandFailed` if that fails: the old directory is then as it was.
+        """
+        fresh = await self._fresh_dir()
+        await run_command(
+            self._installation.binaries.program("pg_basebackup"),
+            f"--pgdata={fresh}",
+            f"--host={self._installation.socket_dir}",
+            f"--port={source.port}",
+            f"--username={SUPERUSER}",
+            "--checkpoint=fast",
+            "--wal-method=stream",
+            "--no-sync",
+            account=self._installation.account,
+            timeout_s=_CLONE_TIMEOUT_S,
+        )
+        (fresh / "standby.signal").touch()
+        await asyncio.to_thread(shutil.rmtree, self.data_dir)
+        fresh.rename(self.data_dir)
+
     async def _fresh_dir(self) -> Path:
         """Return an empty directory that becomes the data directory only when it is complete."""
         self._make_dir(self.home)

@@ -30,6 +30,7 @@ from rocket.errors import (
 from rocket.postgres import directories, faults
 from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
 from rocket.postgres.process import server_processes
+from rocket.postgres.supervisor import supervise
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS kept (what text)"
 
@@ -373,7 +374,7 @@ async def test_server_that_keeps_dying_ends_the_supervision() -> None:
         node.kill()
         async with asyncio.timeout(30):
             with pytest.raises(ServerKeepsDying, match="replica0"):
-                await cluster.supervise()
+                await supervise(cluster)
     assert [] == processes_of(cluster)
 
 
@@ -406,6 +407,28 @@ async def test_delayed_replica_applies_late_and_catches_up_when_it_ends(cluster:
     await replica.close()
 
 
+async def test_replica_that_cannot_follow_is_cloned_anew(caplog: pytest.LogCaptureFixture) -> None:
+    """The primary keeps a bounded amount of WAL; whoever was away for longer gets a fresh copy."""
+    caplog.set_level("INFO", "rocket.cluster")
+    async with local_cluster(settings()) as cluster, background(supervise(cluster), "supervisor"):
+        connection = await cluster.primary.connect()
+        await connection.execute("ALTER SYSTEM SET wal_keep_size = 0")
+        await connection.execute("SELECT pg_reload_conf()")
+        node = cluster.node("replica0")
+        await node.stop()
+        for _ in range(4):
+            await connection.execute("INSERT INTO kept VALUES ('while it was away')")
+            await connection.execute("SELECT pg_switch_wal()")
+            await connection.execute("CHECKPOINT")
+        await connection.close()
+        await node.start(cluster.primary.port)
+        await cluster.wait_for_catchup()
+        replica = await node.connect()
+        assert 4 == await replica.fetchval("SELECT count(*) FROM kept")
+        await replica.close()
+    assert "replica0 needs WAL that the primary no longer has" in caplog.text
+
+
 async def test_another_postgres_works_as_well() -> None:
     """Any Postgres from 14 on, where one is installed."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
@@ -414,7 +437,7 @@ async def test_another_postgres_works_as_well() -> None:
         pytest.skip("no other Postgres on this machine")
     async with (
         local_cluster(settings(postgres_bin=usable[-1])) as cluster,
-        background(cluster.supervise(), "supervisor"),
+        background(supervise(cluster), "supervisor"),
     ):
         process = cluster.node("replica0").process
         cluster.node("replica0").kill()
