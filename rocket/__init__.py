@@ -2,10 +2,12 @@
 
 from rocket.consistency import Board, Lsn, Policy, Reason
 from rocket.errors import OutcomeUnknown, RocketError, RoutingError, Unavailable
+from rocket.routing.answer import Answer
 from rocket.routing.connections import Connection, Work
 from rocket.routing.floors import FloorStore
+from rocket.routing.limits import Limits
 from rocket.routing.observer import Observer
-from rocket.routing.router import Answer, Limits, Router, Routing
+from rocket.routing.router import Router, Routing
 
 __all__ = [
     "Answer",

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import logging
 import random
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Self, TypeVar, cast
 
-import asyncpg
-
 from rocket.consistency import Board, Lsn, Policy, Reason, choose
-from rocket.errors import OutcomeUnknown, Unavailable, in_words
+from rocket.errors import Unavailable, in_words
 from rocket.routing import status_table
+from rocket.routing.answer import PRIMARY, Answer
 from rocket.routing.connections import NodePool, throw_away
-from rocket.routing.failures import REFUSED, UNREACHABLE, leaves_commit_in_doubt, speaks_against_node
+from rocket.routing.failures import REFUSED, speaks_against_node
+from rocket.routing.limits import Limits
+from rocket.routing.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from asyncpg.transaction import Transaction
+    import asyncpg
 
     from rocket.consistency import ReplicaStatus
     from rocket.routing.connections import ReplicaConnection, Work
@@ -31,18 +30,8 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 SubjectT = TypeVar("SubjectT")
 
-PRIMARY = "primary"
-"""How answers name the primary."""
-
 _IS_PRIMARY = "SELECT pg_current_wal_flush_lsn()"
 """Fails on a server that is not the primary."""
-_LSN_INSIDE_THE_TRANSACTION = "SELECT pg_current_wal_lsn()"
-_COMMIT_IS_FLUSHED = """
-    SELECT set_config('synchronous_commit', 'local', true)
-     WHERE current_setting('synchronous_commit') = 'off'
-"""
-"""The floor is a flush LSN, so the commit has to be flushed before it returns (design fact F2)."""
-_LONGEST_BACKOFF_S = 0.1
 
 _log = logging.getLogger("rocket.router")
 
@@ -57,38 +46,6 @@ class Routing(enum.StrEnum):
     """Any replica."""
     PRIMARY = "primary"
     """No replica."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long things may take, in seconds, and how many connections there may be."""
-
-    read_s: float = 5.0
-    """A read, with all its attempts."""
-    attempt_s: float = 1.0
-    """One attempt on one replica."""
-    replicas_tried: int = 2
-    """How many replicas may fail a read before it goes to the primary."""
-    write_s: float = 5.0
-    """A write until its COMMIT is sent, with all its attempts."""
-    commit_s: float = 5.0
-    """A COMMIT, and the statement that settles the floor after it."""
-    connections: int = 10
-    """To each node, at the most."""
-    close_s: float = 2.0
-    """Closing a pool gently."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[ResultT]):
-    """What a read or write brought, and how it got there."""
-
-    value: ResultT
-    node: str
-    """The node that answered: a replica's name, or `primary`."""
-    reason: Reason
-    floor: Lsn | None
-    """What had to be visible; after a write what every later read must see. None: nothing is known."""
 
 
 class Router(Generic[SubjectT]):
@@ -118,6 +75,7 @@ class Router(Generic[SubjectT]):
         self._replicas = replicas
         self._floors = floors
         self._limits = limits
+        self._writer = Writer(primary, floors, limits)
 
     @classmethod
     async def open(
@@ -175,94 +133,13 @@ class Router(Generic[SubjectT]):
             return False
         return True
 
-    # --- writing ---
-
     async def write(self, work: Work[ResultT], *, subject: SubjectT) -> Answer[ResultT]:
         """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
 
         Serialization failures and deadlocks are tried again. Raise `Unavailable` when nothing was written and
         `OutcomeUnknown` when that cannot be told; what `work` raises rolls back and is raised as it is.
         """
-        deadline = time.monotonic() + self._limits.write_s
-        attempt = 0
-        while True:
-            try:
-                return await self._write_once(work, subject, deadline)
-            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
-                attempt += 1
-                backoff_s = random.uniform(0, min(_LONGEST_BACKOFF_S, 0.001 * 2**attempt))  # noqa: S311
-                if time.monotonic() + backoff_s > deadline:
-                    raise Unavailable(f"the write was refused {attempt} times: {error}") from error
-                await asyncio.sleep(backoff_s)
-
-    async def _write_once(self, work: Work[ResultT], subject: SubjectT, deadline: float) -> Answer[ResultT]:
-        commit_sent = False
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    connection = await stack.enter_async_context(self._primary.lease())
-                    transaction = connection.transaction()
-                    value = await self._up_to_commit(connection, transaction, work, subject)
-                commit_sent = True
-                async with asyncio.timeout(self._limits.commit_s):
-                    await transaction.commit()
-                return Answer(value, PRIMARY, Reason.WRITE, await self._settle(connection, subject))
-        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
-            raise  # not committed, and worth another try
-        except Exception as error:
-            if commit_sent and leaves_commit_in_doubt(error):
-                raise OutcomeUnknown(f"the connection was lost during COMMIT: {in_words(error)}") from error
-            if not commit_sent and speaks_against_node(error):
-                raise Unavailable(f"the primary did not take the write: {in_words(error)}") from error
-            raise
-
-    async def _up_to_commit(
-        self,
-        connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record],
-        transaction: Transaction,
-        work: Work[ResultT],
-        subject: SubjectT,
-    ) -> ResultT:
-        """Do all of a write but its COMMIT; what goes wrong is rolled back."""
-        await transaction.start()
-        try:
-            return await self._write_inside(connection, work, subject)
-        except UNREACHABLE:
-            raise  # there is nobody to roll it back with; the connection is thrown away
-        except Exception:
-            with contextlib.suppress(*REFUSED):
-                await transaction.rollback()
-            raise
-
-    async def _write_inside(
-        self,
-        connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record],
-        work: Work[ResultT],
-        subject: SubjectT,
-    ) -> ResultT:
-        value = await work(connection)
-        if self.routing is Routing.ARTICLE:
-            # Before the commit record: wrong, and shown to be (design fact F1).
-            inside = Lsn.from_wire(await connection.fetchval(_LSN_INSIDE_THE_TRANSACTION))
-            await self._floors.mark(connection, subject, inside)
-        else:
-            await self._floors.mark(connection, subject, Lsn.UNKNOWN)
-        await connection.execute(_COMMIT_IS_FLUSHED)
-        return value
-
-    async def _settle(
-        self, connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record], subject: SubjectT
-    ) -> Lsn | None:
-        """Record the floor of a write that has been committed; failing to is slow, not wrong."""
-        try:
-            async with asyncio.timeout(self._limits.commit_s):
-                return await self._floors.settle(connection, subject)
-        except REFUSED as error:
-            _log.warning("a write was committed, but its floor is not recorded: %s", in_words(error))
-            throw_away(connection)
-            return None
-
-    # --- reading ---
+        return await self._writer.write(work, subject, floor_inside=self.routing is Routing.ARTICLE)
 
     async def read(self, work: Work[ResultT], *, subject: SubjectT) -> Answer[ResultT]:
         """Run `work` on a node that shows every write of `subject` that was acknowledged before now.

@@ -1,0 +1,145 @@
+"""Writes: a transaction on the primary, and after its COMMIT the floor that covers it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import asyncpg
+
+from rocket.consistency import Lsn, Reason
+from rocket.errors import OutcomeUnknown, Unavailable, in_words
+from rocket.routing.answer import PRIMARY, Answer
+from rocket.routing.connections import throw_away
+from rocket.routing.failures import REFUSED, UNREACHABLE, leaves_commit_in_doubt, speaks_against_node
+
+if TYPE_CHECKING:
+    from asyncpg.transaction import Transaction
+
+    from rocket.routing.connections import NodePool, Work
+    from rocket.routing.floors import FloorStore
+    from rocket.routing.limits import Limits
+
+ResultT = TypeVar("ResultT")
+SubjectT = TypeVar("SubjectT")
+
+_LSN_INSIDE_THE_TRANSACTION = "SELECT pg_current_wal_lsn()"
+"""Lies before the commit record (design fact F1)."""
+
+_COMMIT_IS_FLUSHED = """
+    SELECT set_config('synchronous_commit', 'local', true)
+     WHERE current_setting('synchronous_commit') = 'off'
+"""
+"""The floor is a flush LSN, so the commit has to be flushed before it returns (design fact F2)."""
+
+_LONGEST_BACKOFF_S = 0.1
+
+_log = logging.getLogger("rocket.router")
+
+
+class Writer(Generic[SubjectT]):
+    """Writes on the primary."""
+
+    def __init__(self, primary: NodePool, floors: FloorStore[SubjectT], limits: Limits) -> None:
+        self._primary = primary
+        self._floors = floors
+        self._limits = limits
+
+    async def write(
+        self, work: Work[ResultT], subject: SubjectT, *, floor_inside: bool = False
+    ) -> Answer[ResultT]:
+        """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
+
+        Serialization failures and deadlocks are tried again. Raise `Unavailable` when nothing was written and
+        `OutcomeUnknown` when that cannot be told; what `work` raises rolls back and is raised as it is.
+        `floor_inside` takes the floor as published, inside the transaction: wrong, and there to be shown.
+        """
+        deadline = time.monotonic() + self._limits.write_s
+        attempt = 0
+        while True:
+            try:
+                return await self._write_once(work, subject, deadline, floor_inside=floor_inside)
+            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
+                attempt += 1
+                backoff_s = random.uniform(0, min(_LONGEST_BACKOFF_S, 0.001 * 2**attempt))  # noqa: S311
+                if time.monotonic() + backoff_s > deadline:
+                    raise Unavailable(f"the write was refused {attempt} times: {error}") from error
+                await asyncio.sleep(backoff_s)
+
+    async def _write_once(
+        self, work: Work[ResultT], subject: SubjectT, deadline: float, *, floor_inside: bool
+    ) -> Answer[ResultT]:
+        commit_sent = False
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    connection = await stack.enter_async_context(self._primary.lease())
+                    transaction = connection.transaction()
+                    value = await self._up_to_commit(
+                        connection, transaction, work, subject, floor_inside=floor_inside
+                    )
+                commit_sent = True
+                async with asyncio.timeout(self._limits.commit_s):
+                    await transaction.commit()
+                return Answer(value, PRIMARY, Reason.WRITE, await self._settle(connection, subject))
+        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
+            raise  # not committed, and worth another try
+        except Exception as error:
+            if commit_sent and leaves_commit_in_doubt(error):
+                raise OutcomeUnknown(f"the connection was lost during COMMIT: {in_words(error)}") from error
+            if not commit_sent and speaks_against_node(error):
+                raise Unavailable(f"the primary did not take the write: {in_words(error)}") from error
+            raise
+
+    async def _up_to_commit(
+        self,
+        connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record],
+        transaction: Transaction,
+        work: Work[ResultT],
+        subject: SubjectT,
+        *,
+        floor_inside: bool,
+    ) -> ResultT:
+        """Do all of a write but its COMMIT; what goes wrong is rolled back."""
+        await transaction.start()
+        try:
+            return await self._write_inside(connection, work, subject, floor_inside=floor_inside)
+        except UNREACHABLE:
+            raise  # there is nobody to roll it back with; the connection is thrown away
+        except Exception:
+            with contextlib.suppress(*REFUSED):
+                await transaction.rollback()
+            raise
+
+    async def _write_inside(
+        self,
+        connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record],
+        work: Work[ResultT],
+        subject: SubjectT,
+        *,
+        floor_inside: bool,
+    ) -> ResultT:
+        value = await work(connection)
+        if floor_inside:
+            inside = Lsn.from_wire(await connection.fetchval(_LSN_INSIDE_THE_TRANSACTION))
+            await self._floors.mark(connection, subject, inside)
+        else:
+            await self._floors.mark(connection, subject, Lsn.UNKNOWN)
+        await connection.execute(_COMMIT_IS_FLUSHED)
+        return value
+
+    async def _settle(
+        self, connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record], subject: SubjectT
+    ) -> Lsn | None:
+        """Record the floor of a write that has been committed; failing to is slow, not wrong."""
+        try:
+            async with asyncio.timeout(self._limits.commit_s):
+                return await self._floors.settle(connection, subject)
+        except REFUSED as error:
+            _log.warning("a write was committed, but its floor is not recorded: %s", in_words(error))
+            throw_away(connection)
+            return None
