@@ -44,3 +44,16 @@ COMMENT ON TABLE replica_statuses IS
 COMMENT ON COLUMN replica_statuses.id IS 'Of no meaning.';
 COMMENT ON COLUMN replica_statuses.last_lsn IS 'The replica''s replay LSN when it was last observed.';
 COMMENT ON COLUMN replica_statuses.name IS 'The replica''s name in the cluster.';
+
+CREATE TABLE IF NOT EXISTS epochs (
+    timeline int         PRIMARY KEY,
+    epoch    text        NOT NULL UNIQUE,
+    began_at timestamptz NOT NULL DEFAULT now()
+);
+
+COMMENT ON TABLE epochs IS
+    'One row for each reign of a primary, written when rocket first sees it, and never changed. A replica that '
+    'shows the newest row follows the current primary.';
+COMMENT ON COLUMN epochs.timeline IS 'The timeline that the reign writes.';
+COMMENT ON COLUMN epochs.epoch IS 'The reign''s name, random, so that it names the cluster and its history as well.';
+COMMENT ON COLUMN epochs.began_at IS 'When rocket first saw it, by the primary''s clock.';

@@ -1,7 +1,7 @@
 """Reads from Postgres replicas that are guaranteed never stale."""
 
-from rocket.consistency import Board, Lsn, Policy, Reason
-from rocket.errors import OutcomeUnknown, RocketError, RoutingError, Unavailable
+from rocket.consistency import Board, Lsn, Policy, Reason, SessionToken
+from rocket.errors import InvalidToken, OutcomeUnknown, RocketError, RoutingError, Unavailable
 from rocket.routing.answer import Answer
 from rocket.routing.connections import Connection, Work
 from rocket.routing.floors import FloorStore
@@ -14,6 +14,7 @@ __all__ = [
     "Board",
     "Connection",
     "FloorStore",
+    "InvalidToken",
     "Limits",
     "Lsn",
     "Observer",
@@ -24,6 +25,7 @@ __all__ = [
     "Router",
     "Routing",
     "RoutingError",
+    "SessionToken",
     "Unavailable",
     "Work",
 ]

@@ -62,6 +62,11 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def parse_wait(text: str) -> float:
+    """Read a time that may be none at all."""
+    return 0.0 if text == "0" else parse_duration(text)
+
+
 def parse_rate(text: str) -> float:
     """Read a number of things a second."""
     value = float(text) if _RATE.fullmatch(text) else 0.0
@@ -161,6 +166,10 @@ class Settings:
     lease: float = _setting(
         5.0, "ROCKET_LEASE", parse_duration, "S", "a replica that was not heard of for so long serves nobody"
     )
+    max_wait: float = _setting(
+        0.02, "ROCKET_MAX_WAIT", parse_wait, "S",
+        "how long a read waits for a replica to catch up before it goes to the primary; 0: not at all",
+    )  # fmt: skip
     max_lag: MaxLag = _setting(
         MaxLag(16 * 2**20, None), "ROCKET_MAX_LAG", parse_max_lag, "LAG",
         "a replica further behind serves nobody: 16MiB, or 5s",

@@ -106,6 +106,10 @@ class Unavailable(RoutingError):
     """No node that may answer did so in time. Nothing was changed; asking again later is safe."""
 
 
+class InvalidToken(RoutingError):
+    """A session token that no primary of this cluster has given out."""
+
+
 class OutcomeUnknown(RoutingError):
     """The connection was lost during COMMIT: the write may have happened, or not."""
 

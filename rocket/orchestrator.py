@@ -111,18 +111,24 @@ async def _serve_and_observe(
 ) -> None:
     """Begin what needs the database; the end comes in reverse: server, observer, pools."""
     board = Board()
+    observer = Observer(addresses.primary, addresses.replicas, board, interval_s=settings.observer_interval)
     router = await stack.enter_async_context(
         await Router.open(
             addresses.primary,
             addresses.replicas,
             UserFloors(),
             board,
-            policy=Policy(settings.lease, settings.max_lag.bytes, settings.max_lag.seconds),
+            policy=Policy(
+                lease_s=settings.lease,
+                max_lag_bytes=settings.max_lag.bytes,
+                max_lag_s=settings.max_lag.seconds,
+                max_wait_s=settings.max_wait,
+            ),
+            waiting=observer.waiting,
             routing=Routing(settings.routing),
         )
     )
     if parts.observer:
-        observer = Observer(addresses.primary, addresses.replicas, board, interval_s=settings.observer_interval)
         stack.callback(observer.close)
         await observer.run_once()  # so that the first reads find a board
         await stack.enter_async_context(background(observer.run(), "observer"))

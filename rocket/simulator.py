@@ -23,6 +23,8 @@ _RIDES_PER_CLIENT_S = 2.0
 _MOST_IN_FLIGHT = 2000
 """Rides under way; when the API is slower than the rate, further ones are left out, and counted."""
 _REQUEST_TIMEOUT_S = 10.0
+_SESSION_HEADER = "Rocket-Session"
+"""What the API hands out with an answer, and wants to see again."""
 _RETRY_S = 0.5
 
 _log = logging.getLogger("rocket.simulator")
@@ -143,6 +145,7 @@ class Simulator:
                     await asyncio.sleep(_RETRY_S)
                     return
                 written = await response.json()
+                token = response.headers.get(_SESSION_HEADER)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             _log.warning("ride not written: %r", error)
             self.tally.unwritten += 1
@@ -150,6 +153,8 @@ class Simulator:
             return
         self.tally.rides += 1
         await asyncio.sleep(pause_s)
+        if token is not None:
+            headers[_SESSION_HEADER] = token
         self.tally.reads[await self._read_back(session, headers, written)] += 1
 
     async def _read_back(

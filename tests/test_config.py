@@ -95,6 +95,12 @@ CASES = {
     "api_port": Case("API_PORT", 5005, PORT, NO_PORT),
     "observer_interval": Case("ROCKET_OBSERVER_INTERVAL", 0.5, TIME, NO_TIME),
     "lease": Case("ROCKET_LEASE", 5.0, TIME, NO_TIME),
+    "max_wait": Case(
+        "ROCKET_MAX_WAIT",
+        0.02,
+        (TIME[0], Given("0", 0.0), Given("30ms", 0.03)),
+        tuple(text for text in NO_TIME if text != "0"),
+    ),
     "max_lag": Case(
         "ROCKET_MAX_LAG",
         MaxLag(16 * 1024 * 1024, None),

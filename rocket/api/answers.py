@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from rocket.api.sessions import HEADER
+
 if TYPE_CHECKING:
     from rocket import Answer
 
 
 def route_headers(answer: Answer[Any]) -> dict[str, str]:
-    """Name the node that answered, and why it was that one."""
-    return {"Rocket-Served-By": answer.node, "Rocket-Route-Reason": answer.reason}
+    """Name the node that answered and why it was that one, and hand the session its token."""
+    headers = {"Rocket-Served-By": answer.node, "Rocket-Route-Reason": answer.reason}
+    if answer.token is not None:
+        headers[HEADER] = str(answer.token)
+    return headers
 
 
 def answer_json(answer: Answer[Any], body: object, status: HTTPStatus = HTTPStatus.OK) -> web.Response:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from rocket import OutcomeUnknown, Unavailable
+from rocket import InvalidToken, OutcomeUnknown, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,6 +88,9 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         response = problem.response()
     except web.HTTPException as error:
         response = _in_our_words(error, request).response()
+    except InvalidToken as error:
+        _log.info("%s: %s", _called(request), error)
+        response = Problem(HTTPStatus.BAD_REQUEST, "The session token in Rocket-Session is invalid.").response()
     except (OutcomeUnknown, Unavailable, TimeoutError) as error:
         _log.warning("%s: %s", _called(request), str(error) or type(error).__name__)
         # A write that was cut off by the last resort may have been committed.

@@ -20,16 +20,23 @@ SELECT_RIDE_BY_KEY = """
 """
 SELECT_RIDE = """
     SELECT rides.id, rides.distance, rides.user_id
-      FROM users JOIN rides ON rides.user_id = users.id AND rides.id = $2
+      FROM users LEFT JOIN rides ON rides.user_id = users.id AND rides.id = $2
      WHERE users.email = $1
 """
+"""No row: no such user. A row of NULLs: no such ride of that user."""
+
 SELECT_RIDES = """
-    SELECT rides.id, rides.distance, rides.user_id
-      FROM users JOIN rides ON rides.user_id = users.id AND rides.id < $2
+    SELECT page.id, page.distance, page.user_id
+      FROM users
+      LEFT JOIN LATERAL (
+               SELECT id, distance, user_id FROM rides
+                WHERE rides.user_id = users.id AND rides.id < $2
+                ORDER BY id DESC LIMIT $3
+           ) AS page ON true
      WHERE users.email = $1
-     ORDER BY rides.id DESC
-     LIMIT $3
+     ORDER BY page.id DESC
 """
+"""As above: no row where there is no user, a row of NULLs where there is no ride."""
 
 # --- floors: see rocket.FloorStore for what each has to do ---
 
@@ -56,6 +63,9 @@ SETTLE_FLOOR = """
 """
 """Runs after COMMIT, so either LSN covers the write. A concurrent write of the same user makes the UPDATE wait
 for its row and compute anew, or has put an LSN there itself."""
+
+WAIT_FOR_WRITES = "SELECT FROM users WHERE email = $1 FOR SHARE"
+"""Each write has the row locked, by the UPDATE that marks it, until it is visible."""
 
 FINISH_FLOOR = """
     UPDATE users

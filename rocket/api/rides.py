@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +18,7 @@ from rocket.api.problems import (
     not_found,
     wrong_idempotency_key,
 )
+from rocket.api.sessions import token_of
 from rocket.api.users import who_asks
 
 if TYPE_CHECKING:
@@ -38,10 +40,25 @@ def _as_json(ride: Record) -> dict[str, object]:
     return {"distance": round(ride["distance"], 1), "id": ride["id"], "user_id": ride["user_id"]}
 
 
+class _UserNotHere(Exception):
+    """The node does not show the user who asks: there is none, or this session's token does not cover it."""
+
+
 async def _read(request: web.Request, work: Work[ResultT], email: str) -> Answer[ResultT]:
+    """Read for a session; that there is no such user is the primary's to say."""
+    router = request.app[ROUTER]
+    token = token_of(request)
     began = time.monotonic()
     try:
-        answer = await request.app[ROUTER].read(work, subject=email)
+        try:
+            answer = await router.read(work, subject=email, token=token)
+        except _UserNotHere:
+            # Without the token the user's floor is looked up on the primary, which knows whether there is one.
+            answer = await router.read(work, subject=email)
+            if token is not None and answer.token is not None and token.epoch == answer.token.epoch:
+                answer = replace(answer, token=answer.token.merged_with(token))
+    except _UserNotHere:
+        raise invalid_credentials() from None
     except Unavailable:
         request.app[METRICS].count_refused_read()
         raise
@@ -55,6 +72,7 @@ async def create(request: web.Request) -> web.Response:
     key = request.headers.get("Idempotency-Key")
     if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isprintable()):
         raise wrong_idempotency_key(_LONGEST_KEY)
+    token = token_of(request)
     distance = parameters.distance(await parameters.body_parameter(request, "distance"))
 
     async def insert(primary: Connection) -> Record:
@@ -69,7 +87,7 @@ async def create(request: web.Request) -> web.Response:
         return earlier
 
     with request.app[METRICS].write():
-        answer = await request.app[ROUTER].write(insert, subject=email)
+        answer = await request.app[ROUTER].write(insert, subject=email, token=token)
     return answer_json(answer, _as_json(answer.value), HTTPStatus.CREATED)
 
 
@@ -80,7 +98,10 @@ async def show(request: web.Request) -> web.Response:
     ride_id = parameters.ride_id(given_id)
 
     async def select(node: Connection) -> Record | None:
-        return await node.fetchrow(queries.SELECT_RIDE, email, ride_id)
+        row = await node.fetchrow(queries.SELECT_RIDE, email, ride_id)
+        if row is None:
+            raise _UserNotHere
+        return None if row["id"] is None else row
 
     answer = await _read(request, select, email)
     _log.info("Reading ride %s from server '%s'", ride_id, answer.node)
@@ -96,7 +117,10 @@ async def page(request: web.Request) -> web.Response:
     before = parameters.page_before(request)
 
     async def select(node: Connection) -> list[Record]:
-        return await node.fetch(queries.SELECT_RIDES, email, before, limit + 1)
+        rows = await node.fetch(queries.SELECT_RIDES, email, before, limit + 1)
+        if not rows:
+            raise _UserNotHere
+        return [row for row in rows if row["id"] is not None]
 
     answer = await _read(request, select, email)
     _log.info("Reading rides from server '%s'", answer.node)

@@ -10,6 +10,7 @@ from rocket.api import parameters, queries
 from rocket.api.answers import answer_json
 from rocket.api.keys import METRICS, ROUTER
 from rocket.api.problems import invalid_credentials, missing_credentials
+from rocket.api.sessions import token_of
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -41,6 +42,10 @@ class UserFloors:
         """Record the floor of a write that has been committed."""
         return Lsn.from_wire(await primary.fetchval(queries.SETTLE_FLOOR, subject))
 
+    async def wait_for_writes(self, primary: Connection, subject: str) -> None:
+        """Wait until the user's commits under way are visible."""
+        await primary.execute(queries.WAIT_FOR_WRITES, subject)
+
 
 def who_asks(request: web.Request) -> str:
     """Return the e-mail address in the Authorization header; raise a 401 if it is missing or cannot be one."""
@@ -54,6 +59,7 @@ def who_asks(request: web.Request) -> str:
 
 async def create(request: web.Request) -> web.Response:
     """`POST /users`: make a user, or say that it is there."""
+    token = token_of(request)
     email = parameters.email(await parameters.body_parameter(request, "email"))
 
     async def insert(primary: Connection) -> tuple[int, HTTPStatus]:
@@ -63,6 +69,6 @@ async def create(request: web.Request) -> web.Response:
         return await primary.fetchval(queries.SELECT_USER, email), HTTPStatus.OK
 
     with request.app[METRICS].write():
-        answer = await request.app[ROUTER].write(insert, subject=email)
+        answer = await request.app[ROUTER].write(insert, subject=email, token=token)
     user_id, status = answer.value
     return answer_json(answer, {"email": email, "id": user_id}, status)

@@ -1,18 +1,24 @@
 """The pure core: positions, statuses and the decision. No asyncio, no asyncpg, no clock of its own."""
 
 from rocket.consistency.board import Board
-from rocket.consistency.choice import Choice, Policy, Reason, choose
+from rocket.consistency.choice import Choice, Policy, Reason, choose, worth_waiting_for
 from rocket.consistency.lsn import Lsn
-from rocket.consistency.status import Incarnation, PrimaryStatus, ReplicaStatus
+from rocket.consistency.status import Epoch, Incarnation, PrimaryStatus, ReplicaStatus
+from rocket.consistency.token import NODE_NAME, SessionToken, timeline_of
 
 __all__ = [
+    "NODE_NAME",
     "Board",
     "Choice",
+    "Epoch",
     "Incarnation",
     "Lsn",
     "Policy",
     "PrimaryStatus",
     "Reason",
     "ReplicaStatus",
+    "SessionToken",
     "choose",
+    "timeline_of",
+    "worth_waiting_for",
 ]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rocket.consistency.lsn import Lsn
-    from rocket.consistency.status import PrimaryStatus, ReplicaStatus
+    from rocket.consistency.status import Epoch, PrimaryStatus, ReplicaStatus
 
 _HISTORY = 600
 """How many advances of the primary are remembered to tell lag in seconds: five minutes at two a second."""
@@ -27,6 +27,8 @@ class Board:
         self._replicas: dict[str, ReplicaStatus] = {}
         self._ring: tuple[ReplicaStatus, ...] | None = ()
         self._primary: PrimaryStatus | None = None
+        self.primary_is_lost = False
+        """Whether the primary did not answer when it was last asked."""
         self._advances: deque[tuple[Lsn, float]] = deque(maxlen=_HISTORY)
 
     @property
@@ -40,6 +42,11 @@ class Board:
     def primary(self) -> PrimaryStatus | None:
         """The primary's last status; kept when it is out of reach, since `max_lag` is measured against it."""
         return self._primary
+
+    @property
+    def epoch(self) -> Epoch | None:
+        """The current reign, as far as it is known."""
+        return None if self._primary is None else self._primary.epoch
 
     def replica(self, name: str) -> ReplicaStatus | None:
         """Return the status of one replica, or None while it has none."""
@@ -57,11 +64,16 @@ class Board:
 
     def publish_primary(self, status: PrimaryStatus) -> None:
         """Put the primary's newest status up, and remember when its flush LSN was first seen."""
+        self.primary_is_lost = False
         self._primary = status
         if self._advances and status.flush_lsn < self._advances[-1][0]:
             self._advances.clear()  # another cluster, or a promotion that lost a tail: the past is another one's
         if not self._advances or status.flush_lsn > self._advances[-1][0]:
             self._advances.append((status.flush_lsn, status.observed_at))
+
+    def lose_primary(self) -> None:
+        """Note that the primary does not answer; what was last seen of it stays."""
+        self.primary_is_lost = True
 
     def lag_bytes(self, status: ReplicaStatus) -> int | None:
         """How much WAL the replica has yet to replay, against the primary's last flush LSN known."""

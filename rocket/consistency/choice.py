@@ -6,12 +6,14 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rocket.consistency.lsn import Lsn
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from rocket.consistency.board import Board
-    from rocket.consistency.lsn import Lsn
     from rocket.consistency.status import ReplicaStatus
+    from rocket.consistency.token import SessionToken
 
 
 class Reason(enum.StrEnum):
@@ -19,6 +21,8 @@ class Reason(enum.StrEnum):
 
     CAUGHT_UP = "caught-up"
     """To a replica that has replayed the session's last write."""
+    WAITED = "caught-up-after-wait"
+    """To a replica that has replayed it while the read waited."""
     RETRIED = "retried"
     """To a caught-up replica, after another one had failed."""
     NO_FLOOR = "no-floor"
@@ -31,6 +35,8 @@ class Reason(enum.StrEnum):
     """To the primary: no replica shows which life of its server it is in (see `Incarnation`)."""
     TOO_FAR_BEHIND = "too-far-behind"
     """To the primary: every replica seen lies beyond `max_lag`."""
+    OTHER_EPOCH = "other-epoch"
+    """To the primary: no replica is known to follow the reign that the session's floors belong to."""
     NOT_CAUGHT_UP = "not-caught-up"
     """To the primary: no replica has replayed the session's last write."""
     REPLICAS_FAILED = "replicas-failed"
@@ -53,6 +59,8 @@ class Policy:
     """A replica further behind the primary's last flush LSN known serves nobody; None: no bound."""
     max_lag_s: float | None = None
     """The same in seconds; None: no bound."""
+    max_wait_s: float = 0.02
+    """How long a read waits for a replica to catch up before it goes to the primary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,7 @@ class Choice:
 
 
 def choose(
-    floor: Lsn,
+    token: SessionToken,
     board: Board,
     policy: Policy,
     *,
@@ -73,19 +81,28 @@ def choose(
     load: Callable[[str], int] = lambda _name: 0,
     without: Collection[str] = (),
 ) -> Choice:
-    """Choose a replica that has replayed all WAL up to `floor`.
+    """Choose a replica of the token's epoch that has replayed all WAL up to the floor which holds there.
 
     Walks the replicas from number `start` (any integer; random, to spread reads) and takes the less busy of the
-    first two that are fit. The cost does not grow with the number of replicas as long as most are fit.
-    `load` tells how busy a replica is; those in `without` have already failed this read.
+    first two that are fit, the first being the session's own replica if that is fit, which has to be busier by
+    some. The cost does not grow with the number of replicas as long as most are fit. `load` tells how busy a
+    replica is; those in `without` have already failed this read.
     """
     ring = board.replicas
     fit = Reason.RETRIED if without else Reason.CAUGHT_UP
     nearest = Reason.NO_STATUS
-    best: ReplicaStatus | None = None
+    loyalty = 0
+    best = None if token.node is None else board.replica(token.node)
+    if best is not None:
+        if best.name in without or _obstacle(best, token, board, policy, now) is not None:
+            best = None
+        else:
+            loyalty = _LOYALTY
     for step in range(len(ring)):
         status = ring[(start + step) % len(ring)]
-        obstacle = _obstacle(status, floor, board, policy, now)
+        if status is best:
+            continue
+        obstacle = _obstacle(status, token, board, policy, now)
         if obstacle is not None:
             nearest = max(nearest, obstacle, key=_OBSTACLES.index)
         elif status.name in without:
@@ -93,24 +110,65 @@ def choose(
         elif best is None:
             best = status
         else:
-            return Choice(status if load(status.name) < load(best.name) else best, fit)
+            best = status if load(status.name) + loyalty < load(best.name) else best
+            break
     if best is not None:
         return Choice(best, fit)
     return Choice(None, Reason.REPLICAS_FAILED if without else nearest)
 
 
-_OBSTACLES = (Reason.NO_STATUS, Reason.NO_INCARNATION, Reason.TOO_FAR_BEHIND, Reason.NOT_CAUGHT_UP)
+_LOYALTY = 4
+"""How many more connections than another replica's may be at work on a session's own before it moves."""
+
+
+def worth_waiting_for(
+    token: SessionToken, board: Board, policy: Policy, *, now: float, start: int = 0, most: int = 2
+) -> list[str]:
+    """Name the replicas, at most so many, that may well catch up with the token within `max_wait`.
+
+    Hopeless are those that do not stream, those that were later than that already when they were last seen, and
+    whatever nothing is known to be enough for.
+    """
+    ring = board.replicas
+    names: list[str] = []
+    for step in range(len(ring)):
+        status = ring[(start + step) % len(ring)]
+        if (
+            status.streaming
+            and _obstacle(status, token, board, policy, now) is Reason.NOT_CAUGHT_UP
+            and token.floor_on(status.name, status.incarnation) < Lsn.UNKNOWN
+            and (board.lag_seconds(status, status.observed_at) or 0.0) <= policy.max_wait_s
+        ):
+            names.append(status.name)
+            if len(names) == most:
+                break
+    return names
+
+
+_OBSTACLES = (
+    Reason.NO_STATUS,
+    Reason.NO_INCARNATION,
+    Reason.TOO_FAR_BEHIND,
+    Reason.OTHER_EPOCH,
+    Reason.NOT_CAUGHT_UP,
+)
 """Why a replica may not serve a read: the further down, the nearer it came to it."""
 
 
-def _obstacle(status: ReplicaStatus, floor: Lsn, board: Board, policy: Policy, now: float) -> Reason | None:
+def _obstacle(
+    status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
+) -> Reason | None:
     if now - status.observed_at > policy.lease_s:
         return Reason.NO_STATUS
     if status.incarnation is None:
         return Reason.NO_INCARNATION  # it would vouch for no connection
     if not _within_max_lag(status, board, policy, now):
         return Reason.TOO_FAR_BEHIND
-    return None if status.replay_lsn >= floor else Reason.NOT_CAUGHT_UP
+    if status.epoch != token.epoch:
+        return Reason.OTHER_EPOCH
+    if status.replay_lsn < token.floor_on(status.name, status.incarnation):
+        return Reason.NOT_CAUGHT_UP
+    return None
 
 
 def _within_max_lag(status: ReplicaStatus, board: Board, policy: Policy, now: float) -> bool:

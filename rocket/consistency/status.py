@@ -15,6 +15,12 @@ Within one incarnation the replay LSN never goes back; a crash ends it together 
 next one may begin far behind (design fact F3).
 """
 
+Epoch = NewType("Epoch", str)
+"""Names one primary's reign: its timeline and a random part, `2-k3v9x2q7ab`.
+
+Timelines alone do not: two promotions that knew nothing of each other both make timeline 2 (design fact F11).
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
@@ -31,6 +37,8 @@ class ReplicaStatus:
     """End of the WAL received and flushed; None until streaming has begun in this life of the server."""
     streaming: bool = False
     """Whether a WAL receiver was connected to the primary."""
+    epoch: Epoch | None = None
+    """The newest epoch whose row the replica shows: it has replayed WAL of that reign, and of no later one."""
 
     def vouches_for(self, incarnation: Incarnation | None) -> bool:
         """Tell whether this status says anything about a connection opened in `incarnation`.
@@ -47,3 +55,5 @@ class PrimaryStatus:
     flush_lsn: Lsn
     observed_at: float
     """Monotonic seconds at which the question was sent."""
+    epoch: Epoch | None = None
+    """The primary's reign."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from rocket.consistency import Lsn, Reason
+    from rocket.consistency import Reason, SessionToken
 
 ResultT = TypeVar("ResultT")
 
@@ -22,5 +22,5 @@ class Answer(Generic[ResultT]):
     node: str
     """The node that answered: a replica's name, or `primary`."""
     reason: Reason
-    floor: Lsn | None
-    """What had to be visible; after a write what every later read must see. None: nothing is known."""
+    token: SessionToken | None = None
+    """What the session shall bring with its next request; None under a routing that guarantees nothing."""

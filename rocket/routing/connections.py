@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import asyncpg
 
-from rocket.consistency import Incarnation
+from rocket.consistency import Epoch, Incarnation
 from rocket.errors import in_words
+from rocket.routing.epochs import reign_of
 from rocket.routing.failures import REFUSED, UNREACHABLE
+from rocket.routing.gate import Gate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from rocket.routing.limits import Limits
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
@@ -69,6 +73,20 @@ async def learn_incarnation(connection: ReplicaConnection) -> None:
     connection.incarnation = Incarnation(row["incarnation"]) if direct and row and row["incarnation"] else None
 
 
+class PrimaryConnection(_PlainConnection):
+    """A connection to a primary, good for one reign: a server that stops being the primary is restarted."""
+
+    __slots__ = ("epoch",)
+
+    epoch: Epoch
+    """The reign that the server was in at the time of opening."""
+
+
+async def learn_epoch(connection: PrimaryConnection) -> None:
+    """Ask a new connection whose reign it belongs to; raise asyncpg's error on a server that is no primary."""
+    connection.epoch = (await reign_of(connection)).epoch
+
+
 async def connect_to_replica(dsn: str) -> ReplicaConnection:
     """Open a connection outside of any pool that knows its incarnation."""
     connection: ReplicaConnection = await asyncpg.connect(
@@ -102,30 +120,33 @@ def throw_away(connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> 
 class NodePool:
     """The connections to one node."""
 
-    def __init__(self, name: str, pool: asyncpg.Pool[Any]) -> None:
+    def __init__(self, name: str, pool: asyncpg.Pool[Any], limits: Limits) -> None:
         self.name = name
         self._pool = pool
+        self._gate = Gate(f"a connection to {name}", width=limits.connections, queue=limits.queue)
 
     @classmethod
-    async def to_primary(cls, name: str, dsn: str, *, size: int) -> NodePool:
+    async def to_primary(cls, name: str, dsn: str, limits: Limits) -> NodePool:
         """Make a pool for reading and writing; no connection is opened yet."""
         pool = asyncpg.create_pool(
             dsn,
             min_size=0,
-            max_size=size,
+            max_size=limits.connections,
             timeout=CONNECT_TIMEOUT_S,
             max_inactive_connection_lifetime=_IDLE_S,
+            connection_class=PrimaryConnection,
+            init=cast("Any", learn_epoch),  # whose argument is the class above
             server_settings={"application_name": "rocket"},
         )
-        return cls(name, await pool)
+        return cls(name, await pool, limits)
 
     @classmethod
-    async def to_replica(cls, name: str, dsn: str, *, size: int) -> NodePool:
+    async def to_replica(cls, name: str, dsn: str, limits: Limits) -> NodePool:
         """Make a pool of read-only connections, each of which knows its incarnation; none is opened yet."""
         pool = asyncpg.create_pool(
             dsn,
             min_size=0,
-            max_size=size,
+            max_size=limits.connections,
             timeout=CONNECT_TIMEOUT_S,
             max_inactive_connection_lifetime=_IDLE_S,
             connection_class=ReplicaConnection,
@@ -139,7 +160,7 @@ class NodePool:
                 "default_transaction_isolation": "read committed",
             },
         )
-        return cls(name, await pool)
+        return cls(name, await pool, limits)
 
     @property
     def in_use(self) -> int:
@@ -156,8 +177,14 @@ class NodePool:
         """Lend a connection. Whoever asks sets the deadline.
 
         One that was lost, or left in the middle of something, is thrown away and not waited for. Raise
-        `ConnectionError` when there is none to be had, or when it is lost while it is lent.
+        `ConnectionError` when there is none to be had, or when it is lost while it is lent, and `Overloaded`
+        when too many wait for one.
         """
+        async with self._gate.passed(), self._lent() as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def _lent(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
         try:
             connection = await self._pool.acquire()
         except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:

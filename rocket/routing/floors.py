@@ -33,3 +33,10 @@ class FloorStore(Protocol[SubjectT_contra]):
 
         Return the LSN put there or, where another write of the subject has seen to it, the flush LSN.
         """
+
+    async def wait_for_writes(self, primary: Connection, subject: SubjectT_contra) -> None:
+        """Wait until every write of the subject that has begun to commit is visible on the primary.
+
+        A replica can show a commit before the primary does (design fact F13). In a statement of its own, take a
+        lock in shared mode that each write of the subject holds until it is visible: the subject's row, say.
+        """

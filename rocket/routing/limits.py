@@ -21,5 +21,9 @@ class Limits:
     """A COMMIT, and the statement that settles the floor after it."""
     connections: int = 10
     """To each node, at the most."""
+    queue: int = 100
+    """How many may wait for a connection to a node; whoever comes on top is turned away at once."""
+    primary_reads: int = 7
+    """How many of the primary's connections reads may take: when all replicas lag, writes go on."""
     close_s: float = 2.0
     """Closing a pool gently."""

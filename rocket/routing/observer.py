@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from rocket.consistency import Lsn, PrimaryStatus, ReplicaStatus
+from rocket.consistency import Epoch, Lsn, PrimaryStatus, ReplicaStatus
 from rocket.errors import in_words
 from rocket.routing import status_table
 from rocket.routing.connections import CONNECT_TIMEOUT_S, ReplicaConnection, connect_to_replica
+from rocket.routing.epochs import reign_of
 from rocket.routing.failures import REFUSED
+from rocket.routing.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,10 +29,9 @@ _REPLICA_STATUS = """
     SELECT pg_is_in_recovery() AS in_recovery,
            pg_last_wal_replay_lsn() AS replay_lsn,
            pg_last_wal_receive_lsn() AS receive_lsn,
-           EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streaming
+           EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streaming,
+           (SELECT epoch FROM epochs ORDER BY timeline DESC LIMIT 1) AS epoch
 """
-_PRIMARY_STATUS = "SELECT pg_current_wal_flush_lsn()"
-"""Fails on a server that is not a primary."""
 
 _log = logging.getLogger("rocket.observer")
 
@@ -68,17 +69,18 @@ class ReplicaWatch:
         self._connection: ReplicaConnection | None = None
         self._reach = _Reach(name)
 
-    async def observe(self) -> None:
-        """Publish the replica's status, or take it away if it does not answer as a replica."""
+    async def observe(self) -> bool:
+        """Publish the replica's status, or take it away and return False if it does not answer as a replica."""
         try:
             status = await self._ask()
         except Exception as error:  # noqa: BLE001 - one node never ends the observation of the others
             self._board.forget(self.name)
             self._reach.lost(error)
             self.close()
-        else:
-            self._board.publish(status)
-            self._reach.found(f"replay LSN {status.replay_lsn}")
+            return False
+        self._board.publish(status)
+        self._reach.found(f"replay LSN {status.replay_lsn}")
+        return True
 
     async def _ask(self) -> ReplicaStatus:
         if self._connection is None or self._connection.is_closed():
@@ -103,6 +105,7 @@ class ReplicaWatch:
             observed_at=asked_at,
             receive_lsn=None if receive_lsn is None else Lsn.from_wire(receive_lsn),
             streaming=row["streaming"],
+            epoch=None if row["epoch"] is None else Epoch(row["epoch"]),
         )
 
     def close(self) -> None:
@@ -128,6 +131,7 @@ class PrimaryWatch:
             async with asyncio.timeout(CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
                 await self._ask_and_record()
         except Exception as error:  # noqa: BLE001 - as above
+            self._board.lose_primary()
             self._reach.lost(error)
             self.close()
 
@@ -140,9 +144,9 @@ class PrimaryWatch:
                 server_settings={"application_name": "rocket observer"},
             )
         asked_at = time.monotonic()
-        flush_lsn = Lsn.from_wire(await self._connection.fetchval(_PRIMARY_STATUS))
-        self._board.publish_primary(PrimaryStatus(flush_lsn, asked_at))
-        self._reach.found(f"flush LSN {flush_lsn}")
+        reign = await reign_of(self._connection)
+        self._board.publish_primary(PrimaryStatus(reign.flush_lsn, asked_at, reign.epoch))
+        self._reach.found(f"flush LSN {reign.flush_lsn}")
         self._elected = self._elected or await status_table.elect(self._connection)
         if self._elected:
             await status_table.record(self._connection, self._board.replicas)
@@ -158,6 +162,9 @@ class Observer:
     """Keeps a board up to date: one watch for each node, each with a beat of its own."""
 
     def __init__(self, primary: str, replicas: Mapping[str, str], board: Board, *, interval_s: float) -> None:
+        self.waiting = Waiting()
+        """Brings what it sees to those who wait for it."""
+        self.board = board
         self._interval_s = interval_s
         self._primary = PrimaryWatch(primary, board)
         self._replicas = [ReplicaWatch(name, dsn, board) for name, dsn in replicas.items()]
@@ -167,8 +174,8 @@ class Observer:
         try:
             async with asyncio.TaskGroup() as group:
                 for replica in self._replicas:
-                    group.create_task(self._beat(replica), name=f"watch {replica.name}")
-                group.create_task(self._beat(self._primary), name="watch primary")
+                    group.create_task(self._watch(replica), name=f"watch {replica.name}")
+                group.create_task(self._watch_primary(), name="watch primary")
         finally:
             self.close()
 
@@ -183,7 +190,15 @@ class Observer:
             replica.close()
         self._primary.close()
 
-    async def _beat(self, watch: ReplicaWatch | PrimaryWatch) -> None:
+    async def _watch(self, replica: ReplicaWatch) -> None:
         while True:
-            await watch.observe()
+            if await replica.observe():
+                self.waiting.bring_news()
+                await self.waiting.pause(replica.name, self._interval_s)
+            else:
+                await asyncio.sleep(self._interval_s)
+
+    async def _watch_primary(self) -> None:
+        while True:
+            await self._primary.observe()
             await asyncio.sleep(self._interval_s)

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import asyncpg
 
-from rocket.consistency import Lsn, Reason
+from rocket.consistency import Lsn, Reason, SessionToken
 from rocket.errors import OutcomeUnknown, Unavailable, in_words
 from rocket.routing.answer import PRIMARY, Answer
 from rocket.routing.connections import throw_away
+from rocket.routing.epochs import checked, epoch_of
 from rocket.routing.failures import REFUSED, UNREACHABLE, leaves_commit_in_doubt, speaks_against_node
 
 if TYPE_CHECKING:
     from asyncpg.transaction import Transaction
 
+    from rocket.consistency import Epoch
     from rocket.routing.connections import NodePool, Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.limits import Limits
@@ -50,7 +52,12 @@ class Writer(Generic[SubjectT]):
         self._limits = limits
 
     async def write(
-        self, work: Work[ResultT], subject: SubjectT, *, floor_inside: bool = False
+        self,
+        work: Work[ResultT],
+        subject: SubjectT,
+        token: SessionToken | None,
+        *,
+        floor_inside: bool = False,
     ) -> Answer[ResultT]:
         """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
 
@@ -62,7 +69,7 @@ class Writer(Generic[SubjectT]):
         attempt = 0
         while True:
             try:
-                return await self._write_once(work, subject, deadline, floor_inside=floor_inside)
+                return await self._write_once(work, subject, token, deadline, floor_inside=floor_inside)
             except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
                 attempt += 1
                 backoff_s = random.uniform(0, min(_LONGEST_BACKOFF_S, 0.001 * 2**attempt))  # noqa: S311
@@ -71,13 +78,20 @@ class Writer(Generic[SubjectT]):
                 await asyncio.sleep(backoff_s)
 
     async def _write_once(
-        self, work: Work[ResultT], subject: SubjectT, deadline: float, *, floor_inside: bool
+        self,
+        work: Work[ResultT],
+        subject: SubjectT,
+        token: SessionToken | None,
+        deadline: float,
+        *,
+        floor_inside: bool,
     ) -> Answer[ResultT]:
         commit_sent = False
         try:
             async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     connection = await stack.enter_async_context(self._primary.lease())
+                    token = await checked(token, connection)
                     transaction = connection.transaction()
                     value = await self._up_to_commit(
                         connection, transaction, work, subject, floor_inside=floor_inside
@@ -85,7 +99,9 @@ class Writer(Generic[SubjectT]):
                 commit_sent = True
                 async with asyncio.timeout(self._limits.commit_s):
                     await transaction.commit()
-                return Answer(value, PRIMARY, Reason.WRITE, await self._settle(connection, subject))
+                epoch = epoch_of(connection)
+                floor = await self._settle(connection, subject)
+                return Answer(value, PRIMARY, Reason.WRITE, _next_token(token, epoch, floor))
         except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
             raise  # not committed, and worth another try
         except Exception as error:
@@ -134,7 +150,7 @@ class Writer(Generic[SubjectT]):
 
     async def _settle(
         self, connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record], subject: SubjectT
-    ) -> Lsn | None:
+    ) -> Lsn:
         """Record the floor of a write that has been committed; failing to is slow, not wrong."""
         try:
             async with asyncio.timeout(self._limits.commit_s):
@@ -142,4 +158,11 @@ class Writer(Generic[SubjectT]):
         except REFUSED as error:
             _log.warning("a write was committed, but its floor is not recorded: %s", in_words(error))
             throw_away(connection)
-            return None
+            return Lsn.UNKNOWN
+
+
+def _next_token(token: SessionToken | None, epoch: Epoch, floor: Lsn) -> SessionToken:
+    """Return the session's token after a write: of the present epoch, whichever it brought."""
+    if token is None or token.is_beyond(floor):
+        return SessionToken(epoch, floor)
+    return token.after_write(floor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -12,12 +13,14 @@ from hypothesis import strategies as st
 from rocket.consistency import (
     Board,
     Choice,
+    Epoch,
     Incarnation,
     Lsn,
     Policy,
     PrimaryStatus,
     Reason,
     ReplicaStatus,
+    SessionToken,
     choose,
 )
 
@@ -45,7 +48,7 @@ class Question(NamedTuple):
     def choice(self) -> Choice:
         """Return the answer of the code under test."""
         return choose(
-            self.floor,
+            wrote(self.floor),
             self.board,
             self.policy,
             now=NOW,
@@ -95,7 +98,7 @@ def boards(draw: st.DrawFn) -> Board:
     """Draw a board with up to five replicas, and with or without a primary."""
     board = Board()
     for name in draw(st.permutations(NAMES))[: draw(st.sampled_from([0, 1, 2, 3, 4, 5, 5, 5]))]:
-        board.publish(ReplicaStatus(name, draw(LSNS), Incarnation("first life"), draw(MOMENTS)))
+        board.publish(ReplicaStatus(name, draw(LSNS), Incarnation("first life"), draw(MOMENTS), epoch=EPOCH))
     sights = draw(st.lists(st.tuples(LSNS, MOMENTS), min_size=draw(st.integers(0, 2)), max_size=3))
     for flush_lsn, observed_at in zip(*map(sorted, zip(*sights, strict=True)), strict=True):
         board.publish_primary(PrimaryStatus(flush_lsn, observed_at))
@@ -113,12 +116,20 @@ QUESTIONS = st.builds(
 )
 
 
+EPOCH = Epoch("1-aaaaaaaaaa")
+
+
+def wrote(floor: int) -> SessionToken:
+    """Return the token of a session that wrote up to `floor` and has read nothing."""
+    return SessionToken(EPOCH, Lsn(floor))
+
+
 def replica(
     name: str = "replica0", replay_lsn: int = 100, observed_at: float = NOW, incarnation: str | None = "first life"
 ) -> ReplicaStatus:
     """Return a replica's status as it is seen now, if nothing else is said."""
     return ReplicaStatus(
-        name, Lsn(replay_lsn), None if incarnation is None else Incarnation(incarnation), observed_at
+        name, Lsn(replay_lsn), None if incarnation is None else Incarnation(incarnation), observed_at, epoch=EPOCH
     )
 
 
@@ -226,14 +237,16 @@ def test_replayed_exactly_up_to_the_floor_is_fit(replay_lsn: int, fit: bool) -> 
     status = replica(replay_lsn=replay_lsn)
     expected = Choice(status, Reason.CAUGHT_UP) if fit else Choice(None, Reason.NOT_CAUGHT_UP)
 
-    assert expected == choose(Lsn(100), board_of(status), UNBOUNDED, now=NOW)
+    assert expected == choose(wrote(100), board_of(status), UNBOUNDED, now=NOW)
 
 
 def test_the_floor_is_compared_as_a_number() -> None:
     """As text `0/9` would be beyond `0/10`."""
-    behind = ReplicaStatus("replica0", Lsn.parse("0/9"), Incarnation("a life"), NOW)
+    behind = ReplicaStatus("replica0", Lsn.parse("0/9"), Incarnation("a life"), NOW, epoch=EPOCH)
 
-    assert Choice(None, Reason.NOT_CAUGHT_UP) == choose(Lsn.parse("0/10"), board_of(behind), UNBOUNDED, now=NOW)
+    assert Choice(None, Reason.NOT_CAUGHT_UP) == choose(
+        wrote(Lsn.parse("0/10")), board_of(behind), UNBOUNDED, now=NOW
+    )
 
 
 @pytest.mark.parametrize(("age_s", "fit"), [(4.5, True), (5.0, True), (5.5, False)])
@@ -242,7 +255,7 @@ def test_a_status_as_old_as_the_lease_still_serves(age_s: float, fit: bool) -> N
     status = replica(observed_at=NOW - age_s)
     expected = Choice(status, Reason.CAUGHT_UP) if fit else Choice(None, Reason.NO_STATUS)
 
-    assert expected == choose(Lsn(1), board_of(status), UNBOUNDED, now=NOW)
+    assert expected == choose(wrote(1), board_of(status), UNBOUNDED, now=NOW)
 
 
 @pytest.mark.parametrize(("flush_lsn", "fit"), [(149, True), (150, True), (151, False)])
@@ -252,7 +265,7 @@ def test_a_replica_exactly_at_the_bound_in_bytes_still_serves(flush_lsn: int, fi
     expected = Choice(status, Reason.CAUGHT_UP) if fit else Choice(None, Reason.TOO_FAR_BEHIND)
 
     board = board_of(status, flush_lsn=flush_lsn)
-    assert expected == choose(Lsn(1), board, Policy(max_lag_bytes=50), now=NOW)
+    assert expected == choose(wrote(1), board, Policy(max_lag_bytes=50), now=NOW)
 
 
 @pytest.mark.parametrize(("lag_s", "fit"), [(1.5, True), (2.0, True), (2.5, False)])
@@ -262,34 +275,34 @@ def test_a_replica_exactly_at_the_bound_in_seconds_still_serves(lag_s: float, fi
     expected = Choice(status, Reason.CAUGHT_UP) if fit else Choice(None, Reason.TOO_FAR_BEHIND)
 
     board = board_of(status, flush_lsn=101, seen_at=NOW - lag_s)
-    assert expected == choose(Lsn(1), board, Policy(max_lag_bytes=None, max_lag_s=2.0), now=NOW)
+    assert expected == choose(wrote(1), board, Policy(max_lag_bytes=None, max_lag_s=2.0), now=NOW)
 
 
 def test_sixteen_mebibytes_bound_the_lag_by_default() -> None:
     """The default policy refuses a replica one byte further behind."""
     status = replica(replay_lsn=1)
 
-    assert choose(Lsn(1), board_of(status, flush_lsn=1 + 2**24), Policy(), now=NOW).status == status
-    assert choose(Lsn(1), board_of(status, flush_lsn=2 + 2**24), Policy(), now=NOW).status is None
+    assert choose(wrote(1), board_of(status, flush_lsn=1 + 2**24), Policy(), now=NOW).status == status
+    assert choose(wrote(1), board_of(status, flush_lsn=2 + 2**24), Policy(), now=NOW).status is None
 
 
 def test_without_a_primary_seen_the_lag_bounds_nothing() -> None:
     """A replica that has replayed the floor serves while nobody knows where the primary is."""
     policy = Policy(max_lag_bytes=0, max_lag_s=0.0)
 
-    assert Choice(replica(), Reason.CAUGHT_UP) == choose(Lsn(100), board_of(replica()), policy, now=NOW)
+    assert Choice(replica(), Reason.CAUGHT_UP) == choose(wrote(100), board_of(replica()), policy, now=NOW)
 
 
 def test_an_empty_board_has_no_status() -> None:
     """Before the observer's first look every read goes to the primary."""
-    assert Choice(None, Reason.NO_STATUS) == choose(Lsn(0), Board(), Policy(), now=NOW)
+    assert Choice(None, Reason.NO_STATUS) == choose(wrote(0), Board(), Policy(), now=NOW)
 
 
 def test_one_replica_near_but_not_caught_up_is_the_reason() -> None:
     """Of replicas too far behind and replicas not caught up the nearer ones give the reason."""
     board = board_of(replica("replica0", 1), replica("replica1", 90), flush_lsn=110)
 
-    assert choose(Lsn(100), board, Policy(max_lag_bytes=50), now=NOW).reason == Reason.NOT_CAUGHT_UP
+    assert choose(wrote(100), board, Policy(max_lag_bytes=50), now=NOW).reason == Reason.NOT_CAUGHT_UP
 
 
 # --- after a failure ---
@@ -300,7 +313,7 @@ def test_a_replica_that_failed_is_not_asked_again() -> None:
     board = board_of(replica("replica0"), replica("replica1"))
 
     assert Choice(replica("replica1"), Reason.RETRIED) == choose(
-        Lsn(100), board, UNBOUNDED, now=NOW, without={"replica0"}
+        wrote(100), board, UNBOUNDED, now=NOW, without={"replica0"}
     )
 
 
@@ -309,7 +322,7 @@ def test_a_retry_keeps_the_floor() -> None:
     board = board_of(replica("replica0", 100), replica("replica1", 99))
 
     assert Choice(None, Reason.REPLICAS_FAILED) == choose(
-        Lsn(100), board, UNBOUNDED, now=NOW, without={"replica0"}
+        wrote(100), board, UNBOUNDED, now=NOW, without={"replica0"}
     )
 
 
@@ -324,7 +337,7 @@ def test_only_two_replicas_are_asked_how_busy_they_are() -> None:
         asked[name] += 1
         return 0
 
-    choose(Lsn(1), board_of(*map(replica, NAMES)), UNBOUNDED, now=NOW, start=3, load=load)
+    choose(wrote(1), board_of(*map(replica, NAMES)), UNBOUNDED, now=NOW, start=3, load=load)
 
     assert asked == {"replica3": 1, "replica4": 1}
 
@@ -332,7 +345,7 @@ def test_only_two_replicas_are_asked_how_busy_they_are() -> None:
 def test_a_single_fit_replica_serves_however_busy() -> None:
     """How busy a replica is never sends a read to the primary."""
     board = board_of(replica("replica0", 99), replica("replica1", 100))
-    choice = choose(Lsn(100), board, UNBOUNDED, now=NOW, load=lambda _name: 10**9)
+    choice = choose(wrote(100), board, UNBOUNDED, now=NOW, load=lambda _name: 10**9)
 
     assert replica("replica1") == choice.status
 
@@ -342,7 +355,8 @@ def test_a_stuck_replica_is_left_alone() -> None:
     board = board_of(*map(replica, NAMES))
     load = {**dict.fromkeys(NAMES, 0), "replica2": 100}
     served = [
-        choose(Lsn(1), board, UNBOUNDED, now=NOW, start=start, load=load.__getitem__).status for start in range(10)
+        choose(wrote(1), board, UNBOUNDED, now=NOW, start=start, load=load.__getitem__).status
+        for start in range(10)
     ]
 
     assert {"replica0", "replica1", "replica3", "replica4"} == {status.name for status in served if status}
@@ -375,4 +389,222 @@ def test_a_replica_that_hides_its_incarnation_is_never_chosen() -> None:
     """Its status could vouch for no connection."""
     hidden = ReplicaStatus("replica0", Lsn.parse("0/10"), None, NOW)
 
-    assert Choice(None, Reason.NO_INCARNATION) == choose(Lsn.parse("0/10"), board_of(hidden), UNBOUNDED, now=NOW)
+    assert Choice(None, Reason.NO_INCARNATION) == choose(
+        wrote(Lsn.parse("0/10")), board_of(hidden), UNBOUNDED, now=NOW
+    )
+
+
+# --- whose history it follows ---
+
+OTHER_EPOCHS = [Epoch("1-bbbbbbbbbb"), Epoch("2-aaaaaaaaaa"), None]
+
+
+@pytest.mark.parametrize("epoch", OTHER_EPOCHS)
+@pytest.mark.parametrize("floor", [0, 100])
+def test_a_replica_of_another_reign_is_never_chosen(floor: int, epoch: Epoch | None) -> None:
+    """Its positions are places in another history; without the row of any reign nobody knows in which."""
+    board = board_of(replace(replica(), epoch=epoch))
+
+    assert Choice(None, Reason.OTHER_EPOCH) == choose(wrote(floor), board, UNBOUNDED, now=NOW)
+
+
+@pytest.mark.parametrize("epoch", OTHER_EPOCHS)
+def test_not_even_the_own_replica_serves_once_it_shows_another_reign(epoch: Epoch | None) -> None:
+    """Within one life a replica may go on from one reign to the next, and the floors do not."""
+    board = board_of(replace(replica(), epoch=epoch))
+
+    assert Choice(None, Reason.OTHER_EPOCH) == choose(read_on("replica0", 0, 100), board, UNBOUNDED, now=NOW)
+
+
+@given(question=QUESTIONS, others=st.frozensets(st.sampled_from(NAMES)), epoch=st.sampled_from(OTHER_EPOCHS))
+@modest
+def test_replicas_of_another_reign_count_for_nothing(
+    question: Question, others: frozenset[str], epoch: Epoch | None
+) -> None:
+    """The choice is that among the replicas of the session's own reign; nothing else makes it fail."""
+    mixed, own = Board(), Board()
+    for status in question.board.replicas:
+        if status.name in others:
+            mixed.publish(replace(status, epoch=epoch))
+        else:
+            mixed.publish(status)
+            own.publish(status)
+    if question.board.primary is not None:
+        for board in (mixed, own):
+            board.publish_primary(question.board.primary)
+    question = question._replace(policy=replace(question.policy, max_lag_s=None), without=frozenset())
+    choice = question._replace(board=mixed).choice()
+
+    assert choice.status is None or choice.status.epoch == EPOCH
+    assert (choice.status is None) == (question._replace(board=own).choice().status is None)
+
+
+def test_a_replica_of_the_own_reign_that_is_not_caught_up_came_nearer() -> None:
+    """The reason is that of the replica which came nearest to serving."""
+    board = board_of(replace(replica("replica0"), epoch=None), replica("replica1", 99))
+
+    assert Choice(None, Reason.NOT_CAUGHT_UP) == choose(wrote(100), board, UNBOUNDED, now=NOW)
+
+
+def test_a_replica_of_another_reign_came_nearer_than_one_too_far_behind() -> None:
+    """It was heard of and is near; only what it follows is not known to be right."""
+    board = board_of(replica("replica0", 1), replace(replica("replica1"), epoch=None), flush_lsn=100)
+
+    assert Choice(None, Reason.OTHER_EPOCH) == choose(wrote(1), board, Policy(max_lag_bytes=10), now=NOW)
+
+
+# --- the session's own replica ---
+
+OWN_LOAD = 3
+LOYALTY = 4
+"""So many more connections may be at work on the own replica; a matter of taste, and kept by these tests."""
+
+
+def read_on(
+    node: str | None, write_floor: int, read_floor: int, incarnation: str | None = "first life"
+) -> SessionToken:
+    """Return the token of a session that last read on a replica."""
+    life = None if incarnation is None else Incarnation(incarnation)
+    return SessionToken(EPOCH, Lsn(write_floor), Lsn(read_floor), node, life)
+
+
+@pytest.mark.parametrize(("replay_lsn", "fit"), [(49, False), (50, True), (99, True)])
+def test_the_own_replica_serves_at_the_write_floor(replay_lsn: int, fit: bool) -> None:
+    """What it has shown once it goes on showing, however far what it received lies ahead."""
+    board = board_of(replica("replica0", replay_lsn), replica("replica1", replay_lsn))
+    expected = (
+        Choice(replica("replica0", replay_lsn), Reason.CAUGHT_UP) if fit else Choice(None, Reason.NOT_CAUGHT_UP)
+    )
+
+    for start in range(4):
+        assert expected == choose(read_on("replica0", 50, 100), board, UNBOUNDED, now=NOW, start=start)
+
+
+@pytest.mark.parametrize(("replay_lsn", "fit"), [(99, False), (100, True)])
+def test_any_other_replica_serves_at_the_read_floor(replay_lsn: int, fit: bool) -> None:
+    """It may have got less than the own one has shown."""
+    status = replica("replica1", replay_lsn)
+    expected = Choice(status, Reason.CAUGHT_UP) if fit else Choice(None, Reason.NOT_CAUGHT_UP)
+
+    assert expected == choose(read_on("replica0", 50, 100), board_of(status), UNBOUNDED, now=NOW)
+
+
+@pytest.mark.parametrize("seen", ["second life", None])
+@pytest.mark.parametrize("remembered", ["first life", None])
+def test_the_own_replica_is_not_recognised_in_another_life(remembered: str | None, seen: str | None) -> None:
+    """After a crash it may lie behind what it has shown, like any other; an unknown life is never the same."""
+    token = read_on("replica0", 50, 100, remembered)
+
+    assert choose(token, board_of(replica("replica0", 99, incarnation=seen)), UNBOUNDED, now=NOW).status is None
+    again = replica("replica0", 100, incarnation="second life")
+    assert Choice(again, Reason.CAUGHT_UP) == choose(token, board_of(again), UNBOUNDED, now=NOW)
+
+
+def test_a_session_stays_with_its_own_replica() -> None:
+    """While that is fit, and as busy as the others, it serves wherever the walk begins."""
+    board = board_of(*map(replica, NAMES))
+    served = {
+        choose(read_on("replica3", 50, 100), board, UNBOUNDED, now=NOW, start=start).status for start in range(20)
+    }
+
+    assert {replica("replica3")} == served
+
+
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [(0, "replica0"), (OWN_LOAD + LOYALTY, "replica0"), (OWN_LOAD + LOYALTY + 1, "replica1"), (99, "replica1")],
+)
+def test_a_session_leaves_its_own_replica_when_that_is_much_busier(load: int, name: str) -> None:
+    """A few connections more are borne; one beyond that sends it to the other."""
+    board = board_of(replica("replica0"), replica("replica1"))
+    loads = {"replica0": load, "replica1": OWN_LOAD}
+    choice = choose(read_on("replica0", 50, 100), board, UNBOUNDED, now=NOW, load=loads.__getitem__)
+
+    assert Choice(replica(name), Reason.CAUGHT_UP) == choice
+
+
+def test_a_busy_own_replica_is_not_left_for_one_that_is_not_caught_up() -> None:
+    """How busy it is never makes another one fit."""
+    board = board_of(replica("replica0", 50), replica("replica1", 99))
+    loads = {"replica0": 1_000, "replica1": 0}
+    choice = choose(read_on("replica0", 50, 100), board, UNBOUNDED, now=NOW, load=loads.__getitem__)
+
+    assert Choice(replica("replica0", 50), Reason.CAUGHT_UP) == choice
+
+
+def test_the_own_replica_that_has_failed_is_left() -> None:
+    """The retry goes elsewhere, and there both floors hold."""
+    token = read_on("replica0", 50, 100)
+    board = board_of(replica("replica0"), replica("replica1", 100), replica("replica2", 99))
+
+    for start in range(6):
+        assert Choice(replica("replica1", 100), Reason.RETRIED) == choose(
+            token, board, UNBOUNDED, now=NOW, start=start, without={"replica0"}
+        )
+
+
+@pytest.mark.parametrize(
+    ("status", "policy"),
+    [
+        (replica("replica0", observed_at=NOW - 6.0), UNBOUNDED),
+        (replica("replica0", 89), Policy(max_lag_bytes=10)),
+        (replica("replica0", 99), Policy(max_lag_bytes=None, max_lag_s=0.5)),
+    ],
+)
+def test_the_own_replica_is_bound_by_lease_and_lag_like_any_other(status: ReplicaStatus, policy: Policy) -> None:
+    """Loyalty makes no replica fit."""
+    board = board_of(status, replica("replica1"), flush_lsn=100, seen_at=NOW - 1.0)
+
+    assert Choice(replica("replica1"), Reason.CAUGHT_UP) == choose(
+        read_on("replica0", 50, 60), board, policy, now=NOW
+    )
+
+
+def test_a_read_floor_that_is_unknown_allows_only_the_own_replica() -> None:
+    """Nobody can tell which other one has replayed as much; without the own one the primary serves."""
+    token = read_on("replica0", 50, Lsn.UNKNOWN)
+    ahead = replica("replica1", Lsn.UNKNOWN - 1)
+
+    for start in range(4):
+        assert Choice(replica("replica0", 50), Reason.CAUGHT_UP) == choose(
+            token,
+            board_of(replica("replica0", 50), ahead),
+            UNBOUNDED,
+            now=NOW,
+            start=start,
+            load=lambda name: 1_000 if name == "replica0" else 0,
+        )
+    assert Choice(None, Reason.NOT_CAUGHT_UP) == choose(token, board_of(ahead), UNBOUNDED, now=NOW)
+
+
+@given(question=QUESTIONS, node=st.none() | st.sampled_from(NAMES), read_floor=SMALL, life=st.sampled_from("12"))
+@modest
+def test_with_a_token_the_chosen_replica_has_replayed_the_floor_that_holds_there(
+    question: Question, node: str | None, read_floor: int, life: str
+) -> None:
+    """Both floors, except on the own replica; and if any replica has, one is chosen, the own one at equal load."""
+    incarnation = {"1": "first life", "2": "second life"}[life]
+    token = read_on(node, min(question.floor, 12), read_floor, incarnation if node else None)
+    choice = choose(
+        token,
+        question.board,
+        question.policy,
+        now=NOW,
+        start=question.start,
+        without=question.without,
+    )
+    fit = [
+        status
+        for status in question.near()
+        if status.name not in question.without
+        and int(status.replay_lsn)
+        >= (
+            int(token.write_floor)
+            if status.name == node and incarnation == "first life"
+            else max(int(token.write_floor), read_floor)
+        )
+    ]
+
+    assert (choice.status is None) == (fit == [])
+    assert choice.status is None or choice.status in fit
+    assert choice.status is None or node not in {status.name for status in fit} or choice.status.name == node

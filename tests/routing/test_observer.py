@@ -175,7 +175,8 @@ async def test_role_that_may_not_see_the_startup_process_vouches_for_nothing(clu
     """An unknown incarnation equals nothing."""
     connection = await cluster.primary.connect(DATABASE)
     await connection.execute("""
-        DO $$ BEGIN CREATE ROLE modest LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$
+        DO $$ BEGIN CREATE ROLE modest LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+        GRANT SELECT ON epochs TO modest;
     """)
     await connection.close()
     await cluster.wait_for_catchup()

@@ -1,0 +1,130 @@
+"""Session tokens: what a client carries from answer to request, so that its reads never go back."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Self
+
+from rocket.consistency.lsn import Lsn
+from rocket.consistency.status import Epoch, Incarnation
+
+NODE_NAME = re.compile("[A-Za-z0-9_.-]{1,63}")
+"""What a replica may be called: a token has to hold it."""
+
+_NOTHING = Lsn(0)
+_LONGEST = 250
+_EPOCH = r"[1-9][0-9]{0,9}-[0-9a-z]{8,32}"
+_LSN = r"[0-9A-F]{1,8}/[0-9A-F]{1,8}"
+_TOKEN = re.compile(
+    rf"1~(?P<epoch>{_EPOCH})~(?P<write>{_LSN})~(?P<read>{_LSN})"
+    rf"(?:~(?P<node>{NODE_NAME.pattern})~(?P<incarnation>[0-9@]{{0,40}}))?"
+)
+
+
+def timeline_of(epoch: Epoch) -> int:
+    """Return the timeline that an epoch's reign writes."""
+    return int(epoch.partition("-")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class SessionToken:
+    """The floors of one session.
+
+    A replica may serve the session's next read once it has replayed all WAL up to the floor that holds for it:
+    the write floor alone on the very replica, in the very incarnation, that served the last read (within one
+    incarnation a replica never goes back), and the read floor as well on any other.
+    """
+
+    epoch: Epoch
+    """The reign that the LSNs below belong to."""
+    write_floor: Lsn
+    """Covers every write of the session that was acknowledged."""
+    read_floor: Lsn = _NOTHING
+    """Covers whatever the session's reads may have shown; `Lsn.UNKNOWN` where that could not be told."""
+    node: str | None = None
+    """The replica that served the last read; None after a read on the primary, or none at all."""
+    incarnation: Incarnation | None = None
+    """The incarnation of `node` at that time; None if several replicas have been read since the primary was."""
+
+    @property
+    def timeline(self) -> int:
+        """The timeline that its epoch's reign writes."""
+        return timeline_of(self.epoch)
+
+    def floor_on(self, node: str, incarnation: Incarnation | None) -> Lsn:
+        """Return how much a replica, in an incarnation, must have replayed to serve the next read."""
+        if self.incarnation is not None and (node, incarnation) == (self.node, self.incarnation):
+            return self.write_floor
+        return max(self.write_floor, self.read_floor)
+
+    def after_write(self, flush_lsn: Lsn) -> SessionToken:
+        """Return the token after a write that is flushed up to `flush_lsn`."""
+        return replace(self, write_floor=max(self.write_floor, flush_lsn))
+
+    def after_replica_read(self, node: str, incarnation: Incarnation, bound: Lsn | None) -> SessionToken:
+        """Return the token after a read on a replica that cannot have shown more than `bound`.
+
+        None stands for a bound that could not be told (design fact F6): then only the same incarnation of that
+        replica, or the primary, may serve the next read.
+        """
+        if bound is None:
+            read_floor = Lsn.UNKNOWN
+        elif self.read_floor == Lsn.UNKNOWN:
+            # It was this very replica that showed what could not be bounded: it has only gone on since.
+            read_floor = bound
+        else:
+            read_floor = max(self.read_floor, bound)
+        return replace(self, read_floor=read_floor, node=node, incarnation=incarnation)
+
+    def after_primary_read(self, flush_lsn: Lsn) -> SessionToken:
+        """Return the token after a read on the primary, which shows nothing beyond its flush LSN.
+
+        Nor can any replica of its reign have shown more, and it shows every write that was acknowledged.
+        """
+        write_floor = flush_lsn if self.write_floor == Lsn.UNKNOWN else self.write_floor
+        return replace(self, write_floor=write_floor, read_floor=flush_lsn, node=None, incarnation=None)
+
+    def is_beyond(self, flush_lsn: Lsn) -> bool:
+        """Tell whether it claims more than its primary has ever written: then nobody gave it out."""
+        return any(flush_lsn < floor < Lsn.UNKNOWN for floor in (self.write_floor, self.read_floor))
+
+    def merged_with(self, other: SessionToken) -> SessionToken:
+        """Return a token that covers both; raise `ValueError` for tokens of different epochs.
+
+        Unless both were read on the same incarnation of a replica, or one of them has read nothing, the
+        incarnation is dropped, so that the read floor binds everywhere; a node still says that replicas were read.
+        """
+        if self.epoch != other.epoch:
+            raise ValueError("tokens of different epochs say nothing about each other")
+        node, incarnation = self.node, self.incarnation
+        if (self.node, self.incarnation) != (other.node, other.incarnation) and other.read_floor:
+            node, incarnation = self.node or other.node, None
+            if not self.read_floor:
+                node, incarnation = other.node, other.incarnation
+        return SessionToken(
+            epoch=self.epoch,
+            write_floor=max(self.write_floor, other.write_floor),
+            read_floor=max(self.read_floor, other.read_floor),
+            node=node,
+            incarnation=incarnation,
+        )
+
+    def __str__(self) -> str:
+        where = "" if self.node is None else f"~{self.node}~{self.incarnation or ''}"
+        return f"1~{self.epoch}~{self.write_floor}~{self.read_floor}{where}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the form that `str` gives; raise `ValueError` for all else."""
+        match = _TOKEN.fullmatch(text) if len(text) <= _LONGEST else None
+        if match is None:
+            raise ValueError("not a session token")
+        incarnation = match["incarnation"]
+        return cls(
+            epoch=Epoch(match["epoch"]),
+            write_floor=Lsn.parse(match["write"]),
+            read_floor=Lsn.parse(match["read"]),
+            node=match["node"],
+            incarnation=Incarnation(incarnation) if incarnation else None,
+        )

@@ -1,0 +1,79 @@
+"""What a read may have shown, on real servers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rocket import Lsn, Reason, Router, SessionToken
+from rocket.api import queries
+from rocket.orchestrator import DATABASE
+from rocket.routing import bounds
+from tests.conftest import paused
+from tests.routing.test_races import come_back_behind, restart_point_now, write_ride
+
+if TYPE_CHECKING:
+    from rocket import Answer, Board, Observer
+    from rocket.postgres.cluster import LocalCluster
+
+
+async def read(router: Router[str], email: str, token: SessionToken) -> Answer[Any]:
+    """Read the user of a session."""
+    return await router.read(lambda node: node.fetchval(queries.SELECT_USER, email), subject=email, token=token)
+
+
+def token_of(answer: Answer[Any]) -> SessionToken:
+    """Return what the answer hands to its session."""
+    assert answer.token is not None
+    return answer.token
+
+
+async def test_streaming_replica_bounds_by_what_it_has_received(cluster: LocalCluster) -> None:
+    """Also while it does not replay: what it shows is at most what it has."""
+    async with paused(cluster, "replica0"):
+        primary = await cluster.primary.connect(DATABASE)
+        await primary.execute("SELECT pg_logical_emit_message(true, 'test', 'received')")
+        flushed = await bounds.shown_by_primary(primary)
+        replica = await cluster.node("replica0").connect(DATABASE)
+        bound = await bounds.shown_by_replica(replica)
+        while bound is None or bound < flushed:
+            bound = await bounds.shown_by_replica(replica)
+        assert bound > Lsn.from_wire(await replica.fetchval("SELECT pg_last_wal_replay_lsn()"))
+        await replica.close()
+        await primary.close()
+
+
+async def test_server_that_is_no_replica_bounds_nothing(cluster: LocalCluster) -> None:
+    """A connection that outlived its server's promotion leaves the pool (design fact F14)."""
+    primary = await cluster.primary.connect(DATABASE)
+    with pytest.raises(bounds.NotAReplicaAnyMore):
+        await bounds.shown_by_replica(primary)
+    await primary.close()
+
+
+async def test_read_that_cannot_be_bounded_ties_the_session_to_its_replica(
+    cluster: LocalCluster, observer: Observer, board: Board, router: Router[str], email: str
+) -> None:
+    """A replica that replays its own files after a crash shows more than any LSN says (design fact F6)."""
+    await write_ride(router, "earlier-" + email)
+    async with restart_point_now(cluster):
+        await write_ride(router, email)
+        await cluster.wait_for_catchup()
+        async with come_back_behind(cluster, email):
+            await observer.run_once()
+            epoch = board.epoch
+            assert epoch is not None
+            # Low enough for a replica that lies far behind.
+            first = await read(router, "earlier-" + email, SessionToken(epoch, Lsn(0)))
+            assert Reason.CAUGHT_UP == first.reason
+            token = token_of(first)
+            assert (first.node, Lsn.UNKNOWN) == (token.node, token.read_floor)
+
+            again = [await read(router, "earlier-" + email, token) for _ in range(20)]
+            assert {first.node} == {answer.node for answer in again}
+
+            board.forget(first.node)
+            elsewhere = await read(router, "earlier-" + email, token)
+            assert "primary" == elsewhere.node
+            assert token_of(elsewhere).read_floor < Lsn.UNKNOWN

@@ -1,0 +1,144 @@
+"""More than the nodes can take, and a primary that is away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rocket import Limits, Reason, Router, SessionToken, Unavailable
+from rocket.api import queries
+from rocket.api.users import UserFloors
+from rocket.orchestrator import DATABASE
+from rocket.routing.gate import Gate, Overloaded
+from tests.routing.test_observer import until
+from tests.routing.test_races import write_ride
+
+if TYPE_CHECKING:
+    from rocket import Board, Connection, Observer
+    from rocket.postgres.cluster import LocalCluster
+
+
+async def test_gate_turns_away_whoever_finds_the_queue_full() -> None:
+    """One is through, one waits, the third need not."""
+    gate = Gate("it", width=1, queue=1)
+    leave = asyncio.Event()
+    inside: list[int] = []
+
+    async def go(number: int) -> None:
+        async with gate.passed():
+            inside.append(number)
+            await leave.wait()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(go(1))
+        await until(lambda: inside == [1])
+        group.create_task(go(2))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await go(3)
+        leave.set()
+    assert [1, 2] == inside
+
+
+async def test_whoever_stops_waiting_leaves_the_queue() -> None:
+    """A place in it is not lost with its owner."""
+    gate = Gate("it", width=1, queue=1)
+    async with gate.passed():
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01), gate.passed():
+                    pytest.fail("two at a time")
+    async with gate.passed():
+        pass
+
+
+async def test_stampede_on_the_primary_is_shed_and_leaves_room_for_writes(
+    cluster: LocalCluster, board: Board, email: str
+) -> None:
+    """When no replica may serve, some reads are refused at once, and writes go on."""
+    limits = Limits(connections=4, primary_reads=2, queue=3)
+    holder = await cluster.primary.connect(DATABASE)
+    async with await Router.open(cluster.primary.dsn(DATABASE), {}, UserFloors(), board, limits=limits) as router:
+        await write_ride(router, email)
+        token = (await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)).token
+
+        async def held(node: Connection) -> None:
+            await node.execute("SELECT pg_advisory_lock_shared(4711)")
+
+        async def read() -> str:
+            try:
+                await router.read(held, subject=email, token=token)
+            except Unavailable:
+                return "refused"
+            return "answered"
+
+        await holder.execute("SELECT pg_advisory_lock(4711)")
+        reads = [asyncio.ensure_future(read()) for _ in range(8)]
+        await until(lambda: sum(read.done() for read in reads) == 3)
+        async with asyncio.timeout(2):
+            await write_ride(router, email)
+        await holder.execute("SELECT pg_advisory_unlock(4711)")
+        answers = await asyncio.gather(*reads)
+    await holder.close()
+    assert (5, 3) == (answers.count("answered"), answers.count("refused"))
+
+
+async def test_busy_replica_costs_a_retry_elsewhere(
+    cluster: LocalCluster, observer: Observer, board: Board, email: str
+) -> None:
+    """A pool that is exhausted is no reason to fail, or to wait for ever."""
+    limits = Limits(connections=1, queue=0, attempt_s=0.3)
+    async with await Router.open(
+        cluster.primary.dsn(DATABASE),
+        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+        UserFloors(),
+        board,
+        limits=limits,
+    ) as router:
+        await write_ride(router, email)
+        await cluster.wait_for_catchup()
+        await observer.run_once()
+        pools = [pool for pool in router.pools if pool.name != "primary"]
+        async with pools[0].lease(), pools[1].lease():
+            answer = await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
+    assert ("primary", Reason.REPLICAS_FAILED) == (answer.node, answer.reason)
+
+
+async def test_frozen_primary_is_refused_at_once_and_replicas_go_on(
+    cluster: LocalCluster, observer: Observer, board: Board, router: Router[str], email: str
+) -> None:
+    """What needs it is not let into a time-out once it is known; the rest does not need it."""
+    ride_id = await write_ride(router, email)
+    await cluster.wait_for_catchup()
+    await observer.run_once()
+    epoch = board.epoch
+    primary = board.primary
+    assert epoch is not None
+    assert primary is not None
+    token = SessionToken(epoch, primary.flush_lsn)
+    await observer.run_once()
+    cluster.primary.freeze()
+    try:
+        await observer.run_once()
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            await write_ride(router, email)
+        with pytest.raises(Unavailable):
+            await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
+        assert time.monotonic() - began < 0.1
+        answer = await router.read(
+            lambda node: node.fetchrow(queries.SELECT_RIDE, email, ride_id), subject=email, token=token
+        )
+        assert answer.value is not None
+        assert answer.value["id"] == ride_id
+        assert "primary" != answer.node
+    finally:
+        cluster.primary.thaw()
+    async with asyncio.timeout(10):
+        while board.primary_is_lost:
+            await observer.run_once()
+    assert await write_ride(router, email) > ride_id
+    await cluster.wait_for_catchup()

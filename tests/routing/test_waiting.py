@@ -1,0 +1,167 @@
+"""Reads that wait for a replica to catch up, on a real cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+import pytest_asyncio
+
+from rocket import Board, Observer, Policy, Reason, Router
+from rocket.api.users import UserFloors
+from rocket.ending import background
+from rocket.orchestrator import DATABASE
+from rocket.postgres import faults
+from rocket.routing.waiting import Waiting
+from tests.conftest import paused
+from tests.routing.test_observer import until
+from tests.routing.test_races import read_ride, write_ride
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Collection
+
+    from rocket.postgres.cluster import LocalCluster
+
+FoundT = TypeVar("FoundT")
+
+LONG_S = 10.0
+"""Longer than anything here takes: what is found before is found on demand."""
+
+
+@pytest_asyncio.fixture
+async def rare(cluster: LocalCluster) -> AsyncIterator[Observer]:
+    """An observer that runs, and looks by itself only every ten seconds."""
+    observer = Observer(
+        cluster.primary.dsn(DATABASE),
+        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+        Board(),
+        interval_s=LONG_S,
+    )
+    await cluster.wait_for_catchup()
+    async with background(observer.run(), "observer"):
+        await until(lambda: len(observer.board.replicas) == 2 and observer.board.primary is not None)
+        yield observer
+
+
+@pytest_asyncio.fixture
+async def patient(cluster: LocalCluster, rare: Observer) -> AsyncIterator[Router[str]]:
+    """A router whose reads wait as long as it takes."""
+    async with await Router.open(
+        cluster.primary.dsn(DATABASE),
+        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+        UserFloors(),
+        rare.board,
+        policy=Policy(lease_s=2 * LONG_S, max_wait_s=3.0),
+        waiting=rare.waiting,
+    ) as router:
+        yield router
+
+
+async def test_read_after_write_waits_for_a_replica(patient: Router[str], email: str) -> None:
+    """The replica that is about to catch up is looked at until it has."""
+    ride_id = await write_ride(patient, email)
+    seen, node, reason = await read_ride(patient, email, ride_id)
+    assert (True, Reason.WAITED) == (seen, reason)
+    assert node != "primary"
+
+
+async def test_wait_ends_when_replay_goes_on(cluster: LocalCluster, patient: Router[str], email: str) -> None:
+    """Not before, and not at the end of the time allowed."""
+    await write_ride(patient, email)
+    await cluster.wait_for_catchup()
+    async with asyncio.TaskGroup() as group:
+        async with paused(cluster):
+            ride_id = await write_ride(patient, email)
+            reading = group.create_task(read_ride(patient, email, ride_id), name="reading")
+            assert patient._waiting is not None  # noqa: SLF001
+            await until(lambda: patient._waiting._wanted.total() > 0)  # type: ignore[union-attr]  # noqa: SLF001
+            assert not reading.done()
+        assert (True, Reason.WAITED) == ((await reading)[0], (await reading)[2])
+
+
+async def test_wait_is_bounded(cluster: LocalCluster, patient: Router[str], email: str) -> None:
+    """Then the primary answers."""
+    patient.policy = Policy(lease_s=2 * LONG_S, max_wait_s=0.1)
+    async with paused(cluster):
+        ride_id = await write_ride(patient, email)
+        began = time.monotonic()
+        assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(patient, email, ride_id)
+        assert time.monotonic() - began < 1
+
+
+class NobodyWaits(Waiting):
+    """Refuses to wait."""
+
+    async def until(
+        self, names: Collection[str], _find: Callable[[], FoundT | None], _timeout_s: float
+    ) -> FoundT | None:
+        """Fail the test."""
+        pytest.fail(f"waited for {names}")
+
+
+async def test_hopeless_wait_is_skipped(
+    cluster: LocalCluster, observer: Observer, board: Board, email: str
+) -> None:
+    """A replica that was late already when it was seen will not be there in time."""
+    async with await Router.open(
+        cluster.primary.dsn(DATABASE),
+        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+        UserFloors(),
+        board,
+        waiting=NobodyWaits(),
+    ) as router:
+        await cluster.wait_for_catchup()
+        await observer.run_once()
+        async with paused(cluster):
+            ride_id = await write_ride(router, email)
+            await observer.run_once()
+            behind_since = time.monotonic()
+            await until(lambda: time.monotonic() - behind_since > router.policy.max_wait_s)
+            await observer.run_once()
+            assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id)
+
+
+async def test_many_waiting_reads_share_one_look_at_a_replica(
+    rare: Observer, patient: Router[str], email: str
+) -> None:
+    """However many wait, a replica is never asked twice at the same time."""
+    under_way: dict[str, int] = {}
+    for watch in rare._replicas:  # noqa: SLF001
+        ask = watch._ask  # noqa: SLF001
+
+        async def counted(ask: Callable[[], object] = ask, name: str = watch.name) -> object:
+            under_way[name] = under_way.get(name, 0) + 1
+            assert under_way[name] == 1
+            try:
+                return await ask()  # type: ignore[misc]
+            finally:
+                under_way[name] -= 1
+
+        watch._ask = counted  # type: ignore[method-assign, assignment]  # noqa: SLF001
+    ride_id = await write_ride(patient, email)
+    answers = await asyncio.gather(*(read_ride(patient, email, ride_id) for _ in range(50)))
+    assert all(seen for seen, _, _ in answers)
+    assert {"replica0", "replica1"} >= {node for _, node, _ in answers}
+    assert {0} == set(under_way.values())
+
+
+async def test_replica_that_vanishes_while_waited_for_costs_no_answer(
+    cluster: LocalCluster, patient: Router[str], email: str
+) -> None:
+    """The read goes on to another one, or to the primary."""
+    await write_ride(patient, email)
+    await cluster.wait_for_catchup()
+    async with paused(cluster):
+        ride_id = await write_ride(patient, email)
+        patient.policy = Policy(lease_s=2 * LONG_S, max_wait_s=0.5)
+        reading = asyncio.ensure_future(read_ride(patient, email, ride_id))
+        await until(lambda: patient._waiting._wanted.total() > 0)  # type: ignore[union-attr]  # noqa: SLF001
+        for node in cluster.replicas:
+            await faults.kill_backend(node)
+        assert (await reading)[0]
+        for node in cluster.replicas:
+            await node.stop()
+            await node.start(cluster.primary.port)
+    await cluster.wait_for_catchup()
