@@ -148,6 +148,24 @@ async def test_second_signal_hurries_it(kept_dir: Path) -> None:
     assert_nothing_left(kept_dir)
 
 
+async def test_end_of_its_reader_ends_it(kept_dir: Path) -> None:
+    """As in `run-all | head`: no flood of errors, and nothing left."""
+    process = await asyncio.create_subprocess_shell(
+        f"{sys.executable} -m rocket run-all --replicas 1 {' '.join(FREE_PORTS)} | head -n 8",
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(kept_dir), "PYTHONUNBUFFERED": "1"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(READY_S):
+        output, errors = await process.communicate()
+    assert 8 == len(output.splitlines())
+    assert b"" == errors
+    async with asyncio.timeout(10):
+        while servers(kept_dir) or any(kept_dir.iterdir()):
+            await asyncio.sleep(0.02)
+
+
 async def test_signal_while_starting_leaves_nothing(kept_dir: Path) -> None:
     """There may be no server yet to stop."""
     async with run_all(kept_dir) as program:
