@@ -60,7 +60,9 @@ class SessionToken:
 
     def after_write(self, flush_lsn: Lsn) -> SessionToken:
         """Return the token after a write that is flushed up to `flush_lsn`."""
-        return replace(self, write_floor=max(self.write_floor, flush_lsn))
+        # What could not be told of an earlier write is covered by what was flushed after it.
+        earlier = _NOTHING if self.write_floor == Lsn.UNKNOWN else self.write_floor
+        return replace(self, write_floor=max(earlier, flush_lsn))
 
     def after_replica_read(self, node: str, incarnation: Incarnation, bound: Lsn | None) -> SessionToken:
         """Return the token after a read on a replica that cannot have shown more than `bound`.

@@ -250,7 +250,7 @@ class Router(Generic[SubjectT]):
         async def bounded(replica: Connection) -> tuple[ResultT, SessionToken]:
             incarnation = _vouched_for(replica, status)
             value = await work(replica)
-            bound = await bounds.shown_by_replica(replica)
+            bound = await bounds.shown_by_replica(replica, token.epoch)
             return value, token.after_replica_read(status.name, incarnation, bound)
 
         return await self._try_replica(status.name, bounded, deadline)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rocket import Lsn, Reason, Router, SessionToken
+from rocket import InvalidToken, Lsn, Reason, Router, SessionToken
 from rocket.api import queries
+from rocket.consistency import Epoch
 from rocket.orchestrator import DATABASE
 from rocket.routing import bounds
 from tests.conftest import paused
@@ -29,27 +31,57 @@ def token_of(answer: Answer[Any]) -> SessionToken:
     return answer.token
 
 
-async def test_streaming_replica_bounds_by_what_it_has_received(cluster: LocalCluster) -> None:
+async def test_streaming_replica_bounds_by_what_it_has_received(
+    cluster: LocalCluster, observer: Observer, board: Board
+) -> None:
     """Also while it does not replay: what it shows is at most what it has."""
+    await observer.run_once()
+    await cluster.wait_for_catchup()
+    assert board.epoch is not None
     async with paused(cluster, "replica0"):
         primary = await cluster.primary.connect(DATABASE)
         await primary.execute("SELECT pg_logical_emit_message(true, 'test', 'received')")
         flushed = await bounds.shown_by_primary(primary)
         replica = await cluster.node("replica0").connect(DATABASE)
-        bound = await bounds.shown_by_replica(replica)
+        bound = await bounds.shown_by_replica(replica, board.epoch)
         while bound is None or bound < flushed:
-            bound = await bounds.shown_by_replica(replica)
+            bound = await bounds.shown_by_replica(replica, board.epoch)
         assert bound > Lsn.from_wire(await replica.fetchval("SELECT pg_last_wal_replay_lsn()"))
         await replica.close()
         await primary.close()
 
 
-async def test_server_that_is_no_replica_bounds_nothing(cluster: LocalCluster) -> None:
+async def test_server_that_is_no_replica_bounds_nothing(
+    cluster: LocalCluster, observer: Observer, board: Board
+) -> None:
     """A connection that outlived its server's promotion leaves the pool (design fact F14)."""
+    await observer.run_once()
+    assert board.epoch is not None
     primary = await cluster.primary.connect(DATABASE)
     with pytest.raises(bounds.NotAReplicaAnyMore):
-        await bounds.shown_by_replica(primary)
+        await bounds.shown_by_replica(primary, board.epoch)
     await primary.close()
+
+
+async def test_replica_that_went_on_to_another_reign_fails_the_read(
+    cluster: LocalCluster, observer: Observer, board: Board, router: Router[str], email: str
+) -> None:
+    """What its status said may be a lease old; its LSNs are none of the token's epoch."""
+    await write_ride(router, email)
+    await observer.run_once()
+    earlier = Epoch("1-" + "z" * 10)
+    await cluster.wait_for_catchup()
+    await observer.run_once()
+    for status in board.replicas:
+        board.publish(dataclasses.replace(status, epoch=earlier))
+    answer = await read(router, email, SessionToken(board.epoch or earlier, Lsn(0)))
+    assert ("primary", Reason.OTHER_EPOCH) == (answer.node, answer.reason)
+
+    primary = board.primary
+    assert primary is not None
+    board.publish_primary(dataclasses.replace(primary, epoch=earlier))
+    with pytest.raises(InvalidToken):  # the replicas fail it, and the primary knows no such epoch
+        await read(router, email, SessionToken(earlier, Lsn(0)))
 
 
 async def test_read_that_cannot_be_bounded_ties_the_session_to_its_replica(
