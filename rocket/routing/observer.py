@@ -181,6 +181,8 @@ class Observer:
 
     async def run_once(self) -> None:
         """Observe every replica once, all at the same time, and then the primary."""
+        if self.board.epoch is None:
+            await self._primary.observe()  # its reign has a name before replicas are asked for it
         await asyncio.gather(*(replica.observe() for replica in self._replicas))
         await self._primary.observe()
 

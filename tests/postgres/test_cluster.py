@@ -175,10 +175,12 @@ async def test_directory_in_use_is_refused_with_the_process_that_uses_it(kept_di
 
 async def test_port_in_use_is_refused_before_anything_is_made(kept_dir: Path) -> None:
     """Any of the ports: the second replica's, here."""
+    port = directories.free_port()
+    while not directories.port_is_free(port - 1):
+        port = directories.free_port()
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        port = taken.getsockname()[1]
         with pytest.raises(PortInUse, match=str(port)):
             async with local_cluster(settings(data_dir=kept_dir / "data", port=port - 1)):
                 pass
