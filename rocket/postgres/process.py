@@ -155,6 +155,7 @@ class ServerProcess:
                 if self.exit_code is not None:
                     break
                 self.send(number)
+                self.send(signal.SIGCONT)  # a halted one would take notice of nothing but SIGKILL
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(patience_s):
                         await self.wait()

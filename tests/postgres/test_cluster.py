@@ -431,23 +431,6 @@ async def test_replica_that_cannot_follow_is_cloned_anew(caplog: pytest.LogCaptu
     assert "replica0 needs WAL that the primary no longer has" in caplog.text
 
 
-async def test_another_postgres_works_as_well() -> None:
-    """Any Postgres from 14 on, where one is installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-    usable = [path.parent for path in found if int(path.parts[-3]) >= 14]
-    if not usable:
-        pytest.skip("no other Postgres on this machine")
-    async with (
-        local_cluster(settings(postgres_bin=usable[-1])) as cluster,
-        background(supervise(cluster), "supervisor"),
-    ):
-        process = cluster.node("replica0").process
-        cluster.node("replica0").kill()
-        await is_back(cluster, "replica0", process)
-        await faults.delay(cluster.node("replica0"), 1, cluster.primary.port)
-        await cluster.wait_for_catchup()
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the servers to another account")
 async def test_programs_that_the_account_cannot_reach_are_copied(
     kept_dir: Path, monkeypatch: pytest.MonkeyPatch
