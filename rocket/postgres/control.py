@@ -105,10 +105,7 @@ class _Controller:
 
     def _addresses(self) -> dict[str, object]:
         database = self._cluster.settings.database
-        return {
-            "primary": self._cluster.primary.dsn(database),
-            "replicas": {node.name: node.dsn(database) for node in self._cluster.replicas},
-        }
+        return {"nodes": {name: node.dsn(database) for name, node in self._cluster.nodes.items()}}
 
 
 async def _pause(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
