@@ -155,7 +155,8 @@ async def _addresses(
         cluster = await _cluster(settings, ending, stack)
         return Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()})
     run_dir = control.find(settings.data_dir, settings.port_asked_for)
-    return Addresses(**await control.ask(run_dir, "addresses"))
+    nodes = (await control.ask(run_dir, "addresses"))["nodes"]
+    return Addresses(nodes.pop("primary"), nodes)
 
 
 async def _cluster(settings: Settings, ending: Ending, stack: contextlib.AsyncExitStack) -> LocalCluster:
