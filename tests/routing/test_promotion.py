@@ -120,7 +120,7 @@ async def promote(node: Node) -> None:
 
 async def follow(node: Node, upstream: Node | None) -> None:
     """Point a replica to another node, or to none, by what goes before its configuration file."""
-    socket_dir = node._installation.socket_dir  # noqa: SLF001
+    socket_dir = node.installation.socket_dir
     where = "" if upstream is None else f"host={socket_dir} port={upstream.port} user=postgres"
     await sql(node, f"ALTER SYSTEM SET primary_conninfo = '{where}'", "SELECT pg_reload_conf()")
     if upstream is None:
