@@ -102,6 +102,19 @@ async def run_cluster(settings: Settings) -> int:
     return OK
 
 
+async def whole_system(
+    settings: Settings, ending: Ending, stack: contextlib.AsyncExitStack
+) -> tuple[LocalCluster, str]:
+    """Bring up cluster, API and observer, for `stack` to take down; return the cluster and the API's URL."""
+    listening = stack.enter_context(_bound(settings))
+    cluster = await _cluster(settings, ending, stack)
+    addresses = Addresses(
+        cluster.primary.dsn(DATABASE), {node.name: node.dsn(DATABASE) for node in cluster.replicas}
+    )
+    await _serve_and_observe(settings, Parts(), addresses, listening, stack)
+    return cluster, _url(settings, listening)
+
+
 async def _serve_and_observe(
     settings: Settings,
     parts: Parts,

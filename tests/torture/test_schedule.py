@@ -41,7 +41,7 @@ def test_a_plan_is_made_of_its_seed_alone(seed: int, names: set[str], duration_s
 
 @given(SEEDS, st.integers(min_value=2, max_value=9))
 def test_faults_leave_nodes_to_serve(seed: int, replicas: int) -> None:
-    """Within a lane one follows another; never are all replicas faulty by themselves; calm comes again and again."""
+    """Within a lane one follows another, never are all replicas faulty by themselves, and calm comes again."""
     faults = plan(seed, 60, KINDS, replicas)
 
     for lane in {fault.lane for fault in faults}:
