@@ -7,17 +7,27 @@ import asyncio
 import json
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rocket import __version__, config, logs, orchestrator
 from rocket.errors import RocketError, SetupError
 from rocket.postgres import control
+from rocket.torture import checker, reader
+from rocket.torture.history import GarbledHistory
+from rocket.torture.report import as_json, report
+from rocket.torture.verdict import Judgement, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
 FAILED, WRONG_USE = 1, 2
 """Exit codes: a part of the system failed; what was asked for cannot be had."""
+WRONG_USE_OF_JUDGES = 64
+"""The same as WRONG_USE for the commands in `_JUDGES`; 0, 2 and 3 are their verdicts (`Judgement`)."""
+
+_JUDGES = {"check"}
+"""Commands that end with a verdict."""
 
 _NODE_COMMANDS = {
     "pause": "stop a replica's replay: it goes on receiving, and falls behind",
@@ -48,7 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in ("cluster", "api", "observer", "simulator"):
         run_all.add_argument(f"--no-{part}", action="store_true", help=f"leave out the {part}")
     config.add_arguments(run_all)
-    given = parser.parse_args(arguments)
+    check = commands.add_parser(
+        "check",
+        help="judge the history of a torture run",
+        description="Judge a torture run by its history. Exit codes: 0 held, 2 violated, 3 void, 64 wrong use.",
+    )
+    check.add_argument("file", metavar="FILE", type=Path, help="what torture recorded")
+    check.add_argument("--json", action="store_true", help="as JSON")
+    given = _parsed(parser, sys.argv[1:] if arguments is None else arguments)
+    if given.command == "check":
+        return _guarded(lambda: _check(given), WRONG_USE_OF_JUDGES)
     parts = orchestrator.Parts(
         cluster=not given.no_cluster,
         api=not given.no_api,
@@ -88,13 +107,33 @@ def cluster_main(arguments: Sequence[str] | None = None, prog: str = "python clu
     return _guarded(lambda: _run(_act(given)))
 
 
-def _guarded(act: Any) -> int:
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse; where an exit code of 2 would be a verdict, wrong use ends with another."""
+    try:
+        return parser.parse_args(arguments)
+    except SystemExit as end:
+        command = next((argument for argument in arguments if not argument.startswith("-")), None)
+        if end.code == WRONG_USE and command in _JUDGES:
+            raise SystemExit(WRONG_USE_OF_JUDGES) from None
+        raise
+
+
+def _check(given: argparse.Namespace) -> int:
+    try:
+        verdict = checker.check(reader.read_history(given.file))
+    except GarbledHistory as error:
+        verdict = Verdict(Judgement.VOID, reasons=(str(error),))
+    print(json.dumps(as_json(verdict), indent=2) if given.json else report(verdict))
+    return verdict.judgement.exit_code
+
+
+def _guarded(act: Any, wrong_use: int = WRONG_USE) -> int:
     """Turn what went wrong into one line and an exit code."""
     try:
         return int(act())
     except SetupError as error:
         print(f"rocket: {error}", file=sys.stderr)
-        return WRONG_USE
+        return wrong_use
     except RocketError as error:
         print(f"rocket: {error}", file=sys.stderr)
         return FAILED

@@ -33,6 +33,26 @@ class Room(NamedTuple):
 
 PUBLIC = tuple(f"rocket.{name}" for name in rocket.__all__)
 
+JUDGING = tuple(
+    f"rocket.torture.{name}"
+    for name in (
+        "answers",
+        "checker",
+        "debts",
+        "figures",
+        "history",
+        "owed",
+        "promotions",
+        "reader",
+        "report",
+        "rides",
+        "sufficiency",
+        "tokens",
+        "verdict",
+    )
+)
+"""What judges a torture run knows its history alone, and nothing of what ran."""
+
 ROOMS = {
     # At the bottom.
     "rocket.errors": Room(()),
@@ -52,6 +72,14 @@ ROOMS = {
     "rocket.simulator": Room(("rocket.config",), never=("asyncpg",)),
     # What puts them together.
     "rocket.orchestrator": Room(("rocket",), never=("rocket.cli", "rocket.__main__")),
+    "rocket.torture": Room(("rocket",), never=("rocket.cli", "rocket.__main__")),
+    **dict.fromkeys(
+        JUDGING,
+        Room(
+            ("rocket.errors", "rocket.consistency", *JUDGING),
+            never=("asyncio", "asyncpg", "aiohttp", "uvloop", "time", "random", "threading"),
+        ),
+    ),
     "rocket.cli": Room(("rocket",)),
     "rocket.__main__": Room(("rocket",)),
 }
@@ -273,6 +301,7 @@ def test_the_tables_have_the_columns_of_the_system_they_descend_from(column: str
         ("rocket.errors", "importlib.import_module('rocket.config')", "rocket.config"),
         ("rocket.errors", "__import__('rocket.config')", "rocket.config"),
         ("rocket.errors", "import_module(name)", "a module that is known only as the program runs"),
+        ("rocket.torture.checker", "from rocket.torture.nemesis import Nemesis", "rocket.torture.nemesis.Nemesis"),
         ("rocket.attic", "import os", "rocket.attic has no room in the house plan"),
     ],
 )

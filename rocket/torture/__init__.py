@@ -1,1 +1,1 @@
-"""Torture: a cluster under faults and traffic, all of it recorded, and a checker that reads the record."""
+"""Hunting timing races: a run's history, and the checker that proves or breaks the claim from it alone."""
