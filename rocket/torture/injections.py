@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from rocket.errors import NodeNotRunning, NotAReplica, RocketError, in_words
 from rocket.ending import background
+from rocket.errors import NodeNotRunning, NotAReplica, RocketError, in_words
 from rocket.postgres import faults
 from rocket.torture.proxy import Mode
 
@@ -38,7 +38,7 @@ _HEAL_S = 30.0
 _POLL_S = 0.05
 _UNSENT_S = 0.4
 """How long writes go on that a lossy promotion is to lose."""
-_LOCK_EVERY_S = 0.02
+_LOCK_EVERY_S = 0.01
 _UNHEALED = (RocketError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 _CANCEL_AT_ONCE = "ALTER SYSTEM SET max_standby_streaming_delay = 0"
@@ -167,12 +167,16 @@ async def _walsender_killed(target: Target, node: Node, _length_s: float) -> Asy
 
 
 async def _end_walsenders(primary: Node, replica: Node) -> list[int]:
-    connection = await primary.connect()
-    try:
-        rows = await connection.fetch(_END_WALSENDERS, replica.name)
-    finally:
-        connection.terminate()
-    return [row["pid"] for row in rows]
+    async def end() -> None:
+        connection = await primary.connect()
+        try:
+            ended.extend(row["pid"] for row in await connection.fetch(_END_WALSENDERS, replica.name))
+        finally:
+            connection.terminate()
+
+    ended: list[int] = []
+    await _healed(end, primary)  # it may be on its way back from a fault of its own
+    return ended
 
 
 # --- faults of the primary ---
@@ -198,23 +202,8 @@ async def _replica_restarted_without_primary(
             await node.start(primary.port)
 
 
-# --- faults that come in by the API ---
-
-
 @contextlib.asynccontextmanager
-async def _pool_exhaustion(target: Target, _node: Node | None, length_s: float) -> AsyncIterator[Detail]:
-    sessions = await target.clients.flood(time.monotonic() - target.zero + length_s)
-    yield {"sessions": sessions}
-
-
-@contextlib.asynccontextmanager
-async def _clients_hang_up(target: Target, _node: Node | None, length_s: float) -> AsyncIterator[Detail]:
-    await target.clients.hang_up(time.monotonic() - target.zero + length_s)
-    yield {}
-
-
-@contextlib.asynccontextmanager
-async def _recovery_conflict(target: Target, _node: Node | None, _length_s: float) -> AsyncIterator[Detail]:
+async def _recovery_conflict(target: Target, _node: Node, _length_s: float) -> AsyncIterator[Detail]:
     """Have replicas that wait for no read replay locks on what is being read."""
     replicas = [node for node in target.cluster.replicas if node.up.is_set() and not node.frozen]
     before = {node.name: await _conflicts(node, target, _CANCEL_AT_ONCE) for node in replicas}
@@ -230,6 +219,7 @@ async def _recovery_conflict(target: Target, _node: Node | None, _length_s: floa
 
 async def _conflicts(node: Node, target: Target, statement: str) -> int:
     """Tell a replica how long to wait for reads, and return how many it has cancelled since it started."""
+    cancelled = 0
 
     async def change() -> None:
         nonlocal cancelled
@@ -241,7 +231,6 @@ async def _conflicts(node: Node, target: Target, statement: str) -> int:
         finally:
             connection.terminate()
 
-    cancelled = 0
     await _healed(change, node)
     return cancelled
 
@@ -262,6 +251,21 @@ async def _locks(target: Target, detail: Detail) -> None:
             finally:
                 connection.terminate()
         await asyncio.sleep(_POLL_S)
+
+
+# --- faults that come in by the API ---
+
+
+@contextlib.asynccontextmanager
+async def _pool_exhaustion(target: Target, _node: Node | None, length_s: float) -> AsyncIterator[Detail]:
+    sessions = await target.clients.flood(time.monotonic() - target.zero + length_s)
+    yield {"sessions": sessions}
+
+
+@contextlib.asynccontextmanager
+async def _clients_hang_up(target: Target, _node: Node | None, length_s: float) -> AsyncIterator[Detail]:
+    await target.clients.hang_up(time.monotonic() - target.zero + length_s)
+    yield {}
 
 
 Injection = Callable[[Target, Any, float], AbstractAsyncContextManager[Detail]]

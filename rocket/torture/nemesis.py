@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from rocket.errors import NodeNotRunning, NotAReplica, RocketError, failing_plainly, in_words
+from rocket.errors import NodeNotRunning, RocketError, failing_plainly, in_words
 from rocket.torture import injections
 from rocket.torture.history import Fault
 from rocket.torture.schedule import PRIMARY, REPLICA

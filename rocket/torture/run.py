@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
+import datetime as dt
 import logging
 import socket
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -24,38 +22,23 @@ from rocket.torture.history import End, Healed, HistoryWriter, Request, Run
 from rocket.torture.injections import Target
 from rocket.torture.nemesis import Nemesis
 from rocket.torture.proxy import Proxy, socket_path
-from rocket.torture.schedule import plan
+from rocket.torture.settings import CALM_S
 from rocket.torture.workload import Orders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from rocket.ending import Ending
     from rocket.postgres.cluster import LocalCluster
+    from rocket.torture.settings import TortureSettings
 
-CALM_S = 12.0
-"""How long traffic goes on when all is healed: the checker asks for replicas at work within ten seconds."""
 CLIENT_PROCESSES = 2
 _PROGRESS_S = 5.0
 _LEAK_S = 2.0
 """How long what is ending may take to be gone."""
 
 _log = logging.getLogger("rocket.torture")
-
-
-@dataclass(frozen=True, slots=True)
-class TortureSettings:
-    """What a run is made of."""
-
-    seed: int
-    duration_s: float
-    """How long faults happen; the calm at the end comes on top."""
-    faults: tuple[str, ...]
-    sessions: int
-    routing: str
-    replicas: int
-    history: Path
-    postgres_bin: Path | None = None
 
 
 class Traces:
@@ -69,7 +52,7 @@ class Traces:
     async def left(self) -> list[str]:
         """Return what is left, after a moment for what is ending."""
         deadline = time.monotonic() + _LEAK_S
-        while (found := list(self._found())) and time.monotonic() < deadline:
+        while (found := list(self._found())) and time.monotonic() < deadline:  # noqa: ASYNC110 - all kinds of things
             await asyncio.sleep(0.05)
         return found
 
@@ -90,12 +73,11 @@ class Traces:
                 yield f"somebody listens on {self.url}"
 
 
-async def torture(settings: TortureSettings) -> bool:
-    """Run it and record it; return whether it came to its end, and was not interrupted.
+async def torture(settings: TortureSettings) -> None:
+    """Run it and record it; the history of a run that is interrupted lacks its end.
 
-    Raise `ValueError` for faults that cannot be planned, and whatever keeps the system from running.
+    Raise whatever keeps the system from running.
     """
-    schedule = plan(settings.seed, settings.duration_s, settings.faults, settings.replicas)
     zero = time.monotonic()
     traces = Traces()
     run = Run(
@@ -103,9 +85,9 @@ async def torture(settings: TortureSettings) -> bool:
         duration_s=settings.duration_s,
         routing=settings.routing,
         sessions=settings.sessions,
-        faults=tuple(sorted(set(settings.faults))),
+        faults=settings.faults,
         nodes=("primary", *(f"replica{number}" for number in range(settings.replicas))),
-        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        started_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
     with HistoryWriter.create(settings.history, run) as history:
         finished = False
@@ -114,12 +96,15 @@ async def torture(settings: TortureSettings) -> bool:
                 target = await _start(settings, zero, traces, ending, stack)
                 nemesis = Nemesis(target, history, zero)
                 await stack.enter_async_context(background(_progress(nemesis, target), "progress"))
-                await nemesis.run(schedule, time.monotonic())
+                await nemesis.run(settings.schedule, time.monotonic())
                 history.add(Healed(at=round(time.monotonic() - zero, 6)))
                 await asyncio.sleep(CALM_S)
                 finished = True
-        history.add(End(at=round(time.monotonic() - zero, 6), leaked=tuple(await traces.left())))
-    return finished
+        leaked = tuple(await traces.left())
+        for what in leaked:
+            _log.error("left behind: %s", what)
+        if finished:  # a history without an end is void
+            history.add(End(at=round(time.monotonic() - zero, 6), leaked=leaked))
 
 
 async def _start(
@@ -158,7 +143,7 @@ async def _start(
 
 
 async def _links(cluster: LocalCluster, stack: contextlib.AsyncExitStack) -> dict[str, Proxy]:
-    """Put a link before every node, since any may follow another one, and have the replicas follow through theirs."""
+    """Put a link before every node, since any may come to follow another one, and let the replicas use theirs."""
 
     def primary_socket() -> Path:
         return socket_path(cluster.socket_dir, cluster.primary.port)

@@ -50,8 +50,8 @@ KINDS = {
     "replica-restarted-without-primary": Kind(PRIMARY, 2.0),
     "promotion": Kind(PRIMARY, 2.0),
     "promotion-lossy": Kind(PRIMARY, 2.5),
+    "recovery-conflict": Kind(PRIMARY, 2.0),
     "pool-exhaustion": Kind(API, 1.5),
-    "recovery-conflict": Kind(API, 2.0),
     "clients-hang-up": Kind(API, 2.0),
 }
 """Every fault that there is, by name."""
