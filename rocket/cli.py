@@ -43,10 +43,11 @@ _NODE_COMMANDS = {
     "restart": "stop a server and start it again",
     "freeze": "halt all processes of a server: it keeps its connections and says nothing",
     "thaw": "let a frozen server go on",
+    "promote": "make a replica the primary; the old primary goes down first, and then follows it",
 }
 _LOUD = ("rocket.api", "rocket.router")
 """Loggers that would drown torture's own by a line for each read."""
-_COLUMNS = ("name", "role", "state", "pid", "port", "lsn", "lag_bytes", "receiver", "replay")
+_COLUMNS = ("name", "role", "state", "pid", "port", "timeline", "lsn", "lag_bytes", "receiver", "replay")
 
 _log = logging.getLogger("rocket.run")
 

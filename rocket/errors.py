@@ -68,6 +68,10 @@ class ClusterNotFound(SetupError):
     """No running cluster answers to the data directory or port that was named."""
 
 
+class PrimaryLeftOut(SetupError):
+    """The node that is the primary of a kept directory is missing, or not among those asked for."""
+
+
 class NoSuchNode(SetupError):
     """The cluster has no node of that name."""
 
@@ -93,6 +97,18 @@ class NotAReplica(RocketError):
 
 class NodeNotRunning(RocketError):
     """A node has to be up for what was asked, and is not."""
+
+
+class NodeFrozen(NodeNotRunning):
+    """A node, or the process of it that what was asked needs, is halted."""
+
+
+class NotThePrimary(RocketError):
+    """A node that should take writes is in recovery."""
+
+
+class PromotionFailed(RocketError):
+    """A replica could not be made the primary; says who is the primary now."""
 
 
 # --- routing ---

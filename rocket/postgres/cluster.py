@@ -22,11 +22,13 @@ from rocket.errors import (
     failing_plainly,
     in_words,
 )
-from rocket.postgres import directories
+from rocket.postgres import directories, making, mending, promotion, roles
 from rocket.postgres.account import server_account
 from rocket.postgres.binaries import locate
 from rocket.postgres.database import prepare_database
-from rocket.postgres.node import SUPERUSER, Installation, Node
+from rocket.postgres.installation import SUPERUSER, Installation
+from rocket.postgres.lineage import FIRST_TIMELINE, Lineage
+from rocket.postgres.node import Node
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
     from rocket.postgres.directories import DataDirectory, RunDirectory
 
-PRIMARY = "primary"
 _STREAMING_TIMEOUT_S = 60.0
 _POLL_S = 0.01
 _HURRY_S = 0.3
@@ -53,7 +54,7 @@ class ClusterSettings:
 
     replicas: int = 5
     port: int = 5433
-    """The primary's; replica *i* has `port + 1 + i`. 0: any free ones."""
+    """Of the node `primary`; replica *i* has `port + 1 + i`. 0: any free ones."""
     data_dir: Path | None = None
     """Kept, and used again; None: a temporary one, gone at the end."""
     postgres_bin: Path | None = None
@@ -66,7 +67,12 @@ class LocalCluster:
     """The nodes of a cluster on this machine, as subprocesses of this program."""
 
     def __init__(
-        self, settings: ClusterSettings, run: RunDirectory, data: DataDirectory, installation: Installation
+        self,
+        settings: ClusterSettings,
+        run: RunDirectory,
+        data: DataDirectory,
+        installation: Installation,
+        primary: str = roles.FIRST_PRIMARY,
     ) -> None:
         self.settings = settings
         self.data_dir = data.path
@@ -74,12 +80,20 @@ class LocalCluster:
         self.run_dir = run.path
         self.control_socket = run.control_socket
         self.socket_dir = run.sockets
-        names = [PRIMARY, *(f"replica{number}" for number in range(settings.replicas))]
+        names = node_names(settings.replicas)
         ports = _ports(settings, names)
         self.nodes = {
             name: Node(name, data.path / name, port, installation) for name, port in zip(names, ports, strict=True)
         }
-        self._account = installation.account
+        self.primary = self.nodes[primary]
+        """The node that takes writes, or was the last to do so."""
+        self.timeline = FIRST_TIMELINE
+        """The primary's, when it became the primary."""
+        self.promotion = asyncio.Lock()
+        """Held while the primary changes."""
+        self.detours: dict[str, int] = {}
+        """By the name of a replica: the port that it follows in place of the primary's, in the same directory."""
+        self._installation = installation
         run.describe(
             directories.RunDescription(
                 pid=os.getpid(),
@@ -91,15 +105,9 @@ class LocalCluster:
         )
 
     @property
-    def primary(self) -> Node:
-        """The node that takes writes."""
-        return next(node for node in self.nodes.values() if not node.is_replica)
-
-    @property
     def replicas(self) -> list[Node]:
-        """The nodes that follow it."""
-        primary = self.primary
-        return [node for node in self.nodes.values() if node is not primary]
+        """The nodes that follow it, or should."""
+        return [node for node in self.nodes.values() if node is not self.primary]
 
     def node(self, name: str) -> Node:
         """Return a node by its name; raise `NoSuchNode`."""
@@ -108,6 +116,23 @@ class LocalCluster:
         except KeyError:
             raise NoSuchNode(f"there is no node {name!r}: this cluster has {', '.join(self.nodes)}") from None
 
+    def upstream_port(self, node: Node) -> int:
+        """Return the port that a node follows as a replica."""
+        return self.detours.get(node.name, self.primary.port)
+
+    async def promote(self, name: str) -> str:
+        """Make a replica the primary; see `promotion.promote`."""
+        return await promotion.promote(self, name)
+
+    def become(self, primary: Node, timeline: int) -> None:
+        """Take note of a new primary, which takes writes already while the old one no longer can."""
+        self.primary, self.timeline = primary, timeline
+
+    async def bring_up(self, node: Node) -> None:
+        """Start a node, after mending it if it is suspect. Raise `CommandFailed` or `ServerFailedToStart`."""
+        await mending.mend(self, node)
+        await node.start(self.upstream_port(node))
+
     # --- the beginning ---
 
     async def start(self) -> None:
@@ -115,32 +140,38 @@ class LocalCluster:
 
         Raise `ServerFailedToStart` or `CommandFailed` as soon as one part of it fails.
         """
+        if roles.has_history(self.data_dir):
+            for node in self.replicas:
+                node.suspect = node.exists  # what it went through in an earlier run, its directory tells
         await self._make_missing_nodes()
         with _step(f"{len(self.nodes)} servers up"):
-            await self._together(lambda node: node.start(self.primary.port))
+            if roles.has_history(self.data_dir):
+                await self.primary.start(self.primary.port)
+                with _said_plainly("the primary does not answer"):
+                    self.timeline = (await Lineage.of(self.primary)).timeline
+            await self._together(self.bring_up)
         with _step("database and tables ready"), _said_plainly("the database could not be prepared"):
             await prepare_database(self.primary, self.settings.database, self.settings.schema)
         with _step("replicas streaming"):
             await self.wait_for_catchup()
 
     async def _make_missing_nodes(self) -> None:
-        first = self.nodes[PRIMARY]
-        if not first.exists:
+        first = self.primary
+        if not first.exists:  # and so is no other: there is no primary among them
             with _step("initdb"):
                 self._write_password_file()
                 password_file = self.data_dir / "password.new"
                 password_file.touch(mode=0o600)
                 password_file.write_text(self.password_file.read_text().rpartition(":")[2])
-                if self._account is not None:
-                    self._account.own(password_file)
+                self._installation.own(password_file)
                 try:
-                    await first.init(password_file)
+                    await making.init(first, password_file)
                 finally:
                     password_file.unlink()
         missing = [node for node in self.nodes.values() if not node.exists]
         if missing:
             with _step(f"{len(missing)} replicas cloned"):
-                await self._together(lambda node: node.clone(self.primary), missing)
+                await self._together(lambda node: making.clone(node, first), missing)
 
     def _write_password_file(self) -> None:
         descriptor = os.open(self.password_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -196,10 +227,8 @@ class LocalCluster:
     async def stop(self) -> None:
         """Stop replicas, then the primary; leave nothing running, even if this is cut off."""
         began = time.monotonic()
-        first = [node for node in self.nodes.values() if node.is_replica or not node.exists]
-        last = [node for node in self.nodes.values() if node not in first]
         try:
-            for nodes in (first, last):
+            for nodes in (self.replicas, [self.primary]):
                 with failing_plainly():
                     async with asyncio.TaskGroup() as group:
                         for node in nodes:
@@ -235,7 +264,7 @@ async def local_cluster(settings: ClusterSettings) -> AsyncIterator[LocalCluster
     for line in await asyncio.to_thread(directories.clear_up_after_the_dead):
         _log.warning("%s", line)
     if settings.port:
-        _ports(settings, [PRIMARY] * (settings.replicas + 1))  # fail before anything is made
+        _ports(settings, node_names(settings.replicas))  # fail before anything is made
     account = server_account()
     run = directories.RunDirectory.create(account)
     try:
@@ -247,8 +276,10 @@ async def local_cluster(settings: ClusterSettings) -> AsyncIterator[LocalCluster
                 raise DirectoryUnusable(
                     f"servers started by root run as user {account.name!r}, who may not enter {data.path}"
                 )
-            _refuse_other_version(data.path / PRIMARY, binaries.major)
-            cluster = LocalCluster(settings, run, data, Installation(binaries, account, run.sockets))
+            _refuse_other_version(data.path, binaries.major)
+            installation = Installation(binaries, account, run.sockets)
+            primary = await roles.find_primary(data.path, node_names(settings.replicas), installation)
+            cluster = LocalCluster(settings, run, data, installation, primary)
             try:
                 await cluster.start()
                 yield cluster
@@ -258,6 +289,11 @@ async def local_cluster(settings: ClusterSettings) -> AsyncIterator[LocalCluster
             data.release()
     finally:
         await asyncio.to_thread(run.remove)
+
+
+def node_names(replicas: int) -> list[str]:
+    """Return the names of a cluster's nodes; they are names, whatever the roles."""
+    return [roles.FIRST_PRIMARY, *(f"replica{number}" for number in range(replicas))]
 
 
 def _ports(settings: ClusterSettings, names: list[str]) -> list[int]:
@@ -276,12 +312,12 @@ def _ports(settings: ClusterSettings, names: list[str]) -> list[int]:
     return ports
 
 
-def _refuse_other_version(home: Path, major: int) -> None:
-    version_file = home / "data" / "PG_VERSION"
-    if version_file.exists() and (found := version_file.read_text().strip()) != str(major):
-        raise DirectoryUnusable(
-            f"{home.parent} was made by Postgres {found}, and the programs here are Postgres {major}"
-        )
+def _refuse_other_version(data_dir: Path, major: int) -> None:
+    for version_file in sorted(data_dir.glob("*/data/PG_VERSION")):
+        if (found := version_file.read_text().strip()) != str(major):
+            raise DirectoryUnusable(
+                f"{data_dir} was made by Postgres {found}, and the programs here are Postgres {major}"
+            )
 
 
 @contextlib.contextmanager

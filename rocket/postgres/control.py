@@ -105,10 +105,7 @@ class _Controller:
 
     def _addresses(self) -> dict[str, object]:
         database = self._cluster.settings.database
-        return {
-            "primary": self._cluster.primary.dsn(database),
-            "replicas": {node.name: node.dsn(database) for node in self._cluster.replicas},
-        }
+        return {"nodes": {node.name: node.dsn(database) for node in self._cluster.nodes.values()}}
 
 
 async def _pause(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
@@ -125,7 +122,7 @@ async def _delay(cluster: LocalCluster, node: Node, request: _Request) -> str:
     delay_ms = int(request["delay_ms"])
     if not 0 <= delay_ms <= _LONGEST_DELAY_MS:
         raise Refused(f"a delay lies between 0 and {_LONGEST_DELAY_MS} ms")
-    await faults.delay(node, delay_ms, cluster.primary.port)
+    await faults.delay(node, delay_ms, cluster.upstream_port(node))
     return f"applies commits {delay_ms} ms late"
 
 
@@ -143,7 +140,7 @@ async def _stop(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
 
 
 async def _start(cluster: LocalCluster, node: Node, _request: _Request) -> str:
-    await node.start(cluster.primary.port)
+    await cluster.bring_up(node)
     return "is up"
 
 
@@ -158,8 +155,13 @@ async def _freeze(_cluster: LocalCluster, node: Node, _request: _Request) -> str
 
 
 async def _thaw(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
+    killed = node.frozen and node.suspect
     node.thaw()
-    return "goes on"
+    return "missed a promotion: it was killed, and is made to fit the new primary" if killed else "goes on"
+
+
+async def _promote(cluster: LocalCluster, node: Node, _request: _Request) -> str:
+    return await cluster.promote(node.name)
 
 
 _NODE_COMMANDS: Mapping[str, Callable[[LocalCluster, Node, _Request], Awaitable[str]]] = {
@@ -172,6 +174,7 @@ _NODE_COMMANDS: Mapping[str, Callable[[LocalCluster, Node, _Request], Awaitable[
     "restart": _restart,
     "freeze": _freeze,
     "thaw": _thaw,
+    "promote": _promote,
 }
 
 

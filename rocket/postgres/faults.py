@@ -6,27 +6,40 @@ import asyncio
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
+import psutil
 
-from rocket.errors import NodeNotRunning, NotAReplica, in_words
+from rocket.errors import NodeFrozen, NodeNotRunning, NotAReplica, in_words
 
 if TYPE_CHECKING:
     from rocket.postgres.cluster import LocalCluster
     from rocket.postgres.node import Node
+
+ReplicationProcess = Literal["startup", "walreceiver"]
+"""As `pg_stat_activity` has it in `backend_type`: what replays, and what receives."""
 
 _STATUS_TIMEOUT_S = 1.0
 
 _PAUSE = "SELECT pg_wal_replay_pause()"
 _RESUME = "SELECT pg_wal_replay_resume()"
 _RELOAD = "SELECT pg_reload_conf()"
-_PRIMARY_STATUS = "SELECT pg_current_wal_flush_lsn()::text"
+_PROCESS = "SELECT pid FROM pg_stat_activity WHERE backend_type = $1"
+_END_SENDERS = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication WHERE application_name = $1"
+_PRIMARY_STATUS = """
+    SELECT pg_current_wal_flush_lsn()::text AS lsn,
+           ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int AS timeline
+"""
 _REPLICA_STATUS = """
     SELECT pg_last_wal_replay_lsn()::text AS replay_lsn,
            pg_wal_lsn_diff($1::text::pg_lsn, pg_last_wal_replay_lsn())::bigint AS lag_bytes,
            pg_is_wal_replay_paused() AS paused,
-           (SELECT status FROM pg_stat_wal_receiver) AS receiver
+           (SELECT status FROM pg_stat_wal_receiver) AS receiver,
+           coalesce(
+               (SELECT received_tli FROM pg_stat_wal_receiver),
+               (SELECT timeline_id FROM pg_control_checkpoint())
+           ) AS timeline
 """
 
 
@@ -53,6 +66,54 @@ async def kill_backend(node: Node) -> None:
     """Kill one of a node's backends: its postmaster then ends all sessions and starts recovery anew."""
     async with _connection(node) as connection:
         os.kill(connection.get_server_pid(), signal.SIGKILL)
+
+
+async def halt(node: Node, kind: ReplicationProcess) -> None:
+    """Halt only the process of a replica that replays, or the one that receives; `let_go` undoes it.
+
+    Raise `NotAReplica`, or `NodeNotRunning` where there is no such process now.
+    """
+    _refuse_primary(node)
+    if kind in node.halted:
+        raise NodeFrozen(f"the {kind} process of {node.name} is halted already")
+    async with _connection(node) as connection:
+        pid = await connection.fetchval(_PROCESS, kind)
+    missing = NodeNotRunning(f"{node.name} has no {kind} process now")
+    if pid is None:
+        raise missing
+    try:
+        process = psutil.Process(pid)
+        if process.cwd() != str(node.data_dir):  # the id is somebody else's by now
+            raise missing
+        process.suspend()
+    except psutil.Error:
+        raise missing from None
+    node.halted[kind] = process
+
+
+def let_go(node: Node, kind: ReplicationProcess) -> None:
+    """Let a halted process go on, if it is still there: not one that has got its id since.
+
+    Raise `NodeNotRunning` if none was halted, or its server has ended since.
+    """
+    process = node.halted.pop(kind, None)
+    if process is None:
+        raise NodeNotRunning(f"no {kind} process of {node.name} is halted")
+    with contextlib.suppress(psutil.Error):
+        process.resume()  # psutil compares the time at which the process began
+
+
+async def cut_sender(cluster: LocalCluster, node: Node) -> None:
+    """End the process of the primary that sends WAL to a replica; the replica connects again by itself.
+
+    Raise `NotAReplica`, or `NodeNotRunning` where there is no such process now, as behind a frozen primary.
+    """
+    if node is cluster.primary:
+        raise NotAReplica(f"{node.name} is the primary: nobody sends it WAL")
+    async with _connection(cluster.primary) as connection:
+        ended = await connection.fetchval(_END_SENDERS, node.name)
+    if not ended:
+        raise NodeNotRunning(f"{cluster.primary.name} sends {node.name} nothing now")
 
 
 async def _on_replica(node: Node, statement: str) -> None:
@@ -82,6 +143,8 @@ async def _connection(node: Node) -> Any:
 
 def state(node: Node) -> str:
     """Say in a word how a node is."""
+    if node.mending is not None:
+        return node.mending
     if node.pid is None:
         return "restarting" if node.wanted else "stopped"
     if node.frozen:
@@ -93,19 +156,24 @@ async def describe(cluster: LocalCluster) -> list[dict[str, object]]:
     """Say of each node how it is and where it stands; one that does not answer is described without."""
     primary = cluster.primary
     flush_lsn: str | None = None
+    timeline: int | None = None
     with contextlib.suppress(NodeNotRunning, OSError, asyncpg.PostgresError):
         async with _connection(primary) as connection:
-            flush_lsn = await connection.fetchval(_PRIMARY_STATUS, timeout=_STATUS_TIMEOUT_S)
-    return await asyncio.gather(*(_describe(node, primary, flush_lsn) for node in cluster.nodes.values()))
+            row = await connection.fetchrow(_PRIMARY_STATUS, timeout=_STATUS_TIMEOUT_S)
+            flush_lsn, timeline = row["lsn"], row["timeline"]
+    return await asyncio.gather(
+        *(_describe(node, primary, flush_lsn, timeline) for node in cluster.nodes.values())
+    )
 
 
-async def _describe(node: Node, primary: Node, flush_lsn: str | None) -> dict[str, object]:
+async def _describe(node: Node, primary: Node, flush_lsn: str | None, timeline: int | None) -> dict[str, object]:
     said: dict[str, object] = {
         "name": node.name,
         "role": "primary" if node is primary else "replica",
         "state": state(node),
         "pid": node.pid,
         "port": node.port,
+        "timeline": timeline if node is primary else None,
         "lsn": flush_lsn if node is primary else None,
         "lag_bytes": None,
         "paused": False,
@@ -117,6 +185,7 @@ async def _describe(node: Node, primary: Node, flush_lsn: str | None) -> dict[st
             async with _connection(node) as connection:
                 row = await connection.fetchrow(_REPLICA_STATUS, flush_lsn, timeout=_STATUS_TIMEOUT_S)
                 said |= {
+                    "timeline": row["timeline"],
                     "lsn": row["replay_lsn"],
                     "lag_bytes": None if row["lag_bytes"] is None else max(0, row["lag_bytes"]),
                     "paused": row["paused"],

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import signal
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -15,36 +13,25 @@ import asyncpg
 
 from rocket.errors import NodeNotRunning, ServerFailedToStart
 from rocket.postgres.configuration import FILE_NAME, server_configuration
-from rocket.postgres.process import STOP_LADDER, ServerProcess, run_command
+from rocket.postgres.installation import SUPERUSER
+from rocket.postgres.process import KILL_LADDER, STOP_LADDER, ServerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-    from rocket.postgres.account import Account
-    from rocket.postgres.binaries import Binaries
+    import psutil
 
-SUPERUSER = "postgres"
+    from rocket.postgres.installation import Installation
+
 START_TIMEOUT_S = 60.0
 """How long a server may take to answer: crash recovery of a kept directory is part of it."""
 
-_INITDB_TIMEOUT_S = 60.0
-_CLONE_TIMEOUT_S = 300.0  # a kept directory may be large
 _POLL_S = 0.01
 _CONNECT_TIMEOUT_S = 5.0
 _LOG_TAIL_LINES = 12
 
 _log = logging.getLogger("rocket.cluster")
-
-
-@dataclass(frozen=True, slots=True)
-class Installation:
-    """What all nodes of a cluster share on this machine."""
-
-    binaries: Binaries
-    account: Account | None
-    """Owns the directories and runs the servers; None: we do ourselves."""
-    socket_dir: Path
 
 
 class Node:
@@ -56,14 +43,22 @@ class Node:
         self.home = home
         self.data_dir = home / "data"
         self.log_path = home / "server.log"
+        self.half_mended = home / "half-mended"
+        """There while its directory is rewound: what it then says of itself is not to be trusted."""
         self.wanted = False
         """Whether it should be up: a death is then unexpected."""
+        self.suspect = False
+        """Whether it may hold what the primary's history lacks: it is mended before it is started again."""
+        self.mending: str | None = None
+        """What is being done to its directory, in a word."""
         self.frozen = False
+        self.halted: dict[str, psutil.Process] = {}
+        """Single processes that were halted, by kind, in a server that goes on otherwise."""
         self.apply_delay_ms = 0
         self.up = asyncio.Event()
         """Set from the moment at which it answers until it is stopped or found dead."""
         self.process: ServerProcess | None = None
-        self._installation = installation
+        self.installation = installation
         self._lock = asyncio.Lock()
         self.log_start = 0
         """Where in `server.log` the present life of the server begins."""
@@ -83,78 +78,6 @@ class Node:
         """The postmaster's id while it runs."""
         return self.process.pid if self.process is not None and self.process.exit_code is None else None
 
-    # --- its directory ---
-
-    async def init(self, password_file: Path) -> None:
-        """Make a new database cluster in its directory: one with a system identifier of its own."""
-        fresh = await self._fresh_dir()
-        await run_command(
-            self._installation.binaries.program("initdb"),
-            f"--pgdata={fresh}",
-            f"--username={SUPERUSER}",
-            f"--pwfile={password_file}",
-            "--auth-local=trust",  # whoever gets into the 0700 socket directory is us
-            "--auth-host=scram-sha-256",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--no-sync",  # the first checkpoint writes it out
-            account=self._installation.account,
-            timeout_s=_INITDB_TIMEOUT_S,
-        )
-        with (fresh / "postgresql.conf").open("a") as file:
-            file.write(f"\ninclude '{FILE_NAME}'\n")
-        fresh.rename(self.data_dir)
-
-    async def clone(self, source: Node) -> None:
-        """Make its directory a copy of a *stopped* node's, as a replica of it.
-
-        Far cheaper than a base backup of a running server (design fact F7).
-        """
-        fresh = await self._fresh_dir()
-        await run_command(
-            "cp", "-a", f"{source.data_dir}/.", fresh,
-            account=self._installation.account, timeout_s=_CLONE_TIMEOUT_S,
-        )  # fmt: skip
-        (fresh / "postmaster.pid").unlink(missing_ok=True)  # of a source that was killed
-        (fresh / "standby.signal").touch()
-        fresh.rename(self.data_dir)
-
-    async def back_up(self, source: Node) -> None:
-        """Make its directory anew as a base backup of a *running* node; it must be stopped itself.
-
-        Raise `CommandFailed` if that fails: the old directory is then as it was.
-        """
-        fresh = await self._fresh_dir()
-        await run_command(
-            self._installation.binaries.program("pg_basebackup"),
-            f"--pgdata={fresh}",
-            f"--host={self._installation.socket_dir}",
-            f"--port={source.port}",
-            f"--username={SUPERUSER}",
-            "--checkpoint=fast",
-            "--wal-method=stream",
-            "--no-sync",
-            account=self._installation.account,
-            timeout_s=_CLONE_TIMEOUT_S,
-        )
-        (fresh / "standby.signal").touch()
-        await asyncio.to_thread(shutil.rmtree, self.data_dir)
-        fresh.rename(self.data_dir)
-
-    async def _fresh_dir(self) -> Path:
-        """Return an empty directory that becomes the data directory only when it is complete."""
-        self._make_dir(self.home)
-        fresh = self.home / "data.new"
-        if fresh.exists():  # a start that was cut off
-            await asyncio.to_thread(shutil.rmtree, fresh)
-        self._make_dir(fresh)
-        return fresh
-
-    def _make_dir(self, directory: Path) -> None:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        if (account := self._installation.account) is not None:
-            account.own(directory)
-
     # --- its life ---
 
     async def start(self, primary_port: int, *, timeout_s: float = START_TIMEOUT_S) -> None:
@@ -172,18 +95,23 @@ class Node:
                 raise
 
     async def start_again(self, primary_port: int, *, timeout_s: float = START_TIMEOUT_S) -> bool:
-        """Do the same after a death, unless it was stopped meanwhile; tell whether it is up.
+        """Do the same after a death, unless it was stopped or became suspect; tell whether it is up.
 
         It stays wanted when that fails, so that it can be tried again.
         """
         async with self._lock:
-            if self.wanted:
+            due = self.wanted and not self.suspect
+            if due:
                 await self._launch(primary_port, timeout_s)
-            return self.wanted
+            return due
 
     async def _launch(self, primary_port: int, timeout_s: float) -> None:
         if self.pid is not None:
             return
+        if self.suspect:
+            raise ServerFailedToStart(
+                f"{self.name} cannot be started before it is mended: it may not fit the primary"
+            )
         lock_file = self.data_dir / "postmaster.pid"
         if lock_file.exists() and not lock_file.stat().st_size:
             # Left by a start that was killed before it could write its process id: Postgres would refuse it for
@@ -193,10 +121,10 @@ class Node:
         self.log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         try:
             process = await ServerProcess.spawn(
-                self._installation.binaries.program("postgres"),
+                self.installation.binaries.program("postgres"),
                 self.data_dir,
                 self.log_path,
-                self._installation.account,
+                self.installation.account,
             )
         except OSError as error:
             raise ServerFailedToStart(f"{self.name} could not be started: {error}") from None
@@ -240,28 +168,68 @@ class Node:
     def configure(self, primary_port: int) -> None:
         """Write its configuration file; a running server reads it at a reload."""
         path = self.data_dir / FILE_NAME
-        path.write_text(
+        draft = self.data_dir / f"{FILE_NAME}.new"  # a reload meets the whole file or the one before
+        draft.write_text(
             server_configuration(
                 name=self.name,
-                major=self._installation.binaries.major,
+                major=self.installation.binaries.major,
                 port=self.port,
-                socket_dir=self._installation.socket_dir,
+                socket_dir=self.installation.socket_dir,
                 primary_port=primary_port,
                 apply_delay_ms=self.apply_delay_ms,
             )
         )
-        if (account := self._installation.account) is not None:
-            account.own(path)
+        self.installation.own(draft)
+        draft.rename(path)
+
+    def reconfigure(self, primary_port: int) -> None:
+        """Write its configuration file and have it read: soon, after a thaw, or at the next start."""
+        if self.exists:
+            self.configure(primary_port)
+        if self.process is not None and self.up.is_set():  # earlier, SIGHUP would end it
+            self.process.send(signal.SIGHUP)
 
     async def stop(self, ladder: Sequence[tuple[signal.Signals, float]] = STOP_LADDER) -> None:
         """Take it down and leave it down."""
         self.wanted = False  # at once, so that nobody starts it again while we wait for the lock
         async with self._lock:
             self.wanted = False
-            self.up.clear()
-            if self.process is not None:
-                self.thaw()
-                await self.process.stop(ladder)
+            await self._go_down(ladder)
+
+    async def fence(self) -> None:
+        """Take it down for certain, and keep it down until it has been mended; what it is wanted for stays.
+
+        A halted server is killed without ever going on: it would accept what waits at its door.
+        """
+        self.suspect = True  # at once, as in `stop`
+        if self.process is not None and not self.up.is_set():  # it is starting: nothing is lost by a crash
+            self.process.kill_asked = True
+            self.process.send_all(signal.SIGKILL)
+        async with self._lock:
+            await self._go_down()
+
+    @contextlib.asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Keep everybody else from starting or stopping it."""
+        async with self._lock:
+            yield
+
+    async def go_down(self) -> None:
+        """Take it down while it is held."""
+        await self._go_down()
+
+    async def _go_down(self, ladder: Sequence[tuple[signal.Signals, float]] = STOP_LADDER) -> None:
+        self.up.clear()
+        if self.process is None:
+            return
+        if self.suspect and (self.frozen or self.process.is_halted()):
+            self.process.send_all(signal.SIGKILL)
+            ladder = KILL_LADDER
+        else:
+            self.thaw()
+        await self.process.stop(ladder)
+        self.frozen = False
+        self.halted.clear()
 
     async def died(self) -> ServerProcess:
         """Wait for the death of its process that no `stop` has asked for, and return that process."""
@@ -274,7 +242,8 @@ class Node:
             async with self._lock:
                 if self.process is process:
                     self.up.clear()
-                    if self.wanted:
+                    self.halted.clear()
+                    if self.wanted and not self.suspect:
                         return process
 
     def freeze(self) -> None:
@@ -285,10 +254,14 @@ class Node:
         self.frozen = True
 
     def thaw(self) -> None:
-        """Let a frozen server go on."""
-        if self.frozen and self.process is not None:
+        """Let a frozen server go on, and single processes of it; one that became suspect meanwhile is killed."""
+        if self.process is not None and self.frozen and self.suspect:
+            self.process.kill_asked = True
+            self.process.send_all(signal.SIGKILL)
+        elif self.process is not None and (self.frozen or self.halted):
             self.process.send_all(signal.SIGCONT)
         self.frozen = False
+        self.halted.clear()
 
     def kill(self) -> None:
         """Crash the whole server, as a power cut would."""
@@ -305,7 +278,7 @@ class Node:
     ) -> asyncpg.Connection[Any]:
         """Connect as the superuser over the private socket."""
         return await asyncpg.connect(
-            host=str(self._installation.socket_dir),
+            host=str(self.installation.socket_dir),
             port=self.port,
             user=SUPERUSER,
             database=database,
@@ -316,7 +289,7 @@ class Node:
 
     def dsn(self, database: str) -> str:
         """Return the address of a database on this node, over the private socket."""
-        host = quote(str(self._installation.socket_dir), safe="")
+        host = quote(str(self.installation.socket_dir), safe="")
         return f"postgresql://{SUPERUSER}@/{quote(database, safe='')}?host={host}&port={self.port}"
 
 

@@ -30,6 +30,9 @@ STOP_LADDER: Sequence[tuple[signal.Signals, float]] = (
 )
 """Signals that ask a server to stop, each harder than the one before, with the seconds that each is given."""
 
+KILL_LADDER: Sequence[tuple[signal.Signals, float]] = ((signal.SIGKILL, 5.0),)
+"""The same for a server that must not get to do anything any more."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -57,8 +60,9 @@ def _child_setup(account: Account | None) -> Callable[[], None]:
 
 
 def _environment() -> dict[str, str]:
-    """Return our environment less what would steer Postgres' programs behind our back."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    """Return our environment less what would steer Postgres' programs behind our back, or have them translate."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    return {**kept, "LC_ALL": "C"}
 
 
 async def _spawn(
@@ -147,6 +151,12 @@ class ServerProcess:
             if process.pid != self.pid:
                 with contextlib.suppress(psutil.Error):
                     process.send_signal(number)
+
+    def is_halted(self) -> bool:
+        """Tell whether somebody has halted the postmaster."""
+        with contextlib.suppress(psutil.Error):
+            return self.exit_code is None and psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
+        return False
 
     async def stop(self, ladder: Sequence[tuple[signal.Signals, float]] = STOP_LADDER) -> None:
         """Take the server down by the signals of `ladder`, and return when nothing of it is left."""

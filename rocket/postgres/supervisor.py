@@ -1,4 +1,7 @@
-"""Keeps the servers of a cluster alive: what dies is started again, what cannot follow is cloned anew."""
+"""Keeps the servers of a cluster alive and in step.
+
+What dies is started again, what cannot follow is mended, and who was promoted by somebody else is followed.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from rocket.errors import CommandFailed, ServerFailedToStart, ServerKeepsDying, failing_plainly
+from rocket.postgres import mending, promotion
 from rocket.postgres.node import ending
 from rocket.postgres.restarts import RestartPolicy
 from rocket.postgres.tail import Tail
@@ -16,20 +20,31 @@ if TYPE_CHECKING:
     from rocket.postgres.cluster import LocalCluster
     from rocket.postgres.node import Node
 
-_FOLLOWING_CHECK_S = 1.0
+_CHECK_S = 0.2
+_RETRY_S = 1.0
+_ENOUGH = 5
 _WAL_IS_GONE = "has already been removed"
 """What a replica logs, again and again, when its primary has recycled the WAL that it asks for."""
+_CANNOT_FOLLOW = (
+    _WAL_IS_GONE,
+    "is not in this server's history",
+    "is not a child of this server's history",
+    "does not contain minimum recovery point",
+    "forked off current database system timeline",
+)
+"""The same when its history is not the primary's, too."""
 
 _log = logging.getLogger("rocket.cluster")
 
 
 async def supervise(cluster: LocalCluster) -> None:
-    """Start again whatever dies without having been stopped; never returns.
+    """Start again whatever dies without having been stopped, and mend what cannot follow; never returns.
 
     Raise `ServerKeepsDying` when there is no point any more.
     """
     with failing_plainly():
         async with asyncio.TaskGroup() as group:
+            group.create_task(_notice_promotions(cluster), name="notice promotions")
             for node in cluster.nodes.values():
                 group.create_task(_keep(cluster, node), name=f"keep {node.name}")
                 group.create_task(_keep_following(cluster, node), name=f"keep {node.name} following")
@@ -43,26 +58,9 @@ async def _keep(cluster: LocalCluster, node: Node) -> None:
         pause_s = policy.after_death(time.monotonic(), asked=dead.kill_asked)
         while not await _start_again(cluster, node, how, pause_s):
             how = "while starting"
-            asked = node.process is not None and node.process.kill_asked
+            asked = node.suspect or (node.process is not None and node.process.kill_asked)
             pause_s = policy.after_failed_start(asked=asked)
         policy.started()
-
-
-async def _keep_following(cluster: LocalCluster, node: Node) -> None:
-    """Clone a replica anew when the primary no longer has the WAL that it needs next."""
-    tail = Tail(node.log_path, node.log_start)
-    while True:
-        await asyncio.sleep(_FOLLOWING_CHECK_S)
-        if any(_WAL_IS_GONE in line for line in tail.new_lines()) and node.up.is_set() and node.is_replica:
-            _log.warning("%s needs WAL that the primary no longer has: cloning it anew", node.name)
-            began = time.monotonic()
-            try:
-                await node.stop()
-                await node.back_up(cluster.primary)
-            except CommandFailed as error:
-                _log.warning("%s could not be cloned: %s", node.name, error)
-            await node.start(cluster.primary.port)
-            _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
 
 
 async def _start_again(cluster: LocalCluster, node: Node, how: str, pause_s: float | None) -> bool:
@@ -73,9 +71,74 @@ async def _start_again(cluster: LocalCluster, node: Node, how: str, pause_s: flo
     await asyncio.sleep(pause_s)
     began = time.monotonic()
     try:
-        if await node.start_again(cluster.primary.port):
+        if await node.start_again(cluster.upstream_port(node)):
             _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
     except ServerFailedToStart as error:
         _log.warning("%s", error)
+        if node is not cluster.primary and _complaint(str(error).splitlines()):
+            node.suspect = True
+            return True  # from here on it is a matter of mending
         return False
     return True
+
+
+async def _notice_promotions(cluster: LocalCluster) -> None:
+    """Look for replicas whose directory no longer says that they are."""
+    while True:
+        await asyncio.sleep(_CHECK_S)
+        for node in cluster.replicas:
+            if node.up.is_set() and not node.frozen and not node.suspect and not node.is_replica:
+                await promotion.adopt(cluster, node)
+
+
+async def _keep_following(cluster: LocalCluster, node: Node) -> None:
+    """Mend a node that became suspect, or that says itself that it cannot follow."""
+    tail = Tail(node.log_path, node.log_start)
+    mended_on = 0  # the timeline that it was last made fit for
+    failures = 0
+    while True:
+        await asyncio.sleep(_CHECK_S)
+        complaint = _complaint(tail.new_lines())
+        if node is cluster.primary or cluster.promotion.locked():
+            continue
+        anew = failures > 0
+        if complaint and node.up.is_set() and node.is_replica and not node.suspect:
+            _log.warning("%s %s", node.name, complaint)
+            node.suspect = True
+            anew = _WAL_IS_GONE in complaint or mended_on == cluster.timeline
+        if node.suspect and node.wanted and not node.frozen:
+            mended_on = cluster.timeline
+            failures = 0 if await _mended(cluster, node, anew=anew) else failures + 1
+            if failures == _ENOUGH:
+                raise ServerKeepsDying(
+                    f"{node.name} does not start, not even as a fresh copy: see {node.log_path}"
+                )
+            tail = Tail(node.log_path, node.log_start)
+
+
+async def _mended(cluster: LocalCluster, node: Node, *, anew: bool) -> bool:
+    """Mend a node and start it; False if it did not start."""
+    began = time.monotonic()
+    try:
+        await mending.mend(cluster, node, anew=anew)
+        if await node.start_again(cluster.upstream_port(node)):
+            _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
+    except CommandFailed as error:  # the primary is away, or another one now: it stays suspect
+        _log.warning("%s cannot be mended now: %s", node.name, error)
+        await asyncio.sleep(_RETRY_S)
+    except ServerFailedToStart as error:
+        _log.warning("%s", error)
+        killed = node.suspect or (node.process is not None and node.process.kill_asked)
+        node.suspect = True
+        return killed
+    return True
+
+
+def _complaint(lines: list[str]) -> str | None:
+    """Return what a replica says that cannot follow."""
+    for line in lines:
+        if _WAL_IS_GONE in line:
+            return f"needs WAL that the primary no longer has: cloning it anew ({_WAL_IS_GONE})"
+        if any(pattern in line for pattern in _CANNOT_FOLLOW):
+            return f"cannot follow: {line}"
+    return None
