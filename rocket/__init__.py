@@ -2,7 +2,7 @@
 
 from rocket.consistency import Board, Lsn, Policy, Reason, SessionToken
 from rocket.errors import InvalidToken, OutcomeUnknown, RocketError, RoutingError, Unavailable
-from rocket.routing.answer import Answer
+from rocket.routing.answer import Answer, Role
 from rocket.routing.connections import Connection, Work
 from rocket.routing.floors import FloorStore
 from rocket.routing.limits import Limits
@@ -22,6 +22,7 @@ __all__ = [
     "Policy",
     "Reason",
     "RocketError",
+    "Role",
     "Router",
     "Routing",
     "RoutingError",

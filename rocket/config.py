@@ -166,6 +166,10 @@ class Settings:
     lease: float = _setting(
         5.0, "ROCKET_LEASE", parse_duration, "S", "a replica that was not heard of for so long serves nobody"
     )
+    primary_lease: float = _setting(
+        5.0, "ROCKET_PRIMARY_LEASE", parse_duration, "S",
+        "a primary that was not seen to be in office for so long takes nothing: another may have been promoted",
+    )  # fmt: skip
     max_wait: float = _setting(
         0.02, "ROCKET_MAX_WAIT", parse_wait, "S",
         "how long a read waits for a replica to catch up before it goes to the primary; 0: not at all",

@@ -127,7 +127,7 @@ class InvalidToken(RoutingError):
 
 
 class OutcomeUnknown(RoutingError):
-    """The connection was lost during COMMIT: the write may have happened, or not."""
+    """The write may have happened, or not: its connection was lost during COMMIT, or its primary was replaced."""
 
 
 class TaskDied(RocketError):

@@ -49,8 +49,8 @@ class Parts:
 class Addresses:
     """Where the nodes are, as DSNs."""
 
-    primary: str
-    replicas: Mapping[str, str]
+    nodes: Mapping[str, str]
+    """By name, whatever their roles are."""
 
 
 async def run_all(settings: Settings, parts: Parts) -> int:
@@ -124,11 +124,12 @@ async def _serve_and_observe(
 ) -> None:
     """Begin what needs the database; the end comes in reverse: server, observer, pools."""
     board = Board()
-    observer = Observer(addresses.primary, addresses.replicas, board, interval_s=settings.observer_interval)
+    observer = Observer(
+        addresses.nodes, board, interval_s=settings.observer_interval, roles_only=not parts.observer
+    )
     router = await stack.enter_async_context(
         await Router.open(
-            addresses.primary,
-            addresses.replicas,
+            addresses.nodes,
             UserFloors(),
             board,
             policy=Policy(
@@ -136,17 +137,17 @@ async def _serve_and_observe(
                 max_lag_bytes=settings.max_lag.bytes,
                 max_lag_s=settings.max_lag.seconds,
                 max_wait_s=settings.max_wait,
+                primary_lease_s=settings.primary_lease,
             ),
             waiting=observer.waiting,
             routing=Routing(settings.routing),
         )
     )
-    if parts.observer:
-        stack.callback(observer.close)
-        await observer.run_once()  # so that the first reads find a board
-        await stack.enter_async_context(background(observer.run(), "observer"))
-    elif parts.api:
+    if not parts.observer:
         _log.warning("without an observer no replica is known: every never-stale read goes to the primary")
+    stack.callback(observer.close)
+    await observer.run_once()  # so that the first reads find a board
+    await stack.enter_async_context(background(observer.run(), "observer"))
     if listening is not None:
         app = build_app(router, allowed_hosts=[settings.host, *settings.allowed_hosts.split(",")])
         await stack.enter_async_context(serve(app, listening))
@@ -165,9 +166,7 @@ async def _addresses(
     """Start the cluster, or find the one that is running."""
     if parts.cluster:
         cluster = await _cluster(settings, ending, stack)
-        return Addresses(
-            cluster.primary.dsn(DATABASE), {node.name: node.dsn(DATABASE) for node in cluster.replicas}
-        )
+        return Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()})
     run_dir = control.find(settings.data_dir, settings.port_asked_for)
     nodes = (await control.ask(run_dir, "addresses"))["nodes"]
     return Addresses(nodes.pop("primary"), nodes)

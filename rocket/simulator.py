@@ -172,7 +172,7 @@ class Simulator:
         node = response.headers.get("Rocket-Served-By", "unknown")
         reason = response.headers.get("Rocket-Route-Reason", "unknown")
         self.tally.by_node[node] += 1
-        if node == "primary":
+        if response.headers.get("Rocket-Served-As") == "primary":
             self.tally.fallbacks[reason] += 1
         if response.status == HTTPStatus.OK and body == written:
             return Outcome.FRESH

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from rocket import Board, Observer, Router, Routing
+from rocket import Board, Observer, Policy, Router, Routing
 from rocket.api.app import build_app
 from rocket.api.users import UserFloors
 from rocket.ending import background
@@ -66,21 +66,26 @@ def email() -> str:
     return f"{secrets.token_hex(6)}@example.com"
 
 
-@pytest.fixture
-def board() -> Board:
-    """An empty board."""
-    return Board()
+def dsns(cluster: LocalCluster, *names: str) -> dict[str, str]:
+    """Return the addresses of a cluster's nodes (all, if none is named)."""
+    return {name: cluster.node(name).dsn(DATABASE) for name in names or cluster.nodes}
+
+
+@pytest_asyncio.fixture
+async def board(cluster: LocalCluster) -> Board:
+    """A board that knows the primary, and no replica."""
+    board = Board()
+    finder = Observer(dsns(cluster), board, interval_s=1, roles_only=True)
+    await finder.run_once()
+    finder.close()
+    assert board.primary is not None
+    return board
 
 
 @pytest_asyncio.fixture
 async def observer(cluster: LocalCluster, board: Board) -> AsyncIterator[Observer]:
     """An observer of the cluster that looks only when it is told to: `await observer.run_once()`."""
-    observer = Observer(
-        cluster.primary.dsn(DATABASE),
-        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
-        board,
-        interval_s=0.05,
-    )
+    observer = Observer(dsns(cluster), board, interval_s=0.05)
     yield observer
     observer.close()
 
@@ -89,10 +94,10 @@ async def observer(cluster: LocalCluster, board: Board) -> AsyncIterator[Observe
 async def router(cluster: LocalCluster, board: Board) -> AsyncIterator[Router[str]]:
     """A never-stale router on `board`; a test may change its `routing`."""
     async with await Router.open(
-        cluster.primary.dsn(DATABASE),
-        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+        dsns(cluster),
         UserFloors(),
         board,
+        policy=Policy(primary_lease_s=60.0),  # nobody observes unless a test does
         routing=Routing.NEVER_STALE,
     ) as router:
         yield router

@@ -95,6 +95,7 @@ CASES = {
     "api_port": Case("API_PORT", 5005, PORT, NO_PORT),
     "observer_interval": Case("ROCKET_OBSERVER_INTERVAL", 0.5, TIME, NO_TIME),
     "lease": Case("ROCKET_LEASE", 5.0, TIME, NO_TIME),
+    "primary_lease": Case("ROCKET_PRIMARY_LEASE", 5.0, TIME, NO_TIME),
     "max_wait": Case(
         "ROCKET_MAX_WAIT",
         0.02,

@@ -87,7 +87,11 @@ class StubApi:
         self.reads[ride["id"]] += 1
         assert request.headers["Authorization"] == self.users[ride["user_id"] - 1]
         node, reason = ("replica0", "caught-up") if ride["id"] % 2 else ("primary", "not-caught-up")
-        return web.json_response(ride, headers={"Rocket-Served-By": node, "Rocket-Route-Reason": reason})
+        role = "primary" if node == "primary" else "replica"
+        return web.json_response(
+            ride,
+            headers={"Rocket-Served-By": node, "Rocket-Served-As": role, "Rocket-Route-Reason": reason},
+        )
 
 
 def answers(status: int, body: object = None) -> Answer:

@@ -14,8 +14,17 @@ if TYPE_CHECKING:
 
 
 def route_headers(answer: Answer[Any]) -> dict[str, str]:
-    """Name the node that answered and why it was that one, and hand the session its token."""
-    headers = {"Rocket-Served-By": answer.node, "Rocket-Route-Reason": answer.reason}
+    """Name the node that answered, as what, and why it was that one; hand the session its token.
+
+    `Rocket-Lost` tells a session, in so many words, what a promotion may have cost it.
+    """
+    headers = {
+        "Rocket-Served-By": answer.node,
+        "Rocket-Served-As": answer.role,
+        "Rocket-Route-Reason": answer.reason,
+    }
+    if answer.lost is not None:
+        headers["Rocket-Lost"] = str(answer.lost)
     if answer.token is not None:
         headers[HEADER] = str(answer.token)
     return headers

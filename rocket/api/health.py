@@ -36,7 +36,15 @@ async def replicas(request: web.Request) -> web.Response:
     primary = router.board.primary
     return web.json_response(
         {
-            "primary": None if primary is None else {"flush_lsn": str(primary.flush_lsn)},
+            "primary": None
+            if primary is None
+            else {
+                "name": primary.name,
+                "flush_lsn": str(primary.flush_lsn),
+                "epoch": primary.epoch,
+                "lost": router.board.primary_is_lost,
+                "status_age_seconds": round(now - primary.observed_at, 3),
+            },
             "replicas": [
                 {
                     "name": status.name,
@@ -44,6 +52,7 @@ async def replicas(request: web.Request) -> web.Response:
                     "receive_lsn": None if status.receive_lsn is None else str(status.receive_lsn),
                     "streaming": status.streaming,
                     "incarnation": status.incarnation,
+                    "epoch": status.epoch,
                     "lag_bytes": router.board.lag_bytes(status),
                     "lag_seconds": router.board.lag_seconds(status, now),
                     "status_age_seconds": round(now - status.observed_at, 3),

@@ -27,7 +27,9 @@ class Metrics:
 
     def __init__(self, router: Router[str]) -> None:
         self._registry = CollectorRegistry()
-        self._reads = Counter("rocket_reads", "Reads answered.", ["node", "reason"], registry=self._registry)
+        self._reads = Counter(
+            "rocket_reads", "Reads answered.", ["node", "role", "reason"], registry=self._registry
+        )
         self._refused_reads = Counter(
             "rocket_reads_unavailable", "Reads that no node could answer.", registry=self._registry
         )
@@ -44,7 +46,7 @@ class Metrics:
 
     def count_read(self, answer: Answer[Any], began: float) -> None:
         """Count a read that was answered; `began` is in monotonic seconds."""
-        self._reads.labels(answer.node, answer.reason).inc()
+        self._reads.labels(answer.node, answer.role, answer.reason).inc()
         self._read_seconds.observe(time.monotonic() - began)
 
     def count_refused_read(self) -> None:

@@ -58,9 +58,9 @@ def missing_credentials() -> Problem:
     return Problem(HTTPStatus.UNAUTHORIZED, "Please specify credentials in the Authorization header.")
 
 
-def invalid_credentials() -> Problem:
+def invalid_credentials(headers: Mapping[str, str] | None = None) -> Problem:
     """Say that there is nobody of that name."""
-    return Problem(HTTPStatus.UNAUTHORIZED, "Credentials in Authorization were invalid.")
+    return Problem(HTTPStatus.UNAUTHORIZED, "Credentials in Authorization were invalid.", headers)
 
 
 def not_found(kind: str, given_id: str, headers: Mapping[str, str] | None = None) -> Problem:

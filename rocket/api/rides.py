@@ -8,7 +8,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
-from rocket import Unavailable
+from rocket import Role, Unavailable
 from rocket.api import parameters, queries
 from rocket.api.answers import answer_json, route_headers
 from rocket.api.keys import METRICS, ROUTER
@@ -18,7 +18,7 @@ from rocket.api.problems import (
     not_found,
     wrong_idempotency_key,
 )
-from rocket.api.sessions import token_of
+from rocket.api.sessions import tokens_of
 from rocket.api.users import who_asks
 
 if TYPE_CHECKING:
@@ -40,30 +40,28 @@ def _as_json(ride: Record) -> dict[str, object]:
     return {"distance": round(ride["distance"], 1), "id": ride["id"], "user_id": ride["user_id"]}
 
 
-class _UserNotHere(Exception):
-    """The node does not show the user who asks: there is none, or this session's token does not cover it."""
-
-
-async def _read(request: web.Request, work: Work[ResultT], email: str) -> Answer[ResultT]:
-    """Read for a session; that there is no such user is the primary's to say."""
+async def _read(
+    request: web.Request, work: Work[ResultT | None], email: str
+) -> tuple[Answer[ResultT | None], ResultT]:
+    """Read for a session; work returns None where it finds no such user, which only a primary may say."""
     router = request.app[ROUTER]
-    token = token_of(request)
+    tokens = tokens_of(request)
     began = time.monotonic()
     try:
-        try:
-            answer = await router.read(work, subject=email, token=token)
-        except _UserNotHere:
-            # Without the token the user's floor is looked up on the primary, which knows whether there is one.
+        answer = await router.read(work, subject=email, token=tokens)
+        if answer.value is None and answer.role is not Role.PRIMARY:
+            # The tokens do not cover the user. Without them its floor is looked up on the primary, which knows.
+            latest = answer.token
             answer = await router.read(work, subject=email)
-            if token is not None and answer.token is not None and token.epoch == answer.token.epoch:
-                answer = replace(answer, token=answer.token.merged_with(token))
-    except _UserNotHere:
-        raise invalid_credentials() from None
+            if latest is not None and answer.token is not None and latest.epoch == answer.token.epoch:
+                answer = replace(answer, token=answer.token.merged_with(latest))
     except Unavailable:
         request.app[METRICS].count_refused_read()
         raise
+    if answer.value is None:
+        raise invalid_credentials(route_headers(answer))
     request.app[METRICS].count_read(answer, began)
-    return answer
+    return answer, answer.value
 
 
 async def create(request: web.Request) -> web.Response:
@@ -72,22 +70,22 @@ async def create(request: web.Request) -> web.Response:
     key = request.headers.get("Idempotency-Key")
     if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isprintable()):
         raise wrong_idempotency_key(_LONGEST_KEY)
-    token = token_of(request)
+    tokens = tokens_of(request)
     distance = parameters.distance(await parameters.body_parameter(request, "distance"))
 
-    async def insert(primary: Connection) -> Record:
+    async def insert(primary: Connection) -> Record | None:
         ride = await primary.fetchrow(queries.INSERT_RIDE, email, distance, key)
-        if ride is not None:
+        if ride is not None or key is None:
             return ride
-        earlier = None if key is None else await primary.fetchrow(queries.SELECT_RIDE_BY_KEY, email, key)
-        if earlier is None:
-            raise invalid_credentials()
-        if earlier["distance"] != distance:
+        earlier = await primary.fetchrow(queries.SELECT_RIDE_BY_KEY, email, key)
+        if earlier is not None and earlier["distance"] != distance:
             raise key_used_otherwise()
         return earlier
 
     with request.app[METRICS].write():
-        answer = await request.app[ROUTER].write(insert, subject=email, token=token)
+        answer = await request.app[ROUTER].write(insert, subject=email, token=tokens)
+        if answer.value is None:
+            raise invalid_credentials(route_headers(answer))
     return answer_json(answer, _as_json(answer.value), HTTPStatus.CREATED)
 
 
@@ -98,16 +96,13 @@ async def show(request: web.Request) -> web.Response:
     ride_id = parameters.ride_id(given_id)
 
     async def select(node: Connection) -> Record | None:
-        row = await node.fetchrow(queries.SELECT_RIDE, email, ride_id)
-        if row is None:
-            raise _UserNotHere
-        return None if row["id"] is None else row
+        return await node.fetchrow(queries.SELECT_RIDE, email, ride_id)
 
-    answer = await _read(request, select, email)
+    answer, ride = await _read(request, select, email)
     _log.info("Reading ride %s from server '%s'", ride_id, answer.node)
-    if answer.value is None:
+    if ride["id"] is None:
         raise not_found("ride", given_id, route_headers(answer))
-    return answer_json(answer, _as_json(answer.value))
+    return answer_json(answer, _as_json(ride))
 
 
 async def page(request: web.Request) -> web.Response:
@@ -116,16 +111,14 @@ async def page(request: web.Request) -> web.Response:
     limit = parameters.page_limit(request, default=_PAGE, most=_LARGEST_PAGE)
     before = parameters.page_before(request)
 
-    async def select(node: Connection) -> list[Record]:
-        rows = await node.fetch(queries.SELECT_RIDES, email, before, limit + 1)
-        if not rows:
-            raise _UserNotHere
-        return [row for row in rows if row["id"] is not None]
+    async def select(node: Connection) -> list[Record] | None:
+        return await node.fetch(queries.SELECT_RIDES, email, before, limit + 1) or None
 
-    answer = await _read(request, select, email)
+    answer, rows = await _read(request, select, email)
     _log.info("Reading rides from server '%s'", answer.node)
-    rides = answer.value[:limit]
-    more = len(answer.value) > limit
+    found = [row for row in rows if row["id"] is not None]
+    rides = found[:limit]
+    more = len(found) > limit
     return answer_json(
         answer, {"rides": [_as_json(ride) for ride in rides], "next": rides[-1]["id"] if more else None}
     )

@@ -14,24 +14,13 @@ _MOST_TOKENS = 16
 """A client with concurrent requests may hold several."""
 
 
-def token_of(request: web.Request) -> SessionToken | None:
-    """Return what the client brings, merged if it is several tokens; raise `InvalidToken`.
-
-    Of tokens of several reigns the latest count: a replica that shows that reign has all that is left of the
-    earlier ones.
-    """
+def tokens_of(request: web.Request) -> list[SessionToken]:
+    """Return what the client brings: no token, one or several; raise `InvalidToken`."""
     given = [text.strip() for value in request.headers.getall(HEADER, []) for text in value.split(",")]
     texts = [text for text in given if text]  # a list in a header may have empty elements
-    if not texts:
-        return None
     if len(texts) > _MOST_TOKENS:
         raise InvalidToken(f"more than {_MOST_TOKENS} session tokens")
     try:
-        tokens = [SessionToken.parse(text) for text in texts]
-        latest = max(token.timeline for token in tokens)
-        merged, *others = [token for token in tokens if token.timeline == latest]
-        for other in others:
-            merged = merged.merged_with(other)
+        return [SessionToken.parse(text) for text in texts]
     except ValueError as error:
         raise InvalidToken(str(error)) from None
-    return merged

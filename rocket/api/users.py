@@ -10,7 +10,7 @@ from rocket.api import parameters, queries
 from rocket.api.answers import answer_json
 from rocket.api.keys import METRICS, ROUTER
 from rocket.api.problems import invalid_credentials, missing_credentials
-from rocket.api.sessions import token_of
+from rocket.api.sessions import tokens_of
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -59,7 +59,7 @@ def who_asks(request: web.Request) -> str:
 
 async def create(request: web.Request) -> web.Response:
     """`POST /users`: make a user, or say that it is there."""
-    token = token_of(request)
+    tokens = tokens_of(request)
     email = parameters.email(await parameters.body_parameter(request, "email"))
 
     async def insert(primary: Connection) -> tuple[int, HTTPStatus]:
@@ -69,6 +69,6 @@ async def create(request: web.Request) -> web.Response:
         return await primary.fetchval(queries.SELECT_USER, email), HTTPStatus.OK
 
     with request.app[METRICS].write():
-        answer = await request.app[ROUTER].write(insert, subject=email, token=token)
+        answer = await request.app[ROUTER].write(insert, subject=email, token=tokens)
     user_id, status = answer.value
     return answer_json(answer, {"email": email, "id": user_id}, status)

@@ -3,8 +3,9 @@
 from rocket.consistency.board import Board
 from rocket.consistency.choice import Choice, Policy, Reason, choose, worth_waiting_for
 from rocket.consistency.lsn import Lsn
-from rocket.consistency.status import Epoch, Incarnation, PrimaryStatus, ReplicaStatus
-from rocket.consistency.token import NODE_NAME, SessionToken, timeline_of
+from rocket.consistency.status import Epoch, Incarnation, PrimaryStatus, ReplicaStatus, timeline_of
+from rocket.consistency.timelines import switch_point
+from rocket.consistency.token import NODE_NAME, SessionToken, merged
 
 __all__ = [
     "NODE_NAME",
@@ -19,6 +20,8 @@ __all__ = [
     "ReplicaStatus",
     "SessionToken",
     "choose",
+    "merged",
+    "switch_point",
     "timeline_of",
     "worth_waiting_for",
 ]

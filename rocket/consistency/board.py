@@ -6,8 +6,10 @@ from bisect import bisect_left
 from collections import deque
 from typing import TYPE_CHECKING
 
+from rocket.consistency.status import timeline_of
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rocket.consistency.lsn import Lsn
     from rocket.consistency.status import Epoch, PrimaryStatus, ReplicaStatus
@@ -27,8 +29,11 @@ class Board:
         self._replicas: dict[str, ReplicaStatus] = {}
         self._ring: tuple[ReplicaStatus, ...] | None = ()
         self._primary: PrimaryStatus | None = None
+        self._newest_timeline = 0
         self.primary_is_lost = False
-        """Whether the primary did not answer when it was last asked."""
+        """Whether the primary did not answer, as a primary, when it was last asked."""
+        self.on_new_role: list[Callable[[str], None]] = []
+        """Called with a node's name when it is found in another role, or in another reign, than it had before."""
         self._advances: deque[tuple[Lsn, float]] = deque(maxlen=_HISTORY)
 
     @property
@@ -45,35 +50,88 @@ class Board:
 
     @property
     def epoch(self) -> Epoch | None:
-        """The current reign, as far as it is known."""
-        return None if self._primary is None else self._primary.epoch
+        """The current reign; None while it is not known, or known to be over without its successor being found."""
+        if self._primary is None or timeline_of(self._primary.epoch) < self._newest_timeline:
+            return None
+        return self._primary.epoch
 
     def replica(self, name: str) -> ReplicaStatus | None:
         """Return the status of one replica, or None while it has none."""
         return self._replicas.get(name)
 
+    def in_office(self, now: float, lease_s: float) -> PrimaryStatus | None:
+        """Return the primary if it may be used: it answered when it was last asked, no longer ago than that."""
+        if self.primary_is_lost or not self.reigns(self.epoch, now, lease_s):
+            return None
+        return self._primary
+
+    def reigns(self, epoch: Epoch | None, now: float, lease_s: float) -> bool:
+        """Tell whether an epoch was seen to be the current one no longer ago than `lease_s`."""
+        return (
+            self._primary is not None
+            and epoch is not None
+            and epoch == self.epoch
+            and now - self._primary.observed_at <= lease_s
+        )
+
+    # --- the observer's side ---
+
     def publish(self, status: ReplicaStatus) -> None:
         """Put a replica's newest status up."""
+        if status.epoch is not None:
+            self._newest_timeline = max(self._newest_timeline, timeline_of(status.epoch))
+        if self._primary is not None and self._primary.name == status.name and status.name not in self._replicas:
+            self.primary_is_lost = True
+            self._tell(status.name)
         self._replicas[status.name] = status
         self._ring = None
 
     def forget(self, name: str) -> None:
-        """Take a replica's status away: it is out of reach, or no longer a replica."""
+        """Take a node's status away: it is out of reach; of a primary, what was last seen stays."""
         if self._replicas.pop(name, None) is not None:
             self._ring = None
+        if self._primary is not None and self._primary.name == name:
+            self.primary_is_lost = True
 
-    def publish_primary(self, status: PrimaryStatus) -> None:
-        """Put the primary's newest status up, and remember when its flush LSN was first seen."""
-        self.primary_is_lost = False
+    def publish_primary(self, status: PrimaryStatus) -> bool:
+        """Put a primary's newest status up, and remember when its flush LSN was first seen.
+
+        Return False, and have it closed to everybody, if it is not the one to follow: its timeline is older than
+        one that was seen, or it claims the timeline of another primary that still answers. Of two that claim the
+        same reign one is a copy; it has to have as much as the other had.
+        """
+        if self._replicas.pop(status.name, None) is not None:
+            self._ring = None
+            self._tell(status.name)  # what was opened to a replica shall not read from a primary
+        before = self._primary
+        if timeline_of(status.epoch) < self._newest_timeline or (
+            before is not None and before.name != status.name and not self._may_succeed(status, before)
+        ):
+            self._tell(status.name)
+            return False
+        self._newest_timeline = timeline_of(status.epoch)
         self._primary = status
+        self.primary_is_lost = False
+        if before is not None and (before.name, before.epoch) != (status.name, status.epoch):
+            self._advances.clear()  # the past is another one's
+            for name in {before.name, status.name}:
+                self._tell(name)
         if self._advances and status.flush_lsn < self._advances[-1][0]:
-            self._advances.clear()  # another cluster, or a promotion that lost a tail: the past is another one's
+            self._advances.clear()  # another cluster under the same name
         if not self._advances or status.flush_lsn > self._advances[-1][0]:
             self._advances.append((status.flush_lsn, status.observed_at))
+        return True
 
-    def lose_primary(self) -> None:
-        """Note that the primary does not answer; what was last seen of it stays."""
-        self.primary_is_lost = True
+    def _may_succeed(self, status: PrimaryStatus, before: PrimaryStatus) -> bool:
+        if timeline_of(status.epoch) > timeline_of(before.epoch):
+            return True
+        return self.primary_is_lost and (status.epoch != before.epoch or status.flush_lsn >= before.flush_lsn)
+
+    def _tell(self, name: str) -> None:
+        for tell in self.on_new_role:
+            tell(name)
+
+    # --- lag ---
 
     def lag_bytes(self, status: ReplicaStatus) -> int | None:
         """How much WAL the replica has yet to replay, against the primary's last flush LSN known."""
@@ -93,3 +151,14 @@ class Board:
         if first_beyond == len(self._advances):
             return 0.0
         return max(0.0, now - self._advances[first_beyond][1])
+
+    def has_diverged(self, status: ReplicaStatus) -> bool:
+        """Tell whether a replica has replayed more than its primary had flushed when that was asked later.
+
+        Then what it has replayed is not, or not all, that primary's WAL.
+        """
+        return (
+            self._primary is not None
+            and self._primary.observed_at >= status.answered_at
+            and self._primary.flush_lsn < status.replay_lsn
+        )

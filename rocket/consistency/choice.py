@@ -36,7 +36,9 @@ class Reason(enum.StrEnum):
     TOO_FAR_BEHIND = "too-far-behind"
     """To the primary: every replica seen lies beyond `max_lag`."""
     OTHER_EPOCH = "other-epoch"
-    """To the primary: no replica is known to follow the reign that the session's floors belong to."""
+    """To the primary: no replica is known to follow its reign, or the session's floors are of an earlier one."""
+    DIVERGED = "diverged"
+    """To the primary: what the replicas have replayed is not all the primary's WAL."""
     NOT_CAUGHT_UP = "not-caught-up"
     """To the primary: no replica has replayed the session's last write."""
     REPLICAS_FAILED = "replicas-failed"
@@ -61,6 +63,8 @@ class Policy:
     """The same in seconds; None: no bound."""
     max_wait_s: float = 0.02
     """How long a read waits for a replica to catch up before it goes to the primary."""
+    primary_lease_s: float = 5.0
+    """A primary that was not seen to be in office for longer takes nothing: another one may have been promoted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ def choose(
     load: Callable[[str], int] = lambda _name: 0,
     without: Collection[str] = (),
 ) -> Choice:
-    """Choose a replica of the token's epoch that has replayed all WAL up to the floor which holds there.
+    """Choose a replica of the token's epoch, the current one, that has replayed all WAL up to its floor there.
 
     Walks the replicas from number `start` (any integer; random, to spread reads) and takes the less busy of the
     first two that are fit, the first being the session's own replica if that is fit, which has to be busier by
@@ -150,6 +154,7 @@ _OBSTACLES = (
     Reason.NO_INCARNATION,
     Reason.TOO_FAR_BEHIND,
     Reason.OTHER_EPOCH,
+    Reason.DIVERGED,
     Reason.NOT_CAUGHT_UP,
 )
 """Why a replica may not serve a read: the further down, the nearer it came to it."""
@@ -158,17 +163,24 @@ _OBSTACLES = (
 def _obstacle(
     status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
 ) -> Reason | None:
+    obstacle = _obstacle_to_anybody(status, board, policy, now)
+    if obstacle is None and token.epoch != status.epoch:
+        return Reason.OTHER_EPOCH
+    if obstacle is None and status.vouched_lsn < token.floor_on(status.name, status.incarnation):
+        return Reason.NOT_CAUGHT_UP
+    return obstacle
+
+
+def _obstacle_to_anybody(status: ReplicaStatus, board: Board, policy: Policy, now: float) -> Reason | None:
     if now - status.observed_at > policy.lease_s:
         return Reason.NO_STATUS
     if status.incarnation is None:
         return Reason.NO_INCARNATION  # it would vouch for no connection
     if not _within_max_lag(status, board, policy, now):
         return Reason.TOO_FAR_BEHIND
-    if status.epoch != token.epoch:
+    if status.epoch is None or status.epoch != board.epoch:
         return Reason.OTHER_EPOCH
-    if status.replay_lsn < token.floor_on(status.name, status.incarnation):
-        return Reason.NOT_CAUGHT_UP
-    return None
+    return Reason.DIVERGED if board.has_diverged(status) else None
 
 
 def _within_max_lag(status: ReplicaStatus, board: Board, policy: Policy, now: float) -> bool:

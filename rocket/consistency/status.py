@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NewType
+from typing import NewType
 
-if TYPE_CHECKING:
-    from rocket.consistency.lsn import Lsn
+from rocket.consistency.lsn import Lsn
 
 Incarnation = NewType("Incarnation", str)
 """Names one life of a replica's startup process, the process that replays.
@@ -22,6 +21,11 @@ Timelines alone do not: two promotions that knew nothing of each other both make
 """
 
 
+def timeline_of(epoch: Epoch) -> int:
+    """Return the timeline that an epoch's reign writes."""
+    return int(epoch.partition("-")[0])
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """One replica as the observer last saw it."""
@@ -33,12 +37,26 @@ class ReplicaStatus:
     """None where the observer's role may not see it: such a status vouches for no connection."""
     observed_at: float
     """Monotonic seconds at which the question was sent: the status is at least as old as that says."""
+    answered_at: float = 0.0
+    """Monotonic seconds at which the answer was there."""
     receive_lsn: Lsn | None = None
     """End of the WAL received and flushed; None until streaming has begun in this life of the server."""
     streaming: bool = False
-    """Whether a WAL receiver was connected to the primary."""
+    """Whether a WAL receiver was connected, and received WAL of `epoch`'s timeline."""
+    streamed_lsn: Lsn | None = None
+    """The receive LSN when it was last seen streaming, in this incarnation and epoch; None if it never was."""
     epoch: Epoch | None = None
-    """The newest epoch whose row the replica shows: it has replayed WAL of that reign, and of no later one."""
+    """The newest epoch whose row the replica shows, provided that the row proves which history it follows."""
+
+    @property
+    def vouched_lsn(self) -> Lsn:
+        """How far what it has replayed is known to be WAL of `epoch`.
+
+        Without a WAL receiver it replays whatever it finds, so only what it had received by then is sure.
+        """
+        if self.streaming:
+            return self.replay_lsn
+        return min(self.replay_lsn, self.streamed_lsn or Lsn(0))
 
     def vouches_for(self, incarnation: Incarnation | None) -> bool:
         """Tell whether this status says anything about a connection opened in `incarnation`.
@@ -50,10 +68,11 @@ class ReplicaStatus:
 
 @dataclass(frozen=True, slots=True)
 class PrimaryStatus:
-    """The primary as the observer last saw it."""
+    """A primary as the observer last saw it."""
 
+    name: str
     flush_lsn: Lsn
     observed_at: float
     """Monotonic seconds at which the question was sent."""
-    epoch: Epoch | None = None
+    epoch: Epoch
     """The primary's reign."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rocket.consistency.lsn import Lsn
-from rocket.consistency.status import Epoch, Incarnation
+from rocket.consistency.status import Epoch, Incarnation, timeline_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 NODE_NAME = re.compile("[A-Za-z0-9_.-]{1,63}")
-"""What a replica may be called: a token has to hold it."""
+"""What a node may be called: a token has to hold it."""
 
 _NOTHING = Lsn(0)
 _LONGEST = 250
@@ -20,11 +23,6 @@ _TOKEN = re.compile(
     rf"1~(?P<epoch>{_EPOCH})~(?P<write>{_LSN})~(?P<read>{_LSN})"
     rf"(?:~(?P<node>{NODE_NAME.pattern})~(?P<incarnation>[0-9@]{{0,40}}))?"
 )
-
-
-def timeline_of(epoch: Epoch) -> int:
-    """Return the timeline that an epoch's reign writes."""
-    return int(epoch.partition("-")[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +128,21 @@ class SessionToken:
             node=match["node"],
             incarnation=Incarnation(incarnation) if incarnation else None,
         )
+
+
+def merged(tokens: Iterable[SessionToken]) -> tuple[SessionToken | None, tuple[SessionToken, ...]]:
+    """Merge the tokens that one client holds: return one for the latest reign among them, and the earlier ones.
+
+    A node of the latest reign has all that is left of the earlier ones; only a primary can tell what was lost.
+    Raise `ValueError` for two reigns of the same timeline: one client cannot have got both from one cluster.
+    """
+    latest: SessionToken | None = None
+    earlier: list[SessionToken] = []
+    for token in sorted(tokens, key=lambda token: token.timeline, reverse=True):
+        if latest is None:
+            latest = token
+        elif token.timeline == latest.timeline:
+            latest = latest.merged_with(token)
+        else:
+            earlier.append(token)
+    return latest, tuple(earlier)

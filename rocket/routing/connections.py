@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
@@ -13,7 +14,6 @@ import asyncpg
 
 from rocket.consistency import Epoch, Incarnation
 from rocket.errors import in_words
-from rocket.routing.epochs import reign_of
 from rocket.routing.failures import REFUSED, UNREACHABLE
 from rocket.routing.gate import Gate
 
@@ -39,69 +39,82 @@ CONNECT_TIMEOUT_S = 2.0
 _RELEASE_TIMEOUT_S = 1.0
 _IDLE_S = 300.0  # a pool gives connections that nobody used for so long back to the server
 
-_INCARNATION = """
+_WHERE = """
     SELECT pg_backend_pid() AS backend_pid,
-           (SELECT pid || '@' || (extract(epoch FROM backend_start) * 1000000)::bigint
-              FROM pg_stat_activity
-             WHERE backend_type = 'startup') AS incarnation
+           CASE WHEN pg_is_in_recovery() THEN
+               (SELECT pid || '@' || (extract(epoch FROM backend_start) * 1000000)::bigint
+                  FROM pg_stat_activity
+                 WHERE backend_type = 'startup')
+           END AS incarnation,
+           CASE WHEN NOT pg_is_in_recovery() THEN
+               (SELECT epoch FROM epochs
+                 WHERE timeline = ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int)
+           END AS epoch,
+           -- A replica that gets promoted does not take a write through here.
+           CASE WHEN pg_is_in_recovery()
+                THEN set_config('default_transaction_read_only', 'on', false)
+           END,
+           -- The snapshot of a read must be younger than its check.
+           CASE WHEN pg_is_in_recovery()
+                THEN set_config('default_transaction_isolation', 'read committed', false)
+           END
 """
-
 
 _log = logging.getLogger("rocket.router")
 
 
-class ReplicaConnection(_PlainConnection):
-    """A connection to a replica, good for one incarnation: the server's crash would have ended it."""
+class NodeConnection(_PlainConnection):
+    """A connection that knows what its server was when it was opened.
 
-    __slots__ = ("incarnation", "opened_at")
+    It is good for one incarnation of a replica, whose crash would have ended it, or for one reign of a primary,
+    which is restarted before it becomes a replica. Only a promotion it outlives (design fact F14).
+    """
+
+    __slots__ = ("epoch", "incarnation", "opened_at")
 
     incarnation: Incarnation | None
-    """The startup process's life at the time of opening; None where it cannot be known."""
+    """The startup process's life; None on a primary, and where it cannot be known."""
+    epoch: Epoch | None
+    """The reign; None on a replica, and where it has no name yet."""
     opened_at: float
-    """Monotonic seconds after which the incarnation was asked for."""
+    """Monotonic seconds after which the server was asked."""
 
 
-async def learn_incarnation(connection: ReplicaConnection) -> None:
-    """Ask a new connection which life of its server it belongs to.
+async def learn_where(connection: NodeConnection) -> None:
+    """Ask a new connection what its server is, and make it read-only on a replica.
 
     Behind a transaction pooler a connection outlives its server: there the backend is not the one that the
     protocol announced, and the incarnation stays unknown.
     """
     connection.opened_at = time.monotonic()
-    row = await connection.fetchrow(_INCARNATION, timeout=CONNECT_TIMEOUT_S)
-    direct = row is not None and row["backend_pid"] == connection.get_server_pid()
-    connection.incarnation = Incarnation(row["incarnation"]) if direct and row and row["incarnation"] else None
+    row = await connection.fetchrow(_WHERE, timeout=CONNECT_TIMEOUT_S)
+    assert row is not None  # noqa: S101 - it has no FROM
+    direct = row["backend_pid"] == connection.get_server_pid()
+    connection.incarnation = Incarnation(row["incarnation"]) if direct and row["incarnation"] else None
+    connection.epoch = None if row["epoch"] is None else Epoch(row["epoch"])
 
 
-class PrimaryConnection(_PlainConnection):
-    """A connection to a primary, good for one reign: a server that stops being the primary is restarted."""
-
-    __slots__ = ("epoch",)
-
-    epoch: Epoch
-    """The reign that the server was in at the time of opening."""
-
-
-async def learn_epoch(connection: PrimaryConnection) -> None:
-    """Ask a new connection whose reign it belongs to; raise asyncpg's error on a server that is no primary."""
-    connection.epoch = (await reign_of(connection)).epoch
-
-
-async def connect_to_replica(dsn: str) -> ReplicaConnection:
-    """Open a connection outside of any pool that knows its incarnation."""
-    connection: ReplicaConnection = await asyncpg.connect(
+async def connect(dsn: str) -> NodeConnection:
+    """Open a connection outside of any pool, to observe with."""
+    connection: NodeConnection = await asyncpg.connect(
         dsn,
-        connection_class=ReplicaConnection,
+        connection_class=NodeConnection,
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=CONNECT_TIMEOUT_S,
         server_settings={"application_name": "rocket observer"},
     )
     try:
-        await learn_incarnation(connection)
+        await learn_where(connection)
     except BaseException:
         connection.terminate()
         raise
     return connection
+
+
+def behind(connection: Connection) -> NodeConnection:
+    """Return the connection behind a pool's proxy, as which it may pass for all that we read of it."""
+    # The proxy shows the attributes of the connection that it stands for.
+    return cast("NodeConnection", connection)
 
 
 def _is_lost(connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> bool:
@@ -111,56 +124,47 @@ def _is_lost(connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> bo
         return True
 
 
-def throw_away(connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> None:
+def throw_away(connection: Connection) -> None:
     """End a pooled connection without a word; the pool opens another one when it needs it."""
     with contextlib.suppress(asyncpg.InterfaceError):  # it has ended by itself, and left the pool
         connection.terminate()
 
 
 class NodePool:
-    """The connections to one node."""
+    """The connections to one node, whatever its role is."""
 
-    def __init__(self, name: str, pool: asyncpg.Pool[Any], limits: Limits) -> None:
+    def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
-        self._pool = pool
+        self._pool: asyncpg.Pool[Any]
+        self._connections: weakref.WeakSet[NodeConnection] = weakref.WeakSet()
         self._gate = Gate(f"a connection to {name}", width=limits.connections, queue=limits.queue)
 
     @classmethod
-    async def to_primary(cls, name: str, dsn: str, limits: Limits) -> NodePool:
-        """Make a pool for reading and writing; no connection is opened yet."""
-        pool = asyncpg.create_pool(
+    async def to(cls, name: str, dsn: str, limits: Limits) -> NodePool:
+        """Make a pool; no connection is opened yet."""
+        made = cls(name, limits)
+        made._pool = await asyncpg.create_pool(
             dsn,
             min_size=0,
             max_size=limits.connections,
             timeout=CONNECT_TIMEOUT_S,
             max_inactive_connection_lifetime=_IDLE_S,
-            connection_class=PrimaryConnection,
-            init=cast("Any", learn_epoch),  # whose argument is the class above
+            connection_class=NodeConnection,
+            init=cast("Any", made._welcome),
+            reset=cast("Any", _reset),
             server_settings={"application_name": "rocket"},
         )
-        return cls(name, await pool, limits)
+        return made
 
-    @classmethod
-    async def to_replica(cls, name: str, dsn: str, limits: Limits) -> NodePool:
-        """Make a pool of read-only connections, each of which knows its incarnation; none is opened yet."""
-        pool = asyncpg.create_pool(
-            dsn,
-            min_size=0,
-            max_size=limits.connections,
-            timeout=CONNECT_TIMEOUT_S,
-            max_inactive_connection_lifetime=_IDLE_S,
-            connection_class=ReplicaConnection,
-            init=cast("Any", learn_incarnation),  # whose argument is the class above
-            reset=_nothing_to_reset,
-            server_settings={
-                "application_name": "rocket",
-                # A replica that gets promoted does not take a write through here.
-                "default_transaction_read_only": "on",
-                # The snapshot of a read must be younger than its check.
-                "default_transaction_isolation": "read committed",
-            },
-        )
-        return cls(name, await pool, limits)
+    async def _welcome(self, connection: NodeConnection) -> None:
+        await learn_where(connection)
+        self._connections.add(connection)
+
+    def drop(self) -> None:
+        """End every connection, those at work included: the node is not what it was when they were opened."""
+        for connection in list(self._connections):
+            connection.terminate()
+        self._connections.clear()
 
     @property
     def in_use(self) -> int:
@@ -220,5 +224,10 @@ class NodePool:
             self._pool.terminate()
 
 
-async def _nothing_to_reset(_connection: object) -> None:
-    """Save a round trip: read-only connections of our own hold no state to clear (design fact F9)."""
+async def _reset(connection: NodeConnection) -> None:
+    """Clear what a piece of work may have left behind.
+
+    Read-only connections of our own hold no such state: that saves a round trip for each read (design fact F9).
+    """
+    if connection.epoch is not None:
+        await connection.execute(connection.get_reset_query())

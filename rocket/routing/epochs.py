@@ -1,35 +1,47 @@
-"""Epochs in the database: one row for each primary's reign, written once, replicated like any other.
+"""Epochs in the database: one row for each primary's reign, replicated like any other.
 
-A replica that shows the row of the current reign has replayed WAL of that reign, so its history is the primary's
-(design fact F11); no timeline number that it reports proves as much.
+A replica that shows the current reign's row has replayed WAL of that reign; no timeline number that it reports
+proves as much (design fact F11). Nor does the row alone: a replica with a foreign tail could, if that ends where a
+record of the new timeline begins, go on with it. But it would then die of the reign's first checkpoint record,
+which names a timeline that it has never entered. So a row is proof once it has been marked after that checkpoint.
 """
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from rocket.consistency import Epoch, Lsn, SessionToken, timeline_of
+import asyncpg
+
+from rocket.consistency import Epoch, Lsn, SessionToken, switch_point, timeline_of
 from rocket.errors import InvalidToken, Unavailable
 
 if TYPE_CHECKING:
-    from rocket.routing.connections import Connection, PrimaryConnection
+    from collections.abc import Iterable
+
+    from rocket.routing.connections import Connection
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _RANDOM_CHARACTERS = 10
 
 _REIGN = """
-    SELECT flush_lsn, timeline,
-           (SELECT epoch FROM epochs WHERE epochs.timeline = now.timeline) AS epoch
+    SELECT flush_lsn, now.timeline, epoch, checkpointed_at IS NOT NULL AS proves
       FROM (SELECT pg_current_wal_flush_lsn() AS flush_lsn,
                    ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int AS timeline
            ) AS now
+      LEFT JOIN epochs ON epochs.timeline = now.timeline
 """
 """Right after a promotion pg_control_checkpoint() still names the old timeline. Fails on a replica."""
 
 _BEGIN = "INSERT INTO epochs (timeline, epoch) VALUES ($1, $2) ON CONFLICT (timeline) DO NOTHING"
+_MARK_CHECKPOINT = """
+    UPDATE epochs SET checkpointed_at = now()
+     WHERE timeline = $1 AND checkpointed_at IS NULL
+       AND (SELECT timeline_id FROM pg_control_checkpoint()) = $1
+"""
 _KNOWN = "SELECT epoch FROM epochs WHERE epoch = $1"
+_HISTORY = "SELECT pg_read_file('pg_wal/' || upper(lpad(to_hex($1::int), 8, '0')) || '.history', 0, 1000000, true)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,34 +52,78 @@ class Reign:
     flush_lsn: Lsn
 
 
+@dataclass(frozen=True, slots=True)
+class LostTail:
+    """What a session is told whose floors reach beyond what was left of an earlier reign."""
+
+    epoch: Epoch
+    """The earlier reign."""
+    switch_lsn: Lsn | None
+    """What its primary wrote beyond this was lost; None if that cannot be told."""
+    writes: bool
+    """Whether acknowledged writes may be among it, and not only what the session has read."""
+
+    def __str__(self) -> str:
+        what = "Writes of this session that were acknowledged" if self.writes else "What this session has read"
+        where = "" if self.switch_lsn is None else f", which had WAL up to {self.switch_lsn} of it"
+        return (
+            f"{what} may have been lost: the primary of epoch {self.epoch} was replaced by another server{where}."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a session's tokens are worth to a primary."""
+
+    token: SessionToken | None
+    """Floors to go on with; None where there are none of this reign."""
+    lost: LostTail | None = None
+
+
 async def reign_of(primary: Connection) -> Reign:
-    """Return a primary's epoch, and name it if it has none yet; raise asyncpg's errors on a replica."""
+    """Return a primary's epoch: name it if it has no name yet, and mark its row as proof as soon as that is true.
+
+    Raise asyncpg's errors on a replica.
+    """
     while True:
         row = await primary.fetchrow(_REIGN)
         assert row is not None  # noqa: S101 - it has no WHERE
         if row["epoch"] is not None:
+            if not row["proves"]:
+                await primary.execute(_MARK_CHECKPOINT, row["timeline"])
             return Reign(Epoch(row["epoch"]), Lsn.from_wire(row["flush_lsn"]))
         name = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARACTERS))
         await primary.execute(_BEGIN, row["timeline"], f"{row['timeline']}-{name}")
 
 
-def epoch_of(primary: Connection) -> Epoch:
-    """Return the reign that a pooled connection to the primary was opened in."""
-    # The pool's proxy shows the attributes of the connection that it stands for.
-    return cast("PrimaryConnection", primary).epoch
-
-
-async def checked(token: SessionToken | None, primary: Connection) -> SessionToken | None:
-    """Return a token of this primary's epoch as it is, and None for one of an earlier reign that led to it.
+async def standing_of(tokens: Iterable[SessionToken], primary: Connection, epoch: Epoch) -> Standing:
+    """Sort out what a session brings to the primary of `epoch`: floors of this reign, and those of earlier ones.
 
     Raise `InvalidToken` for an epoch that is not known here, and `Unavailable` if it may be one of a later reign
     than this server's: then this is no primary any more, or somebody made the token up.
     """
-    epoch = epoch_of(primary)
-    if token is None or token.epoch == epoch:
-        return token
-    if timeline_of(token.epoch) > timeline_of(epoch):
-        raise Unavailable(f"the session has seen a later primary than that of epoch {epoch}")
-    if await primary.fetchval(_KNOWN, token.epoch) is None:
-        raise InvalidToken(f"epoch {token.epoch} is unknown here")
-    return None
+    current: SessionToken | None = None
+    lost: LostTail | None = None
+    for token in tokens:
+        if token.epoch == epoch:
+            current = token
+            continue
+        if token.timeline > timeline_of(epoch):
+            raise Unavailable(f"the session has seen a later primary than that of epoch {epoch}")
+        if await primary.fetchval(_KNOWN, token.epoch) is None:
+            raise InvalidToken(f"epoch {token.epoch} is unknown here")
+        lost = lost or await _lost_tail(token, primary, epoch)
+    return Standing(current, lost)
+
+
+async def _lost_tail(token: SessionToken, primary: Connection, epoch: Epoch) -> LostTail | None:
+    """Return what a promotion may have cost a session of an earlier reign; None if that is nothing."""
+    try:
+        history = await primary.fetchval(_HISTORY, timeline_of(epoch))
+        switch_lsn = None if history is None else switch_point(history, token.timeline)
+    except (asyncpg.InsufficientPrivilegeError, ValueError):
+        switch_lsn = None
+    if switch_lsn is not None and max(token.write_floor, token.read_floor) <= switch_lsn:
+        return None
+    writes = bool(token.write_floor) and (switch_lsn is None or token.write_floor > switch_lsn)
+    return LostTail(token.epoch, switch_lsn, writes)

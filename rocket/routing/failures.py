@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncpg
 
+
+class NotAsObserved(Exception):
+    """A node is not, or not any more, what the observer saw."""
+
+
 UNREACHABLE = (OSError, TimeoutError, asyncpg.PostgresConnectionError)
 """Errors that speak of a server that is not there, or no longer.
 
@@ -31,11 +36,11 @@ def speaks_against_node(error: BaseException) -> bool:
     """Tell whether the same read may well succeed on another node."""
     if isinstance(error, asyncpg.PostgresError):
         return str(error.sqlstate).startswith(_NODE_CLASSES)
-    return isinstance(error, UNREACHABLE)
+    return isinstance(error, (NotAsObserved, *UNREACHABLE))
 
 
 def leaves_commit_in_doubt(error: BaseException) -> bool:
     """Tell whether a COMMIT that ended in this error may have happened all the same."""
     if isinstance(error, asyncpg.PostgresError):
         return str(error.sqlstate).startswith(_COMMIT_IN_DOUBT)
-    return isinstance(error, UNREACHABLE)
+    return isinstance(error, (NotAsObserved, *UNREACHABLE))

@@ -1,206 +1,207 @@
-"""The observer: asks every node again and again where it is, and puts the answers on the board."""
+"""The observer: asks every node again and again what and where it is, and puts the answers on the board."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import asyncpg
-
-from rocket.consistency import Epoch, Lsn, PrimaryStatus, ReplicaStatus
+from rocket.consistency import Epoch, Lsn, PrimaryStatus, ReplicaStatus, timeline_of
 from rocket.errors import in_words
-from rocket.routing import status_table
-from rocket.routing.connections import CONNECT_TIMEOUT_S, ReplicaConnection, connect_to_replica
+from rocket.routing import connections, status_table
 from rocket.routing.epochs import reign_of
-from rocket.routing.failures import REFUSED
+from rocket.routing.failures import REFUSED, NotAsObserved
 from rocket.routing.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from asyncpg import Record
+
     from rocket.consistency import Board
+    from rocket.routing.connections import NodeConnection
 
 _ANSWER_TIMEOUT_S = 1.0
 """A node that takes longer to say where it is, is out of reach."""
 
-_REPLICA_STATUS = """
-    SELECT pg_is_in_recovery() AS in_recovery,
-           pg_last_wal_replay_lsn() AS replay_lsn,
-           pg_last_wal_receive_lsn() AS receive_lsn,
-           EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streaming,
-           (SELECT epoch FROM epochs ORDER BY timeline DESC LIMIT 1) AS epoch
+_STATUS = """
+    SELECT now.in_recovery, now.replay_lsn, now.receive_lsn,
+           (SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streamed_timeline,
+           (SELECT epoch FROM epochs ORDER BY timeline DESC LIMIT 1) AS epoch,
+           (SELECT checkpointed_at IS NOT NULL FROM epochs ORDER BY timeline DESC LIMIT 1) AS proves
+      FROM (SELECT pg_is_in_recovery() AS in_recovery,
+                   pg_last_wal_replay_lsn() AS replay_lsn,
+                   pg_last_wal_receive_lsn() AS receive_lsn
+            OFFSET 0) AS now
 """
+"""The positions come first: a timeline that is streamed after they were read is, at the earliest, theirs."""
 
 _log = logging.getLogger("rocket.observer")
 
 
-class _OutOfReach(Exception):
-    """A node did not answer, or not as what it should be."""
-
-
 class _Reach:
-    """Says once, not at every beat, that a node is lost or found again."""
+    """Says once, not at every beat, that a node is lost or found again, or has another role."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._known = ""
         self._lost = False
 
-    def found(self, what: object) -> None:
-        if self._lost:
-            _log.info("%s is back: %s", self.name, what)
+    def found(self, what: str, detail: object) -> bool:
+        """Tell whether that is news."""
+        news = self._lost or what != self._known
+        if news and self._known:  # the beginning is no news to anybody
+            _log.info("%s is %s: %s", self.name, what, detail)
+        self._known = what
         self._lost = False
+        return news
 
     def lost(self, why: Exception) -> None:
         if not self._lost:
-            foreseen = isinstance(why, (_OutOfReach, *REFUSED))
+            foreseen = isinstance(why, (NotAsObserved, *REFUSED))
             _log.warning("%s is out of reach: %s", self.name, in_words(why), exc_info=None if foreseen else why)
         self._lost = True
 
 
-class ReplicaWatch:
-    """Owns the observing connection to one replica, and its status on the board."""
+class NodeWatch:
+    """Owns the observing connection to one node, and what the board says of it."""
 
-    def __init__(self, name: str, dsn: str, board: Board) -> None:
+    def __init__(self, name: str, dsn: str, board: Board, *, roles_only: bool = False) -> None:
         self.name = name
         self._dsn = dsn
         self._board = board
-        self._connection: ReplicaConnection | None = None
+        self._roles_only = roles_only
+        self._connection: NodeConnection | None = None
+        self._streamed: tuple[Epoch, Lsn] | None = None
+        self._elected = False
         self._reach = _Reach(name)
 
     async def observe(self) -> bool:
-        """Publish the replica's status, or take it away and return False if it does not answer as a replica."""
+        """Publish the node's status, or take it away if it gives none; tell whether it answered as a replica."""
         try:
-            status = await self._ask()
+            async with asyncio.timeout(connections.CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
+                return await self._observe()
         except Exception as error:  # noqa: BLE001 - one node never ends the observation of the others
             self._board.forget(self.name)
             self._reach.lost(error)
             self.close()
             return False
-        self._board.publish(status)
-        self._reach.found(f"replay LSN {status.replay_lsn}")
-        return True
 
-    async def _ask(self) -> ReplicaStatus:
+    async def _observe(self) -> bool:
         if self._connection is None or self._connection.is_closed():
             # Whatever was known belongs to a connection, and so perhaps to an incarnation, that has ended.
+            self.close()
             self._board.forget(self.name)
-            self._connection = await connect_to_replica(self._dsn)
-            if self._connection.incarnation is None:
-                _log.warning(
-                    "%s hides its startup process (needs pg_read_all_stats, without a pooler in between): "
-                    "it will not be read from",
-                    self.name,
-                )
+            self._connection = await connections.connect(self._dsn)
         asked_at = time.monotonic()
-        row = await self._connection.fetchrow(_REPLICA_STATUS, timeout=_ANSWER_TIMEOUT_S)
-        if row is None or not row["in_recovery"] or row["replay_lsn"] is None:
-            raise _OutOfReach("it is not a replica")
-        receive_lsn = row["receive_lsn"]
-        return ReplicaStatus(
+        row = await self._connection.fetchrow(_STATUS, timeout=_ANSWER_TIMEOUT_S)
+        assert row is not None  # noqa: S101 - it has no WHERE
+        if not row["in_recovery"]:
+            await self._publish_primary(self._connection)
+            return False
+        self._publish_replica(self._connection, row, asked_at)
+        return True
+
+    def _publish_replica(self, connection: NodeConnection, row: Record, asked_at: float) -> None:
+        if row["replay_lsn"] is None:
+            raise NotAsObserved("it replays nothing")
+        epoch = None if row["epoch"] is None or not row["proves"] else Epoch(row["epoch"])
+        receive_lsn = None if row["receive_lsn"] is None else Lsn.from_wire(row["receive_lsn"])
+        streaming = epoch is not None and row["streamed_timeline"] == timeline_of(epoch)
+        if epoch is not None and streaming and receive_lsn is not None:
+            self._streamed = (epoch, receive_lsn)
+        status = ReplicaStatus(
             name=self.name,
             replay_lsn=Lsn.from_wire(row["replay_lsn"]),
-            incarnation=self._connection.incarnation,
+            incarnation=connection.incarnation,
             observed_at=asked_at,
-            receive_lsn=None if receive_lsn is None else Lsn.from_wire(receive_lsn),
-            streaming=row["streaming"],
-            epoch=None if row["epoch"] is None else Epoch(row["epoch"]),
+            answered_at=time.monotonic(),
+            receive_lsn=receive_lsn,
+            streaming=streaming,
+            streamed_lsn=self._streamed[1] if self._streamed is not None and self._streamed[0] == epoch else None,
+            epoch=epoch,
         )
-
-    def close(self) -> None:
-        """Drop the connection."""
-        if self._connection is not None:
-            self._connection.terminate()
-            self._connection = None
-
-
-class PrimaryWatch:
-    """Owns the observing connection to the primary; also the one that writes `replica_statuses`."""
-
-    def __init__(self, dsn: str, board: Board) -> None:
-        self._dsn = dsn
-        self._board = board
-        self._connection: asyncpg.Connection[Any] | None = None
-        self._elected = False
-        self._reach = _Reach("primary")
-
-    async def observe(self) -> None:
-        """Publish the primary's status and write the replicas' to the table."""
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
-                await self._ask_and_record()
-        except Exception as error:  # noqa: BLE001 - as above
-            self._board.lose_primary()
-            self._reach.lost(error)
-            self.close()
-
-    async def _ask_and_record(self) -> None:
-        if self._connection is None or self._connection.is_closed():
-            self._elected = False
-            self._connection = await asyncpg.connect(
-                self._dsn,
-                timeout=CONNECT_TIMEOUT_S,
-                server_settings={"application_name": "rocket observer"},
+        if self._roles_only:
+            self._board.forget(self.name)
+        else:
+            self._board.publish(status)
+        if self._reach.found("a replica", f"replay LSN {status.replay_lsn}") and status.incarnation is None:
+            _log.warning(
+                "%s hides its startup process (needs pg_read_all_stats, without a pooler in between): "
+                "it will not be read from",
+                self.name,
             )
+
+    async def _publish_primary(self, connection: NodeConnection) -> None:
+        if connection.incarnation is not None:
+            # It was opened to a replica, and is read-only. What the board said is over at once.
+            self._board.forget(self.name)
+            self.close()
+            connection = self._connection = await connections.connect(self._dsn)
         asked_at = time.monotonic()
-        reign = await reign_of(self._connection)
-        self._board.publish_primary(PrimaryStatus(reign.flush_lsn, asked_at, reign.epoch))
-        self._reach.found(f"flush LSN {reign.flush_lsn}")
-        self._elected = self._elected or await status_table.elect(self._connection)
-        if self._elected:
-            await status_table.record(self._connection, self._board.replicas)
+        reign = await reign_of(connection)
+        status = PrimaryStatus(self.name, reign.flush_lsn, asked_at, reign.epoch)
+        if not self._board.publish_primary(status):
+            self._reach.found("no primary to follow", f"epoch {reign.epoch} is over, or a copy; it takes nothing")
+            return
+        self._reach.found("the primary", f"epoch {reign.epoch}, flush LSN {reign.flush_lsn}")
+        if not self._roles_only:
+            self._elected = self._elected or await status_table.elect(connection)
+            if self._elected:
+                await status_table.record(connection, self._board.replicas)
 
     def close(self) -> None:
         """Drop the connection, and with it the right to write the table."""
+        self._elected = False
+        self._streamed = None
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
 
 
 class Observer:
-    """Keeps a board up to date: one watch for each node, each with a beat of its own."""
+    """Keeps a board up to date: one watch for each node, each with a beat of its own.
 
-    def __init__(self, primary: str, replicas: Mapping[str, str], board: Board, *, interval_s: float) -> None:
+    With `roles_only` it finds out who the primary is, and says nothing of replicas.
+    """
+
+    def __init__(
+        self, nodes: Mapping[str, str], board: Board, *, interval_s: float, roles_only: bool = False
+    ) -> None:
         self.waiting = Waiting()
         """Brings what it sees to those who wait for it."""
         self.board = board
         self._interval_s = interval_s
-        self._primary = PrimaryWatch(primary, board)
-        self._replicas = [ReplicaWatch(name, dsn, board) for name, dsn in replicas.items()]
+        self._watches = {name: NodeWatch(name, dsn, board, roles_only=roles_only) for name, dsn in nodes.items()}
 
     async def run(self) -> None:
         """Observe until cancelled. A node out of reach holds up no other, and never ends it."""
         try:
             async with asyncio.TaskGroup() as group:
-                for replica in self._replicas:
-                    group.create_task(self._watch(replica), name=f"watch {replica.name}")
-                group.create_task(self._watch_primary(), name="watch primary")
+                for watch in self._watches.values():
+                    group.create_task(self._keep_watching(watch), name=f"watch {watch.name}")
         finally:
             self.close()
 
     async def run_once(self) -> None:
-        """Observe every replica once, all at the same time, and then the primary."""
-        if self.board.epoch is None:
-            await self._primary.observe()  # its reign has a name before replicas are asked for it
-        await asyncio.gather(*(replica.observe() for replica in self._replicas))
-        await self._primary.observe()
+        """Observe every node once, all at the same time, and then the primary again: it knows most last."""
+        if self.board.primary is None:
+            # Its reign has a name before replicas are asked for it.
+            await asyncio.gather(*(watch.observe() for watch in self._watches.values()))
+        await asyncio.gather(*(watch.observe() for watch in self._watches.values()))
+        if self.board.primary is not None:
+            await self._watches[self.board.primary.name].observe()
 
     def close(self) -> None:
         """Drop every connection."""
-        for replica in self._replicas:
-            replica.close()
-        self._primary.close()
+        for watch in self._watches.values():
+            watch.close()
 
-    async def _watch(self, replica: ReplicaWatch) -> None:
+    async def _keep_watching(self, watch: NodeWatch) -> None:
         while True:
-            if await replica.observe():
+            if await watch.observe():
                 self.waiting.bring_news()
-                await self.waiting.pause(replica.name, self._interval_s)
+                await self.waiting.pause(watch.name, self._interval_s)
             else:
                 await asyncio.sleep(self._interval_s)
-
-    async def _watch_primary(self) -> None:
-        while True:
-            await self._primary.observe()
-            await asyncio.sleep(self._interval_s)

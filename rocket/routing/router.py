@@ -8,10 +8,9 @@ import logging
 import random
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, Self, TypeAlias, TypeVar
 
 from rocket.consistency import (
-    NODE_NAME,
     Board,
     Choice,
     Lsn,
@@ -19,23 +18,25 @@ from rocket.consistency import (
     Reason,
     SessionToken,
     choose,
+    merged,
     worth_waiting_for,
 )
 from rocket.errors import InvalidToken, Unavailable, in_words
 from rocket.routing import bounds, status_table
-from rocket.routing.answer import PRIMARY, Answer
-from rocket.routing.connections import NodePool
-from rocket.routing.epochs import checked, epoch_of
-from rocket.routing.failures import REFUSED, speaks_against_node
+from rocket.routing.answer import Answer, Role
+from rocket.routing.epochs import standing_of
+from rocket.routing.failures import REFUSED, NotAsObserved, speaks_against_node
 from rocket.routing.gate import Gate, Overloaded
 from rocket.routing.limits import Limits
+from rocket.routing.nodes import Nodes
 from rocket.routing.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
-    from rocket.consistency import Epoch, Incarnation, ReplicaStatus
-    from rocket.routing.connections import Connection, ReplicaConnection, Work
+    from rocket.consistency import Epoch, PrimaryStatus, ReplicaStatus
+    from rocket.routing.connections import NodeConnection, NodePool, Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.waiting import Waiting
 
@@ -44,6 +45,9 @@ SubjectT = TypeVar("SubjectT")
 
 _IS_PRIMARY = "SELECT pg_current_wal_flush_lsn()"
 """Fails on a server that is not the primary."""
+
+Tokens: TypeAlias = "SessionToken | Iterable[SessionToken] | None"
+"""What a session brings: its token, or several where it has concurrent requests."""
 
 _log = logging.getLogger("rocket.router")
 
@@ -66,13 +70,13 @@ class Router(Generic[SubjectT]):
     Work is a coroutine function that is given an asyncpg connection. It may be run more than once, so it must
     keep its effects inside the database. Reads run on connections in which every transaction is read-only.
 
-    Statuses come from `board`, which an `Observer` keeps; without one every read goes to the primary.
+    Statuses come from `board`, which an `Observer` keeps. It says which node is the primary; without statuses of
+    replicas every read goes there.
     """
 
     def __init__(
         self,
-        primary: NodePool,
-        replicas: Mapping[str, NodePool],
+        nodes: Nodes,
         floors: FloorStore[SubjectT],
         board: Board,
         *,
@@ -84,19 +88,17 @@ class Router(Generic[SubjectT]):
         self.board = board
         self.policy = policy
         self.routing = routing
-        self._primary = primary
-        self._replicas = replicas
+        self._nodes = nodes
         self._floors = floors
         self._waiting = waiting
         self._limits = limits
         self._primary_reads = Gate("a read on the primary", width=limits.primary_reads, queue=limits.queue)
-        self._writer = Writer(primary, floors, limits)
+        self._writer = Writer(nodes, floors, limits)
 
     @classmethod
     async def open(
         cls,
-        primary: str,
-        replicas: Mapping[str, str],
+        nodes: Mapping[str, str],
         floors: FloorStore[SubjectT],
         board: Board,
         *,
@@ -105,24 +107,18 @@ class Router(Generic[SubjectT]):
         limits: Limits | None = None,
         routing: Routing = Routing.NEVER_STALE,
     ) -> Self:
-        """Make a router for a primary and for replicas by name, each given as a DSN.
+        """Make a router for nodes by name, each given as a DSN, whatever their roles are.
 
         `waiting` is that of the observer which keeps the board; without it no read waits for a replica.
         Connections are opened when they are needed: nodes may be down. Close it with `aclose`, or use it as
         an asynchronous context manager. Raise `ValueError` for a name that a token cannot hold.
         """
-        for name in replicas:
-            if name == PRIMARY or not NODE_NAME.fullmatch(name):
-                raise ValueError(
-                    f"{name!r} is no name for a replica: 1 to 63 of A-Z a-z 0-9 _ . - and not {PRIMARY!r}"
-                )
-        limits = limits or Limits()
+        policy, limits = policy or Policy(), limits or Limits()
         return cls(
-            await NodePool.to_primary(PRIMARY, primary, limits),
-            {name: await NodePool.to_replica(name, dsn, limits) for name, dsn in replicas.items()},
+            await Nodes.open(nodes, board, policy, limits),
             floors,
             board,
-            policy=policy or Policy(),
+            policy=policy,
             waiting=waiting,
             limits=limits,
             routing=routing,
@@ -136,39 +132,35 @@ class Router(Generic[SubjectT]):
 
     async def aclose(self) -> None:
         """Close every connection."""
-        pools = (*self._replicas.values(), self._primary)
-        await asyncio.gather(*(pool.close(self._limits.close_s) for pool in pools))
+        await self._nodes.close()
 
     @property
     def pools(self) -> list[NodePool]:
-        """The connections to each node, the primary's first."""
-        return [self._primary, *self._replicas.values()]
+        """The connections to each node."""
+        return self._nodes.pools
 
     async def primary_answers(self) -> bool:
         """Tell whether the primary takes statements now."""
         try:
-            async with asyncio.timeout(self._limits.attempt_s), self._primary.lease() as connection:
+            async with asyncio.timeout(self._limits.attempt_s), self._nodes.primary() as (connection, _):
                 await connection.execute(_IS_PRIMARY)
-        except REFUSED:
+        except (Unavailable, NotAsObserved, *REFUSED):
             return False
         return True
 
-    async def write(
-        self, work: Work[ResultT], *, subject: SubjectT, token: SessionToken | None = None
-    ) -> Answer[ResultT]:
+    async def write(self, work: Work[ResultT], *, subject: SubjectT, token: Tokens = None) -> Answer[ResultT]:
         """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
 
         Serialization failures and deadlocks are tried again. Raise `Unavailable` when nothing was written,
-        `OutcomeUnknown` when that cannot be told, and `InvalidToken`; what `work` raises rolls back and is raised
+        `OutcomeUnknown` when that cannot be told, or when another primary may have been promoted meanwhile, and
+        `InvalidToken`; what `work` raises rolls back and is raised
         as it is.
         """
-        self._refuse_lost_primary()
-        answer = await self._writer.write(work, subject, token, floor_inside=self.routing is Routing.ARTICLE)
+        floor_inside = self.routing is Routing.ARTICLE
+        answer = await self._writer.write(work, subject, _in_order(token), floor_inside=floor_inside)
         return answer if self.routing is Routing.NEVER_STALE else replace(answer, token=None)
 
-    async def read(
-        self, work: Work[ResultT], *, subject: SubjectT, token: SessionToken | None = None
-    ) -> Answer[ResultT]:
+    async def read(self, work: Work[ResultT], *, subject: SubjectT, token: Tokens = None) -> Answer[ResultT]:
         """Run `work` on a node that shows every acknowledged write, and all that earlier reads have shown.
 
         With the session's token that is what the session wrote and read; without one it is what `subject` wrote,
@@ -180,39 +172,41 @@ class Router(Generic[SubjectT]):
             async with asyncio.timeout(self._limits.read_s):
                 match self.routing:
                     case Routing.NEVER_STALE:
-                        return await self._read_never_stale(work, subject, token, deadline)
+                        return await self._read_never_stale(work, subject, _in_order(token), deadline)
                     case Routing.ARTICLE:
                         return await self._read_as_published(work, subject, deadline)
                     case Routing.RANDOM:
-                        return await self._read_unchecked(work, list(self._replicas), deadline)
+                        return await self._read_unchecked(work, self._nodes.names_but_primary, deadline)
                     case Routing.PRIMARY:
-                        value = await self._on_primary(work)
-                        return Answer(value, PRIMARY, Reason.ASKED)
+                        return await self._read_on_primary_unchecked(work, Reason.ASKED)
         except TimeoutError:
             raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
 
     async def _read_never_stale(
-        self, work: Work[ResultT], subject: SubjectT, token: SessionToken | None, deadline: float
+        self, work: Work[ResultT], subject: SubjectT, tokens: Sequence[SessionToken], deadline: float
     ) -> Answer[ResultT]:
-        if token is None:
+        if not tokens:
             floor, epoch = await self._look_up(subject)
             if floor is None or floor == Lsn.UNKNOWN:
                 reason = Reason.NO_FLOOR if floor is None else Reason.WRITE_IN_PROGRESS
-                return await self._read_on_primary(work, subject, reason, None)
-            token = SessionToken(epoch, floor)
+                return await self._read_on_primary(work, subject, reason, ())
+            tokens = (SessionToken(epoch, floor),)
+        token, *earlier = tokens
+        if earlier:  # only a primary can tell what has become of them
+            return await self._read_on_primary(work, subject, Reason.OTHER_EPOCH, tokens)
         failed: set[str] = set()
         while len(failed) < self._limits.replicas_tried:
             choice = await self._choice_after_waiting(token) if not failed else self._choice(token, failed)
             if choice.status is None:
-                return await self._read_on_primary(work, subject, choice.reason, token)
+                return await self._read_on_primary(work, subject, choice.reason, tokens)
             try:
-                value, token = await self._read_on_replica(choice.status, work, token, deadline)
+                value, next_token = await self._read_on_replica(choice.status, work, token, deadline)
             except _NodeFailed as failure:
                 _log.info("%s failed a read, trying elsewhere: %s", choice.status.name, failure)
                 failed.add(choice.status.name)
             else:
-                return Answer(value, choice.status.name, choice.reason, token)
-        return await self._read_on_primary(work, subject, Reason.REPLICAS_FAILED, token)
+                return Answer(value, choice.status.name, Role.REPLICA, choice.reason, next_token)
+        return await self._read_on_primary(work, subject, Reason.REPLICAS_FAILED, tokens)
 
     def _choice(self, token: SessionToken, failed: Collection[str] = ()) -> Choice:
         return choose(
@@ -221,7 +215,7 @@ class Router(Generic[SubjectT]):
             self.policy,
             now=time.monotonic(),
             start=random.getrandbits(16),
-            load=self._in_use,
+            load=self._nodes.in_use,
             without=failed,
         )
 
@@ -247,62 +241,71 @@ class Router(Generic[SubjectT]):
     ) -> tuple[ResultT, SessionToken]:
         """Run work on a connection that `status` vouches for; return the session's next token with the result."""
 
-        async def bounded(replica: Connection) -> tuple[ResultT, SessionToken]:
-            incarnation = _vouched_for(replica, status)
+        async def bounded(replica: NodeConnection) -> tuple[ResultT, SessionToken]:
+            assert status.incarnation is not None  # noqa: S101 - it was compared with the connection's
             value = await work(replica)
             bound = await bounds.shown_by_replica(replica, token.epoch)
-            return value, token.after_replica_read(status.name, incarnation, bound)
+            return value, token.after_replica_read(status.name, status.incarnation, bound)
 
-        return await self._try_replica(status.name, bounded, deadline)
+        return await self._try_replica(self._nodes.replica(status), bounded, deadline)
 
     async def _read_on_primary(
-        self, work: Work[ResultT], subject: SubjectT, reason: Reason, token: SessionToken | None
+        self, work: Work[ResultT], subject: SubjectT, reason: Reason, tokens: Sequence[SessionToken]
     ) -> Answer[ResultT]:
-        async def bounded(primary: Connection) -> Answer[ResultT]:
-            epoch = epoch_of(primary)
-            current = await checked(token, primary)
-            if current is None:
-                current = SessionToken(epoch, Lsn(0))
-            elif current.node is not None:
+        async def bounded(primary: NodeConnection, status: PrimaryStatus) -> Answer[ResultT]:
+            epoch = status.epoch
+            standing = await standing_of(tokens, primary, epoch)
+            if any(token.node is not None for token in tokens):
                 await self._floors.wait_for_writes(primary, subject)
             value = await work(primary)
-            flush_lsn = await bounds.shown_by_primary(primary)
-            if current.is_beyond(flush_lsn):
+            flush_lsn = await bounds.shown_by_primary(primary, epoch)
+            token = standing.token or SessionToken(epoch, Lsn(0))
+            if token.is_beyond(flush_lsn):
                 raise InvalidToken("the token lies beyond all that the primary has written")
-            return Answer(value, PRIMARY, reason, current.after_primary_read(flush_lsn))
+            token = token.after_primary_read(flush_lsn)
+            return Answer(value, status.name, Role.PRIMARY, reason, token, standing.lost)
 
         return await self._on_primary(bounded)
+
+    async def _read_on_primary_unchecked(self, work: Work[ResultT], reason: Reason) -> Answer[ResultT]:
+        async def unchecked(primary: NodeConnection, status: PrimaryStatus) -> Answer[ResultT]:
+            return Answer(await work(primary), status.name, Role.PRIMARY, reason)
+
+        return await self._on_primary(unchecked)
 
     async def _read_as_published(self, work: Work[ResultT], subject: SubjectT, deadline: float) -> Answer[ResultT]:
         floor, _ = await self._look_up(subject)
         names = (
             []
             if floor is None
-            else await self._on_primary(lambda primary: status_table.names_caught_up(primary, floor))
+            else await self._on_primary(lambda primary, _: status_table.names_caught_up(primary, floor))
         )
         return await self._read_unchecked(work, names, deadline)
 
     async def _read_unchecked(self, work: Work[ResultT], names: list[str], deadline: float) -> Answer[ResultT]:
         if not names:
-            return Answer(await self._on_primary(work), PRIMARY, Reason.NOT_CAUGHT_UP)
+            return await self._read_on_primary_unchecked(work, Reason.NOT_CAUGHT_UP)
         name = random.choice(names)  # noqa: S311
         try:
-            return Answer(await self._try_replica(name, work, deadline), name, Reason.UNCHECKED)
+            value = await self._try_replica(self._nodes.any_to(name), work, deadline)
         except _NodeFailed as failure:
             _log.info("%s failed a read, trying elsewhere: %s", name, failure)
-            return Answer(await self._on_primary(work), PRIMARY, Reason.REPLICAS_FAILED)
+            return await self._read_on_primary_unchecked(work, Reason.REPLICAS_FAILED)
+        return Answer(value, name, Role.REPLICA, Reason.UNCHECKED)
 
-    async def _try_replica(self, name: str, work: Work[ResultT], deadline: float) -> ResultT:
+    async def _try_replica(
+        self,
+        lease: AbstractAsyncContextManager[NodeConnection],
+        work: Callable[[NodeConnection], Awaitable[ResultT]],
+        deadline: float,
+    ) -> ResultT:
         """Run work on a replica; raise `_NodeFailed` if that speaks against it.
 
         Takes no more than half of the time that is left, so that there is some for another node.
         """
-        pool = self._replicas.get(name)
-        if pool is None:
-            raise _NodeFailed("it is not one of this router's replicas")
         try:
             attempt_s = min(self._limits.attempt_s, (deadline - time.monotonic()) / 2)
-            async with asyncio.timeout(attempt_s), pool.lease() as connection:
+            async with asyncio.timeout(attempt_s), lease as connection:
                 return await work(connection)
         except Exception as error:
             if speaks_against_node(error):
@@ -310,47 +313,37 @@ class Router(Generic[SubjectT]):
             raise
 
     async def _look_up(self, subject: SubjectT) -> tuple[Lsn | None, Epoch]:
-        async def look_up(primary: Connection) -> tuple[Lsn | None, Epoch]:
-            return await self._floors.look_up(primary, subject), epoch_of(primary)
+        async def look_up(primary: NodeConnection, status: PrimaryStatus) -> tuple[Lsn | None, Epoch]:
+            return await self._floors.look_up(primary, subject), status.epoch
 
         return await self._on_primary(look_up)
 
-    async def _on_primary(self, work: Work[ResultT]) -> ResultT:
+    async def _on_primary(self, work: Callable[[NodeConnection, PrimaryStatus], Awaitable[ResultT]]) -> ResultT:
         """Read on the primary; try twice, since a connection that a restart has ended shows that only in use."""
-        self._refuse_lost_primary()
         for last in (False, True):
             try:
-                async with self._primary_reads.passed(), self._primary.lease() as connection:
-                    return await work(connection)
+                self._nodes.primary_in_office()  # before anything is waited for
+                async with self._primary_reads.passed(), self._nodes.primary() as (connection, status):
+                    result = await work(connection, status)
+                self._nodes.must_still_reign(status.epoch)
             except Exception as error:
                 if not speaks_against_node(error):
                     raise
                 if last or isinstance(error, TimeoutError | Overloaded):
                     raise Unavailable(f"the primary does not answer: {in_words(error)}") from error
+            else:
+                return result
         raise AssertionError("unreachable")
-
-    def _refuse_lost_primary(self) -> None:
-        """Raise `Unavailable` at once where the observer has found the primary out of reach."""
-        if self.board.primary_is_lost:
-            raise Unavailable("the primary is out of reach")
-
-    def _in_use(self, name: str) -> int:
-        pool = self._replicas.get(name)
-        return 0 if pool is None else pool.in_use
 
 
 class _NodeFailed(Exception):
     """A replica could not serve a read that another node may."""
 
 
-def _vouched_for(connection: Connection, status: ReplicaStatus) -> Incarnation:
-    """Return the connection's incarnation if the status was taken in the same one, else raise `_NodeFailed`."""
-    # The pool's proxy shows the attributes of the connection that it stands for.
-    inner = cast("ReplicaConnection", connection)
-    if inner.incarnation is not None and status.vouches_for(inner.incarnation):
-        return inner.incarnation
-    if inner.opened_at < status.observed_at:
-        # Another life was seen after it was opened: its own is over, whatever the network still pretends.
-        connection.terminate()
-        raise _NodeFailed("the pooled connection is of an earlier incarnation")
-    raise _NodeFailed("it has restarted since it was last observed")
+def _in_order(tokens: Tokens) -> Sequence[SessionToken]:
+    """Return a session's tokens, those of the latest reign merged to the first one; raise `InvalidToken`."""
+    try:
+        latest, earlier = merged([tokens] if isinstance(tokens, SessionToken) else tokens or ())
+    except ValueError as error:
+        raise InvalidToken(str(error)) from None
+    return () if latest is None else (latest, *earlier)

@@ -13,18 +13,21 @@ import asyncpg
 
 from rocket.consistency import Lsn, Reason, SessionToken
 from rocket.errors import OutcomeUnknown, Unavailable, in_words
-from rocket.routing.answer import PRIMARY, Answer
+from rocket.routing.answer import Answer, Role
 from rocket.routing.connections import throw_away
-from rocket.routing.epochs import checked, epoch_of
+from rocket.routing.epochs import standing_of
 from rocket.routing.failures import REFUSED, UNREACHABLE, leaves_commit_in_doubt, speaks_against_node
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from asyncpg.transaction import Transaction
 
     from rocket.consistency import Epoch
-    from rocket.routing.connections import NodePool, Work
+    from rocket.routing.connections import Connection, Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.limits import Limits
+    from rocket.routing.nodes import Nodes
 
 ResultT = TypeVar("ResultT")
 SubjectT = TypeVar("SubjectT")
@@ -46,8 +49,8 @@ _log = logging.getLogger("rocket.router")
 class Writer(Generic[SubjectT]):
     """Writes on the primary."""
 
-    def __init__(self, primary: NodePool, floors: FloorStore[SubjectT], limits: Limits) -> None:
-        self._primary = primary
+    def __init__(self, nodes: Nodes, floors: FloorStore[SubjectT], limits: Limits) -> None:
+        self._nodes = nodes
         self._floors = floors
         self._limits = limits
 
@@ -55,21 +58,22 @@ class Writer(Generic[SubjectT]):
         self,
         work: Work[ResultT],
         subject: SubjectT,
-        token: SessionToken | None,
+        tokens: Sequence[SessionToken],
         *,
         floor_inside: bool = False,
     ) -> Answer[ResultT]:
         """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
 
         Serialization failures and deadlocks are tried again. Raise `Unavailable` when nothing was written and
-        `OutcomeUnknown` when that cannot be told; what `work` raises rolls back and is raised as it is.
-        `floor_inside` takes the floor as published, inside the transaction: wrong, and there to be shown.
+        `OutcomeUnknown` when that cannot be told, or when another primary may have been promoted meanwhile; what
+        `work` raises rolls back and is raised as it is. `floor_inside` takes the floor as published, inside the
+        transaction: wrong, and there to be shown.
         """
         deadline = time.monotonic() + self._limits.write_s
         attempt = 0
         while True:
             try:
-                return await self._write_once(work, subject, token, deadline, floor_inside=floor_inside)
+                return await self._write_once(work, subject, tokens, deadline, floor_inside=floor_inside)
             except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
                 attempt += 1
                 backoff_s = random.uniform(0, min(_LONGEST_BACKOFF_S, 0.001 * 2**attempt))  # noqa: S311
@@ -81,7 +85,7 @@ class Writer(Generic[SubjectT]):
         self,
         work: Work[ResultT],
         subject: SubjectT,
-        token: SessionToken | None,
+        tokens: Sequence[SessionToken],
         deadline: float,
         *,
         floor_inside: bool,
@@ -90,8 +94,9 @@ class Writer(Generic[SubjectT]):
         try:
             async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout(deadline - time.monotonic()):
-                    connection = await stack.enter_async_context(self._primary.lease())
-                    token = await checked(token, connection)
+                    connection, primary = await stack.enter_async_context(self._nodes.primary())
+                    epoch = primary.epoch
+                    standing = await standing_of(tokens, connection, epoch)
                     transaction = connection.transaction()
                     value = await self._up_to_commit(
                         connection, transaction, work, subject, floor_inside=floor_inside
@@ -99,21 +104,22 @@ class Writer(Generic[SubjectT]):
                 commit_sent = True
                 async with asyncio.timeout(self._limits.commit_s):
                     await transaction.commit()
-                epoch = epoch_of(connection)
                 floor = await self._settle(connection, subject)
-                return Answer(value, PRIMARY, Reason.WRITE, _next_token(token, epoch, floor))
+                self._nodes.must_still_reign(epoch)
+                token = _next_token(standing.token, epoch, floor)
+                return Answer(value, primary.name, Role.PRIMARY, Reason.WRITE, token, standing.lost)
         except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
             raise  # not committed, and worth another try
         except Exception as error:
             if commit_sent and leaves_commit_in_doubt(error):
-                raise OutcomeUnknown(f"the connection was lost during COMMIT: {in_words(error)}") from error
+                raise OutcomeUnknown(f"nobody knows whether it was committed: {in_words(error)}") from error
             if not commit_sent and speaks_against_node(error):
                 raise Unavailable(f"the primary did not take the write: {in_words(error)}") from error
             raise
 
     async def _up_to_commit(
         self,
-        connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record],
+        connection: Connection,
         transaction: Transaction,
         work: Work[ResultT],
         subject: SubjectT,
@@ -133,7 +139,7 @@ class Writer(Generic[SubjectT]):
 
     async def _write_inside(
         self,
-        connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record],
+        connection: Connection,
         work: Work[ResultT],
         subject: SubjectT,
         *,
@@ -148,9 +154,7 @@ class Writer(Generic[SubjectT]):
         await connection.execute(_COMMIT_IS_FLUSHED)
         return value
 
-    async def _settle(
-        self, connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record], subject: SubjectT
-    ) -> Lsn:
+    async def _settle(self, connection: Connection, subject: SubjectT) -> Lsn:
         """Record the floor of a write that has been committed; failing to is slow, not wrong."""
         try:
             async with asyncio.timeout(self._limits.commit_s):

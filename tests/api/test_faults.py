@@ -78,9 +78,9 @@ class FloorsWithFuse(UserFloors):
 
 
 @contextlib.asynccontextmanager
-async def api(dsn: str, floors: UserFloors, aiohttp_client: AiohttpClient) -> AsyncIterator[Client]:
+async def api(dsn: str, floors: UserFloors, board: Board, aiohttp_client: AiohttpClient) -> AsyncIterator[Client]:
     """Run an API on a primary alone."""
-    async with await Router.open(dsn, {}, floors, Board()) as router:
+    async with await Router.open({"primary": dsn}, floors, board) as router:
         yield await aiohttp_client(build_app(router))
 
 
@@ -151,13 +151,14 @@ class TestUnforeseen:
         *,
         dsn: str,
         rider: str,
+        board: Board,
         aiohttp_client: AiohttpClient,
         caplog: pytest.LogCaptureFixture,
         method: str,
         path: str,
     ) -> None:
         """The client learns that it happened; what it was stands in the log, once."""
-        async with api(dsn, BrokenFloors(), aiohttp_client) as client:
+        async with api(dsn, BrokenFloors(), board, aiohttp_client) as client:
             data = {"distance": "1"} if method == "POST" else None
             response = await client.request(method, path, data=data, headers={"Authorization": rider})
             assert await refusal(response) == (500, "Internal error.")
@@ -166,19 +167,19 @@ class TestUnforeseen:
         assert SECRET in caplog.text
 
     async def test_the_connection_serves_on(
-        self, dsn: str, rider: str, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+        self, dsn: str, rider: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
         """One request that failed is no reason to fail others."""
-        async with api(dsn, BrokenFloors(), aiohttp_client) as client:
+        async with api(dsn, BrokenFloors(), board, aiohttp_client) as client:
             await client.get("/rides", headers={"Authorization": rider})
             assert (await client.get("/readyz")).status == 200
         assert len(errors(caplog)) == 1
 
     async def test_a_path_writes_no_lines_of_its_own_into_the_log(
-        self, dsn: str, rider: str, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+        self, dsn: str, rider: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
         """What the client chose is logged as it was encoded."""
-        async with api(dsn, BrokenFloors(), aiohttp_client) as client:
+        async with api(dsn, BrokenFloors(), board, aiohttp_client) as client:
             await client.get("/rides/1%0Aforged", headers={"Authorization": rider})
         assert tracebacks(caplog) == ["GET /rides/1%0Aforged failed"]
 
@@ -199,6 +200,7 @@ class TestPrimaryAway:
         self,
         *,
         dsn_of_nothing: str,
+        board: Board,
         aiohttp_client: AiohttpClient,
         caplog: pytest.LogCaptureFixture,
         method: str,
@@ -206,17 +208,17 @@ class TestPrimaryAway:
         data: dict[str, str] | None,
     ) -> None:
         """A 503 with Retry-After comes without waiting for anything, and is no error of ours."""
-        async with api(dsn_of_nothing, UserFloors(), aiohttp_client) as client, asyncio.timeout(1):
+        async with api(dsn_of_nothing, UserFloors(), board, aiohttp_client) as client, asyncio.timeout(1):
             response = await client.request(method, path, data=data, headers={"Authorization": "a@example.com"})
             assert await refusal(response) == (503, "No database server can answer this now. Please try again.")
         assert response.headers["Retry-After"] == "1"
         assert errors(caplog) == []
 
     async def test_the_log_says_what_was_wrong(
-        self, dsn_of_nothing: str, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+        self, dsn_of_nothing: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A warning without a traceback tells which request failed, and why; the client is not told."""
-        async with api(dsn_of_nothing, UserFloors(), aiohttp_client) as client:
+        async with api(dsn_of_nothing, UserFloors(), board, aiohttp_client) as client:
             response = await client.get("/rides", headers={"Authorization": "a@example.com"})
         assert any(message.startswith("GET /rides: the primary does not answer") for message in caplog.messages)
         assert tracebacks(caplog) == []
@@ -227,11 +229,11 @@ class TestOutcomeUnknown:
     """Writes of which nobody can tell whether they have happened."""
 
     async def test_a_connection_lost_during_commit_is_a_504(
-        self, dsn: str, rider: str, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+        self, dsn: str, rider: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
         """The client is told that it cannot be told, rather than to try again."""
         fuse = FloorsWithFuse("pg_terminate_backend(pg_backend_pid())")
-        async with api(dsn, fuse, aiohttp_client) as client:
+        async with api(dsn, fuse, board, aiohttp_client) as client:
             response = await client.post("/rides", data={"distance": "1"}, headers={"Authorization": rider})
             assert await refusal(response) == (504, "The outcome of this write is unknown.")
             metrics = await (await client.get("/metrics")).text()
@@ -240,21 +242,21 @@ class TestOutcomeUnknown:
         assert 'rocket_writes_total{outcome="unknown"} 1.0' in metrics
 
     async def test_an_error_at_commit_is_not_in_doubt(
-        self, dsn: str, client: Client, rider: str, aiohttp_client: AiohttpClient
+        self, dsn: str, client: Client, rider: str, board: Board, aiohttp_client: AiohttpClient
     ) -> None:
         """A COMMIT that the server refuses has not happened: nothing is written."""
-        async with api(dsn, FloorsWithFuse("1 / 0"), aiohttp_client) as failing:
+        async with api(dsn, FloorsWithFuse("1 / 0"), board, aiohttp_client) as failing:
             response = await failing.post("/rides", data={"distance": "1"}, headers={"Authorization": rider})
         assert response.status == 500
         page = await client.get("/rides", headers={"Authorization": rider})
         assert (await page.json())["rides"] == []
 
     async def test_a_request_cut_off_during_commit_is_a_504(
-        self, dsn: str, rider: str, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+        self, dsn: str, rider: str, board: Board, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The last resort against slow requests does not claim that nothing was written when that is not known."""
         monkeypatch.setattr("rocket.api.problems.REQUEST_TIMEOUT_S", 0.2)
-        async with api(dsn, FloorsWithFuse("pg_sleep(1)"), aiohttp_client) as client:
+        async with api(dsn, FloorsWithFuse("pg_sleep(1)"), board, aiohttp_client) as client:
             response = await client.post("/rides", data={"distance": "1"}, headers={"Authorization": rider})
             assert await refusal(response) == (504, "The outcome of this write is unknown.")
 

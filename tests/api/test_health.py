@@ -42,7 +42,7 @@ async def rider(client: Client, email: str) -> str:
 async def client_of_nothing(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator[Client]:
     """Return an HTTP client of an API whose primary's address leads nowhere, and which has no replicas."""
     dsn = f"postgresql://postgres@/rocket?host={tmp_path / 'nowhere'}"
-    async with await Router.open(dsn, {}, UserFloors(), Board()) as router:
+    async with await Router.open({"primary": dsn}, UserFloors(), Board()) as router:
         yield await aiohttp_client(build_app(router))
 
 
@@ -113,9 +113,9 @@ async def test_without_a_primary_it_is_not_ready(client_of_nothing: Client) -> N
 class TestReplicas:
     """`GET /replicas`."""
 
-    async def test_before_any_observation_nothing_is_known(self, client: Client) -> None:
+    async def test_before_any_observation_nothing_is_known(self, client_of_nothing: Client) -> None:
         """Nothing is made up."""
-        response = await client.get("/replicas")
+        response = await client_of_nothing.get("/replicas")
         assert await response.json() == {"primary": None, "replicas": []}
 
     async def test_each_replica_is_described(
@@ -161,16 +161,18 @@ class TestMetrics:
         await observer.run_once()
         served = await read_as(client, rider, 20)
         seen = await samples(client)
-        assert seen[named("rocket_reads_total", node="primary", reason="no-status")] == 2
+        assert seen[named("rocket_reads_total", node="primary", role="primary", reason="no-status")] == 2
         for name in REPLICAS:
-            assert seen.get(named("rocket_reads_total", node=name, reason="caught-up"), 0) == served.count(name)
+            assert seen.get(
+                named("rocket_reads_total", node=name, role="replica", reason="caught-up"), 0
+            ) == served.count(name)
         assert seen[named("rocket_read_duration_seconds_count")] == 22
 
     async def test_a_ride_that_is_not_there_is_a_read_too(self, client: Client, rider: str) -> None:
         """A 404 was answered by a node, and counts as any other read."""
         await client.get("/rides/0", headers={"Authorization": rider})
         seen = await samples(client)
-        assert seen[named("rocket_reads_total", node="primary", reason="no-status")] == 1
+        assert seen[named("rocket_reads_total", node="primary", role="primary", reason="no-status")] == 1
 
     async def test_writes_are_counted_by_outcome(self, client: Client, rider: str) -> None:
         """Writes that were committed are told from those that came to nothing."""
@@ -226,4 +228,4 @@ class TestMetrics:
         await read_as(client, rider)
         other = await aiohttp_client(build_app(router))
         seen = await samples(other)
-        assert named("rocket_reads_total", node="primary", reason="no-status") not in seen
+        assert named("rocket_reads_total", node="primary", role="primary", reason="no-status") not in seen

@@ -13,13 +13,14 @@ import pytest_asyncio
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from rocket import Board, InvalidToken, Lsn, Observer, Policy, Router, Routing, SessionToken
+from rocket import Board, Lsn, Observer, Policy, Router, Routing, SessionToken
 from rocket.api import queries
 from rocket.api.app import build_app
-from rocket.api.sessions import HEADER, token_of
+from rocket.api.sessions import HEADER, tokens_of
 from rocket.api.users import UserFloors
+from rocket.consistency import merged
 from rocket.orchestrator import DATABASE
-from tests.conftest import paused
+from tests.conftest import dsns, paused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -222,11 +223,10 @@ async def another_api(cluster: LocalCluster, aiohttp_client: AiohttpClient) -> A
 
         async def make(board: Board, *, primary: str | None = None, floors: UserFloors | None = None) -> Client:
             router = await Router.open(
-                primary or cluster.primary.dsn(DATABASE),
-                {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+                dsns(cluster) if primary is None else dsns(cluster) | {"primary": primary},
                 floors or UserFloors(),
                 board,
-                policy=Policy(lease_s=60.0),  # boards of these tests grow old
+                policy=Policy(lease_s=60.0, primary_lease_s=60.0),  # boards of these tests grow old
             )
             await stack.enter_async_context(router)
             return await aiohttp_client(build_app(router))
@@ -239,8 +239,7 @@ async def old_board(cluster: LocalCluster) -> Board:
     """Return a board with what was seen of the caught-up replicas just now, and of nothing later."""
     board = Board()
     observer = Observer(
-        cluster.primary.dsn(DATABASE),
-        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+        dsns(cluster),
         board,
         interval_s=1.0,
     )
@@ -578,14 +577,15 @@ class TestSeveralTokens:
         """LSNs of an earlier reign are not compared with those of a later one, whichever comes first."""
         texts = ("9-aaaaaaaaaa~F/0~F/0~replica0~1@1", "10-bbbbbbbbbb~0/1~0/2", "10-bbbbbbbbbb~0/2~0/1")
         sent = CIMultiDict((HEADER, f"1~{texts[index]}") for index in order)
-        merged = token_of(make_mocked_request("GET", "/rides", headers=sent))
-        assert str(merged) == "1~10-bbbbbbbbbb~0/2~0/2"
+        latest, earlier = merged(tokens_of(make_mocked_request("GET", "/rides", headers=sent)))
+        assert str(latest) == "1~10-bbbbbbbbbb~0/2~0/2"
+        assert [str(token) for token in earlier] == [f"1~{texts[0]}"]
 
-    def test_of_two_reigns_on_one_timeline_none_counts(self) -> None:
+    async def test_of_two_reigns_on_one_timeline_none_counts(self, client: Client, rider: str) -> None:
         """They cannot both be of this cluster."""
-        sent = CIMultiDict((HEADER, f"1~2-{letter * 10}~0/1~0/1") for letter in "ab")
-        with pytest.raises(InvalidToken):
-            token_of(make_mocked_request("GET", "/rides", headers=sent))
+        path, token = await write(client, rider)
+        other = f"1~{token.timeline}-aaaaaaaaaa~0/1~0/1"
+        assert await said(await read(client, rider, path, token, other)) == INVALID
 
     async def test_a_later_reign_beside_the_current_one_counts(self, client: Client, rider: str) -> None:
         """A session that has seen a later primary is not served by this one, whatever else it brings."""

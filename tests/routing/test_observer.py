@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rocket import Board, Observer
 from rocket.ending import background
 from rocket.orchestrator import DATABASE
-from tests.conftest import paused, recorded, table
+from tests.conftest import dsns, paused, recorded, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,8 +55,7 @@ async def test_table_holds_just_the_replicas_that_exist(
     assert {"replica0", "replica1"} == set(await table(cluster))
     observer.close()
     partly = Observer(
-        cluster.primary.dsn(DATABASE),
-        {"replica0": cluster.node("replica0").dsn(DATABASE), "gone": f"postgresql:///x?host={tmp_path}&port=1"},
+        dsns(cluster, "primary", "replica0") | {"gone": f"postgresql:///x?host={tmp_path}&port=1"},
         Board(),
         interval_s=1,
     )
@@ -92,7 +91,7 @@ async def test_heartbeat_writes_even_if_nothing_changed(cluster: LocalCluster, o
 async def test_only_one_observer_writes_the_table(cluster: LocalCluster, observer: Observer) -> None:
     """The second one waits for the first one's connection to end."""
     await recorded(observer, cluster, {"replica0", "replica1"})
-    second = Observer(cluster.primary.dsn(DATABASE), {}, Board(), interval_s=1)
+    second = Observer(dsns(cluster, "primary"), Board(), interval_s=1)
     await second.run_once()
     assert {"replica0", "replica1"} == set(await table(cluster))
     observer.close()
@@ -160,15 +159,19 @@ async def test_observer_survives_the_primary(cluster: LocalCluster, observer: Ob
     await cluster.wait_for_catchup()
 
 
-async def test_node_that_is_no_replica_has_no_status(cluster: LocalCluster) -> None:
-    """A primary behind a replica's address is not read from."""
+async def test_another_way_to_the_primary_is_no_replica(cluster: LocalCluster) -> None:
+    """A primary behind a second name is not read from as a replica, and takes no office from the first."""
     board = Board()
-    observer = Observer(
-        cluster.primary.dsn(DATABASE), {"replica0": cluster.primary.dsn(DATABASE)}, board, interval_s=1
-    )
-    await observer.run_once()
+    nodes = {"primary": cluster.primary.dsn(DATABASE), "replica0": cluster.primary.dsn(DATABASE)}
+    observer = Observer(nodes, board, interval_s=1)
+    in_office = set()
+    for _ in range(3):
+        await observer.run_once()
+        assert not board.replicas
+        assert board.primary is not None
+        in_office.add(board.primary.name)
     observer.close()
-    assert board.replica("replica0") is None
+    assert 1 == len(in_office)
 
 
 async def test_role_that_may_not_see_the_startup_process_vouches_for_nothing(cluster: LocalCluster) -> None:
@@ -182,7 +185,7 @@ async def test_role_that_may_not_see_the_startup_process_vouches_for_nothing(clu
     await cluster.wait_for_catchup()
     board = Board()
     dsn = cluster.node("replica0").dsn(DATABASE).replace("postgres@", "modest@")
-    observer = Observer(cluster.primary.dsn(DATABASE), {"replica0": dsn}, board, interval_s=1)
+    observer = Observer(dsns(cluster, "primary") | {"replica0": dsn}, board, interval_s=1)
     await observer.run_once()
     observer.close()
     status = board.replica("replica0")
@@ -196,7 +199,7 @@ async def test_whatever_a_node_does_the_observer_goes_on(
 ) -> None:
     """An error that nobody foresaw takes the status away, is logged with its traceback, and ends nothing."""
     await observer.run_once()
-    watch = observer._replicas[0]  # noqa: SLF001
+    watch = observer._watches["replica0"]  # noqa: SLF001
     watch.close()
 
     class Odd:
@@ -220,8 +223,7 @@ async def test_whatever_a_node_does_the_observer_goes_on(
 async def test_backends_ended_under_its_hands_do_not_end_it(cluster: LocalCluster, board: Board) -> None:
     """Between a server's last words and the end of the connection asyncpg raises errors of its own kind."""
     observer = Observer(
-        cluster.primary.dsn(DATABASE),
-        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+        dsns(cluster),
         board,
         interval_s=0.001,
     )

@@ -13,6 +13,7 @@ from rocket.api import queries
 from rocket.api.users import UserFloors
 from rocket.orchestrator import DATABASE
 from rocket.routing.gate import Gate, Overloaded
+from tests.conftest import dsns
 from tests.routing.test_observer import until
 from tests.routing.test_races import write_ride
 
@@ -61,7 +62,7 @@ async def test_stampede_on_the_primary_is_shed_and_leaves_room_for_writes(
     """When no replica may serve, some reads are refused at once, and writes go on."""
     limits = Limits(connections=4, primary_reads=2, queue=3)
     holder = await cluster.primary.connect(DATABASE)
-    async with await Router.open(cluster.primary.dsn(DATABASE), {}, UserFloors(), board, limits=limits) as router:
+    async with await Router.open(dsns(cluster, "primary"), UserFloors(), board, limits=limits) as router:
         await write_ride(router, email)
         token = (await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)).token
 
@@ -92,8 +93,7 @@ async def test_busy_replica_costs_a_retry_elsewhere(
     """A pool that is exhausted is no reason to fail, or to wait for ever."""
     limits = Limits(connections=1, queue=0, attempt_s=0.3)
     async with await Router.open(
-        cluster.primary.dsn(DATABASE),
-        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+        dsns(cluster),
         UserFloors(),
         board,
         limits=limits,

@@ -17,7 +17,7 @@ from rocket.api import queries
 from rocket.api.users import UserFloors
 from rocket.orchestrator import DATABASE
 from rocket.postgres import faults
-from tests.conftest import paused, recorded
+from tests.conftest import dsns, paused, recorded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -73,9 +73,8 @@ async def test_floor_taken_inside_the_transaction_is_stale_and_ours_is_not(
     """A replica that has replayed all but the commit passes the published check (design fact F1)."""
     await recorded(observer, cluster, {replica.name for replica in cluster.replicas})
     floors = HeldBeforeCommit(cluster, observer)
-    replicas = {node.name: node.dsn(DATABASE) for node in cluster.replicas}
     async with (
-        await Router.open(cluster.primary.dsn(DATABASE), replicas, floors, board, routing=routing) as router,
+        await Router.open(dsns(cluster), floors, board, routing=routing) as router,
         floors.replay_stopped,
     ):
         ride_id = await write_ride(router, email)

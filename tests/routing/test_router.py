@@ -15,7 +15,7 @@ from rocket.api import queries
 from rocket.api.problems import Problem
 from rocket.api.users import UserFloors
 from rocket.orchestrator import DATABASE
-from tests.conftest import paused
+from tests.conftest import dsns, paused
 from tests.routing.test_races import read_ride, write_ride
 
 if TYPE_CHECKING:
@@ -129,11 +129,8 @@ async def test_frozen_replicas_cost_a_bounded_time(
     cluster: LocalCluster, observer: Observer, board: Board, email: str
 ) -> None:
     """A replica that accepts and says nothing is given up after the attempt's time."""
-    replicas = {node.name: node.dsn(DATABASE) for node in cluster.replicas}
     limits = Limits(attempt_s=0.2)
-    async with await Router.open(
-        cluster.primary.dsn(DATABASE), replicas, UserFloors(), board, limits=limits
-    ) as router:
+    async with await Router.open(dsns(cluster), UserFloors(), board, limits=limits) as router:
         ride_id = await write_ride(router, email)
         await cluster.wait_for_catchup()
         await observer.run_once()
@@ -231,8 +228,7 @@ async def test_writer_that_dies_before_settling_leaves_a_mark_that_a_read_finish
     cluster: LocalCluster, observer: Observer, board: Board, router: Router[str], email: str
 ) -> None:
     """The write is acknowledged without a floor; until one is known only the primary will do."""
-    replicas = {node.name: node.dsn(DATABASE) for node in cluster.replicas}
-    async with await Router.open(cluster.primary.dsn(DATABASE), replicas, Forgetful(), board) as forgetful:
+    async with await Router.open(dsns(cluster), Forgetful(), board) as forgetful:
         answer = await forgetful.write(lambda primary: primary.fetchval(queries.INSERT_USER, email), subject=email)
     assert Lsn.UNKNOWN == written(answer)
     connection = await cluster.primary.connect(DATABASE)
@@ -346,7 +342,7 @@ async def test_connection_lost_before_commit_is_known_to_have_changed_nothing(
 async def test_write_that_waits_too_long_is_unavailable(cluster: LocalCluster, board: Board, email: str) -> None:
     """A lock held by somebody else ends in the deadline, and leaves the pool usable."""
     limits = Limits(write_s=0.3)
-    async with await Router.open(cluster.primary.dsn(DATABASE), {}, UserFloors(), board, limits=limits) as router:
+    async with await Router.open(dsns(cluster, "primary"), UserFloors(), board, limits=limits) as router:
         ride_id = await write_ride(router, email)
         connection = await cluster.primary.connect(DATABASE)
         async with connection.transaction():
@@ -360,7 +356,7 @@ async def test_write_that_waits_too_long_is_unavailable(cluster: LocalCluster, b
 async def test_router_without_a_primary_refuses_at_once(board: Board, email: str, tmp_path: Path) -> None:
     """No time-out is waited for where nobody listens."""
     dsn = f"postgresql://postgres@/nowhere?host={tmp_path}&port=1"
-    async with await Router.open(dsn, {}, UserFloors(), board) as router:
+    async with await Router.open({"primary": dsn}, UserFloors(), board) as router:
         began = time.monotonic()
         with pytest.raises(Unavailable):
             await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
@@ -403,8 +399,8 @@ async def test_replica_without_the_database_costs_a_retry(
     cluster: LocalCluster, observer: Observer, board: Board, email: str
 ) -> None:
     """What goes wrong in connecting speaks against the node, whatever the server says (it may lie far behind)."""
-    replicas = {node.name: node.dsn("not_replayed_yet") for node in cluster.replicas}
-    async with await Router.open(cluster.primary.dsn(DATABASE), replicas, UserFloors(), board) as router:
+    elsewhere = {node.name: node.dsn("not_replayed_yet") for node in cluster.replicas}
+    async with await Router.open(dsns(cluster) | elsewhere, UserFloors(), board) as router:
         ride_id = await write_ride(router, email)
         await cluster.wait_for_catchup()
         await observer.run_once()
@@ -415,17 +411,15 @@ async def test_read_longer_than_an_attempt_ends_on_the_primary(
     cluster: LocalCluster, observer: Observer, board: Board, email: str
 ) -> None:
     """Replicas get no more than a share of the time, however many there are."""
-    replicas = {f"replica{number}": cluster.replicas[0].dsn(DATABASE) for number in range(6)}
+    many = {f"replica{number}": cluster.replicas[0].dsn(DATABASE) for number in range(6)}
     limits = Limits(read_s=3.0, attempt_s=0.2)
-    async with await Router.open(
-        cluster.primary.dsn(DATABASE), replicas, UserFloors(), board, limits=limits
-    ) as router:
+    async with await Router.open(dsns(cluster) | many, UserFloors(), board, limits=limits) as router:
         await write_ride(router, email)
         await cluster.wait_for_catchup()
         await observer.run_once()
         status = board.replica("replica0")
         assert status is not None
-        for name in replicas:
+        for name in many:
             board.publish(dataclasses.replace(status, name=name))
         answer = await router.read(lambda node: node.fetchval("SELECT pg_sleep(0.5)::text"), subject=email)
     assert ("primary", Reason.REPLICAS_FAILED) == (answer.node, answer.reason)
@@ -439,7 +433,7 @@ async def test_connection_lost_after_the_write_does_not_undo_the_answer(
     async def lost(*_: object, **__: object) -> None:
         raise asyncpg.InternalClientError("cannot switch to state 12")
 
-    async with await Router.open(cluster.primary.dsn(DATABASE), {}, UserFloors(), board) as router:
+    async with await Router.open(dsns(cluster, "primary"), UserFloors(), board) as router:
         ride_id = await write_ride(router, email)
         with monkeypatch.context() as patch:
             patch.setattr(asyncpg.Connection, "reset", lost)
@@ -453,7 +447,7 @@ async def test_primary_that_freezes_before_the_commit_is_known_to_have_changed_n
 ) -> None:
     """A time-out before COMMIT was sent is no unknown outcome, and does not wait for the frozen server."""
     limits = Limits(write_s=0.5)
-    async with await Router.open(cluster.primary.dsn(DATABASE), {}, UserFloors(), board, limits=limits) as router:
+    async with await Router.open(dsns(cluster, "primary"), UserFloors(), board, limits=limits) as router:
         await write_ride(router, email)
 
         async def work(primary: Connection) -> None:

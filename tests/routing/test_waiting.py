@@ -12,15 +12,14 @@ import pytest_asyncio
 from rocket import Board, Observer, Policy, Reason, Router
 from rocket.api.users import UserFloors
 from rocket.ending import background
-from rocket.orchestrator import DATABASE
 from rocket.postgres import faults
 from rocket.routing.waiting import Waiting
-from tests.conftest import paused
+from tests.conftest import dsns, paused
 from tests.routing.test_observer import until
 from tests.routing.test_races import read_ride, write_ride
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
     from rocket.postgres.cluster import LocalCluster
 
@@ -34,8 +33,7 @@ LONG_S = 10.0
 async def rare(cluster: LocalCluster) -> AsyncIterator[Observer]:
     """An observer that runs, and looks by itself only every ten seconds."""
     observer = Observer(
-        cluster.primary.dsn(DATABASE),
-        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+        dsns(cluster),
         Board(),
         interval_s=LONG_S,
     )
@@ -49,8 +47,7 @@ async def rare(cluster: LocalCluster) -> AsyncIterator[Observer]:
 async def patient(cluster: LocalCluster, rare: Observer) -> AsyncIterator[Router[str]]:
     """A router whose reads wait as long as it takes."""
     async with await Router.open(
-        cluster.primary.dsn(DATABASE),
-        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+        dsns(cluster),
         UserFloors(),
         rare.board,
         policy=Policy(lease_s=2 * LONG_S, max_wait_s=3.0),
@@ -106,8 +103,7 @@ async def test_hopeless_wait_is_skipped(
 ) -> None:
     """A replica that was late already when it was seen will not be there in time."""
     async with await Router.open(
-        cluster.primary.dsn(DATABASE),
-        {node.name: node.dsn(DATABASE) for node in cluster.replicas},
+        dsns(cluster),
         UserFloors(),
         board,
         waiting=NobodyWaits(),
@@ -128,18 +124,18 @@ async def test_many_waiting_reads_share_one_look_at_a_replica(
 ) -> None:
     """However many wait, a replica is never asked twice at the same time."""
     under_way: dict[str, int] = {}
-    for watch in rare._replicas:  # noqa: SLF001
-        ask = watch._ask  # noqa: SLF001
+    for watch in rare._watches.values():  # noqa: SLF001
+        ask = watch._observe  # noqa: SLF001
 
-        async def counted(ask: Callable[[], object] = ask, name: str = watch.name) -> object:
+        async def counted(ask: Callable[[], Awaitable[bool]] = ask, name: str = watch.name) -> bool:
             under_way[name] = under_way.get(name, 0) + 1
             assert under_way[name] == 1
             try:
-                return await ask()  # type: ignore[misc]
+                return await ask()
             finally:
                 under_way[name] -= 1
 
-        watch._ask = counted  # type: ignore[method-assign, assignment]  # noqa: SLF001
+        watch._observe = counted  # type: ignore[method-assign]  # noqa: SLF001
     ride_id = await write_ride(patient, email)
     answers = await asyncio.gather(*(read_ride(patient, email, ride_id) for _ in range(50)))
     assert all(seen for seen, _, _ in answers)

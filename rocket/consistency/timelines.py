@@ -1,0 +1,19 @@
+"""Timelines: where one primary's WAL ends and its successor's begins."""
+
+from __future__ import annotations
+
+from rocket.consistency.lsn import Lsn
+
+
+def switch_point(history: str, timeline: int) -> Lsn | None:
+    """Return the LSN at which a timeline was left, by the history file of a later one; None if it names it not.
+
+    What the timeline's primary wrote beyond that point is not part of the later timeline: it was lost.
+    A history file has a line for each ancestor, `<timeline> <switch LSN> <reason>`; raise `ValueError` for a
+    line that is none.
+    """
+    for line in history.splitlines():
+        fields = line.partition("#")[0].split(maxsplit=2)
+        if fields and int(fields[0]) == timeline:
+            return Lsn.parse(fields[1] if len(fields) > 1 else "")
+    return None

@@ -1,0 +1,121 @@
+"""The nodes of a cluster as the router uses them: each lends connections that are proved to be what is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Self
+
+from rocket.consistency import NODE_NAME
+from rocket.errors import Unavailable
+from rocket.routing.connections import NodePool, behind, throw_away
+from rocket.routing.failures import NotAsObserved
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from rocket.consistency import Board, Epoch, Policy, PrimaryStatus, ReplicaStatus
+    from rocket.routing.connections import NodeConnection
+    from rocket.routing.limits import Limits
+
+
+class Nodes:
+    """A pool for each node, and the proof that goes with each connection which they lend.
+
+    Which node is the primary is the board's to say. When a node is found in another role, its connections end.
+    """
+
+    def __init__(self, pools: Mapping[str, NodePool], board: Board, policy: Policy, limits: Limits) -> None:
+        self._pools = pools
+        self._board = board
+        self._policy = policy
+        self._limits = limits
+        board.on_new_role.append(self._drop)
+
+    @classmethod
+    async def open(cls, dsns: Mapping[str, str], board: Board, policy: Policy, limits: Limits) -> Self:
+        """Make a pool for each node; raise `ValueError` for a name that a token cannot hold."""
+        for name in dsns:
+            if not NODE_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name for a node: 1 to 63 of A-Z a-z 0-9 _ . -")
+        pools = {name: await NodePool.to(name, dsn, limits) for name, dsn in dsns.items()}
+        return cls(pools, board, policy, limits)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        self._board.on_new_role.remove(self._drop)
+        await asyncio.gather(*(pool.close(self._limits.close_s) for pool in self.pools))
+
+    @property
+    def pools(self) -> list[NodePool]:
+        """The connections to each node."""
+        return list(self._pools.values())
+
+    @property
+    def names_but_primary(self) -> list[str]:
+        """Every node that is not known to be the primary."""
+        primary = self._board.primary
+        return [name for name in self._pools if primary is None or name != primary.name]
+
+    def in_use(self, name: str) -> int:
+        """How many connections to a node are at work."""
+        pool = self._pools.get(name)
+        return 0 if pool is None else pool.in_use
+
+    def _drop(self, name: str) -> None:
+        if (pool := self._pools.get(name)) is not None:
+            pool.drop()
+
+    # --- replicas ---
+
+    @contextlib.asynccontextmanager
+    async def replica(self, status: ReplicaStatus) -> AsyncIterator[NodeConnection]:
+        """Lend a connection of the incarnation that `status` was taken in, or raise `NotAsObserved`.
+
+        Raise `ConnectionError` when there is none to be had.
+        """
+        async with self.any_to(status.name) as connection:
+            if not status.vouches_for(connection.incarnation):
+                if connection.opened_at < status.observed_at:
+                    # Another life was seen after it was opened: its own is over, whatever the network pretends.
+                    throw_away(connection)
+                    raise NotAsObserved("the pooled connection is of an earlier incarnation")
+                raise NotAsObserved("it has restarted since it was last observed")
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def any_to(self, name: str) -> AsyncIterator[NodeConnection]:
+        """Lend a connection without any proof."""
+        pool = self._pools.get(name)
+        if pool is None:
+            raise NotAsObserved(f"{name} is not one of this router's nodes")
+        async with pool.lease() as connection:
+            yield behind(connection)
+
+    # --- the primary ---
+
+    def primary_in_office(self) -> PrimaryStatus:
+        """Return the primary that may be used; raise `Unavailable` at once where there is none."""
+        primary = self._board.in_office(time.monotonic(), self._policy.primary_lease_s)
+        if primary is None:
+            raise Unavailable("no primary is known to be in office")
+        return primary
+
+    @contextlib.asynccontextmanager
+    async def primary(self) -> AsyncIterator[tuple[NodeConnection, PrimaryStatus]]:
+        """Lend a connection to the primary, of its present reign, with its status; else raise `NotAsObserved`.
+
+        Raise `Unavailable` where no primary is known to be in office.
+        """
+        primary = self.primary_in_office()
+        async with self.any_to(primary.name) as connection:
+            if connection.epoch != primary.epoch:
+                throw_away(connection)
+                raise NotAsObserved(f"the connection to {primary.name} is not of epoch {primary.epoch}")
+            yield connection, primary
+
+    def must_still_reign(self, epoch: Epoch) -> None:
+        """Raise `NotAsObserved` unless what the primary of `epoch` has answered is the current primary's word."""
+        if not self._board.reigns(epoch, time.monotonic(), self._policy.primary_lease_s):
+            raise NotAsObserved(f"the primary of epoch {epoch} was replaced, or not observed, meanwhile")
