@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from rocket.torture.history import Outcome, Request, Role
@@ -27,9 +28,15 @@ class Debts:
         self._findings = findings
         self._promotions = Promotions(history.faults)
         self._writes = {op.distance: op for op in history.ops if op.request is Request.WRITE}
-        self._last_shown: dict[float, float] = {}
-        for op in history.ops:
-            self._last_shown.update(dict.fromkeys(op.shown or (), op.at))
+        self._ops = history.ops
+
+    @cached_property
+    def _last_shown(self) -> dict[float, float]:
+        """When the last answer began that shows a ride, by distance."""
+        last: dict[float, float] = {}
+        for op in self._ops:
+            last.update(dict.fromkeys(op.shown or (), op.at))
+        return last
 
     def look_at(self, sessions: Mapping[str, Sequence[Op]]) -> None:
         """Look at every reader: each session with tokens by itself, the others by their users."""
@@ -124,6 +131,7 @@ class Debts:
             rule,
             _in_words(rule, debt, showing, op),
             *ops,
+            about=debt.distance,
             faults=self._promotions.between(debt.since, op.done),
         )
 

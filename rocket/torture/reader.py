@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rocket.errors import in_words
@@ -152,7 +153,16 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _rides(value: object) -> tuple[tuple[int, float], ...]:
-    return tuple((_whole(ride), _distance(distance)) for ride, distance in map(_list, _list(value)))
+    try:
+        return tuple([_ride(*one) for one in _list(value)])
+    except TypeError:  # not two values, or such as cannot be told apart
+        raise _Wrong from None
+
+
+@lru_cache(maxsize=1 << 18, typed=True)
+def _ride(ride: object, distance: object) -> tuple[int, float]:
+    """Return a ride on a page; most are there on many pages, and kept once."""
+    return _whole(ride), _distance(distance)
 
 
 def _list(value: object) -> list[object]:

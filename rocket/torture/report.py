@@ -61,15 +61,15 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
 
 def excerpt(violation: Violation) -> list[str]:
     """Return the operations and faults that show a violation, line by line in the order of time."""
-    told: list[tuple[float, list[str]]] = [(op.at, list(_of_op(op))) for op in violation.ops]
+    told: list[tuple[float, list[str]]] = [(op.at, list(_of_op(op, violation.about))) for op in violation.ops]
     told += [(fault.at, [_of_fault(fault)]) for fault in violation.faults]
     return [line for _, lines in sorted(told) for line in lines]
 
 
-def _of_op(op: Op) -> Iterator[str]:
+def _of_op(op: Op, about: float | None) -> Iterator[str]:
     asked = _ASKED[op.request].format(ride=op.ride)
     asked += f" distance={op.distance:.1f}" if op.request is Request.WRITE and op.distance is not None else ""
-    yield f"  {_stretch(op.at, op.done)}  {op.session}  {asked}  ->  {_answer(op)}"
+    yield f"  {_stretch(op.at, op.done)}  {op.session}  {asked}  ->  {_answer(op, about)}"
     yield f"{_INDENT}{op.user}, {'with' if op.tokens else 'without'} tokens; {_route(op)}"
     if op.sent or op.got:
         yield f"{_INDENT}sent {op.sent or 'no token'}, got {op.got or 'none'}"
@@ -79,7 +79,7 @@ def _of_op(op: Op) -> Iterator[str]:
         yield f"{_INDENT}error: {op.error}"
 
 
-def _answer(op: Op) -> str:
+def _answer(op: Op, about: float | None) -> str:
     said = f"{op.outcome}" + (f" {op.status}" if op.status is not None else "")
     if op.outcome is not Outcome.OK or op.request is Request.JOIN:
         return said
@@ -90,7 +90,8 @@ def _answer(op: Op) -> str:
         return f"{said}, nothing there" if op.distance is None else f"{said}, distance {op.distance:.1f}"
     rest = f" and {len(shown) - _RIDES_NAMED} more" if len(shown) > _RIDES_NAMED else ""
     all_of_them = "all rides" if op.complete else "newest rides"
-    return f"{said}, {all_of_them}: {', '.join(shown[:_RIDES_NAMED]) or 'none'}{rest}"
+    among = "" if about is None else f"; {'with' if about in (op.shown or ()) else 'without'} {about:.1f}"
+    return f"{said}, {all_of_them}: {', '.join(shown[:_RIDES_NAMED]) or 'none'}{rest}{among}"
 
 
 def _route(op: Op) -> str:

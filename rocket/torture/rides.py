@@ -45,19 +45,25 @@ def _accounts_for(
     named = f"Session {op.session} was shown ride {ride} with distance {distance:.1f}"
     rule = Rule.FOREIGN_OR_INVENTED
     if write is None:
-        findings.add(rule, f"{named}, which nobody ever wrote.", op)
+        findings.add(rule, f"{named}, which nobody ever wrote.", op, about=distance)
     elif write.user != op.user:
-        findings.add(rule, f"{named}, which is {write.user}'s and not {op.user}'s.", write, op)
+        findings.add(rule, f"{named}, which is {write.user}'s and not {op.user}'s.", write, op, about=distance)
     elif write.outcome is Outcome.FAIL:
-        findings.add(Rule.FAILED_YET_THERE, f"{named}, whose write had been reported as failed.", write, op)
+        findings.add(
+            Rule.FAILED_YET_THERE, f"{named}, whose write had been reported as failed.", write, op, about=distance
+        )
     elif write.at > op.done:
-        findings.add(rule, f"{named} before anybody had asked to write it.", op, write)
+        findings.add(rule, f"{named} before anybody had asked to write it.", op, write, about=distance)
     elif write.outcome is Outcome.OK and write.ride != ride:
-        findings.add(rule, f"{named}, which was given the id {write.ride} when it was written.", write, op)
+        findings.add(
+            rule, f"{named}, which was given the id {write.ride} when it was written.", write, op, about=distance
+        )
     else:
         # How an unknown write was called is known only from where it was shown first.
         earlier, showing = first_shown.setdefault(distance, (ride, op))
         if earlier == ride:
             return True
-        findings.add(rule, f"{named}, which had been shown as ride {earlier} before.", write, showing, op)
+        findings.add(
+            rule, f"{named}, which had been shown as ride {earlier} before.", write, showing, op, about=distance
+        )
     return False

@@ -72,6 +72,8 @@ class Violation:
     """In the order in which they began."""
     faults: tuple[Fault, ...] = ()
     """Those that were on meanwhile."""
+    about: float | None = None
+    """The distance of the ride that it is about."""
 
     @property
     def length(self) -> tuple[int, float]:
@@ -92,7 +94,14 @@ class Findings:
         """Tell whether it is worth the trouble to gather the operations that show another violation."""
         return self.counts[rule] < _KEPT
 
-    def add(self, rule: Rule, sentence: str, *ops: Op, faults: Sequence[Fault] = ()) -> None:
+    def add(
+        self,
+        rule: Rule,
+        sentence: str,
+        *ops: Op,
+        about: float | None = None,
+        faults: Sequence[Fault] = (),
+    ) -> None:
         """Take note of a violation; `faults` belong to it even if they overlap none of its operations."""
         if self.wants_more(rule):
             meanwhile = tuple(
@@ -101,7 +110,7 @@ class Findings:
                 if fault in faults or any(fault.at <= op.done and op.at <= fault.until for op in ops)
             )
             in_order = tuple(sorted(ops, key=lambda op: (op.at, op.done)))
-            self._kept.setdefault(rule, []).append(Violation(rule, sentence, in_order, meanwhile))
+            self._kept.setdefault(rule, []).append(Violation(rule, sentence, in_order, meanwhile, about))
         self.counts[rule] += 1
 
     def excerpts(self) -> tuple[Violation, ...]:
