@@ -108,9 +108,7 @@ async def whole_system(
     """Bring up cluster, API and observer, for `stack` to take down; return the cluster and the API's URL."""
     listening = stack.enter_context(_bound(settings))
     cluster = await _cluster(settings, ending, stack)
-    addresses = Addresses(
-        cluster.primary.dsn(DATABASE), {node.name: node.dsn(DATABASE) for node in cluster.replicas}
-    )
+    addresses = Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()})
     await _serve_and_observe(settings, Parts(), addresses, listening, stack)
     return cluster, _url(settings, listening)
 
@@ -168,8 +166,7 @@ async def _addresses(
         cluster = await _cluster(settings, ending, stack)
         return Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()})
     run_dir = control.find(settings.data_dir, settings.port_asked_for)
-    nodes = (await control.ask(run_dir, "addresses"))["nodes"]
-    return Addresses(nodes.pop("primary"), nodes)
+    return Addresses(**await control.ask(run_dir, "addresses"))
 
 
 async def _cluster(settings: Settings, ending: Ending, stack: contextlib.AsyncExitStack) -> LocalCluster:

@@ -43,9 +43,6 @@ _UNHEALED = (RocketError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg
 
 _CANCEL_AT_ONCE = "ALTER SYSTEM SET max_standby_streaming_delay = 0"
 _CANCEL_AS_EVER = "ALTER SYSTEM RESET max_standby_streaming_delay"
-_END_WALSENDERS = """
-    SELECT pid FROM pg_stat_replication WHERE application_name = $1 AND pg_terminate_backend(pid)
-"""
 _RELOAD = "SELECT pg_reload_conf()"
 _LOCK_RIDES = "LOCK TABLE rides IN ACCESS EXCLUSIVE MODE"
 """Reaches the replicas as WAL; replay cancels reads that are in its way."""
@@ -107,12 +104,12 @@ async def _replay_paused(_target: Target, node: Node, _length_s: float) -> Async
 
 @contextlib.asynccontextmanager
 async def _replay_slow(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
-    await faults.delay(node, _DELAY_MS, target.cluster.primary.port)
+    await faults.delay(node, _DELAY_MS, target.cluster.upstream_port(node))
     try:
         yield {"delay_ms": _DELAY_MS}
     finally:
         node.apply_delay_ms = 0  # whatever becomes of it: its next start is an undelayed one
-        await _healed(lambda: faults.delay(node, 0, target.cluster.primary.port), node)
+        await _healed(lambda: faults.delay(node, 0, target.cluster.upstream_port(node)), node)
 
 
 @contextlib.asynccontextmanager
@@ -158,25 +155,26 @@ def _link(mode: Mode) -> Injection:
 @contextlib.asynccontextmanager
 async def _walsender_killed(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
     """End the process that sends to a replica, and let the replica reach no other one for a while."""
+    await faults.cut_sender(target.cluster, node)
     link = target.links[node.name]
     link.turn(Mode.CUT)
     try:
-        yield {"pids": await _end_walsenders(target.cluster.primary, node)}
+        yield {}
     finally:
         link.turn(Mode.PASS)
 
 
-async def _end_walsenders(primary: Node, replica: Node) -> list[int]:
-    async def end() -> None:
-        connection = await primary.connect()
+def _halted(kind: faults.ReplicationProcess) -> Injection:
+    @contextlib.asynccontextmanager
+    async def halted(_target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
+        await faults.halt(node, kind)
         try:
-            ended.extend(row["pid"] for row in await connection.fetch(_END_WALSENDERS, replica.name))
+            yield {}
         finally:
-            connection.terminate()
+            with contextlib.suppress(NodeNotRunning):  # its server has ended since, and the process with it
+                faults.let_go(node, kind)
 
-    ended: list[int] = []
-    await _healed(end, primary)  # it may be on its way back from a fault of its own
-    return ended
+    return halted
 
 
 # --- faults of the primary ---
@@ -193,13 +191,46 @@ async def _replica_restarted_without_primary(
     try:
         await asyncio.sleep(_UNSENT_S)  # writes that this replica has no notion of
         await primary.stop(_CRASH)
-        await node.start(primary.port)
+        await cluster.bring_up(node)
         yield {"primary": primary.name}
     finally:
-        if primary.pid is None:
-            await primary.start(primary.port)
-        if node.pid is None:
-            await node.start(primary.port)
+        for each in (primary, node):
+            if each.pid is None:
+                await cluster.bring_up(each)
+
+
+@contextlib.asynccontextmanager
+async def _promotion(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
+    old = target.cluster.primary
+    await target.cluster.promote(node.name)
+    yield {"old": old.name, "timeline": target.cluster.timeline}
+    await _all_back(target)
+
+
+@contextlib.asynccontextmanager
+async def _promotion_lossy(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
+    """Keep what is written from the replicas for a while, crash the primary, and promote one of them."""
+    old = target.cluster.primary
+    for link in target.links.values():
+        link.turn(Mode.CUT)
+    try:
+        await asyncio.sleep(_UNSENT_S)
+        old.kill()
+        await target.cluster.promote(node.name)
+    finally:
+        for link in target.links.values():
+            link.turn(Mode.PASS)
+    yield {"old": old.name, "timeline": target.cluster.timeline}
+    await _all_back(target)
+
+
+async def _all_back(target: Target) -> None:
+    """Wait until the nodes that had to be mended are there again."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_HEAL_S):
+            nodes = target.cluster.nodes.values()
+            while not all(node.up.is_set() or not node.wanted for node in nodes):  # noqa: ASYNC110 - of all nodes
+                await asyncio.sleep(_POLL_S)
 
 
 @contextlib.asynccontextmanager
@@ -275,6 +306,8 @@ INJECTIONS: Mapping[str, Injection] = {
     "replay-paused": _replay_paused,
     "replay-slow": _replay_slow,
     "walsender-killed": _walsender_killed,
+    "startup-frozen": _halted("startup"),
+    "receiver-frozen": _halted("walreceiver"),
     "link-cut": _link(Mode.CUT),
     "link-delayed": _link(Mode.DELAYED),
     "link-half-open": _link(Mode.SILENT_PRIMARY),
@@ -285,6 +318,8 @@ INJECTIONS: Mapping[str, Injection] = {
     "primary-killed": _killed,
     "replica-restarted-without-primary": _replica_restarted_without_primary,
     "pool-exhaustion": _pool_exhaustion,
+    "promotion": _promotion,
+    "promotion-lossy": _promotion_lossy,
     "recovery-conflict": _recovery_conflict,
     "clients-hang-up": _clients_hang_up,
 }

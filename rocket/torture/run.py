@@ -16,7 +16,6 @@ import psutil
 from rocket import orchestrator
 from rocket.config import Settings
 from rocket.ending import Unwinding, background, ended_by_signals
-from rocket.postgres import faults
 from rocket.torture import clients
 from rocket.torture.history import End, Healed, HistoryWriter, Request, Run
 from rocket.torture.injections import Target
@@ -149,12 +148,12 @@ async def _links(cluster: LocalCluster, stack: contextlib.AsyncExitStack) -> dic
         return socket_path(cluster.socket_dir, cluster.primary.port)
 
     links = {}
-    for number, name in enumerate(cluster.nodes, start=1):
-        links[name] = Proxy(socket_path(cluster.socket_dir, number), primary_socket)
+    for port, name in enumerate(cluster.nodes, start=1):
+        links[name] = Proxy(socket_path(cluster.socket_dir, port), primary_socket)
         await stack.enter_async_context(links[name].listening())
-    for number, name in enumerate(cluster.nodes, start=1):
-        if name != "primary":
-            await faults.delay(cluster.node(name), 0, number)
+        cluster.detours[name] = port
+    for node in cluster.replicas:
+        node.reconfigure(cluster.upstream_port(node))
     return links
 
 
