@@ -1,7 +1,7 @@
 """A client process: `python -m rocket.torture.client`, told what to do line by line on its standard input.
 
 The first line holds its `Orders`, as JSON; later ones `{"do": "flood", "sessions": 50, "until": 12.5}`,
-`{"do": "hang-up", "until": 12.5}` and `{"do": "end"}`. It prints a line of counts every second. It ends when its
+`{"do": "hang-up", "until": 12.5}` and `{"do": "end"}`. It prints a line of counts twice a second. It ends when its
 input ends, so that it does not outlive whoever started it.
 """
 
@@ -20,7 +20,7 @@ from rocket.errors import failing_plainly
 from rocket.torture.history import HistoryWriter
 from rocket.torture.workload import Orders, Workload
 
-_COUNTS_S = 1.0
+_COUNTS_S = 0.5
 _LONGEST_LINE = 2**20
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from rocket.torture.workload import Orders
 
+_AT_WORK_S = 30.0
+_POLL_S = 0.05
 _END_S = 5.0
 """How long a client may take to write down what it has."""
 _FLOOD_SESSIONS = 240
@@ -28,7 +30,7 @@ class Clients:
 
     def __init__(self, processes: Sequence[asyncio.subprocess.Process]) -> None:
         self._processes = processes
-        self._counts: dict[int, dict[str, int]] = {}
+        self._counts: defaultdict[int, dict[str, int]] = defaultdict(dict)
         self._ending = False
 
     @property
@@ -43,6 +45,16 @@ class Clients:
         for counts in self._counts.values():
             total.update(counts)
         return total
+
+    async def at_work(self) -> None:
+        """Wait until each process has read something; raise `TaskDied` if that does not come."""
+        numbers = range(len(self._processes))
+        try:
+            async with asyncio.timeout(_AT_WORK_S):
+                while any("read ok" not in self._counts[number] for number in numbers):  # noqa: ASYNC110 - of others
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise TaskDied(f"the clients read nothing within {_AT_WORK_S:g} s") from None
 
     async def flood(self, until: float) -> int:
         """Have many more sessions read until then, in seconds since zero; return how many."""

@@ -95,6 +95,7 @@ async def torture(settings: TortureSettings) -> None:
                 target = await _start(settings, zero, traces, ending, stack)
                 nemesis = Nemesis(target, history, zero)
                 await stack.enter_async_context(background(_progress(nemesis, target), "progress"))
+                await target.clients.at_work()
                 await nemesis.run(settings.schedule, time.monotonic())
                 history.add(Healed(at=round(time.monotonic() - zero, 6)))
                 await asyncio.sleep(CALM_S)

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 
 MOST_RIDES = 90
 """How many writes a user begins at most: a list of 100 then shows every ride there is."""
-_LIVES_WRITES = (15, 60)
+_LIVES_WRITES = (10, 40)
 """How many writes a session begins before another one takes its place, with a user of its own."""
 _WITHOUT_TOKEN = 0.2
 _SHARING = 0.3
 """Which part of the sessions share a user with others."""
-_WRITES, _LISTS = 0.17, 0.12
-"""Which part of the operations they are; each write is read back at once, the rest are reads of any ride."""
+_WRITES = (0.03, 0.1, 0.25)
+"""Which part of its operations a session writes: one of these. Each write is read back at once."""
+_LISTS = 0.12
+"""Which part of the other operations they are; the rest are reads of any ride."""
 _SECOND_TOKEN = 0.1
 _HANG_UP, _HANG_UP_IN_BURST = 0.005, 0.4
 _HANG_UP_AFTER_S = (0.0005, 0.012)
@@ -163,8 +165,9 @@ class Session:
         while not await self._join():
             await self._pause(good=False)
         writes_left = self._chance.randint(*_LIVES_WRITES)
+        writes = self._chance.choice(_WRITES)
         while writes_left and not (self._account.full or self._over):
-            if self._chance.random() < _WRITES:
+            if self._chance.random() < writes:
                 writes_left -= 1
                 good = await self._write()
             elif self._chance.random() < _LISTS:
