@@ -70,10 +70,10 @@ def figures_of(history: History, *, lost_and_reported: int = 0, lost_without_tok
     return Figures(
         ops=len(history.ops),
         span_s=ended - began,
-        requests=Counter((op.request, op.outcome) for op in history.ops),
-        reads=Counter((op.node or "?", op.role) for op in reads if op.role is not None),
-        fallbacks=Counter(
-            op.reason or "?" for op in reads if op.role is Role.PRIMARY and op.reason != Reason.ASKED
+        requests=dict(Counter((op.request, op.outcome) for op in history.ops)),
+        reads=dict(Counter((op.node or "?", op.role) for op in reads if op.role is not None)),
+        fallbacks=dict(
+            Counter(op.reason or "?" for op in reads if op.role is Role.PRIMARY and op.reason != Reason.ASKED)
         ),
         waits=sum(op.reason == Reason.WAITED for op in reads),
         lost_and_reported=lost_and_reported,

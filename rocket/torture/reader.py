@@ -154,7 +154,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 def _rides(value: object) -> tuple[tuple[int, float], ...]:
     try:
-        return tuple([_ride(*one) for one in _list(value)])
+        return tuple([_ride(*_list(one)) for one in _list(value)])
     except TypeError:  # not two values, or such as cannot be told apart
         raise _Wrong from None
 

@@ -44,21 +44,16 @@ def look_at_tokens(session: Sequence[Op], findings: Findings) -> None:
 
 
 def _compare(op: Op, sent: SessionToken, got: SessionToken, findings: Findings) -> None:
-    if sent.write_floor != Lsn.UNKNOWN and got.write_floor < sent.write_floor:
-        findings.add(
-            Rule.FLOORS_GO_BACK,
-            f"The write floor of session {op.session} fell from {sent.write_floor} to {got.write_floor}.",
-            op,
-        )
     # A part that was unknown asked for the very same replica, or the primary: it may end at any LSN.
     known = max((floor for floor in (sent.write_floor, sent.read_floor) if floor != Lsn.UNKNOWN), default=Lsn(0))
     highest = max(got.write_floor, got.read_floor)
-    if highest < known:
-        findings.add(
-            Rule.FLOORS_GO_BACK,
-            f"The higher of the floors of session {op.session} fell from {known} to {highest}.",
-            op,
-        )
+    if sent.write_floor != Lsn.UNKNOWN and got.write_floor < sent.write_floor:
+        fall = f"The write floor of session {op.session} fell from {sent.write_floor} to {got.write_floor}."
+    elif highest < known:
+        fall = f"The higher of the floors of session {op.session} fell from {known} to {highest}."
+    else:
+        return
+    findings.add(Rule.FLOORS_GO_BACK, fall, op)
 
 
 @lru_cache(maxsize=4096)
