@@ -194,7 +194,7 @@ class Node:
         self.wanted = False  # at once, so that nobody starts it again while we wait for the lock
         async with self._lock:
             self.wanted = False
-            await self._go_down(ladder)
+            await self.go_down(ladder)
 
     async def fence(self) -> None:
         """Take it down for certain, and keep it down until it has been mended; what it is wanted for stays.
@@ -206,7 +206,7 @@ class Node:
             self.process.kill_asked = True
             self.process.send_all(signal.SIGKILL)
         async with self._lock:
-            await self._go_down()
+            await self.go_down()
 
     @contextlib.asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
@@ -214,11 +214,8 @@ class Node:
         async with self._lock:
             yield
 
-    async def go_down(self) -> None:
-        """Take it down while it is held."""
-        await self._go_down()
-
-    async def _go_down(self, ladder: Sequence[tuple[signal.Signals, float]] = STOP_LADDER) -> None:
+    async def go_down(self, ladder: Sequence[tuple[signal.Signals, float]] = STOP_LADDER) -> None:
+        """Take it down while it is held; a suspect one that is halted never goes on."""
         self.up.clear()
         if self.process is None:
             return
@@ -227,6 +224,7 @@ class Node:
             ladder = KILL_LADDER
         else:
             self.thaw()
+        self.process.taken_down = True
         await self.process.stop(ladder)
         self.frozen = False
         self.halted.clear()
@@ -243,7 +241,7 @@ class Node:
                 if self.process is process:
                     self.up.clear()
                     self.halted.clear()
-                    if self.wanted and not self.suspect:
+                    if self.wanted and not self.suspect and not process.taken_down:
                         return process
 
     def freeze(self) -> None:

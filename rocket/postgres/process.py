@@ -113,6 +113,8 @@ class ServerProcess:
     def __init__(self, process: asyncio.subprocess.Process, data_dir: Path) -> None:
         self.kill_asked = False
         """Whether its death was asked for, as a fault on demand."""
+        self.taken_down = False
+        """Whether its end is our own doing, and so no death."""
         self._process = process
         self._data_dir = data_dir
         self._cleared = False

@@ -429,6 +429,7 @@ async def test_replica_that_cannot_follow_is_cloned_anew(caplog: pytest.LogCaptu
         assert 4 == await replica.fetchval("SELECT count(*) FROM kept")
         await replica.close()
     assert "replica0 needs WAL that the primary no longer has" in caplog.text
+    assert "died" not in caplog.text
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the servers to another account")

@@ -177,6 +177,7 @@ async def test_promotion_by_somebody_else_is_noticed(caplog: pytest.LogCaptureFi
                 await asyncio.sleep(0.01)
         await all_have(cluster, {"before", "after"})
     assert "replica1 was promoted, and not by rocket" in caplog.text
+    assert "died" not in caplog.text
 
 
 async def test_kept_directory_remembers_its_primary(kept_dir: Path) -> None:
@@ -203,6 +204,7 @@ async def test_kept_directory_remembers_its_primary(kept_dir: Path) -> None:
             pass
     for path in signals:
         path.unlink()
+    cluster.node("replica0").half_mended.touch()  # and it died while it rewound this one
     async with supervised(data_dir) as cluster:
         assert ("primary", 3) == (cluster.primary.name, cluster.timeline)
         await all_have(cluster, {"on timeline 2", "on timeline 3"})
@@ -257,6 +259,55 @@ async def test_promotion_is_refused_where_it_makes_no_sense(monkeypatch: pytest.
         assert [("primary", "replica", 2), ("replica0", "primary", 2), ("replica1", "replica", 2)] == [
             (node["name"], node["role"], node["timeline"]) for node in status
         ]
+
+
+async def test_single_processes_of_replication_are_halted_and_go_on(cluster: LocalCluster) -> None:
+    """What replays stands still while the rest receives, and the other way round; a new sender follows one."""
+    node = cluster.node("replica1")
+    await cluster.wait_for_catchup()
+    for kind, moved in (("startup", "receive"), ("walreceiver", "replay")):
+        await faults.halt(node, kind)  # type: ignore[arg-type]
+        with pytest.raises(NodeFrozen):
+            await faults.halt(node, kind)  # type: ignore[arg-type]
+        table = f"halted_{kind}"
+        await fetch(cluster.primary, f"CREATE TABLE {table} ()")
+        flushed = await fetch(cluster.primary, "SELECT pg_current_wal_flush_lsn()::text")
+        if moved == "receive":
+            async with asyncio.timeout(5):
+                while not await fetch(node, f"SELECT pg_last_wal_receive_lsn() >= '{flushed}'::pg_lsn"):
+                    await asyncio.sleep(0.01)
+        assert not await fetch(node, f"SELECT pg_last_wal_replay_lsn() >= '{flushed}'::pg_lsn")
+        faults.let_go(node, kind)  # type: ignore[arg-type]
+        await cluster.wait_for_catchup()
+        await fetch(cluster.primary, f"DROP TABLE {table}")
+    sender = f"SELECT pid FROM pg_stat_replication WHERE application_name = '{node.name}'"  # noqa: S608
+    before = await fetch(cluster.primary, sender)
+    await faults.cut_sender(cluster, node)
+    async with asyncio.timeout(5):
+        while await fetch(cluster.primary, sender) in {None, before}:
+            await asyncio.sleep(0.01)
+    await cluster.wait_for_catchup()
+
+
+async def test_single_processes_that_are_not_there_cannot_be_halted(cluster: LocalCluster) -> None:
+    """The primary has neither, and what ended with its server is not looked for under its old id."""
+    node = cluster.node("replica1")
+    with pytest.raises(NotAReplica):
+        await faults.halt(cluster.primary, "startup")
+    with pytest.raises(NotAReplica):
+        await faults.cut_sender(cluster, cluster.primary)
+    with pytest.raises(NodeNotRunning, match="is halted"):
+        faults.let_go(node, "walreceiver")
+    await faults.halt(node, "walreceiver")
+    await node.stop()
+    with pytest.raises(NodeNotRunning, match="is halted"):
+        faults.let_go(node, "walreceiver")
+    with pytest.raises(NodeNotRunning):
+        await faults.halt(node, "walreceiver")
+    with pytest.raises(NodeNotRunning, match="nothing now"):
+        await faults.cut_sender(cluster, node)
+    await cluster.bring_up(node)
+    await cluster.wait_for_catchup()
 
 
 async def test_end_in_the_middle_of_a_promotion_leaves_nothing(kept_dir: Path) -> None:
