@@ -26,7 +26,7 @@ _LIVES_WRITES = (10, 40)
 _WITHOUT_TOKEN = 0.2
 _SHARING = 0.3
 """Which part of the sessions share a user with others."""
-_WRITES = (0.03, 0.1, 0.25)
+_WRITES = (0.04, 0.15, 0.3)
 """Which part of its operations a session writes: one of these. Each write is read back at once."""
 _LISTS = 0.12
 """Which part of the other operations they are; the rest are reads of any ride."""
@@ -68,6 +68,8 @@ class Account:
     """Those whose IDs are known."""
     writes: int = 0
     """Begun, whatever became of them."""
+    token: str | None = None
+    """The last one that any of its sessions was given."""
 
     @property
     def full(self) -> bool:
@@ -116,6 +118,7 @@ class Workload:
             for number in range(sessions):
                 account = self.chance.choice(self._accounts[-self._orders.sessions :])
                 session = Session(self, account, tokens=self.chance.random() >= _WITHOUT_TOKEN)
+                session.take_over(account.token)
                 group.create_task(session.read_until(until), name=f"flood {number}")
 
     def session_name(self) -> str:
@@ -175,6 +178,10 @@ class Session:
             else:
                 good = await self._read_one()
             await self._pause(good=good)
+
+    def take_over(self, token: str | None) -> None:
+        """Go on with a token that another session of the same user was given."""
+        self._newest = token
 
     async def read_until(self, until: float) -> None:
         """Read without a pause; only what is no use at all is not repeated at once."""
@@ -282,7 +289,7 @@ class Session:
         if token is not None and token != self._newest:
             if self._newest is not None:
                 self._earlier = [*self._earlier[-9:], self._newest]
-            self._newest = token
+            self._newest = self._account.token = token
 
 
 def _answer(request: Request, response: aiohttp.ClientResponse, body: str) -> dict[str, Any]:
