@@ -103,9 +103,7 @@ class Debts:
         """Take what is shown some time after a promotion to have come through it."""
         settled_before = op.at - SETTLED_S
         for distance in owed.forgiven.keys() & shown.keys():
-            debt = owed.forgiven[distance]
-            debt.since = settled_before
-            owed.add(debt)
+            owed.add(owed.forgiven[distance])
         for debt in owed.among(shown):
             debt.since = max(debt.since, settled_before)
 

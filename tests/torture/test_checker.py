@@ -185,6 +185,13 @@ def test_a_notice_covers_only_what_came_before_it() -> None:
     convicted(story(promotion(2.0, 4.5), written, gone), Rule.LOSS_NOT_REPORTED, written, gone)
 
 
+def test_a_stale_read_after_a_promotion_is_not_taken_for_a_loss() -> None:
+    """What is shown later has not been lost."""
+    written, stale, fresh = write("s1", 1.0, 7, 0.7), read("s1", 4.0, 7, None), read("s1", 5.0, 7, 0.7)
+
+    convicted(story(written, promotion(2.0, 3.0), stale, fresh), Rule.READ_YOUR_WRITES, written, stale)
+
+
 def test_a_promotion_before_the_write_has_not_lost_it() -> None:
     """Even if the session was told of a loss meanwhile."""
     written, gone = write("s1", 4.0, 7, 0.7), read("s1", 5.0, 7, None, lost=LOST)
@@ -226,6 +233,16 @@ def test_without_tokens_a_promotion_excuses_a_loss_without_notice() -> None:
     convicted(story(written, promotion(2.0, 3.0), through, gone), Rule.READ_YOUR_WRITES, written, gone)
 
 
+def test_without_tokens_what_is_shown_again_after_it_was_lost_stays() -> None:
+    """Once the promotion is over for everybody."""
+    written, lost = write("bare1", 1.0, 7, 0.7), read("bare1", 4.0, 7, None)
+    soon, later = read("bare1", 4.5, 7, 0.7), read("bare1", 6.0, 7, 0.7)
+    gone = read("bare1", 9.0, 7, None)
+
+    held(story(written, promotion(2.0, 3.0), lost, soon, gone))
+    convicted(story(written, promotion(2.0, 3.0), lost, later, gone), Rule.READ_YOUR_WRITES, written, gone)
+
+
 def test_an_id_used_again_after_a_loss_is_another_ride() -> None:
     """The new one is owed, the old one is not."""
     lost, told = write("s1", 1.0, 7, 0.7), page("s1", 4.0, lost=LOST)
@@ -260,6 +277,14 @@ def test_a_ride_shown_before_it_was_written_is_invented() -> None:
 
     convicted(story(written, shown), Rule.FOREIGN_OR_INVENTED, shown, written)
     held(story(write("other1", 1.005, 7, 0.7), shown))
+
+
+def test_a_ride_that_one_answer_shows_in_time_another_may_still_show_too_early() -> None:
+    """Whichever of them was asked for first."""
+    slow, early = page("third1", 0.5, (7, 0.7), done=3.0), read("s1", 1.0, 7, 0.7)
+    written = write("other1", 1.5, 7, 0.7)
+
+    convicted(story(slow, written, early), Rule.FOREIGN_OR_INVENTED, early, written)
 
 
 @pytest.mark.parametrize("unknown", [False, True])
@@ -382,6 +407,7 @@ def test_a_user_who_joined_is_known() -> None:
     convicted(story(joined, refused), Rule.UNEXPECTED_ANSWER, joined, refused)
     held(story(joined, promotion(2.0, 3.0), refused))
     held(story(join("other1", 3.5, done=4.001), refused))
+    held(story(joined, promotion(2.0, 3.0), page("s1", 3.5), refused))  # perhaps from the old reign
     known = page("s1", 9.0)
     later = replace(refused, at=10.0, done=10.1)
     convicted(story(joined, promotion(2.0, 3.0), known, later), Rule.UNEXPECTED_ANSWER, known, later)
@@ -439,10 +465,12 @@ def test_a_replica_that_never_served_makes_a_run_void() -> None:
     """Of all nodes one is the primary, known by its name or by its number."""
     nodes = ("first", "replica0", "replica1")
     more = replace(RUN, nodes=("primary", "replica0", "replica1", "replica2"))
+    unnamed = replace(RUN, nodes=("first", "second", "replica0", "replica1"))
 
     verdict = check(story(run=more))
 
     assert ("replica2 never served a read as a replica",) == verdict.reasons
+    assert ("second never served a read as a replica",) == check(story(run=unnamed)).reasons
     held(story(run=replace(RUN, nodes=nodes)))
     held(story(run=replace(more, routing="primary")))
 
@@ -547,6 +575,16 @@ def test_all_violations_are_counted_and_a_handful_are_shown_the_shortest_first()
     assert {Rule.READ_YOUR_WRITES: 50, Rule.FOREIGN_OR_INVENTED: 1} == dict(verdict.counts or {})
     assert [(written, stale[0]), (invented,)] == [violation.ops for violation in verdict.violations[:2]]
     assert 3 == len(verdict.violations)
+
+
+def test_the_shortest_of_all_is_shown_first() -> None:
+    """Not the first that was found."""
+    long_ago, lately = write("s1", 1.0, 7, 0.7), write("s1", 20.0, 8, 0.8)
+    stale, stale_soon = read("s1", 10.0, 7, None), read("s1", 20.5, 8, None)
+
+    verdict = check(story(long_ago, stale, lately, stale_soon))
+
+    assert [(lately, stale_soon), (long_ago, stale)] == [violation.ops for violation in verdict.violations]
 
 
 def test_the_faults_meanwhile_are_in_the_excerpt() -> None:
