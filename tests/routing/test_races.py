@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from rocket import Board, Lsn, Reason, Router, Routing
+from rocket import Board, Limits, Lsn, Reason, Router, Routing, SessionToken
 from rocket.api import queries
 from rocket.api.users import UserFloors
 from rocket.orchestrator import DATABASE
 from rocket.postgres import faults
+from rocket.routing import bounds
 from tests.conftest import dsns, paused, recorded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rocket import Connection, Observer
+    from rocket.consistency import Epoch
     from rocket.postgres.cluster import LocalCluster
     from rocket.postgres.node import Node
 
@@ -167,3 +169,71 @@ async def test_replica_that_comes_back_behind_is_read_stale_as_published_and_not
                 assert (False, Reason.UNCHECKED) == (seen, reason)
     await observer.run_once()
     assert (await read_ride(router, email, ride_id))[0]
+
+
+MANY_TABLES = 1500
+MAKE_TABLES = f"""
+    DO $$ BEGIN
+        CREATE SCHEMA doomed;
+        FOR n IN 1..{MANY_TABLES} LOOP EXECUTE format('CREATE TABLE doomed.t%s ()', n); END LOOP;
+    END $$
+"""
+RIDES_OF = "SELECT count(*) FROM rides JOIN users ON user_id = users.id AND email = $1"
+DROP_TABLES = "SET LOCAL client_min_messages = error; DROP SCHEMA doomed CASCADE"
+
+
+async def bound_by_replay_lsn(replica: Connection, epoch: Epoch) -> Lsn | None:
+    """Take the replay LSN for the bound of a read: the wrong rule that "a replica shows what it has replayed"."""
+    assert epoch
+    return Lsn.from_wire(await replica.fetchval("SELECT pg_last_wal_replay_lsn()"))
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["by replay LSN", "ours"])
+async def test_a_read_before_the_replay_lsn_has_moved_is_not_gone_back_behind(
+    *,
+    cluster: LocalCluster,
+    observer: Observer,
+    board: Board,
+    email: str,
+    monkeypatch: pytest.MonkeyPatch,
+    ours: bool,
+) -> None:
+    """Replay shows a commit before it moves the replay LSN; with 1,500 tables to drop, long before (fact F6).
+
+    A session that has seen the ride on one replica goes on to another, which has replayed all but the commit. With
+    the replay LSN as the bound of what was seen, that one passes for caught up.
+    """
+    if not ours:
+        monkeypatch.setattr(bounds, "shown_by_replica", bound_by_replay_lsn)
+    primary = await cluster.primary.connect(DATABASE)
+    await primary.execute(MAKE_TABLES, timeout=60)
+    await primary.execute(queries.INSERT_USER, email)
+    await primary.close()
+    await cluster.wait_for_catchup()
+
+    async def write_and_drop(primary: Connection) -> None:
+        await primary.fetchrow(queries.INSERT_RIDE, email, 2.5, None)
+        await primary.execute(DROP_TABLES, timeout=30)
+
+    async def rides(node: Connection) -> int:
+        return int(await node.fetchval(RIDES_OF, email))
+
+    floors = HeldBeforeCommit(cluster, observer)
+    limits = Limits(write_s=60, commit_s=60, attempt_s=10)
+    async with await Router.open(dsns(cluster), floors, board, limits=limits) as router, floors.replay_stopped:
+        await router.write(write_and_drop, subject=email)
+        await observer.run_once()
+        behind = board.replica("replica1")
+        assert behind is not None
+        assert board.epoch is not None
+        board.forget("replica1")
+        token = SessionToken(board.epoch, Lsn(0))
+        await faults.resume(cluster.node("replica0"))
+        async with asyncio.timeout(20):
+            while 1 != (seen := await router.read(rides, subject=email, token=token)).value:
+                assert "replica0" == seen.node
+        assert seen.token is not None
+        board.forget("replica0")
+        board.publish(behind)
+        again = await router.read(rides, subject=email, token=seen.token)
+    assert (again.value, again.node) == ((1, "primary") if ours else (0, "replica1"))
