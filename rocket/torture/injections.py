@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -196,7 +197,7 @@ async def _replica_restarted_without_primary(
     finally:
         for each in (primary, node):
             if each.pid is None:
-                await cluster.bring_up(each)
+                await _healed(partial(cluster.bring_up, each), each)
 
 
 @contextlib.asynccontextmanager

@@ -116,6 +116,7 @@ class Proxy:
 
     async def _hand_on(self, under_way: _UnderWay, target: asyncio.StreamWriter, silence: Mode) -> None:
         loop = asyncio.get_running_loop()
+        target.transport.set_write_buffer_limits(0)  # what is drained is out of our hands, and survives our end
         while True:
             taken_at, piece = await under_way.get()
             while self.mode is silence:
