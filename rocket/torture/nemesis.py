@@ -31,7 +31,7 @@ _TOO_LATE_S = 1.5
 """A fault that is so late, because healing the one before took long, is left out if it has happened before."""
 _BREATH_S = {PRIMARY: 1.5}
 """How long at least all is well between two faults of a sequence: a primary has to be found again first."""
-_ATTEMPTS = 4
+_ATTEMPTS = 12
 _RETRY_S = 0.25
 _FAILURES = (RocketError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
