@@ -12,17 +12,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
-
 from rocket.errors import (
     DirectoryUnusable,
     NoSuchNode,
     PortInUse,
     ServerFailedToStart,
     failing_plainly,
-    in_words,
 )
-from rocket.postgres import directories, making, mending, promotion, roles
+from rocket.postgres import catchup, directories, making, mending, promotion, roles, supervisor
 from rocket.postgres.account import server_account
 from rocket.postgres.binaries import locate
 from rocket.postgres.database import prepare_database
@@ -31,20 +28,13 @@ from rocket.postgres.lineage import FIRST_TIMELINE, Lineage
 from rocket.postgres.node import Node
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from pathlib import Path
 
     from rocket.postgres.directories import DataDirectory, RunDirectory
 
-_STREAMING_TIMEOUT_S = 60.0
-_POLL_S = 0.01
 _HURRY_S = 0.3
 """How long an immediate shutdown may take somebody who has asked twice."""
-_STREAMING = """
-    SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn
-       AND EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')
-"""
-
 _log = logging.getLogger("rocket.cluster")
 
 
@@ -130,8 +120,17 @@ class LocalCluster:
 
     async def bring_up(self, node: Node) -> None:
         """Start a node, after mending it if it is suspect. Raise `CommandFailed` or `ServerFailedToStart`."""
+        suspect = node.suspect
         await mending.mend(self, node)
-        await node.start(self.upstream_port(node))
+        try:
+            await node.start(self.upstream_port(node))
+        except ServerFailedToStart as error:
+            if not (suspect or node.suspect):
+                raise
+            _log.warning("%s", error)
+            node.suspect = True
+            await mending.mend(self, node, anew=True)
+            await node.start(self.upstream_port(node))
 
     # --- the beginning ---
 
@@ -147,13 +146,25 @@ class LocalCluster:
         with _step(f"{len(self.nodes)} servers up"):
             if roles.has_history(self.data_dir):
                 await self.primary.start(self.primary.port)
-                with _said_plainly("the primary does not answer"):
+                with catchup.said_plainly("the primary does not answer"):
                     self.timeline = (await Lineage.of(self.primary)).timeline
-            await self._together(self.bring_up)
-        with _step("database and tables ready"), _said_plainly("the database could not be prepared"):
+            await self._in_step(self._together(self.bring_up))
+        with _step("database and tables ready"), catchup.said_plainly("the database could not be prepared"):
             await prepare_database(self.primary, self.settings.database, self.settings.schema)
         with _step("replicas streaming"):
-            await self.wait_for_catchup()
+            await self._in_step(self.wait_for_catchup())
+
+    async def _in_step(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something while replicas of a kept directory that turn out not to be able to follow are mended."""
+        with failing_plainly():
+            async with asyncio.TaskGroup() as group:
+                keepers = [
+                    group.create_task(supervisor.keep_following(self, node), name=f"keep {node.name} following")
+                    for node in self.replicas
+                ]
+                await work
+                for keeper in keepers:
+                    keeper.cancel()
 
     async def _make_missing_nodes(self) -> None:
         first = self.primary
@@ -183,37 +194,8 @@ class LocalCluster:
 
         Raise `ServerFailedToStart` if one does not.
         """
-        with _said_plainly("the primary does not answer"):
-            connection = await self.primary.connect()
-            try:
-                flushed = await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text")
-            finally:
-                connection.terminate()
-        await self._together(lambda replica: self._streams(replica, flushed), self.replicas)
-
-    async def _streams(self, replica: Node, lsn: str) -> None:
-        """Wait until a replica receives WAL and has replayed `lsn`, or raise `ServerFailedToStart`."""
-        try:
-            async with asyncio.timeout(_STREAMING_TIMEOUT_S):
-                while not await self._has_replayed(replica, lsn):  # noqa: ASYNC110
-                    await asyncio.sleep(_POLL_S)
-        except TimeoutError:
-            raise ServerFailedToStart(
-                f"{replica.name} does not stream from the primary: see {replica.log_path}"
-            ) from None
-
-    async def _has_replayed(self, replica: Node, lsn: str) -> bool:
-        """Wait until a replica streams and has replayed `lsn`; False if it is restarted meanwhile."""
-        try:
-            connection = await replica.connect()
-            try:
-                while not await connection.fetchval(_STREAMING, lsn):  # noqa: ASYNC110
-                    await asyncio.sleep(_POLL_S)
-            finally:
-                connection.terminate()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-            return False
-        return True
+        flushed = await catchup.flushed_by(self.primary)
+        await self._together(lambda replica: catchup.replayed_by(replica, flushed), self.replicas)
 
     async def _together(self, act: Callable[[Node], Any], nodes: list[Node] | None = None) -> None:
         """Do something with several nodes at once; the first failure ends the rest and is raised plain."""
@@ -318,15 +300,6 @@ def _refuse_other_version(data_dir: Path, major: int) -> None:
             raise DirectoryUnusable(
                 f"{data_dir} was made by Postgres {found}, and the programs here are Postgres {major}"
             )
-
-
-@contextlib.contextmanager
-def _said_plainly(what: str) -> Iterator[None]:
-    """Raise what a server says, or does not say, as `ServerFailedToStart`."""
-    try:
-        yield
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        raise ServerFailedToStart(f"{what}: {in_words(error)}") from None
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from rocket.postgres.process import run_command
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rocket.postgres.control_file import ControlFile
     from rocket.postgres.lineage import Lineage
     from rocket.postgres.node import Node
 
@@ -108,22 +109,25 @@ async def rewind(node: Node, source: Node) -> None:
     node.half_mended.unlink()
 
 
-def trim(node: Node, lineage: Lineage, segment_bytes: int) -> None:
+def trim(node: Node, lineage: Lineage, control: ControlFile) -> None:
     """Take out of a stopped node's directory the WAL that is not of a history, as if it had never been received.
 
-    Of an ancestor's files the part behind the fork goes, and files of other timelines altogether. It is enough
-    only where no page holds anything of that WAL.
+    Of an ancestor's files the part behind the fork goes, and files of other timelines altogether. So do those of
+    timelines that no page knows of: Postgres prefers the newest one's file of a segment, and stumbles where a
+    crash left that incomplete. It is enough only where no page holds anything of that WAL.
     """
     for path in (node.data_dir / "pg_wal").iterdir():
         if (match := _SEGMENT.fullmatch(path.name)) is not None:
             timeline, high, low = (int(part, 16) for part in match.groups())
-            begin = (high << 32) + low * segment_bytes
-            if timeline == lineage.timeline:
-                continue
+            begin = (high << 32) + low * control.segment_bytes
             fork = lineage.forks.get(timeline, 0)
-            if fork <= begin:
+            if timeline > control.timeline:
                 path.unlink()
-            elif fork < begin + segment_bytes:
+            elif timeline == lineage.timeline:
+                continue
+            elif fork <= begin:
+                path.unlink()
+            elif fork < begin + control.segment_bytes:
                 _blank(path, fork - begin)
         elif (match := _HISTORY.fullmatch(path.name)) is not None:
             timeline = int(match[1], 16)

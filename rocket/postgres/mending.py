@@ -56,7 +56,7 @@ async def mend(cluster: LocalCluster, node: Node, *, anew: bool = False) -> None
             remedy = Remedy.CLONE if anew or control is None else remedy_for(node, control, lineage)
             node.mending = remedy.value
             if remedy is Remedy.TRIM and control is not None:
-                await asyncio.to_thread(making.trim, node, lineage, control.segment_bytes)
+                await asyncio.to_thread(making.trim, node, lineage, control)
                 making.become_standby(node)
             elif remedy is not Remedy.REWIND or not await _rewound(node, source):
                 node.mending = Remedy.CLONE.value

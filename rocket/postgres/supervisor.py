@@ -31,6 +31,7 @@ _CANNOT_FOLLOW = (
     "is not a child of this server's history",
     "does not contain minimum recovery point",
     "forked off current database system timeline",
+    "but previous recovered WAL file came from timeline",
 )
 """The same when its history is not the primary's, too."""
 
@@ -47,7 +48,7 @@ async def supervise(cluster: LocalCluster) -> None:
             group.create_task(_notice_promotions(cluster), name="notice promotions")
             for node in cluster.nodes.values():
                 group.create_task(_keep(cluster, node), name=f"keep {node.name}")
-                group.create_task(_keep_following(cluster, node), name=f"keep {node.name} following")
+                group.create_task(keep_following(cluster, node), name=f"keep {node.name} following")
 
 
 async def _keep(cluster: LocalCluster, node: Node) -> None:
@@ -75,7 +76,7 @@ async def _start_again(cluster: LocalCluster, node: Node, how: str, pause_s: flo
             _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
     except ServerFailedToStart as error:
         _log.warning("%s", error)
-        if node is not cluster.primary and _complaint(str(error).splitlines()):
+        if node is not cluster.primary and (node.suspect or _complaint(str(error).splitlines())):
             node.suspect = True
             return True  # from here on it is a matter of mending
         return False
@@ -91,8 +92,8 @@ async def _notice_promotions(cluster: LocalCluster) -> None:
                 await promotion.adopt(cluster, node)
 
 
-async def _keep_following(cluster: LocalCluster, node: Node) -> None:
-    """Mend a node that became suspect, or that says itself that it cannot follow."""
+async def keep_following(cluster: LocalCluster, node: Node) -> None:
+    """Mend a node that became suspect, or that says itself that it cannot follow; never returns."""
     tail = Tail(node.log_path, node.log_start)
     mended_on = 0  # the timeline that it was last made fit for
     failures = 0
@@ -102,9 +103,11 @@ async def _keep_following(cluster: LocalCluster, node: Node) -> None:
         if node is cluster.primary or cluster.promotion.locked():
             continue
         anew = failures > 0
-        if complaint and node.up.is_set() and node.is_replica and not node.suspect:
+        if complaint and node.pid is not None and node.is_replica and not node.suspect:
             _log.warning("%s %s", node.name, complaint)
             node.suspect = True
+            if not node.up.is_set():  # nor would it ever be
+                await node.fence()
             anew = _WAL_IS_GONE in complaint or mended_on == cluster.timeline
         if node.suspect and node.wanted and not node.frozen:
             mended_on = cluster.timeline

@@ -432,6 +432,24 @@ async def test_replica_that_cannot_follow_is_cloned_anew(caplog: pytest.LogCaptu
     assert "died" not in caplog.text
 
 
+async def test_kept_replica_that_cannot_follow_is_cloned_anew_as_the_cluster_starts(kept_dir: Path) -> None:
+    """It was left behind in an earlier run; the start does not fail for it."""
+    async with local_cluster(settings(data_dir=kept_dir / "data")) as cluster:
+        connection = await cluster.primary.connect()
+        await connection.execute("ALTER SYSTEM SET wal_keep_size = 0")
+        await connection.execute("SELECT pg_reload_conf()")
+        await cluster.node("replica0").stop()
+        for _ in range(4):
+            await connection.execute("INSERT INTO kept VALUES ('while it was away')")
+            await connection.execute("SELECT pg_switch_wal()")
+            await connection.execute("CHECKPOINT")
+        await connection.close()
+    async with local_cluster(settings(data_dir=kept_dir / "data")) as cluster:
+        replica = await cluster.node("replica0").connect()
+        assert 4 == await replica.fetchval("SELECT count(*) FROM kept")
+        await replica.close()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the servers to another account")
 async def test_programs_that_the_account_cannot_reach_are_copied(
     kept_dir: Path, monkeypatch: pytest.MonkeyPatch
