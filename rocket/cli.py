@@ -8,25 +8,29 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rocket import __version__, config, logs, orchestrator
 from rocket.errors import RocketError, SetupError
 from rocket.postgres import control
 from rocket.torture import checker, reader
+from rocket.torture import settings as torture_settings
 from rocket.torture.history import GarbledHistory
 from rocket.torture.report import as_json, report
+from rocket.torture.run import torture
 from rocket.torture.verdict import Judgement, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
+
+ResultT = TypeVar("ResultT")
 
 FAILED, WRONG_USE = 1, 2
 """Exit codes: a part of the system failed; what was asked for cannot be had."""
 WRONG_USE_OF_JUDGES = 64
 """The same as WRONG_USE for the commands in `_JUDGES`; 0, 2 and 3 are their verdicts (`Judgement`)."""
 
-_JUDGES = {"check"}
+_JUDGES = {"check", "torture"}
 """Commands that end with a verdict."""
 
 _NODE_COMMANDS = {
@@ -41,6 +45,8 @@ _NODE_COMMANDS = {
     "thaw": "let a frozen server go on",
     "promote": "make a replica the primary; the old primary goes down first, and then follows it",
 }
+_LOUD = ("rocket.api", "rocket.router")
+"""Loggers that would drown torture's own by a line for each read."""
 _COLUMNS = ("name", "role", "state", "pid", "port", "timeline", "lsn", "lag_bytes", "receiver", "replay")
 
 _log = logging.getLogger("rocket.run")
@@ -66,9 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     check.add_argument("file", metavar="FILE", type=Path, help="what torture recorded")
     check.add_argument("--json", action="store_true", help="as JSON")
+    torture_settings.add_arguments(
+        commands.add_parser(
+            "torture",
+            help="bring faults upon a cluster of its own under traffic, record it, and judge the record",
+            description="Bring faults upon a cluster of its own, on free ports, while clients write and read by "
+            "HTTP; then judge what they saw. Exit codes: 0 held, 2 violated, 3 void, 64 wrong use.",
+        )
+    )
     given = _parsed(parser, sys.argv[1:] if arguments is None else arguments)
     if given.command == "check":
-        return _guarded(lambda: _check(given), WRONG_USE_OF_JUDGES)
+        return _guarded(lambda: _check(given.file, as_text=not given.json), WRONG_USE_OF_JUDGES)
+    if given.command == "torture":
+        return _guarded(lambda: _torture(given), WRONG_USE_OF_JUDGES)
     parts = orchestrator.Parts(
         cluster=not given.no_cluster,
         api=not given.no_api,
@@ -119,12 +135,27 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpar
         raise
 
 
-def _check(given: argparse.Namespace) -> int:
+def _torture(given: argparse.Namespace) -> int:
+    settings = torture_settings.TortureSettings.read(given)
+    logs.configure("text")
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    print(f"seed {settings.seed}, history in {settings.history}", flush=True)
+    _run(torture(settings))
+    exit_code = _check(settings.history, as_text=True)
+    if exit_code == 0 and not settings.keep:
+        settings.history.unlink()
+    else:
+        print(f"\nThe history is in {settings.history}; the seed was {settings.seed}.")
+    return exit_code
+
+
+def _check(file: Path, *, as_text: bool) -> int:
     try:
-        verdict = checker.check(reader.read_history(given.file))
+        verdict = checker.check(reader.read_history(file))
     except GarbledHistory as error:
         verdict = Verdict(Judgement.VOID, reasons=(str(error),))
-    print(json.dumps(as_json(verdict), indent=2) if given.json else report(verdict))
+    print(report(verdict) if as_text else json.dumps(as_json(verdict), indent=2))
     return verdict.judgement.exit_code
 
 
@@ -145,10 +176,10 @@ def _guarded(act: Any, wrong_use: int = WRONG_USE) -> int:
 def _long_running(given: argparse.Namespace, run: Any) -> int:
     settings = config.load(given)
     logs.configure(settings.log_format)
-    return _run(run(settings))
+    return int(_run(run(settings)))
 
 
-def _run(main_task: Coroutine[Any, Any, int]) -> int:
+def _run(main_task: Coroutine[Any, Any, ResultT]) -> ResultT:
     if sys.platform == "win32":
         return asyncio.run(main_task)
     import uvloop  # noqa: PLC0415 - not on every platform

@@ -102,6 +102,17 @@ async def run_cluster(settings: Settings) -> int:
     return OK
 
 
+async def whole_system(
+    settings: Settings, ending: Ending, stack: contextlib.AsyncExitStack
+) -> tuple[LocalCluster, str]:
+    """Bring up cluster, API and observer, for `stack` to take down; return the cluster and the API's URL."""
+    listening = stack.enter_context(_bound(settings))
+    cluster = await _cluster(settings, ending, stack)
+    addresses = Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()})
+    await _serve_and_observe(settings, Parts(), addresses, listening, stack)
+    return cluster, _url(settings, listening)
+
+
 async def _serve_and_observe(
     settings: Settings,
     parts: Parts,
@@ -155,8 +166,7 @@ async def _addresses(
         cluster = await _cluster(settings, ending, stack)
         return Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()})
     run_dir = control.find(settings.data_dir, settings.port_asked_for)
-    nodes = (await control.ask(run_dir, "addresses"))["nodes"]
-    return Addresses(nodes.pop("primary"), nodes)
+    return Addresses(**await control.ask(run_dir, "addresses"))
 
 
 async def _cluster(settings: Settings, ending: Ending, stack: contextlib.AsyncExitStack) -> LocalCluster:

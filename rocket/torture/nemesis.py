@@ -1,0 +1,136 @@
+"""Brings the planned faults about, heals them, and records both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from rocket.errors import NodeNotRunning, RocketError, failing_plainly, in_words
+from rocket.torture import injections
+from rocket.torture.history import Fault
+from rocket.torture.schedule import PRIMARY, REPLICA
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from rocket.postgres.node import Node
+    from rocket.torture.history import HistoryWriter
+    from rocket.torture.injections import Target
+    from rocket.torture.schedule import PlannedFault
+
+_FIND_S = 5.0
+"""How long a fault may wait for a node that it can hit."""
+_POLL_S = 0.02
+_TOO_LATE_S = 1.5
+"""A fault that is so late, because healing the one before took long, is left out if it has happened before."""
+_BREATH_S = {PRIMARY: 1.5}
+"""How long at least all is well between two faults of a sequence: a primary has to be found again first."""
+_ATTEMPTS = 12
+_RETRY_S = 0.25
+_FAILURES = (RocketError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+
+_log = logging.getLogger("rocket.torture")
+
+
+class Nemesis:
+    """Carries out a schedule, one sequence of faults beside the other."""
+
+    def __init__(self, target: Target, history: HistoryWriter, zero: float) -> None:
+        self.under_way: list[str] = []
+        """The faults that are on, in words."""
+        self.happened: defaultdict[str, int] = defaultdict(int)
+        """How often each fault was brought about."""
+        self._target = target
+        self._history = history
+        self._zero = zero
+        self._taken: set[str] = set()
+        """Nodes that a fault is at work on: another one keeps its hands off."""
+
+    async def run(self, schedule: Sequence[PlannedFault], began: float) -> None:
+        """Bring each fault about when its time has come, counted from `began`, and return when all is healed."""
+        lanes: defaultdict[str, list[PlannedFault]] = defaultdict(list)
+        for fault in schedule:
+            lanes[fault.lane].append(fault)
+        with failing_plainly():
+            async with asyncio.TaskGroup() as group:
+                for lane, faults in lanes.items():
+                    breath_s = _BREATH_S.get(lane, 0.0)
+                    group.create_task(self._lane(faults, began, breath_s), name=f"faults of {lane}")
+
+    async def _lane(self, faults: Sequence[PlannedFault], began: float, breath_s: float) -> None:
+        for fault in faults:
+            late_s = time.monotonic() - began - fault.at
+            if late_s > _TOO_LATE_S and self.happened[fault.name]:
+                continue
+            await asyncio.sleep(-late_s)
+            for attempt in range(_ATTEMPTS):
+                try:
+                    await self._bring_about(fault)
+                    break
+                except _FAILURES as error:
+                    _log.warning("%s could not be brought about: %s", fault.name, in_words(error))
+                    if attempt + 1 < _ATTEMPTS:
+                        await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(breath_s)
+
+    async def _bring_about(self, fault: PlannedFault) -> None:
+        async with self._node_for(fault) as node:
+            at = time.monotonic() - self._zero
+            words = fault.name if node is None else f"{fault.name} {node.name}"
+            async with injections.INJECTIONS[fault.name](self._target, node, fault.length_s) as detail:
+                _log.info("%6.1f s  %s", at, words)
+                self.under_way.append(words)
+                try:
+                    await asyncio.sleep(at + fault.length_s - (time.monotonic() - self._zero))
+                finally:
+                    self.under_way.remove(words)
+            until = time.monotonic() - self._zero
+        self.happened[fault.name] += 1
+        self._history.add(
+            Fault(
+                name=fault.name,
+                node=None if node is None else node.name,
+                at=round(at, 6),
+                until=round(until, 6),
+                detail=dict(detail),
+            )
+        )
+
+    @contextlib.asynccontextmanager
+    async def _node_for(self, fault: PlannedFault) -> AsyncIterator[Node | None]:
+        """Choose the node to be hit, by its role now, and keep other faults off it; None: none in particular."""
+        if fault.lane.startswith(REPLICA) or fault.name in injections.HIT_A_REPLICA:
+            wanted = self._free_replicas
+        elif fault.lane == PRIMARY:
+            wanted = self._free_primary
+        else:
+            yield None
+            return
+        try:
+            async with asyncio.timeout(_FIND_S):
+                while not (nodes := wanted()):  # noqa: ASYNC110 - whatever sets them free
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise NodeNotRunning("there is no node that it could hit") from None
+        node = nodes[int(fault.choice * len(nodes))]
+        self._taken.add(node.name)
+        try:
+            yield node
+        finally:
+            self._taken.discard(node.name)
+
+    def _free_replicas(self) -> list[Node]:
+        return [node for node in self._target.cluster.replicas if self._is_free(node)]
+
+    def _free_primary(self) -> list[Node]:
+        primary = self._target.cluster.primary
+        return [primary] if self._is_free(primary) else []
+
+    def _is_free(self, node: Node) -> bool:
+        return node.name not in self._taken and node.up.is_set() and node.pid is not None and not node.frozen

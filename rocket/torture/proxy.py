@@ -1,0 +1,146 @@
+"""What stands between a replica and its primary, and can fail as a network does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+_PIECE = 64 * 1024
+_PIECES_UNDER_WAY = 256
+"""How many pieces a delayed link holds before it slows down whoever sends."""
+_CONNECT_S = 2.0
+
+
+class Mode(enum.StrEnum):
+    """How a link is."""
+
+    PASS = "pass"  # noqa: S105 - not a secret
+    """Everything goes through."""
+    CUT = "cut"
+    """What is connected is dropped, what connects is dropped at once."""
+    DELAYED = "delayed"
+    """Everything goes through, later."""
+    SILENT_PRIMARY = "silent-primary"
+    """Half open: connections stand, and nothing comes from the primary."""
+    SILENT_REPLICA = "silent-replica"
+    """Half open: connections stand, and nothing comes from the replica."""
+
+
+class Proxy:
+    """A link by unix socket, from one replica to whoever is the primary when it connects.
+
+    Half open, it holds back and does not drop: as with TCP, what was sent arrives once the link is whole again.
+    """
+
+    def __init__(self, path: Path, upstream: Callable[[], Path]) -> None:
+        self.path = path
+        self.mode = Mode.PASS
+        self._upstream = upstream
+        self._delay_s = 0.0
+        self._changed = asyncio.Event()
+        self._connections: set[asyncio.Task[None]] = set()
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Take connections for as long as the context lasts, then drop them."""
+        server = await asyncio.start_unix_server(self._pass, self.path)
+        # Who may come here is said by the directory, which is the servers' own; they need not be who we are.
+        self.path.chmod(0o777)
+        try:
+            yield
+        finally:
+            server.close()
+            await self._drop()
+            self.path.unlink(missing_ok=True)
+
+    def turn(self, mode: Mode, *, delay_s: float = 0.0) -> None:
+        """Let the link be so from now on; `delay_s` is for each direction of a delayed one."""
+        self.mode, self._delay_s = mode, delay_s
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        if mode is Mode.CUT:
+            for connection in self._connections:
+                connection.cancel()
+
+    async def _drop(self) -> None:
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection of the replica."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in a task
+        task.set_name(f"link {self.path.name}")
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+        with _closing(writer), contextlib.suppress(asyncio.CancelledError):
+            if self.mode is Mode.CUT:
+                return
+            try:
+                async with asyncio.timeout(_CONNECT_S):
+                    up_reader, up_writer = await asyncio.open_unix_connection(self._upstream())
+            except OSError:  # of which a TimeoutError is one
+                return
+            with _closing(up_writer):
+                await self._both_ways((reader, writer), (up_reader, up_writer))
+
+    async def _both_ways(
+        self,
+        replica: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        primary: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> None:
+        """Carry bytes until one side has ended."""
+        with contextlib.suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                for source, target, silence in (
+                    (replica[0], primary[1], Mode.SILENT_REPLICA),
+                    (primary[0], replica[1], Mode.SILENT_PRIMARY),
+                ):
+                    under_way: _UnderWay = asyncio.Queue(_PIECES_UNDER_WAY)
+                    name = self.path.name
+                    group.create_task(self._take(source, under_way), name=f"{name} from {silence}")
+                    group.create_task(self._hand_on(under_way, target, silence), name=f"{name} of {silence}")
+
+    async def _take(self, source: asyncio.StreamReader, under_way: _UnderWay) -> None:
+        loop = asyncio.get_running_loop()
+        while piece := await source.read(_PIECE):
+            await under_way.put((loop.time(), piece))
+        await under_way.put((loop.time(), b""))
+
+    async def _hand_on(self, under_way: _UnderWay, target: asyncio.StreamWriter, silence: Mode) -> None:
+        loop = asyncio.get_running_loop()
+        target.transport.set_write_buffer_limits(0)  # what is drained is out of our hands, and survives our end
+        while True:
+            taken_at, piece = await under_way.get()
+            while self.mode is silence:
+                await self._changed.wait()
+            if self.mode is Mode.DELAYED and (late_s := taken_at + self._delay_s - loop.time()) > 0:
+                await asyncio.sleep(late_s)
+            if not piece:
+                raise ConnectionResetError("one side has ended")
+            target.write(piece)
+            await target.drain()
+
+
+_UnderWay = asyncio.Queue[tuple[float, bytes]]
+"""Pieces with the time at which they were taken; the empty one is the end."""
+
+
+@contextlib.contextmanager
+def _closing(writer: asyncio.StreamWriter) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        writer.transport.abort()
+
+
+def socket_path(directory: Path, port: int) -> Path:
+    """Return where Postgres' programs look for a server with that port."""
+    return directory / f".s.PGSQL.{port}"

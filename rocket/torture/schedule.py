@@ -1,0 +1,147 @@
+"""When which fault happens: a pure function of a seed."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+ROUND_S = 10.0
+"""About how long a round is: faults, and then a moment in which none is wanted."""
+_CALM_S = 1.2
+"""The moment without faults at the end of each round."""
+_SLOT_S = 3.2
+"""About how much time one fault has, with the pause after it."""
+SHORTEST_SLOT_S = 0.8
+"""A fault that is given less would not be noticed."""
+_LONGEST_START_S = 0.3
+_LANES_FOR_REPLICAS = 2
+"""How many replicas may be faulty at a time, by faults of their own."""
+
+
+class Kind(NamedTuple):
+    """What is known of a fault before it happens."""
+
+    lane: str
+    """Faults of one lane follow one another; those of different lanes overlap."""
+    longest_s: float
+    """How long it lasts at the most, where it is not over by itself."""
+
+
+REPLICA, PRIMARY, API = "replica", "primary", "api"
+
+KINDS = {
+    "replay-paused": Kind(REPLICA, 3.0),
+    "replay-slow": Kind(REPLICA, 3.0),
+    "startup-frozen": Kind(REPLICA, 3.0),
+    "receiver-frozen": Kind(REPLICA, 3.0),
+    "walsender-killed": Kind(REPLICA, 2.0),
+    "link-cut": Kind(REPLICA, 3.0),
+    "link-delayed": Kind(REPLICA, 4.0),
+    "link-half-open": Kind(REPLICA, 7.0),
+    "backend-killed": Kind(REPLICA, 1.0),
+    "replica-killed": Kind(REPLICA, 1.0),
+    "replica-frozen": Kind(REPLICA, 3.0),
+    "primary-backend-killed": Kind(PRIMARY, 1.0),
+    "primary-killed": Kind(PRIMARY, 1.5),
+    "replica-restarted-without-primary": Kind(PRIMARY, 2.0),
+    "promotion": Kind(PRIMARY, 2.0),
+    "promotion-lossy": Kind(PRIMARY, 2.5),
+    "recovery-conflict": Kind(PRIMARY, 2.0),
+    "pool-exhaustion": Kind(API, 1.5),
+    "clients-hang-up": Kind(API, 2.0),
+}
+"""Every fault that there is, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFault:
+    """One fault to come."""
+
+    name: str
+    at: float
+    """Seconds since the schedule began."""
+    until: float
+    lane: str
+    """Which of the sequences it belongs to: `primary`, `replica 0`, ..."""
+    choice: float
+    """At least 0, less than 1: which of the nodes that it may hit it hits."""
+
+    @property
+    def length_s(self) -> float:
+        """How long it lasts."""
+        return self.until - self.at
+
+
+def shortest_duration_s(names: Collection[str]) -> float:
+    """Return how many seconds it takes for each of these faults to happen once."""
+    busiest = max((sum(KINDS[name].lane == lane for name in names) for lane in (PRIMARY, API)), default=0)
+    of_replicas = -(-sum(KINDS[name].lane == REPLICA for name in names) // _LANES_FOR_REPLICAS)
+    return _CALM_S + max(busiest, of_replicas) * SHORTEST_SLOT_S
+
+
+def plan(seed: int, duration_s: float, names: Collection[str], replicas: int) -> tuple[PlannedFault, ...]:
+    """Return the faults of a run in the order of their beginning: each of `names` at least once, all over in time.
+
+    The same arguments always give the same plan. Faults of the primary follow one another, as do those that come
+    in by the API; of the replicas, at most two and never all are faulty by themselves at a time. Raise
+    `ValueError` for an unknown name, a duration that is too short, and fewer than two replicas.
+    """
+    if unknown := sorted(set(names) - KINDS.keys()):
+        raise ValueError(f"there is no fault {', '.join(unknown)}: there are {', '.join(KINDS)}")
+    if names and replicas < 2:  # noqa: PLR2004
+        raise ValueError("faults need two replicas at the least")
+    if not names:
+        return ()
+    if duration_s < (needed := shortest_duration_s(names)):
+        raise ValueError(f"{len(set(names))} faults need {needed:.1f} s at the least")
+    chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
+    rounds = _rounds(duration_s, names)
+    faults: list[PlannedFault] = []
+    for lane, lane_names in _lanes(sorted(set(names)), replicas):
+        faults += _lane(lane, lane_names, duration_s / rounds, rounds, chance)
+    return tuple(sorted(faults, key=lambda fault: (fault.at, fault.lane)))
+
+
+def _rounds(duration_s: float, names: Collection[str]) -> int:
+    """Return how many rounds there are: as many as leave room for every fault."""
+    rounds = max(1, round(duration_s / ROUND_S))
+    while rounds > 1 and duration_s / rounds < shortest_duration_s(names) / rounds + _CALM_S + SHORTEST_SLOT_S:
+        rounds -= 1
+    return rounds
+
+
+def _lanes(names: list[str], replicas: int) -> Iterator[tuple[str, list[str]]]:
+    """Deal the faults out to the sequences that run beside one another."""
+    for lane in (PRIMARY, API):
+        if of_lane := [name for name in names if KINDS[name].lane == lane]:
+            yield lane, of_lane
+    of_replicas = [name for name in names if KINDS[name].lane == REPLICA]
+    lanes = min(_LANES_FOR_REPLICAS, replicas - 1, len(of_replicas))
+    for number in range(lanes):
+        yield f"{REPLICA} {number}", of_replicas[number::lanes]
+
+
+def _lane(
+    lane: str, names: list[str], round_s: float, rounds: int, chance: random.Random
+) -> Iterator[PlannedFault]:
+    """Plan one sequence: each round is cut into slots of the same length, with one fault in each."""
+    slots = [max(1, round((round_s - _CALM_S) / _SLOT_S))] * rounds
+    for number in range(max(0, len(names) - sum(slots))):  # more faults than slots: shorter ones
+        slots[number % rounds] += 1
+    queue = _shuffled(names, chance)
+    for number, count in enumerate(slots):
+        slot_s = (round_s - _CALM_S) / count
+        for slot in range(count):
+            queue = queue or _shuffled(names, chance)
+            name = queue.pop()
+            at = number * round_s + slot * slot_s + chance.uniform(0, min(_LONGEST_START_S, slot_s / 4))
+            length_s = min(slot_s * chance.uniform(0.5, 0.7), KINDS[name].longest_s)
+            yield PlannedFault(name, round(at, 3), round(at + length_s, 3), lane, chance.random())
+
+
+def _shuffled(names: list[str], chance: random.Random) -> list[str]:
+    return chance.sample(names, len(names))

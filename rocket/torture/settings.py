@@ -1,0 +1,122 @@
+"""What a torture run is told on the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from rocket.config import ROUTINGS, parse_duration, parse_one_of, parse_path, parse_whole
+from rocket.errors import InvalidSetting
+from rocket.torture.schedule import KINDS, plan
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from rocket.torture.schedule import PlannedFault
+
+CALM_S = 12.0
+"""How long traffic goes on when all is healed: the checker asks for replicas at work within ten seconds."""
+_LARGEST_SEED = 999_999_999
+_MOST_SESSIONS = 1000
+_MOST_REPLICAS = 20
+
+_FLAGS = {
+    "seed": ("N", "of the faults' schedule (default: random)"),
+    "duration": ("S", f"how long faults happen, before {CALM_S:g} s without any (default: 60s)"),
+    "faults": ("NAMES", f"all, none, or of these, separated by commas: {', '.join(KINDS)} (default: all)"),
+    "sessions": ("N", "clients at a time (default: 24)"),
+    "routing": ("HOW", "never-stale; or, to see it convicted: article, random (default: never-stale)"),
+    "replicas": ("N", "replicas beside the primary (default: 4)"),
+    "history": ("FILE", "where it is recorded (default: a temporary file, kept unless it held)"),
+    "postgres-bin": ("DIR", "Postgres programs to use instead of those that come with rocket"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TortureSettings:
+    """What a run is made of."""
+
+    seed: int
+    duration_s: float
+    """How long faults happen; the calm at the end comes on top."""
+    faults: tuple[str, ...]
+    sessions: int
+    routing: str
+    replicas: int
+    history: Path
+    keep: bool
+    """Whether the history was asked for, and is kept whatever it says."""
+    postgres_bin: Path | None
+    schedule: tuple[PlannedFault, ...]
+
+    @classmethod
+    def read(cls, given: argparse.Namespace) -> Self:
+        """Read what was given; raise `InvalidSetting` for what cannot be run, and make the history's file."""
+        with _named("--seed", given.seed):
+            seed = (
+                secrets.randbelow(_LARGEST_SEED)
+                if given.seed is None
+                else parse_whole(given.seed, 0, _LARGEST_SEED)
+            )
+        with _named("--duration", given.duration):
+            duration_s = parse_duration(given.duration or "60s")
+        with _named("--sessions", given.sessions):
+            sessions = parse_whole(given.sessions or "24", 1, _MOST_SESSIONS)
+        with _named("--routing", given.routing):
+            routing = parse_one_of(*ROUTINGS)(given.routing or ROUTINGS[0])
+        with _named("--replicas", given.replicas):
+            replicas = parse_whole(given.replicas or "4", 0, _MOST_REPLICAS)
+        with _named("--postgres-bin", given.postgres_bin):
+            postgres_bin = None if given.postgres_bin is None else parse_path(given.postgres_bin)
+        named = {None: tuple(KINDS), "all": tuple(KINDS), "none": ()}
+        faults = named[given.faults] if given.faults in named else tuple(given.faults.split(","))
+        try:
+            schedule = plan(seed, duration_s, faults, replicas)
+        except ValueError as error:
+            raise InvalidSetting(f"no such run can be planned: {error}") from None
+        return cls(
+            seed=seed,
+            duration_s=duration_s,
+            faults=tuple(sorted(set(faults))),
+            sessions=sessions,
+            routing=routing,
+            replicas=replicas,
+            history=_history(given.history),
+            keep=given.history is not None,
+            postgres_bin=postgres_bin,
+            schedule=schedule,
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a parser torture's flags."""
+    for name, (metavar, what) in _FLAGS.items():
+        parser.add_argument(f"--{name}", metavar=metavar, help=what)
+
+
+@contextlib.contextmanager
+def _named(flag: str, given: str | None) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidSetting(f"{flag} {error}, not {given!r}") from None
+
+
+def _history(given: str | None) -> Path:
+    if given is None:
+        descriptor, name = tempfile.mkstemp(prefix="rocket-torture-", suffix=".jsonl")
+        os.close(descriptor)
+        return Path(name)
+    with _named("--history", given):
+        path = parse_path(given).absolute()
+    try:
+        path.touch()
+    except OSError as error:
+        raise InvalidSetting(f"--history: cannot write {path}: {error.strerror}") from None
+    return path
