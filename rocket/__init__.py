@@ -3,6 +3,7 @@
 from rocket.consistency import Board, Lsn, Policy, Reason, SessionToken
 from rocket.errors import InvalidToken, OutcomeUnknown, RocketError, RoutingError, Unavailable
 from rocket.routing.answer import Answer, Role
+from rocket.routing.bounds import SHOWN, saw
 from rocket.routing.connections import Connection, Work
 from rocket.routing.floors import FloorStore
 from rocket.routing.limits import Limits
@@ -10,6 +11,7 @@ from rocket.routing.observer import Observer
 from rocket.routing.router import Router, Routing
 
 __all__ = [
+    "SHOWN",
     "Answer",
     "Board",
     "Connection",
@@ -29,6 +31,7 @@ __all__ = [
     "SessionToken",
     "Unavailable",
     "Work",
+    "saw",
 ]
 
 __version__ = "0.1.0"

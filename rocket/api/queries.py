@@ -1,5 +1,7 @@
 """The SQL of the demonstration."""
 
+from rocket import SHOWN
+
 INSERT_USER = """
     INSERT INTO users (email) VALUES ($1)
     ON CONFLICT (email) DO NOTHING
@@ -18,15 +20,15 @@ SELECT_RIDE_BY_KEY = """
       FROM users JOIN rides ON rides.user_id = users.id AND rides.idempotency_key = $2
      WHERE users.email = $1
 """
-SELECT_RIDE = """
-    SELECT rides.id, rides.distance, rides.user_id
+_SELECT_RIDE = """
+    SELECT rides.id, rides.distance, rides.user_id, {shown} AS shown
       FROM users LEFT JOIN rides ON rides.user_id = users.id AND rides.id = $2
      WHERE users.email = $1
 """
 """No row: no such user. A row of NULLs: no such ride of that user."""
 
-SELECT_RIDES = """
-    SELECT page.id, page.distance, page.user_id
+_SELECT_RIDES = """
+    SELECT page.id, page.distance, page.user_id, {shown} AS shown
       FROM users
       LEFT JOIN LATERAL (
                SELECT id, distance, user_id FROM rides
@@ -37,6 +39,12 @@ SELECT_RIDES = """
      ORDER BY page.id DESC
 """
 """As above: no row where there is no user, a row of NULLs where there is no ride."""
+
+SELECT_RIDE, SELECT_RIDES = (query.format(shown=SHOWN) for query in (_SELECT_RIDE, _SELECT_RIDES))
+"""These tell the router what they have shown."""
+
+PLAIN_SELECT_RIDE, PLAIN_SELECT_RIDES = (query.format(shown="NULL") for query in (_SELECT_RIDE, _SELECT_RIDES))
+"""The same for a router that guarantees nothing, and so has no use for it."""
 
 # --- floors: see rocket.FloorStore for what each has to do ---
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
-from rocket import Role, Unavailable
+from rocket import Role, Routing, Unavailable, saw
 from rocket.api import parameters, queries
 from rocket.api.answers import answer_json, route_headers
 from rocket.api.keys import METRICS, ROUTER
@@ -94,9 +94,14 @@ async def show(request: web.Request) -> web.Response:
     email = who_asks(request)
     given_id = request.match_info["id"]
     ride_id = parameters.ride_id(given_id)
+    guaranteed = request.app[ROUTER].routing is Routing.NEVER_STALE
+    query = queries.SELECT_RIDE if guaranteed else queries.PLAIN_SELECT_RIDE
 
     async def select(node: Connection) -> Record | None:
-        return await node.fetchrow(queries.SELECT_RIDE, email, ride_id)
+        row = await node.fetchrow(query, email, ride_id)
+        if row is not None:
+            saw(node, row["shown"])
+        return row
 
     answer, ride = await _read(request, select, email)
     _log.info("Reading ride %s from server '%s'", ride_id, answer.node)
@@ -110,9 +115,14 @@ async def page(request: web.Request) -> web.Response:
     email = who_asks(request)
     limit = parameters.page_limit(request, default=_PAGE, most=_LARGEST_PAGE)
     before = parameters.page_before(request)
+    guaranteed = request.app[ROUTER].routing is Routing.NEVER_STALE
+    query = queries.SELECT_RIDES if guaranteed else queries.PLAIN_SELECT_RIDES
 
     async def select(node: Connection) -> list[Record] | None:
-        return await node.fetch(queries.SELECT_RIDES, email, before, limit + 1) or None
+        rows = await node.fetch(query, email, before, limit + 1)
+        if rows:
+            saw(node, rows[0]["shown"])
+        return rows or None
 
     answer, rows = await _read(request, select, email)
     _log.info("Reading rides from server '%s'", answer.node)

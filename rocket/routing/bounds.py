@@ -1,6 +1,7 @@
-"""What a read may have shown: an upper bound, taken on the same connection after it.
+"""What a read may have shown: an upper bound, taken with it or, on the same connection, after it.
 
-Visibility only grows, so a bound that is taken later covers what was seen before.
+A statement's snapshot is taken before anything in it is evaluated, and visibility only grows: a bound taken within
+a read's own statement, or later, covers what the read saw.
 """
 
 from __future__ import annotations
@@ -8,26 +9,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rocket.consistency import Lsn, timeline_of
+from rocket.routing.connections import behind
 
 if TYPE_CHECKING:
     from rocket.consistency import Epoch
-    from rocket.routing.connections import Connection
+    from rocket.routing.connections import Connection, NodeConnection
 
-_ON_REPLICA = """
-    SELECT now.in_recovery, now.replay_lsn, now.receive_lsn,
-           (SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streamed_timeline,
-           (SELECT epoch FROM epochs ORDER BY timeline DESC LIMIT 1) AS epoch
+SHOWN = """(
+    SELECT CASE WHEN now.in_recovery THEN
+               concat_ws(' ', 'replica', now.replay_lsn, coalesce(now.receive_lsn::text, '-'),
+                         coalesce((SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming'), 0),
+                         coalesce((SELECT epoch FROM epochs ORDER BY timeline DESC LIMIT 1), '-'))
+           ELSE
+               concat_ws(' ', 'primary', pg_current_wal_flush_lsn(),
+                         ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int)
+           END
       FROM (SELECT pg_is_in_recovery() AS in_recovery,
                    pg_last_wal_replay_lsn() AS replay_lsn,
                    pg_last_wal_receive_lsn() AS receive_lsn
             OFFSET 0) AS now
-"""
-"""The positions come first: a timeline that is streamed after they were read is, at the earliest, theirs."""
+)"""
+"""A column for a read's own statement: what the read can have shown, once it is handed to `saw`.
 
-_ON_PRIMARY = """
-    SELECT pg_current_wal_flush_lsn() AS flush_lsn,
-           ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int AS timeline
+The positions come first: a timeline that is streamed after they were read is, at the earliest, theirs.
 """
+
+_ASK = f"SELECT {SHOWN}"
 
 
 class NotAReplicaAnyMore(ConnectionError):
@@ -38,34 +45,48 @@ class OfAnotherReign(ConnectionError):
     """The server has gone on to another primary's reign since it was observed."""
 
 
-async def shown_by_replica(replica: Connection, epoch: Epoch) -> Lsn | None:
-    """Return an LSN that covers all that a replica can have shown on this connection, None if it cannot be told.
+async def said_after(work_on: NodeConnection) -> str:
+    """Return what a node says of itself after work: what its last statement has noted, or else ask."""
+    noted = work_on.take_note()
+    return await work_on.fetchval(_ASK) if noted is None else noted
+
+
+def saw(node: Connection, shown: str | None) -> None:
+    """Hand the router the column `SHOWN` of the statement that was the last one on this connection.
+
+    That saves the router a statement of its own after a read. It is not used if another statement, COPY
+    apart, came after that.
+    """
+    behind(node).note(shown)
+
+
+def shown_by_replica(said: str, epoch: Epoch) -> Lsn | None:
+    """Return an LSN that covers all that a replica can have shown by then, None if it cannot be told.
 
     Replay makes a commit visible before it moves the replay LSN, so that is no bound; the end of what has been
     received is one, as long as it comes from the stream (design fact F6). That LSN is one of `epoch`: raise
     `OfAnotherReign` if the replica shows or streams another one by now, and `NotAReplicaAnyMore`.
     """
-    row = await replica.fetchrow(_ON_REPLICA)
-    if row is None or not row["in_recovery"]:
+    role, *rest = said.split(" ")
+    if role != "replica":
         raise NotAReplicaAnyMore("the server is no replica any more")
-    if row["epoch"] != epoch:
-        raise OfAnotherReign(f"it shows epoch {row['epoch']} and not {epoch}")
-    streamed = row["streamed_timeline"]
-    if streamed is None or row["receive_lsn"] is None:
+    replay_lsn, receive_lsn, streamed, shows = rest
+    if shows != epoch:
+        raise OfAnotherReign(f"it shows epoch {shows} and not {epoch}")
+    if streamed == "0" or receive_lsn == "-":
         return None
-    if streamed != timeline_of(epoch):
+    if int(streamed) != timeline_of(epoch):
         raise OfAnotherReign(f"it streams timeline {streamed} and not that of {epoch}")
-    replayed, received = Lsn.from_wire(row["replay_lsn"]), Lsn.from_wire(row["receive_lsn"])
-    return received if received >= replayed else None
+    received = Lsn.parse(receive_lsn)
+    return received if received >= Lsn.parse(replay_lsn) else None
 
 
-async def shown_by_primary(primary: Connection, epoch: Epoch) -> Lsn:
-    """Return an LSN that covers all that the primary can have shown.
+def shown_by_primary(said: str, epoch: Epoch) -> Lsn:
+    """Return an LSN that covers all that the primary can have shown by then.
 
-    Raise asyncpg's error on a replica, and `OfAnotherReign` on a server that writes another timeline than `epoch`.
+    Raise `OfAnotherReign` if it is a replica, or writes another timeline than that of `epoch`.
     """
-    row = await primary.fetchrow(_ON_PRIMARY)
-    assert row is not None  # noqa: S101 - it has no FROM
-    if row["timeline"] != timeline_of(epoch):
-        raise OfAnotherReign(f"the primary writes timeline {row['timeline']}, and its reign was {epoch}")
-    return Lsn.from_wire(row["flush_lsn"])
+    role, flush_lsn, timeline, *_ = said.split(" ")
+    if role != "primary" or int(timeline) != timeline_of(epoch):
+        raise OfAnotherReign(f"the server is not, or no longer, the primary of epoch {epoch}")
+    return Lsn.parse(flush_lsn)

@@ -70,7 +70,7 @@ class NodeConnection(_PlainConnection):
     which is restarted before it becomes a replica. Only a promotion it outlives (design fact F14).
     """
 
-    __slots__ = ("epoch", "incarnation", "opened_at")
+    __slots__ = ("_note", "epoch", "incarnation", "opened_at")
 
     incarnation: Incarnation | None
     """The startup process's life; None on a primary, and where it cannot be known."""
@@ -78,6 +78,17 @@ class NodeConnection(_PlainConnection):
     """The reign; None on a replica, and where it has no name yet."""
     opened_at: float
     """Monotonic seconds after which the server was asked."""
+    _note: tuple[str, int] | None
+    _protocol: Any  # asyncpg's own, whose count of queries its pool relies on as well
+
+    def note(self, shown: str | None) -> None:
+        """Keep what the last statement said of the node, until another one is sent."""
+        self._note = None if shown is None else (shown, self._protocol.queries_count)
+
+    def take_note(self) -> str | None:
+        """Return what the last statement said, if anything, and forget it."""
+        note, self._note = self._note, None
+        return note[0] if note is not None and note[1] == self._protocol.queries_count else None
 
 
 async def learn_where(connection: NodeConnection) -> None:
@@ -86,6 +97,7 @@ async def learn_where(connection: NodeConnection) -> None:
     Behind a transaction pooler a connection outlives its server: there the backend is not the one that the
     protocol announced, and the incarnation stays unknown.
     """
+    connection._note = None  # noqa: SLF001 - it has no __init__ of its own
     connection.opened_at = time.monotonic()
     row = await connection.fetchrow(_WHERE, timeout=CONNECT_TIMEOUT_S)
     assert row is not None  # noqa: S101 - it has no FROM

@@ -243,8 +243,9 @@ class Router(Generic[SubjectT]):
 
         async def bounded(replica: NodeConnection) -> tuple[ResultT, SessionToken]:
             assert status.incarnation is not None  # noqa: S101 - it was compared with the connection's
+            replica.take_note()  # it may have been left by a read that failed
             value = await work(replica)
-            bound = await bounds.shown_by_replica(replica, token.epoch)
+            bound = bounds.shown_by_replica(await bounds.said_after(replica), token.epoch)
             return value, token.after_replica_read(status.name, status.incarnation, bound)
 
         return await self._try_replica(self._nodes.replica(status), bounded, deadline)
@@ -257,8 +258,9 @@ class Router(Generic[SubjectT]):
             standing = await standing_of(tokens, primary, epoch)
             if any(token.node is not None for token in tokens):
                 await self._floors.wait_for_writes(primary, subject)
+            primary.take_note()
             value = await work(primary)
-            flush_lsn = await bounds.shown_by_primary(primary, epoch)
+            flush_lsn = bounds.shown_by_primary(await bounds.said_after(primary), epoch)
             token = standing.token or SessionToken(epoch, Lsn(0))
             if token.is_beyond(flush_lsn):
                 raise InvalidToken("the token lies beyond all that the primary has written")

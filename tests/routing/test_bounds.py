@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from rocket.postgres.cluster import LocalCluster
 
 
+ASK = f"SELECT {bounds.SHOWN}"
+
+
 async def read(router: Router[str], email: str, token: SessionToken) -> Answer[Any]:
     """Read the user of a session."""
     return await router.read(lambda node: node.fetchval(queries.SELECT_USER, email), subject=email, token=token)
@@ -41,11 +44,11 @@ async def test_streaming_replica_bounds_by_what_it_has_received(
     async with paused(cluster, "replica0"):
         primary = await cluster.primary.connect(DATABASE)
         await primary.execute("SELECT pg_logical_emit_message(true, 'test', 'received')")
-        flushed = await bounds.shown_by_primary(primary, board.epoch)
+        flushed = bounds.shown_by_primary(await primary.fetchval(ASK), board.epoch)
         replica = await cluster.node("replica0").connect(DATABASE)
-        bound = await bounds.shown_by_replica(replica, board.epoch)
+        bound = bounds.shown_by_replica(await replica.fetchval(ASK), board.epoch)
         while bound is None or bound < flushed:
-            bound = await bounds.shown_by_replica(replica, board.epoch)
+            bound = bounds.shown_by_replica(await replica.fetchval(ASK), board.epoch)
         assert bound > Lsn.from_wire(await replica.fetchval("SELECT pg_last_wal_replay_lsn()"))
         await replica.close()
         await primary.close()
@@ -59,7 +62,7 @@ async def test_server_that_is_no_replica_bounds_nothing(
     assert board.epoch is not None
     primary = await cluster.primary.connect(DATABASE)
     with pytest.raises(bounds.NotAReplicaAnyMore):
-        await bounds.shown_by_replica(primary, board.epoch)
+        bounds.shown_by_replica(await primary.fetchval(ASK), board.epoch)
     await primary.close()
 
 
