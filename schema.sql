@@ -48,18 +48,21 @@ COMMENT ON COLUMN replica_statuses.name IS 'The replica''s name in the cluster.'
 CREATE TABLE IF NOT EXISTS epochs (
     timeline int         PRIMARY KEY,
     epoch    text        NOT NULL UNIQUE,
-    began_at timestamptz NOT NULL DEFAULT now(),
-    checkpointed_at timestamptz
+    began_at timestamptz NOT NULL DEFAULT now()
 );
 
-ALTER TABLE epochs ADD COLUMN IF NOT EXISTS checkpointed_at timestamptz;
-
 COMMENT ON TABLE epochs IS
-    'One row for each reign of a primary, written when rocket first sees it. A replica that shows the newest row, '
-    'marked, follows the current primary.';
+    'One row for each reign of a primary, written when rocket first sees it, and never changed. A replica that '
+    'shows the newest row, and applies its timeline, follows the current primary.';
 COMMENT ON COLUMN epochs.timeline IS 'The timeline that the reign writes.';
 COMMENT ON COLUMN epochs.epoch IS 'The reign''s name, random, so that it names the cluster and its history as well.';
 COMMENT ON COLUMN epochs.began_at IS 'When rocket first saw it, by the primary''s clock.';
-COMMENT ON COLUMN epochs.checkpointed_at IS
-    'When the timeline''s first checkpoint was found complete: from then on the row proves which history a replica '
-    'has replayed, since one of another history cannot get past that checkpoint.';
+
+CREATE TABLE IF NOT EXISTS epoch_marker (
+    unused int
+);
+
+COMMENT ON TABLE epoch_marker IS
+    'Always empty. Truncated in the transaction that names a reign: a commit that removes a file makes each replica '
+    'note, in its control file, which timeline it applies.';
+COMMENT ON COLUMN epoch_marker.unused IS 'Of no meaning.';

@@ -44,7 +44,7 @@ class ReplicaStatus:
     streaming: bool = False
     """Whether a WAL receiver was connected, and received WAL of `epoch`'s timeline."""
     streamed_lsn: Lsn | None = None
-    """The receive LSN when it was last seen streaming, in this incarnation and epoch; None if it never was."""
+    """The replay LSN when it was last seen streaming, in this incarnation and epoch; None if it never was."""
     epoch: Epoch | None = None
     """The newest epoch whose row the replica shows, provided that the row proves which history it follows."""
 
@@ -52,7 +52,8 @@ class ReplicaStatus:
     def vouched_lsn(self) -> Lsn:
         """How far what it has replayed is known to be WAL of `epoch`.
 
-        Without a WAL receiver it replays whatever it finds, so only what it had received by then is sure.
+        Without a WAL receiver it replays whatever it finds, so only what it had replayed by then is sure. What it
+        had received is not: a fork may lie before the end of that.
         """
         if self.streaming:
             return self.replay_lsn

@@ -1,9 +1,10 @@
 """Epochs in the database: one row for each primary's reign, replicated like any other.
 
-A replica that shows the current reign's row has replayed WAL of that reign; no timeline number that it reports
-proves as much (design fact F11). Nor does the row alone: a replica with a foreign tail could, if that ends where a
-record of the new timeline begins, go on with it. But it would then die of the reign's first checkpoint record,
-which names a timeline that it has never entered. So a row is proof once it has been marked after that checkpoint.
+A replica that shows the current reign's row has replayed WAL of that reign; the timeline that it receives proves
+nothing (design fact F11). Nor does the row alone: a replica with a foreign tail could, if that happens to end
+where a record of the new timeline begins, go on with it, and get the row. But it never enters the timeline, for
+which it would have to replay the record at the fork. So a replica is asked, too, which timeline it *applies*: it
+writes that down, in its control file, with every commit that removes a file. What names a reign is such a commit.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _RANDOM_CHARACTERS = 10
 
 _REIGN = """
-    SELECT flush_lsn, now.timeline, epoch, checkpointed_at IS NOT NULL AS proves
+    SELECT flush_lsn, now.timeline, epoch
       FROM (SELECT pg_current_wal_flush_lsn() AS flush_lsn,
                    ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int AS timeline
            ) AS now
@@ -35,11 +36,9 @@ _REIGN = """
 """Right after a promotion pg_control_checkpoint() still names the old timeline. Fails on a replica."""
 
 _BEGIN = "INSERT INTO epochs (timeline, epoch) VALUES ($1, $2) ON CONFLICT (timeline) DO NOTHING"
-_MARK_CHECKPOINT = """
-    UPDATE epochs SET checkpointed_at = now()
-     WHERE timeline = $1 AND checkpointed_at IS NULL
-       AND (SELECT timeline_id FROM pg_control_checkpoint()) = $1
-"""
+_REMOVE_A_FILE = "TRUNCATE epoch_marker"
+"""Of a table that is always empty: its commit makes every replica note the timeline that it applies."""
+
 _KNOWN = "SELECT epoch FROM epochs WHERE epoch = $1"
 _HISTORY = "SELECT pg_read_file('pg_wal/' || upper(lpad(to_hex($1::int), 8, '0')) || '.history', 0, 1000000, true)"
 
@@ -78,22 +77,20 @@ class Standing:
     token: SessionToken | None
     """Floors to go on with; None where there are none of this reign."""
     lost: LostTail | None = None
+    """The worst of what they may have lost."""
 
 
 async def reign_of(primary: Connection) -> Reign:
-    """Return a primary's epoch: name it if it has no name yet, and mark its row as proof as soon as that is true.
-
-    Raise asyncpg's errors on a replica.
-    """
+    """Return a primary's epoch, and name it if it has none yet; raise asyncpg's errors on a replica."""
     while True:
         row = await primary.fetchrow(_REIGN)
         assert row is not None  # noqa: S101 - it has no WHERE
         if row["epoch"] is not None:
-            if not row["proves"]:
-                await primary.execute(_MARK_CHECKPOINT, row["timeline"])
             return Reign(Epoch(row["epoch"]), Lsn.from_wire(row["flush_lsn"]))
         name = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARACTERS))
-        await primary.execute(_BEGIN, row["timeline"], f"{row['timeline']}-{name}")
+        async with primary.transaction():
+            await primary.execute(_BEGIN, row["timeline"], f"{row['timeline']}-{name}")
+            await primary.execute(_REMOVE_A_FILE)
 
 
 async def standing_of(tokens: Iterable[SessionToken], primary: Connection, epoch: Epoch) -> Standing:
@@ -103,7 +100,7 @@ async def standing_of(tokens: Iterable[SessionToken], primary: Connection, epoch
     than this server's: then this is no primary any more, or somebody made the token up.
     """
     current: SessionToken | None = None
-    lost: LostTail | None = None
+    losses: list[LostTail] = []
     for token in tokens:
         if token.epoch == epoch:
             current = token
@@ -112,8 +109,9 @@ async def standing_of(tokens: Iterable[SessionToken], primary: Connection, epoch
             raise Unavailable(f"the session has seen a later primary than that of epoch {epoch}")
         if await primary.fetchval(_KNOWN, token.epoch) is None:
             raise InvalidToken(f"epoch {token.epoch} is unknown here")
-        lost = lost or await _lost_tail(token, primary, epoch)
-    return Standing(current, lost)
+        loss = await _lost_tail(token, primary, epoch)
+        losses += [] if loss is None else [loss]
+    return Standing(current, max(losses, key=lambda loss: loss.writes, default=None))
 
 
 async def _lost_tail(token: SessionToken, primary: Connection, epoch: Epoch) -> LostTail | None:

@@ -29,7 +29,7 @@ _STATUS = """
     SELECT now.in_recovery, now.replay_lsn, now.receive_lsn,
            (SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streamed_timeline,
            (SELECT epoch FROM epochs ORDER BY timeline DESC LIMIT 1) AS epoch,
-           (SELECT checkpointed_at IS NOT NULL FROM epochs ORDER BY timeline DESC LIMIT 1) AS proves
+           (SELECT min_recovery_end_timeline FROM pg_control_recovery()) AS applied_timeline
       FROM (SELECT pg_is_in_recovery() AS in_recovery,
                    pg_last_wal_replay_lsn() AS replay_lsn,
                    pg_last_wal_receive_lsn() AS receive_lsn
@@ -106,14 +106,17 @@ class NodeWatch:
     def _publish_replica(self, connection: NodeConnection, row: Record, asked_at: float) -> None:
         if row["replay_lsn"] is None:
             raise NotAsObserved("it replays nothing")
-        epoch = None if row["epoch"] is None or not row["proves"] else Epoch(row["epoch"])
+        shows = None if row["epoch"] is None else Epoch(row["epoch"])
+        # The row alone is no proof: see `epochs`.
+        epoch = None if shows is None or row["applied_timeline"] != timeline_of(shows) else shows
+        replay_lsn = Lsn.from_wire(row["replay_lsn"])
         receive_lsn = None if row["receive_lsn"] is None else Lsn.from_wire(row["receive_lsn"])
         streaming = epoch is not None and row["streamed_timeline"] == timeline_of(epoch)
-        if epoch is not None and streaming and receive_lsn is not None:
-            self._streamed = (epoch, receive_lsn)
+        if epoch is not None and streaming:
+            self._streamed = (epoch, replay_lsn)
         status = ReplicaStatus(
             name=self.name,
-            replay_lsn=Lsn.from_wire(row["replay_lsn"]),
+            replay_lsn=replay_lsn,
             incarnation=connection.incarnation,
             observed_at=asked_at,
             answered_at=time.monotonic(),
