@@ -3,25 +3,58 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rocket.consistency import Board, Incarnation, Lsn, PrimaryStatus, ReplicaStatus
+from rocket.consistency import Board, Epoch, Incarnation, Lsn, PrimaryStatus, ReplicaStatus
+
+EPOCH = Epoch("2-aaaaaaaaaa")
+TWIN = Epoch("2-bbbbbbbbbb")
+"""Another reign on the same timeline: the two promotions knew nothing of each other."""
+EARLIER = Epoch("1-zzzzzzzzzz")
+LATER = Epoch("10-aaaaaaaaaa")
+"""Later as a number; as text it would come first."""
+LEASE_S = 5.0
 
 
-def replica(name: str = "replica0", *, replay_lsn: int = 0, observed_at: float = 0.0) -> ReplicaStatus:
-    """Return a replica's status, seen in its first life."""
-    return ReplicaStatus(name, Lsn(replay_lsn), Incarnation("first life"), observed_at)
+def replica(
+    name: str = "replica0", *, replay_lsn: int = 0, observed_at: float = 0.0, epoch: Epoch | None = EPOCH
+) -> ReplicaStatus:
+    """Return a replica's status, seen in its first life, while it streams."""
+    return ReplicaStatus(
+        name,
+        Lsn(replay_lsn),
+        Incarnation("first life"),
+        observed_at,
+        answered_at=observed_at,
+        streaming=True,
+        epoch=epoch,
+    )
+
+
+def primary(
+    name: str = "primary", *, flush_lsn: int = 0, observed_at: float = 0.0, epoch: Epoch = EPOCH
+) -> PrimaryStatus:
+    """Return a primary's status."""
+    return PrimaryStatus(name, Lsn(flush_lsn), observed_at, epoch)
 
 
 def board_of(*advances: tuple[int, float]) -> Board:
     """Return a board that saw the primary's flush LSN at these moments."""
     board = Board()
     for flush_lsn, observed_at in advances:
-        board.publish_primary(PrimaryStatus(Lsn(flush_lsn), observed_at))
+        board.publish_primary(primary(flush_lsn=flush_lsn, observed_at=observed_at))
     return board
+
+
+def told_of(board: Board) -> list[str]:
+    """Return a list that is going to hold the nodes found in another role."""
+    told: list[str] = []
+    board.on_new_role.append(told.append)
+    return told
 
 
 # --- what it remembers ---
@@ -34,6 +67,8 @@ def test_an_empty_board_knows_nothing() -> None:
     assert list(board.replicas) == []
     assert board.replica("replica0") is None
     assert board.primary is None
+    assert board.epoch is None
+    assert board.in_office(0.0, LEASE_S) is None
 
 
 def test_published_statuses_stand_in_the_order_in_which_they_were_first_seen() -> None:
@@ -103,7 +138,7 @@ def test_the_primary_is_the_one_last_seen() -> None:
     """The newest status of the primary is kept, even if its flush LSN went back."""
     board = board_of((8, 1.0), (5, 2.0))
 
-    assert PrimaryStatus(Lsn(5), 2.0) == board.primary
+    assert primary(flush_lsn=5, observed_at=2.0) == board.primary
 
 
 @given(
@@ -126,6 +161,300 @@ def test_the_board_holds_exactly_what_was_published_and_not_forgotten(steps: lis
         assert [expected.get(name) for name in "abc"] == [board.replica(name) for name in "abc"]
 
 
+# --- whose reign it is ---
+
+
+def test_the_reign_is_that_of_the_primary() -> None:
+    """Whatever replicas show of it, or of an earlier one."""
+    board = board_of((5, 1.0))
+    board.publish(replica("replica0", epoch=None))
+    board.publish(replica("replica1", epoch=EARLIER))
+    board.publish(replica("replica2", epoch=TWIN))
+
+    assert EPOCH == board.epoch
+
+
+@pytest.mark.parametrize(("epoch", "reign"), [(LATER, None), (EPOCH, EPOCH), (EARLIER, EPOCH), (None, EPOCH)])
+def test_a_replica_that_shows_a_later_reign_ends_the_present_one(epoch: Epoch | None, reign: Epoch | None) -> None:
+    """Its primary is not known yet, and that it is over stays known when the replica is gone."""
+    board = board_of((5, 1.0))
+    board.publish(replica(epoch=epoch))
+    board.forget("replica0")
+
+    assert reign == board.epoch
+    assert board.in_office(1.0, LEASE_S) == (None if reign is None else board.primary)
+    assert board.reigns(EPOCH, 1.0, LEASE_S) == (reign is not None)
+    assert not board.reigns(LATER, 1.0, LEASE_S)
+
+
+def test_a_reign_that_only_replicas_show_is_nobodys() -> None:
+    """Without a primary there is none; one of the timeline that they show takes office when it is found."""
+    board = Board()
+    board.publish(replica(epoch=LATER))
+    none = board.epoch
+
+    assert none is None
+    assert not board.publish_primary(primary())
+    assert board.publish_primary(primary(epoch=LATER))
+    assert LATER == board.epoch
+
+
+@pytest.mark.parametrize(("now", "reigns"), [(4.0, True), (6.0, True), (6.5, False)])
+def test_a_reign_holds_as_long_as_the_lease(now: float, reigns: bool) -> None:
+    """Counted from when the question was sent: a later primary may have been promoted after that."""
+    board = board_of((5, 0.0), (5, 1.0))
+
+    assert reigns == board.reigns(EPOCH, now, LEASE_S)
+    assert (board.primary if reigns else None) == board.in_office(now, LEASE_S)
+
+
+@pytest.mark.parametrize("epoch", [TWIN, EARLIER, LATER, None])
+def test_no_other_reign_is_the_present_one(epoch: Epoch | None) -> None:
+    """Not even on the same timeline."""
+    assert not board_of((5, 1.0)).reigns(epoch, 1.0, LEASE_S)
+
+
+def test_an_unknown_reign_is_not_the_present_one_even_if_that_is_unknown() -> None:
+    """None equals nothing here."""
+    board = board_of((5, 1.0))
+    board.publish(replica(epoch=LATER))
+
+    assert not Board().reigns(None, 0.0, LEASE_S)
+    assert not board.reigns(None, 1.0, LEASE_S)
+
+
+# --- who is the primary ---
+
+
+def test_a_primary_that_does_not_answer_is_out_of_office_and_keeps_its_reign() -> None:
+    """Nothing new is asked of it; what it has answered stands, and its replicas serve."""
+    board = board_of((5, 1.0))
+    board.publish(replica())
+    board.forget("primary")
+
+    assert board.in_office(1.0, LEASE_S) is None
+    assert board.primary_is_lost
+    assert EPOCH == board.epoch
+    assert board.reigns(EPOCH, 1.0, LEASE_S)
+    assert primary(flush_lsn=5, observed_at=1.0) == board.primary
+
+
+def test_a_replica_that_does_not_answer_puts_nobody_out_of_office() -> None:
+    """Only the primary's own silence does."""
+    board = board_of((5, 1.0))
+    board.publish(replica())
+    board.forget("replica0")
+
+    assert board.primary == board.in_office(1.0, LEASE_S) is not None
+
+
+def test_a_primary_that_answers_again_is_in_office_again() -> None:
+    """It has restarted, in the same reign."""
+    board = board_of((5, 1.0))
+    board.forget("primary")
+
+    assert board.publish_primary(primary(flush_lsn=4, observed_at=2.0))
+    assert primary(flush_lsn=4, observed_at=2.0) == board.in_office(2.0, LEASE_S)
+
+
+def test_a_primary_that_answers_as_a_replica_is_out_of_office() -> None:
+    """It was demoted, and rebuilt under its name; its connections were of its reign."""
+    board = board_of((5, 1.0))
+    told = told_of(board)
+    board.publish(replica("primary", epoch=None))
+
+    assert board.in_office(1.0, LEASE_S) is None
+    assert told == ["primary"]
+    assert replica("primary", epoch=None) == board.replica("primary")
+
+    board.publish(replica("primary", epoch=None))
+    board.publish(replica("replica0"))
+    assert told == ["primary"]  # that is no news
+
+
+def test_a_replica_that_answers_as_a_primary_is_no_replica_any_more() -> None:
+    """What was opened to a replica shall not read from a primary (F14)."""
+    board = Board()
+    board.publish(replica("replica0", epoch=EARLIER))
+    board.publish(replica("replica1", epoch=EARLIER))
+    told = told_of(board)
+
+    assert board.publish_primary(primary("replica0"))
+    assert board.replica("replica0") is None
+    assert [replica("replica1", epoch=EARLIER)] == list(board.replicas)
+    assert told == ["replica0"]
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_the_primary_of_a_later_timeline_takes_office(lost: bool) -> None:
+    """Whether the old one still answers or not; the connections to both are of other roles than these now."""
+    board = board_of((50, 1.0))
+    told = told_of(board)
+    if lost:
+        board.forget("primary")
+
+    assert board.publish_primary(primary("replica0", flush_lsn=5, observed_at=2.0, epoch=LATER))
+    assert LATER == board.epoch
+    assert primary("replica0", flush_lsn=5, observed_at=2.0, epoch=LATER) == board.in_office(2.0, LEASE_S)
+    assert {"primary", "replica0"} == set(told)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+@pytest.mark.parametrize("name", ["primary", "replica0", "replica7"])
+def test_the_primary_of_an_older_timeline_never_takes_office(name: str, lost: bool) -> None:
+    """A thawed one, say; not even if the later one is out of reach, and under no name."""
+    board = board_of((50, 1.0))
+    if lost:
+        board.forget("primary")
+    told = told_of(board)
+
+    assert not board.publish_primary(primary(name, flush_lsn=99, observed_at=2.0, epoch=EARLIER))
+    assert primary(flush_lsn=50, observed_at=1.0) == board.primary
+    assert (None if lost else board.primary) == board.in_office(2.0, LEASE_S)
+    assert EPOCH == board.epoch
+    assert told == [name]  # it is closed to everybody
+
+
+def test_an_old_primary_does_not_take_office_once_a_replica_shows_a_later_reign() -> None:
+    """Its successor has not been found, and it goes on answering."""
+    board = board_of((50, 1.0))
+    board.publish(replica(epoch=LATER))
+
+    assert not board.publish_primary(primary(flush_lsn=51, observed_at=2.0))
+    assert board.epoch is None
+    assert board.in_office(2.0, LEASE_S) is None
+
+
+@pytest.mark.parametrize(
+    ("epoch", "flush_lsn", "lost", "accepted"),
+    [
+        (TWIN, 99, False, False),
+        (TWIN, 1, True, True),  # another history: its LSNs say nothing beside the other's
+        (EPOCH, 99, False, False),
+        (EPOCH, 49, True, False),  # a copy that has less than the primary had
+        (EPOCH, 50, True, True),
+        (EPOCH, 51, True, True),
+    ],
+)
+def test_of_two_primaries_on_one_timeline_the_first_stays_while_it_answers(
+    epoch: Epoch, flush_lsn: int, lost: bool, accepted: bool
+) -> None:
+    """Nothing tells which of them was meant; a copy of the same reign has to have as much."""
+    board = board_of((50, 1.0))
+    told = told_of(board)
+    if lost:
+        board.forget("primary")
+
+    assert accepted == board.publish_primary(
+        primary("replica0", flush_lsn=flush_lsn, observed_at=2.0, epoch=epoch)
+    )
+    assert (epoch if accepted else EPOCH) == board.epoch
+    assert board.primary is not None
+    assert board.primary.name == ("replica0" if accepted else "primary")
+    assert ({"primary", "replica0"} if accepted else {"replica0"}) == set(told)
+
+
+def test_a_primary_that_was_refused_is_no_replica_either() -> None:
+    """It had been one, and answers as a primary now."""
+    board = board_of((50, 1.0))
+    board.publish(replica())
+    told = told_of(board)
+
+    assert not board.publish_primary(primary("replica0", epoch=TWIN))
+    assert board.replica("replica0") is None
+    assert list(board.replicas) == []
+    assert {"replica0"} == set(told)
+
+
+def test_a_primary_seen_again_is_no_news() -> None:
+    """Nobody's connections end as long as it stays what it was, also after it was out of reach."""
+    board = board_of((50, 1.0))
+    told = told_of(board)
+    board.publish_primary(primary(flush_lsn=60, observed_at=2.0))
+    board.forget("primary")
+    board.publish_primary(primary(flush_lsn=60, observed_at=3.0))
+
+    assert told == []
+
+
+def test_the_same_node_in_another_reign_is_news() -> None:
+    """It was rebuilt and promoted, or is another cluster's under the same name."""
+    board = board_of((50, 1.0))
+    told = told_of(board)
+
+    assert board.publish_primary(primary(observed_at=2.0, epoch=TWIN))
+    assert TWIN == board.epoch
+    assert {"primary"} == set(told)
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from("abc"),
+            st.sampled_from(["forget", "replica", "primary"]),
+            st.sampled_from([EARLIER, EPOCH, TWIN, LATER]),
+            st.integers(0, 3),
+        ),
+        max_size=16,
+    )
+)
+@settings(max_examples=200)
+def test_the_reign_never_goes_back_to_an_older_timeline(steps: list[tuple[str, str, Epoch, int]]) -> None:
+    """Whoever answers as what, the timeline in office only rises, and nobody is in office below one seen."""
+    board = Board()
+    newest = 0
+    for moment, (name, what, epoch, lsn) in enumerate(steps):
+        if what == "forget":
+            board.forget(name)
+        elif what == "replica":
+            board.publish(replica(name, epoch=epoch))
+            newest = max(newest, int(epoch.split("-")[0]))
+        elif board.publish_primary(primary(name, flush_lsn=lsn, observed_at=float(moment), epoch=epoch)):
+            assert int(epoch.split("-")[0]) >= newest
+            assert epoch == board.epoch
+            newest = int(epoch.split("-")[0])
+        reign = board.epoch
+        in_office = board.in_office(float(moment), LEASE_S)
+
+        assert reign is None or int(reign.split("-")[0]) == newest
+        assert in_office is None or in_office.epoch == reign
+        assert in_office is None or board.replica(in_office.name) is None
+
+
+# --- a replica that has diverged ---
+
+
+@pytest.mark.parametrize(
+    ("replay_lsn", "answered_at", "diverged"),
+    [
+        (101, 0.5, True),
+        (101, 1.0, True),  # answered just when the primary was asked
+        (101, 1.1, False),  # the primary may have written that since it was asked
+        (100, 0.5, False),
+        (99, 0.5, False),
+    ],
+)
+def test_a_replica_beyond_what_the_primary_had_later_has_diverged(
+    replay_lsn: int, answered_at: float, diverged: bool
+) -> None:
+    """Every byte that it replays was flushed on its primary before, if it is its primary."""
+    status = replace(replica(replay_lsn=replay_lsn), answered_at=answered_at)
+
+    assert diverged == board_of((50, 0.0), (100, 1.0)).has_diverged(status)
+
+
+def test_without_a_primary_nothing_has_diverged() -> None:
+    """There is nothing to compare with."""
+    assert not Board().has_diverged(replica(replay_lsn=9))
+
+
+def test_a_quick_answer_is_not_taken_for_a_divergence() -> None:
+    """The question may have been sent before the primary was asked: when the answer was there is what counts."""
+    status = replace(replica(replay_lsn=101, observed_at=0.5), answered_at=2.0)
+
+    assert not board_of((100, 1.0)).has_diverged(status)
+
+
 # --- lag in bytes ---
 
 
@@ -140,6 +469,14 @@ def test_lag_in_bytes_is_the_wal_yet_to_replay(replay_lsn: int, lag_bytes: int) 
     board = board_of((50, 0.0), (100, 1.0))
 
     assert lag_bytes == board.lag_bytes(replica(replay_lsn=replay_lsn))
+
+
+def test_lag_in_bytes_is_measured_against_a_primary_out_of_reach_as_well() -> None:
+    """Against what it had when it was last seen."""
+    board = board_of((100, 1.0))
+    board.forget("primary")
+
+    assert board.lag_bytes(replica(replay_lsn=70)) == 30
 
 
 # --- lag in seconds ---
@@ -185,6 +522,27 @@ def test_a_quiet_time_does_not_wear_out_the_memory() -> None:
     board = board_of((50, 0.0), (80, 5.0), *((80, float(moment)) for moment in range(6, 5_000)))
 
     assert board.lag_seconds(replica(replay_lsn=50), now=5_000.0) == 4_995.0
+
+
+@pytest.mark.parametrize(
+    ("name", "epoch", "lag_s"),
+    [("replica0", LATER, 1.0), ("primary", TWIN, 1.0), ("replica0", EPOCH, 1.0), ("primary", EPOCH, 6.0)],
+)
+def test_the_memory_ends_with_the_reign(name: str, epoch: Epoch, lag_s: float) -> None:
+    """What an earlier primary had written when says nothing of the present one's WAL; nor does a copy's past."""
+    board = board_of((50, 0.0), (80, 5.0))
+    board.forget("primary")
+    board.publish_primary(primary(name, flush_lsn=90, observed_at=10.0, epoch=epoch))
+
+    assert lag_s == board.lag_seconds(replica(replay_lsn=60), now=11.0)
+
+
+def test_a_primary_that_went_back_is_measured_anew() -> None:
+    """Another cluster under the same name: where the earlier one was when is forgotten."""
+    board = board_of((50, 0.0), (80, 5.0), (60, 9.0))
+
+    assert board.lag_seconds(replica(replay_lsn=40), now=10.0) == 1.0
+    assert board.lag_seconds(replica(replay_lsn=60), now=10.0) == 0.0
 
 
 def test_lag_in_seconds_grows_with_the_time() -> None:

@@ -65,11 +65,20 @@ class Question(NamedTuple):
         """Return those of them that are within the bounds on lag."""
         return [status for status in self.heard() if self._near_in_bytes(status) and self._near_in_seconds(status)]
 
+    def true(self) -> list[ReplicaStatus]:
+        """Return those of them that follow the primary: there is one, and it was not seen behind them since."""
+        return [status for status in self.near() if self.board.primary is not None and self._follows(status)]
+
     def fit(self) -> list[ReplicaStatus]:
-        """Return those of them that have replayed the floor and have not failed this read."""
+        """Return those of them that have surely replayed the floor and have not failed this read."""
         return [
-            status for status in self.near() if status.replay_lsn >= self.floor and status.name not in self.without
+            status for status in self.true() if vouched(status) >= self.floor and status.name not in self.without
         ]
+
+    def _follows(self, status: ReplicaStatus) -> bool:
+        primary = self.board.primary
+        assert primary is not None
+        return primary.observed_at < status.answered_at or int(primary.flush_lsn) >= int(status.replay_lsn)
 
     def _near_in_bytes(self, status: ReplicaStatus) -> bool:
         bound, primary = self.policy.max_lag_bytes, self.board.primary
@@ -95,14 +104,35 @@ POLICIES = st.builds(
 
 @st.composite
 def boards(draw: st.DrawFn) -> Board:
-    """Draw a board with up to five replicas, and with or without a primary."""
+    """Draw a board with up to five replicas that stream or not, and with or without a primary."""
     board = Board()
     for name in draw(st.permutations(NAMES))[: draw(st.sampled_from([0, 1, 2, 3, 4, 5, 5, 5]))]:
-        board.publish(ReplicaStatus(name, draw(LSNS), Incarnation("first life"), draw(MOMENTS), epoch=EPOCH))
-    sights = draw(st.lists(st.tuples(LSNS, MOMENTS), min_size=draw(st.integers(0, 2)), max_size=3))
+        observed_at = draw(MOMENTS)
+        board.publish(
+            ReplicaStatus(
+                name,
+                draw(LSNS),
+                Incarnation("first life"),
+                observed_at,
+                answered_at=observed_at + draw(st.sampled_from([0.0, 0.0, 3.0])),
+                streaming=draw(st.sampled_from([True, True, False])),
+                streamed_lsn=draw(st.none() | LSNS | LSNS),
+                epoch=EPOCH,
+            )
+        )
+    sights = draw(st.lists(st.tuples(LSNS, MOMENTS), min_size=draw(st.sampled_from([0, 1, 1, 2])), max_size=3))
     for flush_lsn, observed_at in zip(*map(sorted, zip(*sights, strict=True)), strict=True):
-        board.publish_primary(PrimaryStatus(flush_lsn, observed_at))
+        board.publish_primary(PrimaryStatus("primary", flush_lsn, observed_at, EPOCH))
     return board
+
+
+def vouched(status: ReplicaStatus) -> int:
+    """Return how far a replica is known to have replayed its reign's WAL, said as plainly as can be."""
+    if status.streaming:
+        return int(status.replay_lsn)
+    if status.streamed_lsn is None:
+        return 0
+    return min(int(status.replay_lsn), int(status.streamed_lsn))
 
 
 QUESTIONS = st.builds(
@@ -129,17 +159,33 @@ def replica(
 ) -> ReplicaStatus:
     """Return a replica's status as it is seen now, if nothing else is said."""
     return ReplicaStatus(
-        name, Lsn(replay_lsn), None if incarnation is None else Incarnation(incarnation), observed_at, epoch=EPOCH
+        name,
+        Lsn(replay_lsn),
+        None if incarnation is None else Incarnation(incarnation),
+        observed_at,
+        answered_at=observed_at,
+        streaming=True,
+        epoch=EPOCH,
     )
 
 
-def board_of(*statuses: ReplicaStatus, flush_lsn: int | None = None, seen_at: float = NOW) -> Board:
-    """Return a board with these replicas, and a primary if its flush LSN is given."""
+def board_of(
+    *statuses: ReplicaStatus,
+    flush_lsn: int | None = None,
+    seen_at: float | None = None,
+    epoch: Epoch | None = EPOCH,
+) -> Board:
+    """Return a board with these replicas and their primary, which nobody lags behind if nothing else is said."""
     board = Board()
     for status in statuses:
         board.publish(status)
-    if flush_lsn is not None:
-        board.publish_primary(PrimaryStatus(Lsn(flush_lsn), seen_at))
+    if epoch is not None:
+        if flush_lsn is None:  # seen long ago, when it had written nothing
+            board.publish_primary(PrimaryStatus("primary", Lsn(0), -1.0, epoch))
+        else:
+            board.publish_primary(
+                PrimaryStatus("primary", Lsn(flush_lsn), NOW if seen_at is None else seen_at, epoch)
+            )
     return board
 
 
@@ -149,11 +195,14 @@ def board_of(*statuses: ReplicaStatus, flush_lsn: int | None = None, seen_at: fl
 @given(question=QUESTIONS)
 @modest
 def test_a_chosen_replica_is_always_fit(question: Question) -> None:
-    """It has replayed the floor, was heard of within the lease, is within both bounds, and has not failed."""
+    """It has replayed the floor, was heard of within the lease, is within both bounds, and has not failed.
+
+    And it is of the current reign, and not beyond what its primary had flushed afterwards.
+    """
     status = question.choice().status
 
     if status is not None:
-        assert status.replay_lsn >= question.floor
+        assert vouched(status) >= question.floor
         assert status.name not in question.without
         assert NOW - status.observed_at <= question.policy.lease_s
         if question.policy.max_lag_bytes is not None and question.board.primary is not None:
@@ -161,6 +210,8 @@ def test_a_chosen_replica_is_always_fit(question: Question) -> None:
         if question.policy.max_lag_s is not None:
             assert (question.board.lag_seconds(status, NOW) or 0.0) <= question.policy.max_lag_s
         assert status == question.board.replica(status.name)
+        assert status.epoch == question.board.epoch == EPOCH
+        assert not question.board.has_diverged(status)
 
 
 @given(question=QUESTIONS)
@@ -173,7 +224,7 @@ def test_if_any_replica_is_fit_one_is_chosen(question: Question) -> None:
 @given(question=QUESTIONS)
 @modest
 def test_the_reason_is_as_documented(question: Question) -> None:
-    """The reason says how far the search came: heard of, within the bounds, caught up, not failed."""
+    """The reason says how far the search came: heard of, within bounds, of the reign, caught up, not failed."""
     if question.fit():
         expected = Reason.RETRIED if question.without else Reason.CAUGHT_UP
     elif question.without:
@@ -182,6 +233,10 @@ def test_the_reason_is_as_documented(question: Question) -> None:
         expected = Reason.NO_STATUS
     elif not question.near():
         expected = Reason.TOO_FAR_BEHIND
+    elif question.board.primary is None:
+        expected = Reason.OTHER_EPOCH
+    elif not question.true():
+        expected = Reason.DIVERGED
     else:
         expected = Reason.NOT_CAUGHT_UP
 
@@ -242,7 +297,7 @@ def test_replayed_exactly_up_to_the_floor_is_fit(replay_lsn: int, fit: bool) -> 
 
 def test_the_floor_is_compared_as_a_number() -> None:
     """As text `0/9` would be beyond `0/10`."""
-    behind = ReplicaStatus("replica0", Lsn.parse("0/9"), Incarnation("a life"), NOW, epoch=EPOCH)
+    behind = replica(replay_lsn=Lsn.parse("0/9"))
 
     assert Choice(None, Reason.NOT_CAUGHT_UP) == choose(
         wrote(Lsn.parse("0/10")), board_of(behind), UNBOUNDED, now=NOW
@@ -287,10 +342,19 @@ def test_sixteen_mebibytes_bound_the_lag_by_default() -> None:
 
 
 def test_without_a_primary_seen_the_lag_bounds_nothing() -> None:
-    """A replica that has replayed the floor serves while nobody knows where the primary is."""
+    """There is nothing to lag behind; what is missing is the reign."""
     policy = Policy(max_lag_bytes=0, max_lag_s=0.0)
+    board = board_of(replica(), epoch=None)
 
-    assert Choice(replica(), Reason.CAUGHT_UP) == choose(wrote(100), board_of(replica()), policy, now=NOW)
+    assert Choice(None, Reason.OTHER_EPOCH) == choose(wrote(100), board, policy, now=NOW)
+
+
+def test_a_primary_out_of_reach_keeps_no_replica_from_serving() -> None:
+    """Nobody knows where it is, but what its reign was is known, and the replica has replayed the floor."""
+    board = board_of(replica(), flush_lsn=100, seen_at=NOW - 1e6)
+    board.forget("primary")
+
+    assert Choice(replica(), Reason.CAUGHT_UP) == choose(wrote(100), board, Policy(), now=NOW)
 
 
 def test_an_empty_board_has_no_status() -> None:
@@ -416,7 +480,11 @@ def test_not_even_the_own_replica_serves_once_it_shows_another_reign(epoch: Epoc
     assert Choice(None, Reason.OTHER_EPOCH) == choose(read_on("replica0", 0, 100), board, UNBOUNDED, now=NOW)
 
 
-@given(question=QUESTIONS, others=st.frozensets(st.sampled_from(NAMES)), epoch=st.sampled_from(OTHER_EPOCHS))
+@given(
+    question=QUESTIONS,
+    others=st.frozensets(st.sampled_from(NAMES)),
+    epoch=st.sampled_from([Epoch("1-bbbbbbbbbb"), None]),
+)
 @modest
 def test_replicas_of_another_reign_count_for_nothing(
     question: Question, others: frozenset[str], epoch: Epoch | None
@@ -439,6 +507,52 @@ def test_replicas_of_another_reign_count_for_nothing(
     assert (choice.status is None) == (question._replace(board=own).choice().status is None)
 
 
+@pytest.mark.parametrize("start", [0, 1])
+def test_nobody_serves_once_a_later_reign_was_seen(start: int) -> None:
+    """Its primary is not known yet, and what the replicas of the earlier one have may be lost."""
+    board = board_of(replica("replica0"), replace(replica("replica1"), epoch=Epoch("2-aaaaaaaaaa")), flush_lsn=100)
+
+    for token in (wrote(0), replace(wrote(0), epoch=Epoch("2-aaaaaaaaaa"))):
+        assert Choice(None, Reason.OTHER_EPOCH) == choose(token, board, UNBOUNDED, now=NOW, start=start)
+
+
+def test_a_replica_of_an_earlier_reign_serves_not_even_its_own_sessions() -> None:
+    """Status and token agree, but the reign is over; beside it a replica of the current one serves its own."""
+    earlier = replace(replica("replica0"), epoch=Epoch("1-bbbbbbbbbb"))
+    board = board_of(earlier, replica("replica1"))
+
+    assert Choice(None, Reason.OTHER_EPOCH) == choose(
+        replace(wrote(1), epoch=Epoch("1-bbbbbbbbbb")), board, UNBOUNDED, now=NOW
+    )
+    assert Choice(replica("replica1"), Reason.CAUGHT_UP) == choose(wrote(1), board, UNBOUNDED, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("session", "status", "board", "fit"),
+    [
+        ("2-aaaaaaaaaa", "2-aaaaaaaaaa", "2-aaaaaaaaaa", True),
+        ("2-bbbbbbbbbb", "2-aaaaaaaaaa", "2-aaaaaaaaaa", False),
+        ("2-aaaaaaaaaa", "2-bbbbbbbbbb", "2-aaaaaaaaaa", False),
+        ("2-aaaaaaaaaa", "2-aaaaaaaaaa", "2-bbbbbbbbbb", False),
+        ("2-aaaaaaaaaa", None, "2-aaaaaaaaaa", False),
+        ("2-aaaaaaaaaa", "2-aaaaaaaaaa", None, False),
+    ],
+)
+def test_session_replica_and_primary_have_to_be_of_one_reign(
+    session: str, status: str | None, board: str | None, fit: bool
+) -> None:
+    """Two of the three say nothing about the third, not even with the same timeline."""
+    seen = replace(replica(), epoch=None if status is None else Epoch(status))
+    choice = choose(
+        replace(wrote(1), epoch=Epoch(session)),
+        board_of(seen, epoch=None if board is None else Epoch(board)),
+        UNBOUNDED,
+        now=NOW,
+    )
+
+    assert choice == (Choice(seen, Reason.CAUGHT_UP) if fit else Choice(None, Reason.OTHER_EPOCH))
+
+
 def test_a_replica_of_the_own_reign_that_is_not_caught_up_came_nearer() -> None:
     """The reason is that of the replica which came nearest to serving."""
     board = board_of(replace(replica("replica0"), epoch=None), replica("replica1", 99))
@@ -451,6 +565,87 @@ def test_a_replica_of_another_reign_came_nearer_than_one_too_far_behind() -> Non
     board = board_of(replica("replica0", 1), replace(replica("replica1"), epoch=None), flush_lsn=100)
 
     assert Choice(None, Reason.OTHER_EPOCH) == choose(wrote(1), board, Policy(max_lag_bytes=10), now=NOW)
+
+
+# --- whether it still follows its primary ---
+
+
+@pytest.mark.parametrize(
+    ("flush_lsn", "seen_at", "fit"),
+    [
+        (99, NOW, False),
+        (99, NOW - 0.5, False),  # asked at the moment at which the replica's answer was there
+        (99, NOW - 0.6, True),  # asked before: it has got what the primary wrote since
+        (100, NOW, True),
+        (101, NOW, True),
+    ],
+)
+def test_a_replica_beyond_what_its_primary_had_later_is_never_chosen(
+    flush_lsn: int, seen_at: float, fit: bool
+) -> None:
+    """What it has replayed is not all that primary's WAL, though the session asks for nothing."""
+    status = replica(replay_lsn=100, observed_at=NOW - 0.5)
+    expected = Choice(status, Reason.CAUGHT_UP) if fit else Choice(None, Reason.DIVERGED)
+
+    board = board_of(status, flush_lsn=flush_lsn, seen_at=seen_at)
+    assert expected == choose(wrote(0), board, UNBOUNDED, now=NOW)
+    assert expected == choose(read_on("replica0", 0, 0), board, UNBOUNDED, now=NOW)
+
+
+def test_a_replica_that_diverged_came_nearer_than_one_of_another_reign() -> None:
+    """It shows the right reign; and one that is not caught up came nearer still."""
+    other, diverged, behind = (
+        replace(replica("replica0"), epoch=None),
+        replica("replica1", 101),
+        replica("replica2", 99),
+    )
+
+    for statuses, reason in (((other, diverged), Reason.DIVERGED), ((diverged, behind), Reason.NOT_CAUGHT_UP)):
+        board = board_of(*statuses, flush_lsn=100)
+        assert Choice(None, reason) == choose(wrote(100), board, UNBOUNDED, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("streaming", "streamed_lsn", "fit"),
+    [
+        (True, None, True),
+        (True, 50, True),  # that was another time: now it streams
+        (False, 101, True),
+        (False, 100, True),
+        (False, 99, False),
+        (False, None, False),
+    ],
+)
+def test_without_a_stream_a_replica_is_caught_up_only_with_what_it_has_streamed(
+    streaming: bool, streamed_lsn: int | None, fit: bool
+) -> None:
+    """What it replays beyond that may be anything that it has found."""
+    streamed = None if streamed_lsn is None else Lsn(streamed_lsn)
+    status = replace(replica(replay_lsn=100), streaming=streaming, streamed_lsn=streamed)
+    expected = Choice(status, Reason.CAUGHT_UP) if fit else Choice(None, Reason.NOT_CAUGHT_UP)
+
+    assert expected == choose(wrote(100), board_of(status), UNBOUNDED, now=NOW)
+    assert expected == choose(read_on("replica0", 100, 0), board_of(status), UNBOUNDED, now=NOW)
+
+
+def test_a_session_without_floors_is_served_by_a_replica_that_has_never_streamed() -> None:
+    """It asks for nothing; the reign's row is there."""
+    status = replace(replica(), streaming=False)
+
+    assert Choice(status, Reason.CAUGHT_UP) == choose(wrote(0), board_of(status), UNBOUNDED, now=NOW)
+
+
+@given(replay_lsn=LSNS, receive_lsn=st.none() | LSNS, streamed_lsn=st.none() | LSNS, streaming=st.booleans())
+@modest
+def test_a_replica_never_vouches_for_more_than_it_has_replayed(
+    replay_lsn: Lsn, receive_lsn: Lsn | None, streamed_lsn: Lsn | None, streaming: bool
+) -> None:
+    """What was received is not there yet; without a stream, what was not streamed is not sure."""
+    status = replace(
+        replica(replay_lsn=replay_lsn), receive_lsn=receive_lsn, streamed_lsn=streamed_lsn, streaming=streaming
+    )
+
+    assert vouched(status) == status.vouched_lsn <= replay_lsn
 
 
 # --- the session's own replica ---
@@ -595,9 +790,9 @@ def test_with_a_token_the_chosen_replica_has_replayed_the_floor_that_holds_there
     )
     fit = [
         status
-        for status in question.near()
+        for status in question.true()
         if status.name not in question.without
-        and int(status.replay_lsn)
+        and vouched(status)
         >= (
             int(token.write_floor)
             if status.name == node and incarnation == "first life"

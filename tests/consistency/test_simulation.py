@@ -1,18 +1,40 @@
-"""The guarantee, tried in a model of a whole cluster under virtual time; and wrong rules, each of them convicted.
+"""The guarantee, tried in the model of a whole cluster; and wrong rules, each of them convicted.
 
-The model knows what the core does not: which commits each node really shows. It takes every step at random from
-a seed, so that a failure names the seed and happens again. A commit is one bit, and what a node shows, what a
-session is owed, and what a history holds are sets of bits.
+The model is in `tests.consistency.model`. Its judge knows what each node really shows, and has notes of its own
+of what each process was told. Each verdict names the seed and the step, and both happen again. The right rules
+stand a million steps a run. The schedules that they do not stand are at the end, as expected failures: nothing
+is hidden.
+
+How each wrong rule is convicted. By data alone, a read that lacks what its session wrote or saw: status kept
+across a restart; floor dropped on retry; read floor dropped on changing nodes; reads raise no floor; off by one;
+LSNs compared as text; a bound that is none taken for nothing new; the replay LSN as the bound (F6); no waiting
+on the primary after a replica (F13); the floor taken inside the transaction (F1); a merge that keeps the node's
+life, or drops the node; the epoch ignored; `received_tli` trusted in place of the row (F11); the row trusted
+without its mark (an aligned tail: the replica goes on with it, and lives until the checkpoint); a lost tail not
+reported, or only lost writes reported; of two losses only the first reported (as `standing_of` does in 32a552e).
+
+By a floor that does not cover, in its reign, what was shown (the next read elsewhere may lack it): a bound
+without a stream; a bound below the replay LSN; the epoch of the status alone, or the bound of another timeline,
+after a replica has gone on to the next reign within its life.
+
+By a replica that is caught up in numbers only, having applied another timeline's WAL: `vouched_lsn` replaced by
+the replay LSN.
+
+By what a process was told, and a node used all the same: lease and `max_lag` ignored; an older primary accepted;
+an answer kept although its primary was replaced while it worked; a later reign, shown by a replica, not noticed;
+the board's reign not compared (session and replica agree, so nothing of theirs is lacking: what is broken is
+that the older reign is closed, and staleness bounded); a session of a later reign served by an old primary (to
+drop the check of the timeline alone breaks nothing: an epoch that is unknown there is refused as well).
+
+Not convicted: divergence ignored. Whatever diverged lacks the row of the reign, or gets it by a tail that was
+aligned, and then lies below its primary. The comparison is a second line, and says why a replica is left alone.
 """
 
 # ruff: noqa: ARG002, D102 - wrong rules look at less than they are given, and say what they do in their classes
 
 from __future__ import annotations
 
-import random
-from bisect import bisect_right
-from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
@@ -26,652 +48,56 @@ from rocket.consistency import (
     PrimaryStatus,
     ReplicaStatus,
     SessionToken,
-    choose,
+    merged,
     timeline_of,
 )
+from tests.consistency.model import Lost, Node, Played, Rules, Stale, simulate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
-STEPS = 500
-"""In the life of one cluster."""
-REPLICAS_TRIED = 2
-
-
-class Stale(AssertionError):
-    """The guarantee is broken."""
-
-
-# --- the cluster ---
-
-
-class History:
-    """The commits that one primary's WAL holds, in the order of their LSNs."""
-
-    def __init__(self, parent: History | None = None, fork_lsn: int = 0) -> None:
-        kept = 0 if parent is None else bisect_right(parent.lsns, fork_lsn)
-        self.lsns: list[int] = [] if parent is None else parent.lsns[:kept]
-        self.shows: list[int] = [0] if parent is None else parent.shows[: kept + 1]
-        """What a node shows that shows the first so many commits."""
-        self.epochs: list[Epoch | None] = [None] if parent is None else parent.epochs[: kept + 1]
-        """The newest epoch whose row it shows then."""
-        self.parent, self.fork_lsn = parent, fork_lsn
-
-    def commit(self, lsn: int, bit: int = 0, epoch: Epoch | None = None) -> None:
-        """Append a commit, of a session's write or of an epoch's row."""
-        self.lsns.append(lsn)
-        self.shows.append(self.shows[-1] | bit)
-        self.epochs.append(epoch or self.epochs[-1])
-
-    def up_to(self, lsn: int) -> int:
-        """Return how many commits lie at or below an LSN."""
-        return bisect_right(self.lsns, lsn)
-
-    def holds(self, other: History, lsn: int) -> bool:
-        """Tell whether another history is the same as this one up to an LSN."""
-        history: History | None = self
-        while history is not None and history is not other:
-            if lsn > history.fork_lsn:
-                return False
-            history = history.parent
-        return history is not None
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    """A server as it really is."""
-
-    name: str
-    history: History
-    incarnation: Incarnation
-    have: int = 0
-    """End of the WAL on its disk."""
-    replay: int = 0
-    shown: int = 0
-    """How many commits are visible; one more than lie below the replay LSN while the next is being replayed."""
-    base: int = 0
-    """Where replay begins anew at the earliest."""
-    receive: int | None = None
-    streaming: bool = False
-    paused: bool = False
-    in_recovery: bool = True
-    up: bool = True
-
-    @property
-    def is_replica(self) -> bool:
-        return self.up and self.in_recovery
-
-    @property
-    def has_replayed_all(self) -> bool:
-        return self.replay == self.have and self.shown == self.history.up_to(self.have)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Held:
-    """A token that a client holds, and what it is owed for it."""
-
-    token: SessionToken
-    wrote: int
-    """Its acknowledged writes."""
-    saw: int
-    """What its reads were shown."""
-
-
-@dataclass(slots=True, eq=False)
-class Session:
-    """A client; it sends all the tokens that it holds with each of its requests, of which several may be on."""
-
-    held: list[Held] = field(default_factory=list)
-
-    def answered(self, carried: list[Held], held: Held) -> None:
-        """Hold the token of an answer, as text, instead of those that its request brought."""
-        sent = replace(held, token=SessionToken.parse(str(held.token)))
-        self.held = [*(old for old in self.held if old not in carried), sent]
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """A read or a write on its way."""
-
-    session: Session
-    token: SessionToken | None
-    carried: list[Held]
-    failed: set[str] = field(default_factory=set)
-    status: ReplicaStatus | None = None
-    node: Node | None = None
-    incarnation: Incarnation | None = None
-    """Of the connection at work."""
-    shown: int | None = None
-    """What the read was shown; None until it was."""
-    bit: int = 0
-    lsn_inside: int = 0
-    """The primary's LSN when the write was about to commit."""
-
-
-# --- the rules under test: those of the core, and how routing applies them ---
-
-
-class Rules:
-    """What `rocket` does; those that are wrong override one of its parts."""
-
-    weather: ClassVar[Mapping[str, float]] = {}
-    """What happens more often, or less, in worlds that shall bring out something rare."""
-
-    def token(self, token: SessionToken, *, retried: bool) -> SessionToken:
-        """As the choice is made by it."""
-        return token
-
-    def board(self, board: Board, token: SessionToken) -> Board:
-        """As the choice sees it."""
-        return board
-
-    def policy(self, policy: Policy) -> Policy:
-        """As the choice follows it."""
-        return policy
-
-    def lsn(self, value: int) -> Lsn:
-        """As it stands in a status."""
-        return Lsn(value)
-
-    def vouches_for(self, status: ReplicaStatus, incarnation: Incarnation) -> bool:
-        return status.vouches_for(incarnation)
-
-    def bound(self, replica: Node) -> int | None:
-        """Taken after the read on the same connection, as in design fact F6."""
-        if replica.receive is not None and replica.receive >= replica.replay and replica.streaming:
-            return replica.receive
-        return None
-
-    def is_of(self, token: SessionToken, epoch: Epoch | None) -> bool:
-        """Asked with the bound: within one incarnation a replica may have gone on to the next reign."""
-        return token.epoch == epoch
-
-    def after_replica_read(
-        self, token: SessionToken, node: str, incarnation: Incarnation, bound: Lsn | None
-    ) -> SessionToken:
-        return token.after_replica_read(node, incarnation, bound)
-
-    def merged(self, one: SessionToken, other: SessionToken) -> SessionToken:
-        return one.merged_with(other)
-
-    def waits_for_writes(self, token: SessionToken) -> bool:
-        """A replica may have shown what the primary does not yet (F13)."""
-        return token.node is not None
-
-    def write_floor(self, *, inside: int, after: int) -> int:
-        assert inside <= after
-        return after
-
-
-# --- the model ---
-
-
-class World:
-    """A cluster, an observer and some clients, each of which takes its steps at random."""
-
-    def __init__(self, seed: int, rules: Rules) -> None:
-        self.rules = rules
-        self.events: Counter[str] = Counter()
-        self._seed = seed
-        self._step = 0
-        self._random = random.Random(seed)
-        self._now = 0.0
-        self._policy = Policy(
-            lease_s=self._random.choice([1.0, 5.0]),
-            max_lag_bytes=self._random.choice([None, None, 40, 8]),
-            max_lag_s=self._random.choice([None, None, 2.0]),
-        )
-        self._patience = self._random.choice([0.3, 0.8, 0.9])
-        self._lives = 0
-        self._bits = 0
-        self._history = History()
-        # Where the texts of LSNs become longer, and where their lower half is full.
-        self._flush = self._random.choice([0x4, 0xE0, 0xFFFF_FFE0])
-        self._epoch = self._begin_reign(1)
-        self._primary_life = 0
-        """Counts the lives of primaries: a connection is good for one."""
-        self._in_flight = 0
-        """What is flushed on the primary, so that replicas may show it, and not visible there yet (F13)."""
-        self._primary = Node("node0", self._history, self._life(), in_recovery=False)
-        self._nodes = [self._primary, *(self._new_replica(f"node{number}") for number in range(1, 4))]
-        self._board = Board()
-        self._on_the_way: dict[str, ReplicaStatus] = {}
-        self._primary_on_the_way: PrimaryStatus | None = None
-        self._seen_flush: int | None = None
-        self._sessions = [Session() for _ in range(3)]
-        self._reads: list[Request] = []
-        self._writes: list[Request] = []
-
-    def run(self, steps: int) -> None:
-        """Live for some steps; raise `Stale`."""
-        weights = [
-            weight * self.rules.weather.get(action.__name__.strip("_"), 1.0) for action, weight in self._ACTIONS
-        ]
-        for action, _ in self._random.choices(self._ACTIONS, weights, k=steps):
-            self._step += 1
-            action(self)
-
-    def _fail(self, what: str) -> None:
-        raise Stale(f"seed {self._seed}, step {self._step}: {what}")
-
-    def _some_replica(self) -> Node | None:
-        replicas = [node for node in self._nodes if node.is_replica]
-        return self._random.choice(replicas) if replicas else None
-
-    def _some_nodes(self) -> list[Node]:
-        chosen = self._random.getrandbits(len(self._nodes))
-        return [node for number, node in enumerate(self._nodes) if chosen >> number & 1]
-
-    def _life(self) -> Incarnation:
-        self._lives += 1
-        return Incarnation(f"{self._lives}@{1_700_000_000_000_000 + self._lives}")
-
-    def _new_replica(self, name: str) -> Node:
-        start = self._random.randint(max(0, self._flush - 30), self._flush)
-        return Node(
-            name,
-            self._history,
-            self._life(),
-            have=start,
-            replay=start,
-            shown=self._history.up_to(start),
-            base=start,
-        )
-
-    # The primary.
-
-    def _begin_reign(self, timeline: int) -> Epoch:
-        """Write the row of a new epoch, which is the first that rocket writes on a new primary."""
-        self._epoch = Epoch(f"{timeline}-{self._random.getrandbits(40):010d}")
-        self._flush += self._random.randint(1, 6)
-        self._history.commit(self._flush, epoch=self._epoch)
-        return self._epoch
-
-    def _other_wal(self) -> None:
-        if self._primary.up:
-            self._flush += self._random.choice([1, 1, 2, 5, 20])
-
-    def _lose_primary(self) -> None:
-        self._primary.up = False
-        self._primary_life += 1
-        self._writes.clear()
-        self._in_flight = 0
-        for node in self._nodes:
-            node.streaming = False
-
-    def _restart_primary(self) -> None:
-        if self._primary.up:
-            if self._random.random() < 0.15:
-                self._lose_primary()
-        else:
-            self._primary.up = True
-            self.events["primary restarted"] += 1
-
-    def _promote(self) -> None:
-        node = self._some_replica()
-        if node is None or node.history is not self._history or self._random.random() < 0.7:
-            return
-        self._lose_primary()
-        self._primary = node
-        self._flush = node.have  # it replays all that it has first
-        self._history = node.history = History(self._history, node.have)
-        node.in_recovery = False  # connections outlive this, and with them their incarnation (F14)
-        node.receive = None
-        self._begin_reign(timeline_of(self._epoch) + 1)
-        self.events["promoted"] += 1
-
-    # The replicas.
-
-    def _receive(self) -> None:
-        for node in self._some_nodes():
-            if node.is_replica and node.streaming and node.receive is not None:
-                least = min(node.receive, self._flush)
-                node.receive = self._random.choice([self._flush, self._random.randint(least, self._flush)])
-                node.have = max(node.have, node.receive)
-
-    def _replay(self) -> None:
-        for node in self._some_nodes():
-            if node.is_replica and not node.paused:
-                self._replay_on(node)
-
-    def _replay_on(self, node: Node) -> None:
-        lsns = node.history.lsns
-        in_progress = node.shown > node.history.up_to(node.replay)
-        if not in_progress and node.shown < node.history.up_to(node.have) and self._random.random() < 0.5:
-            # A commit becomes visible before the replay LSN moves over it (F6).
-            node.replay = self._random.choice(
-                [node.replay, self._random.randint(node.replay, lsns[node.shown] - 1)]
-            )
-            node.shown += 1
-            self.events["visible early"] += 1
-        else:
-            least = lsns[node.shown - 1] if in_progress else node.replay
-            node.replay = self._random.choice([least, node.have, self._random.randint(least, node.have)])
-            node.shown = max(node.shown, node.history.up_to(node.replay))
-
-    def _pause_or_resume(self) -> None:
-        node = self._some_replica()
-        if node:
-            node.paused = not node.paused and self._random.random() < 0.2
-
-    def _crash_replica(self) -> None:
-        """It comes back behind, in a new incarnation, and replays its own files first (F3)."""
-        node = self._some_replica()
-        if node:
-            node.incarnation = self._life()
-            node.receive, node.streaming, node.paused = None, False, False
-            node.replay = self._random.choice(
-                [node.base, node.replay, self._random.randint(node.base, node.replay)]
-            )
-            node.shown = node.history.up_to(node.replay)
-            self.events["crashed"] += 1
-
-    def _connect_or_lose_stream(self) -> None:
-        node = self._some_replica()
-        if node is None:
-            return
-        if node.streaming:
-            node.streaming = self._random.random() < 0.96
-        elif self._primary.up and node.has_replayed_all:
-            if node.history is not self._history and self._random.random() < 0.8:
-                # Else a diverged replica takes the new primary's WAL for its own, and shows none of it (F11).
-                return
-            node.streaming = True
-            if node.receive is None:  # it begins with the segment
-                node.receive = self._random.randint(max(0, node.have - 16), node.have)
-
-    def _fetch_from_archive(self) -> None:
-        """A replica whose stream breaks off goes on with what was archived; its receive LSN stays."""
-        node = self._some_replica()
-        if node and node.history is self._history and (not node.streaming or self._random.random() < 0.2):
-            node.streaming = False
-            node.have = self._random.randint(min(node.have, self._flush), self._flush)
-
-    def _follow(self) -> None:
-        """A replica is pointed to the promoted one, without a restart, if it has no WAL beyond the fork."""
-        node = self._some_replica()
-        if node and node.history is not self._history and self._history.holds(node.history, node.have):
-            node.history = self._history
-            node.receive, node.streaming = None, False
-            self.events["followed"] += 1
-
-    def _rebuild(self) -> None:
-        """A lost primary, a diverged replica, or any other is made anew under its name."""
-        node = self._random.choice(self._nodes)
-        if node is not self._primary and self._primary.up and self._random.random() < 0.5:
-            self._nodes[self._nodes.index(node)] = self._new_replica(node.name)
-            self.events["rebuilt"] += 1
-
-    # The observer.
-
-    def _pass_time(self) -> None:
-        self._now += self._random.choice([0.01, 0.05, 0.2, 0.5])
-
-    def _observe(self) -> None:
-        """Ask some nodes; what they answer is on its way until it is published, and may be late."""
-        for node in self._some_nodes():
-            if not node.is_replica:
-                self._on_the_way.pop(node.name, None)
-                self._board.forget(node.name)
-            elif node.name not in self._on_the_way:
-                self._on_the_way[node.name] = ReplicaStatus(
-                    node.name,
-                    self.rules.lsn(node.replay),
-                    node.incarnation,
-                    self._now,
-                    None if node.receive is None else Lsn(node.receive),
-                    node.streaming,
-                    node.history.epochs[node.shown],
-                )
-
-    def _publish(self) -> None:
-        for node in self._some_nodes():
-            if node.name in self._on_the_way:
-                self._board.publish(self._on_the_way.pop(node.name))
-
-    def _observe_primary(self) -> None:
-        if self._primary_on_the_way is not None:
-            self._board.publish_primary(self._primary_on_the_way)
-            self._seen_flush = int(self._primary_on_the_way.flush_lsn)
-            self._primary_on_the_way = None
-        elif self._primary.up:
-            self._primary_on_the_way = PrimaryStatus(Lsn(self._flush), self._now, self._epoch)
-
-    # The clients.
-
-    def _request(self, session: Session) -> Request:
-        """Return a request with all tokens that the session holds, of which those of the latest reign count."""
-        carried = list(session.held)
-        token: SessionToken | None = None
-        latest = max((held.token.timeline for held in carried), default=0)
-        for held in carried:
-            if held.token.timeline == latest:
-                token = held.token if token is None else self.rules.merged(token, held.token)
-        if len(carried) > 1:
-            self.events["merged"] += 1
-        return Request(session, token, carried)
-
-    def _begin_write(self) -> None:
-        if not self._primary.up or len(self._writes) > 2:
-            return
-        write = self._request(self._random.choice(self._sessions))
-        write.lsn_inside = self._flush
-        write.bit = 1 << self._bits
-        self._bits += 1
-        self._flush += self._random.choice([1, 1, 2, 3, 9])
-        self._history.commit(self._flush, write.bit)
-        self._in_flight |= write.bit
-        self._writes.append(write)
-
-    def _end_write(self) -> None:
-        if not self._writes:
-            return
-        write = self._writes.pop(self._random.randrange(len(self._writes)))
-        self._in_flight &= ~write.bit
-        floor = Lsn(self.rules.write_floor(inside=write.lsn_inside, after=self._flush))
-        if self._random.random() < 0.05:
-            floor = Lsn.UNKNOWN  # the connection was lost before it was told
-        token = write.token
-        if token is None or token.epoch != self._epoch:
-            token = SessionToken(self._epoch, floor)
-        else:
-            if token.is_beyond(Lsn(self._flush)):
-                self._fail(f"{token} is refused")
-            token = token.after_write(floor)
-        wrote, saw = _owed(write.carried)
-        write.session.answered(write.carried, Held(token, wrote | write.bit, saw))
-        self.events["written"] += 1
-
-    def _begin_read(self) -> None:
-        session = self._random.choice(self._sessions)
-        if len(self._reads) < 4:
-            self._reads.append(read := self._request(session))
-            self._send(read)
-
-    def _go_on_reading(self) -> None:
-        if self._reads:
-            read = self._random.choice(self._reads)
-            if read.node is None or read.shown is not None:
-                self._send(read) if read.node is None else self._end_read(read)
-            elif read.status is None:
-                self._show_on_primary(read)
-            elif read.incarnation != read.node.incarnation:
-                self._try_elsewhere(read)
-            else:
-                node = read.node
-                read.shown = node.history.shows[-1 if node is self._primary else node.shown]
-
-    def _send(self, read: Request) -> None:
-        """Choose a node and take a connection to it."""
-        read.shown = read.status = read.node = None
-        if read.token is not None and len(read.failed) < REPLICAS_TRIED:
-            read.status = choose(
-                self.rules.token(read.token, retried=bool(read.failed)),
-                self.rules.board(self._board, read.token),
-                self.rules.policy(self._policy),
-                now=self._now,
-                start=self._random.getrandbits(8),
-                load=lambda _name: self._random.randrange(12),
-                without=read.failed,
-            ).status
-        if read.status is None:
-            if read.token is not None and self._random.random() < self._patience:
-                self.events["waited"] += 1  # for a replica
-            elif self._primary.up:
-                read.node, read.incarnation = self._primary, Incarnation(str(self._primary_life))
-            else:
-                self._reads.remove(read)  # a 503
-            return
-        self._check_age_and_lag(read.status)
-        node = next(node for node in self._nodes if read.status.name == node.name)
-        if node.up and self.rules.vouches_for(read.status, node.incarnation):
-            read.node, read.incarnation = node, node.incarnation
-        else:
-            read.failed.add(node.name)
-            self.events["not vouched for"] += 1
-
-    def _check_age_and_lag(self, status: ReplicaStatus) -> None:
-        if self._now - status.observed_at > self._policy.lease_s:
-            self._fail(f"a read from {status.name}, which was not heard of within the lease")
-        bound = self._policy.max_lag_bytes
-        if bound is not None and self._seen_flush is not None and self._seen_flush - status.replay_lsn > bound:
-            self._fail(f"a read from {status.name}, which lies beyond max_lag")
-
-    def _show_on_primary(self, read: Request) -> None:
-        if read.incarnation != str(self._primary_life):
-            self._reads.remove(read)  # a 503
-            return
-        if read.token is not None and read.token.epoch != self._epoch:
-            read.token = None  # exchanged
-        if read.token is not None and self.rules.waits_for_writes(read.token):
-            self._in_flight = 0
-        read.shown = self._history.shows[-1] & ~self._in_flight
-
-    def _try_elsewhere(self, read: Request) -> None:
-        assert read.node is not None
-        read.failed.add(read.node.name)
-        self.events["retried"] += 1
-        self._send(read)
-
-    def _end_read(self, read: Request) -> None:
-        """Take the bound on the same connection, answer, and judge the answer."""
-        assert read.node is not None
-        assert read.shown is not None
-        if read.status is None:
-            if read.incarnation != str(self._primary_life):
-                self._reads.remove(read)  # a 503
-                return
-            token = read.token or SessionToken(self._epoch, Lsn(0))
-            if token.is_beyond(Lsn(self._flush)):
-                self._fail(f"{token} is refused")
-            token = token.after_primary_read(Lsn(self._flush))
-            self.events["read on the primary"] += 1
-        else:
-            node = read.node
-            assert read.token is not None
-            if (
-                not node.is_replica
-                or node not in self._nodes
-                or read.incarnation != node.incarnation
-                or not self.rules.is_of(read.token, node.history.epochs[node.shown])
-            ):
-                self._try_elsewhere(read)
-                return
-            bound = self.rules.bound(node)
-            token = self.rules.after_replica_read(
-                read.token, node.name, node.incarnation, None if bound is None else Lsn(bound)
-            )
-            self._count_read(read.token, token)
-        self._reads.remove(read)
-        wrote, saw = _owed(read.carried)
-        self._judge(read, wrote, saw)
-        read.session.answered(read.carried, Held(token, wrote, saw | read.shown))
-
-    def _count_read(self, before: SessionToken, after: SessionToken) -> None:
-        self.events["read on a replica"] += 1
-        self.events["read without a bound"] += after.read_floor == Lsn.UNKNOWN
-        if before.node is not None:
-            same = (before.node, before.incarnation) == (after.node, after.incarnation)
-            self.events["stayed" if same else "moved"] += 1
-
-    def _judge(self, read: Request, wrote: int, saw: int) -> None:
-        assert read.node is not None
-        lacks = self._history.shows[-1] & ~(read.shown or 0)
-        if lacks & wrote:
-            self._fail(f"a read on {read.node.name} lacks a write of its session; its token was {read.token}")
-        if lacks & saw:
-            self._fail(f"a read on {read.node.name} lacks what its session saw; its token was {read.token}")
-
-    _ACTIONS: tuple[tuple[Callable[[World], None], int], ...] = (
-        (_other_wal, 4),
-        (_restart_primary, 4),
-        (_promote, 2),
-        (_receive, 110),
-        (_replay, 110),
-        (_pause_or_resume, 12),
-        (_crash_replica, 5),
-        (_connect_or_lose_stream, 90),
-        (_fetch_from_archive, 20),
-        (_follow, 8),
-        (_rebuild, 3),
-        (_pass_time, 15),
-        (_observe, 120),
-        (_publish, 120),
-        (_observe_primary, 25),
-        (_begin_write, 16),
-        (_end_write, 20),
-        (_begin_read, 60),
-        (_go_on_reading, 300),
-    )
-
-
-def _owed(carried: list[Held]) -> tuple[int, int]:
-    wrote = saw = 0
-    for held in carried:
-        wrote |= held.wrote
-        saw |= held.saw
-    return wrote, saw
-
-
-# --- the rules hold ---
 
 WORLDS = 250
 """In each of eight tests: a million steps in all."""
-
-
-def simulate(rules: Callable[[], Rules], seeds: Iterable[int]) -> Counter[str]:
-    """Let a world live for each seed; return what happened in all of them, or raise `Stale`."""
-    events: Counter[str] = Counter()
-    for seed in seeds:
-        world = World(seed, rules())
-        world.run(STEPS)
-        events += world.events
-    return events
+TRIED = 8_000
+"""Worlds in which a wrong rule is looked for; most are found in one of the first hundred."""
 
 
 @pytest.mark.parametrize("first", range(0, 8 * WORLDS, WORLDS))
 def test_no_read_is_stale_in_any_of_many_worlds(first: int) -> None:
-    """Whatever happens, a read lacks nothing that its session wrote or saw and that is still there."""
+    """Whatever happens, a read lacks nothing that its session wrote or saw, but what it is told may be lost."""
     events = simulate(Rules, range(first, first + WORLDS))
 
     # Nothing that the model is for has stayed away.
     rare = {
         "merged": 1_000,
         "written": 500,
-        "read on a replica": 2_000,
+        "read on a replica": 1_000,
         "read on the primary": 1_000,
         "read without a bound": 200,
         "waited": 1_000,
-        "stayed": 1_000,
-        "moved": 250,
-        "retried": 50,
-        "not vouched for": 100,
+        "stayed": 500,
+        "moved": 100,
+        "retried": 25,
+        "not vouched for": 50,
         "visible early": 1_000,
         "crashed": 250,
         "rebuilt": 50,
-        "promoted": 25,
-        "followed": 10,
+        "rebuilt as a replica": 5,
+        "came back as a replica": 20,
+        "promoted": 100,
+        "promoted cleanly": 25,
+        "tail lost": 20,
+        "others past the fork": 10,
+        "past the fork, and streams": 10,
+        "spliced": 1,
+        "followed": 100,
         "primary restarted": 10,
+        "thawed": 5,
+        "refused an old primary": 20,
+        "outcome unknown": 10,
+        "exchanged": 100,
+        "told of a lost tail": 50,
     }
     assert {} == {event: events[event] for event, least in rare.items() if events[event] < least}
 
@@ -684,116 +110,40 @@ def test_the_same_seed_makes_the_same_world() -> None:
 
 # --- and wrong rules do not: the model can fail ---
 
+# Which replica, and how much of it.
+
 
 class StatusKeptAcrossARestart(Rules):
     """The status of a replica's earlier life vouches for connections of the next one."""
 
+    by_data: ClassVar = True
+
     def vouches_for(self, status: ReplicaStatus, incarnation: Incarnation) -> bool:
-        return True
-
-
-class ReadsRaiseNoFloor(Rules):
-    """Read-your-writes alone."""
-
-    def after_replica_read(
-        self,
-        token: SessionToken,
-        node: str,
-        incarnation: Incarnation,
-        bound: Lsn | None,
-    ) -> SessionToken:
-        return replace(token, node=node, incarnation=incarnation)
-
-
-class NoBoundIsNoFloor(Rules):
-    """What could not be bounded is taken for nothing new."""
-
-    def after_replica_read(
-        self, token: SessionToken, node: str, incarnation: Incarnation, bound: Lsn | None
-    ) -> SessionToken:
-        return token.after_replica_read(node, incarnation, token.read_floor if bound is None else bound)
-
-
-class BoundIsTheReplayLsn(Rules):
-    """A commit that is visible before the replay LSN moves over it escapes (F6)."""
-
-    def bound(self, replica: Node) -> int | None:
-        return replica.replay
-
-
-class BoundWithoutAStream(Rules):
-    """The receive LSN stays where the stream has ended, and replay goes on with what was archived."""
-
-    weather: ClassVar = {
-        "fetch_from_archive": 8,
-        "replay": 0.4,
-        "begin_write": 2,
-        "end_write": 2,
-        "promote": 0,
-        "crash_replica": 0.3,
-    }
-
-    def bound(self, replica: Node) -> int | None:
-        return replica.receive if replica.receive is not None and replica.receive >= replica.replay else None
-
-
-class BoundBelowTheReplayLsn(Rules):
-    """A stream begins before what a replica has replayed of its own files."""
-
-    weather: ClassVar = {"crash_replica": 3, "receive": 0.2, "promote": 0}
-
-    def bound(self, replica: Node) -> int | None:
-        return replica.receive if replica.streaming else None
-
-
-class MergeKeepsTheLife(Rules):
-    """What was read elsewhere does not bind on the replica of one of the two."""
-
-    def merged(self, one: SessionToken, other: SessionToken) -> SessionToken:
-        return replace(one.merged_with(other), node=one.node, incarnation=one.incarnation)
-
-
-class MergeDropsTheNode(Rules):
-    """Nothing tells any more that replicas were read, so nobody waits on the primary."""
-
-    def merged(self, one: SessionToken, other: SessionToken) -> SessionToken:
-        merged = one.merged_with(other)
-        return merged if merged.incarnation else replace(merged, node=None)
-
-
-class EpochIgnored(Rules):
-    """An LSN of one history is compared with one of another."""
-
-    def board(self, board: Board, token: SessionToken) -> Board:
-        blind = Board()
-        for status in board.replicas:
-            blind.publish(replace(status, epoch=token.epoch))
-        if board.primary is not None:
-            blind.publish_primary(board.primary)
-        return blind
-
-    def is_of(self, token: SessionToken, epoch: Epoch | None) -> bool:
-        return True
-
-
-class EpochOfTheStatusAlone(Rules):
-    """A replica may have gone on to the next reign since its last status, without a restart."""
-
-    weather: ClassVar = {"promote": 4, "follow": 10, "observe": 0.5, "rebuild": 0.3}
-
-    def is_of(self, token: SessionToken, epoch: Epoch | None) -> bool:
         return True
 
 
 class FloorDroppedOnRetry(Rules):
     """Any replica will do when the first has failed."""
 
+    by_data: ClassVar = True
+
     def token(self, token: SessionToken, *, retried: bool) -> SessionToken:
         return SessionToken(token.epoch, Lsn(0)) if retried else token
 
 
+class ReadFloorDroppedOnChangingNodes(Rules):
+    """What was read on one replica does not bind on another."""
+
+    by_data: ClassVar = True
+
+    def token(self, token: SessionToken, *, retried: bool) -> SessionToken:
+        return replace(token, read_floor=Lsn(0))
+
+
 class OffByOne(Rules):
     """A byte before the floor is thought to be enough."""
+
+    by_data: ClassVar = True
 
     def token(self, token: SessionToken, *, retried: bool) -> SessionToken:
         return replace(
@@ -823,55 +173,380 @@ class TextLsn(Lsn):
 class LsnsComparedAsText(Rules):
     """`0/9` is thought to be beyond `0/10`."""
 
+    by_data: ClassVar = True
+
     def lsn(self, value: int) -> Lsn:
         return TextLsn(value)
+
+
+# What a read may have shown, and a write may have reached.
+
+
+class ReadsRaiseNoFloor(Rules):
+    """Read-your-writes alone."""
+
+    by_data: ClassVar = True
+
+    def after_replica_read(
+        self, token: SessionToken, node: str, incarnation: Incarnation, bound: Lsn | None
+    ) -> SessionToken:
+        return replace(token, node=node, incarnation=incarnation)
+
+
+class NoBoundIsNoFloor(Rules):
+    """What could not be bounded is taken for nothing new."""
+
+    by_data: ClassVar = True
+
+    def after_replica_read(
+        self, token: SessionToken, node: str, incarnation: Incarnation, bound: Lsn | None
+    ) -> SessionToken:
+        return token.after_replica_read(node, incarnation, token.read_floor if bound is None else bound)
+
+
+class BoundIsTheReplayLsn(Rules):
+    """A commit that is visible before the replay LSN moves over it escapes (F6)."""
+
+    by_data: ClassVar = True
+
+    def bound(self, replica: Node) -> int | None:
+        return replica.replay
+
+
+class BoundWithoutAStream(Rules):
+    """The receive LSN stays where the stream has ended, and replay goes on with what was archived."""
+
+    weather: ClassVar = {
+        "fetch_from_archive": 8,
+        "replay": 0.4,
+        "begin_write": 2,
+        "end_write": 2,
+        "promote": 0,
+        "crash_replica": 0.3,
+    }
+
+    def bound(self, replica: Node) -> int | None:
+        return replica.receive if replica.receive is not None and replica.receive >= replica.replay else None
+
+
+class BoundBelowTheReplayLsn(Rules):
+    """A stream begins before what a replica has replayed of its own files."""
+
+    weather: ClassVar = {"crash_replica": 3, "receive": 0.2, "promote": 0}
+
+    def bound(self, replica: Node) -> int | None:
+        return replica.receive if replica.upstream is not None else None
 
 
 class FallbackWithoutWaiting(Rules):
     """A replica has shown what the primary does not yet (F13)."""
 
-    def waits_for_writes(self, token: SessionToken) -> bool:
+    by_data: ClassVar = True
+
+    def waits_for_writes(self, tokens: Iterable[SessionToken]) -> bool:
         return False
 
 
 class FloorTakenInsideTheTransaction(Rules):
     """As published: it lies before the commit record (F1)."""
 
+    by_data: ClassVar = True
+
     def write_floor(self, *, inside: int, after: int) -> int:
         return inside
 
 
-@pytest.mark.parametrize(
-    ("wrong", "verdict"),
-    [
-        (StatusKeptAcrossARestart, "lacks"),
-        (ReadsRaiseNoFloor, "lacks what its session saw"),
-        (NoBoundIsNoFloor, "lacks what its session saw"),
-        (BoundIsTheReplayLsn, "lacks what its session saw"),
-        (BoundWithoutAStream, "lacks what its session saw"),
-        (BoundBelowTheReplayLsn, "lacks what its session saw"),
-        (MergeKeepsTheLife, "lacks what its session saw"),
-        (MergeDropsTheNode, "lacks what its session saw"),
-        (EpochIgnored, "lacks"),
-        (EpochOfTheStatusAlone, "lacks what its session saw"),
-        (FloorDroppedOnRetry, "lacks"),
-        (OffByOne, "lacks"),
-        (LeaseAndLagIgnored, "beyond max_lag|within the lease"),
-        (LsnsComparedAsText, "lacks"),
-        (FallbackWithoutWaiting, "lacks what its session saw"),
-        (FloorTakenInsideTheTransaction, "lacks a write of its session"),
-    ],
-)
+# Tokens that meet.
+
+
+class MergeKeepsTheLife(Rules):
+    """What was read elsewhere does not bind on the replica of one of them."""
+
+    by_data: ClassVar = True
+
+    def merged(self, tokens: Iterable[SessionToken]) -> tuple[SessionToken | None, tuple[SessionToken, ...]]:
+        given = tuple(tokens)
+        latest, earlier = merged(given)
+        if latest is not None:
+            one = next(token for token in given if token.epoch == latest.epoch)
+            latest = replace(latest, node=one.node, incarnation=one.incarnation)
+        return latest, earlier
+
+
+class MergeDropsTheNode(Rules):
+    """Nothing tells any more that replicas were read, so nobody waits on the primary."""
+
+    by_data: ClassVar = True
+
+    def merged(self, tokens: Iterable[SessionToken]) -> tuple[SessionToken | None, tuple[SessionToken, ...]]:
+        latest, earlier = merged(tokens)
+        if latest is not None and latest.incarnation is None:
+            latest = replace(latest, node=None)
+        return latest, earlier
+
+
+# Reigns.
+
+AFTER_PROMOTIONS: Mapping[str, float] = {"promote": 3, "follow": 3, "rebuild": 0.3}
+
+
+class EpochIgnored(Rules):
+    """An LSN of one history is compared with one of another."""
+
+    by_data: ClassVar = True
+
+    def board(self, board: Board, token: SessionToken) -> Board:
+        blind = Board()
+        for status in board.replicas:
+            blind.publish(replace(status, epoch=token.epoch))
+        if board.primary is not None:
+            blind.publish_primary(replace(board.primary, epoch=token.epoch))
+        return blind
+
+    def shows(self, replica: Node, epoch: Epoch) -> bool:
+        return True
+
+    def streams(self, replica: Node, epoch: Epoch) -> bool:
+        return True
+
+
+class EpochOfTheStatusAlone(Rules):
+    """A replica may have gone on to the next reign since its last status, without a restart."""
+
+    weather: ClassVar = {"promote": 4, "follow": 10, "observe": 0.5, "rebuild": 0.3}
+
+    def shows(self, replica: Node, epoch: Epoch) -> bool:
+        return True
+
+    def streams(self, replica: Node, epoch: Epoch) -> bool:
+        return True
+
+
+class BoundOfAnotherTimeline(Rules):
+    """What is streamed is taken for WAL of the session's reign, since no later reign's row is seen yet."""
+
+    weather: ClassVar = {"promote": 4, "follow": 10, "observe": 0.5, "rebuild": 0.3}
+
+    def streams(self, replica: Node, epoch: Epoch) -> bool:
+        return True
+
+
+class ReceivedTimelineTrusted(Rules):
+    """The timeline that a replica has asked for is taken for the one that it applies (F11)."""
+
+    by_data: ClassVar = True
+    weather: ClassVar = AFTER_PROMOTIONS
+
+    def epoch(self, node: Node) -> Epoch | None:
+        return super().epoch(node) if node.upstream is None else node.upstream.reign
+
+    def shows(self, replica: Node, epoch: Epoch) -> bool:
+        return super().shows(replica, epoch) if replica.upstream is None else replica.upstream.reign == epoch
+
+
+class RowWithoutTheMark(Rules):
+    """The reign's row is proof at once: a foreign tail that ends before it goes on with it."""
+
+    by_data: ClassVar = True
+    weather: ClassVar = {**AFTER_PROMOTIONS, "splice": 3, "checkpoint": 0.3}
+
+    def epoch(self, node: Node) -> Epoch | None:
+        return None if node.row is None else node.row.epoch
+
+
+class AllThatIsReplayedVouches(Rules):
+    """Without a WAL receiver a replica may have replayed another timeline's WAL, and not shown its reign's row."""
+
+    weather: ClassVar = {
+        "promote": 4,
+        "follow": 8,
+        "fetch_from_archive": 4,
+        "rebuild": 0.3,
+        "unseen": 3,
+        "replay": 0.3,
+    }
+
+    def board(self, board: Board, token: SessionToken) -> Board:
+        trusting = Board()
+        for status in board.replicas:
+            trusting.publish(replace(status, streaming=True))
+        if board.primary is not None:
+            trusting.publish_primary(board.primary)
+        return trusting
+
+
+class BlindToDivergence(Board):
+    """Does not compare a replica with its primary."""
+
+    def has_diverged(self, status: ReplicaStatus) -> bool:
+        return False
+
+
+class DivergenceIgnored(Rules):
+    """A replica beyond its primary serves: nothing comes of it, since the reign's row is asked for first."""
+
+    weather: ClassVar = AFTER_PROMOTIONS
+
+    def new_board(self) -> Board:
+        return BlindToDivergence()
+
+
+class GullibleBoard(Board):
+    """Believes whoever answered as a primary last."""
+
+    def publish_primary(self, status: PrimaryStatus) -> bool:
+        self._newest_timeline = 0
+        return super().publish_primary(status)
+
+    def _may_succeed(self, status: PrimaryStatus, before: PrimaryStatus) -> bool:
+        return True
+
+
+class OlderPrimaryAccepted(Rules):
+    """A thawed primary is followed again."""
+
+    weather: ClassVar = {"freeze_or_thaw": 4, "promote": 2}
+
+    def new_board(self) -> Board:
+        return GullibleBoard()
+
+
+class AnswerKeptAfterAPromotion(Rules):
+    """What an old primary answers counts although its successor was seen meanwhile."""
+
+    weather: ClassVar = {"freeze_or_thaw": 4, "promote": 2}
+
+    def still_reigns(self, board: Board, epoch: Epoch, now: float, lease_s: float) -> bool:
+        return True
+
+
+class ForgetfulBoard(Board):
+    """Takes the reign of the last primary for the current one, whatever replicas show."""
+
+    @property
+    def epoch(self) -> Epoch | None:
+        return None if self.primary is None else self.primary.epoch
+
+
+class LaterReignUnnoticed(Rules):
+    """A replica shows that the primary's reign is over, and nobody looks."""
+
+    weather: ClassVar = {"promote": 3, "follow": 10, "rebuild": 0.3, "unseen": 4, "checkpoint": 3, "frozen": 3}
+
+    def new_board(self) -> Board:
+        return ForgetfulBoard()
+
+
+class ReignOfTheBoardIgnored(Rules):
+    """A replica serves the sessions of its reign for ever, although that is over."""
+
+    weather: ClassVar = AFTER_PROMOTIONS
+
+    def board(self, board: Board, token: SessionToken) -> Board:
+        partial = Board()
+        for status in board.replicas:
+            if status.epoch == token.epoch:
+                partial.publish(status)
+        if board.primary is not None:
+            partial.publish_primary(replace(board.primary, epoch=token.epoch))
+        return partial
+
+
+class SessionOfALaterReignServed(Rules):
+    """A process that knows the old primary alone takes a token of the new one for an earlier one."""
+
+    weather: ClassVar = {"promote": 2, "frozen": 3, "unseen": 5, "cut_off_or_reach": 0.3, "fence": 0.2}
+
+    def is_of_later_reign(self, token: SessionToken, epoch: Epoch) -> bool:
+        return False
+
+    def knows(self, node: Node, epoch: Epoch) -> bool:
+        return True
+
+
+# What is lost.
+
+
+class LostTailNotReported(Rules):
+    """The token is exchanged without a word."""
+
+    by_data: ClassVar = True
+
+    def lost(self, token: SessionToken, history_file: str) -> Lost | None:
+        return None
+
+
+class OnlyLostWritesReported(Rules):
+    """What a session has read beyond the switch point, and others wrote, is not thought of."""
+
+    by_data: ClassVar = True
+
+    def lost(self, token: SessionToken, history_file: str) -> Lost | None:
+        return super().lost(replace(token, read_floor=Lsn(0)), history_file)
+
+
+class FirstLossReportedAlone(Rules):
+    """Of several tokens of earlier reigns the first that has lost anything speaks for all."""
+
+    clients: ClassVar = 1
+    weather: ClassVar = {
+        "promote": 3,
+        "begin_read": 3,
+        "begin_write": 4,
+        "end_write": 2,
+        "fetch_from_archive": 0.3,
+    }
+
+    def lost_of_both(self, one: Lost | None, other: Lost | None) -> Lost | None:
+        return one or other
+
+
+CONVICTED = [
+    (StatusKeptAcrossARestart, "lacks"),
+    (FloorDroppedOnRetry, "lacks"),
+    (ReadFloorDroppedOnChangingNodes, "lacks what its session saw"),
+    (OffByOne, "lacks"),
+    (LeaseAndLagIgnored, "beyond max_lag|within the lease"),
+    (LsnsComparedAsText, "lacks"),
+    (ReadsRaiseNoFloor, "lacks what its session saw"),
+    (NoBoundIsNoFloor, "lacks what its session saw"),
+    (BoundIsTheReplayLsn, "lacks what its session saw"),
+    (BoundWithoutAStream, "do not cover"),
+    (BoundBelowTheReplayLsn, "do not cover|went back"),
+    (FallbackWithoutWaiting, "lacks what its session saw"),
+    (FloorTakenInsideTheTransaction, "lacks a write of its session"),
+    (MergeKeepsTheLife, "lacks what its session saw"),
+    (MergeDropsTheNode, "lacks what its session saw"),
+    (EpochIgnored, "lacks|is refused"),
+    (EpochOfTheStatusAlone, "do not cover"),
+    (BoundOfAnotherTimeline, "do not cover"),
+    (ReceivedTimelineTrusted, "lacks"),
+    (RowWithoutTheMark, "lacks"),
+    (AllThatIsReplayedVouches, "in numbers only"),
+    (OlderPrimaryAccepted, "not in office|reign that is over"),
+    (AnswerKeptAfterAPromotion, "not in office"),
+    (LaterReignUnnoticed, "reign that is over|not in office"),
+    (ReignOfTheBoardIgnored, "reign that is over"),
+    (SessionOfALaterReignServed, "whose session has seen a later one"),
+    (LostTailNotReported, "lost a write|lacks"),
+    (OnlyLostWritesReported, "lacks what its session saw"),
+    (FirstLossReportedAlone, "lost a write|lacks a write"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), CONVICTED)
 def test_wrong_rules_are_convicted(wrong: type[Rules], verdict: str) -> None:
-    """In one of the first few thousand worlds at the latest a read is stale."""
+    """In one of the first few thousand worlds at the latest a read is stale, or was about to be."""
     with pytest.raises(Stale, match=verdict):
-        simulate(wrong, range(8_000))
+        simulate(wrong, range(TRIED))
 
 
-@pytest.mark.parametrize(
-    "weather",
-    [BoundWithoutAStream.weather, BoundBelowTheReplayLsn.weather, EpochOfTheStatusAlone.weather],
-)
+WEATHERS = {
+    str(wrong.weather): wrong.weather for wrong, _ in [*CONVICTED, (DivergenceIgnored, "")] if wrong.weather
+}
+
+
+@pytest.mark.parametrize("weather", WEATHERS.values())
 def test_right_rules_are_acquitted_in_any_weather(weather: Mapping[str, float]) -> None:
     """It is the wrong rule that was convicted, not its world."""
 
@@ -879,4 +554,111 @@ def test_right_rules_are_acquitted_in_any_weather(weather: Mapping[str, float]) 
         pass
 
     UnderThatWeather.weather = weather
-    assert simulate(UnderThatWeather, range(WORLDS))["read on a replica"] > 100
+    assert simulate(UnderThatWeather, range(WORLDS))["read on a replica"] > 50
+
+
+def test_to_ignore_divergence_costs_nothing_here() -> None:
+    """Said honestly: in no schedule of this model is it the only thing between a session and a stale read."""
+    assert simulate(DivergenceIgnored, range(4 * WORLDS))["read on a replica"] > 200
+
+
+# --- what the right rules do not stand ---
+
+
+class EarlyPromotion(Rules):
+    """A replica that aims at a new timeline is promoted before it has reached the fork."""
+
+    weather: ClassVar = {"promote": 2, "follow": 3}
+    reaches: ClassVar = frozenset({"early promotion"})
+
+
+class LateTail(Rules):
+    """A foreign tail ends where a record beyond the new reign's first checkpoint begins."""
+
+    weather: ClassVar = {
+        "promote": 2,
+        "follow": 0.1,
+        "rebuild": 0.1,
+        "begin_write": 2,
+        "end_write": 2,
+        "splice": 3,
+        "fetch_from_archive": 0.3,
+        "receive": 0.5,
+    }
+    reaches: ClassVar = frozenset({"late tail"})
+
+
+class TwinTail(Rules):
+    """A foreign tail of a timeline with the same number ends where a record begins."""
+
+    weather: ClassVar = {
+        "promote": 6,
+        "checkpoint": 3,
+        "follow": 3,
+        "rebuild": 0.1,
+        "splice": 3,
+        "observe": 2,
+        "publish": 2,
+        "pause_or_resume": 0.2,
+    }
+    reaches: ClassVar = frozenset({"twin tail"})
+
+
+class LateTailFoundByTheAppliedTimeline(LateTail):
+    """A replica counts only with the number of the timeline that it has really entered, of which it can tell."""
+
+    def epoch(self, node: Node) -> Epoch | None:
+        epoch = super().epoch(node)
+        return epoch if epoch is not None and timeline_of(epoch) <= node.history.timeline else None
+
+
+class StreamedIsWhatWasReplayed(Rules):
+    """Of a replica that streams, what it has replayed by then is remembered, and not what it has received."""
+
+    def streamed_lsn(self, node: Node) -> Lsn | None:
+        return Lsn(node.replay)
+
+
+@pytest.mark.xfail(strict=True, raises=Stale, reason="switch_point looks at the timeline's own line alone")
+def test_a_replica_that_is_promoted_before_the_fork_reports_what_it_lacks() -> None:
+    """Its history file names the fork that it never reached (measured on Postgres 18.4)."""
+    simulate(EarlyPromotion, range(600))
+
+
+@pytest.mark.xfail(strict=True, raises=Stale, reason="the mark is proof only to those who replay the checkpoint")
+def test_a_replica_whose_tail_ends_beyond_the_first_checkpoint_is_not_taken_in() -> None:
+    """It gets the marked row with its page, or with the mark, and lives until the next checkpoint (reasoned)."""
+    simulate(LateTail, range(1_500))
+
+
+def test_the_applied_timeline_tells_a_foreign_tail() -> None:
+    """The right rules' neighbour, which asks the replica itself, stands the same worlds."""
+    simulate(LateTailFoundByTheAppliedTimeline, range(1_500))
+
+
+@pytest.mark.xfail(strict=True, raises=Stale, reason="no checkpoint tells two timelines with one number apart")
+def test_a_replica_of_a_twin_timeline_is_not_taken_in() -> None:
+    """Two promotions that knew nothing of each other, one after the other, each with its old primary fenced."""
+    simulate(TwinTail, range(2_500))
+
+
+@pytest.mark.xfail(strict=True, raises=Stale, reason="what was received need not be what is replayed later")
+def test_a_replica_that_enters_a_timeline_with_wal_it_has_not_replayed_vouches_for_none_of_it() -> None:
+    """What it had received of the old timeline beyond the fork it never replays; it replays as much of the new."""
+    Played(0, Rules()).write_and_lose_the_primary_before_it_is_replayed(promotion=True)
+
+
+def test_to_remember_what_was_replayed_would_be_enough_there() -> None:
+    """The read finds no replica, and no primary: that is slower, and not stale."""
+    world = Played(0, StreamedIsWhatWasReplayed())
+    world.write_and_lose_the_primary_before_it_is_replayed(promotion=True)
+
+    assert world.events["read on a replica"] == 0
+
+
+def test_without_a_promotion_what_was_received_is_what_is_replayed() -> None:
+    """The innocent neighbour: the primary is gone, and the replica that has received the write serves it."""
+    world = Played(0, Rules())
+    world.write_and_lose_the_primary_before_it_is_replayed(promotion=False)
+
+    assert world.events["read on a replica"] == 1

@@ -25,14 +25,16 @@ NOW = 100.0
 POLICY = Policy(max_wait_s=0.02)
 WROTE = SessionToken(EPOCH, Lsn(200))
 
-near = ReplicaStatus("near", Lsn(150), LIFE, NOW - 0.1, receive_lsn=Lsn(150), streaming=True, epoch=EPOCH)
+near = ReplicaStatus(
+    "near", Lsn(150), LIFE, NOW - 0.1, answered_at=NOW - 0.1, receive_lsn=Lsn(150), streaming=True, epoch=EPOCH
+)
 
 
 def board_of(*statuses: ReplicaStatus, seen: tuple[tuple[int, float], ...] = ((150, NOW - 1.0),)) -> Board:
     """Return a board with these replicas, whose primary was seen at these flush LSNs and times."""
     board = Board()
     for flush_lsn, seen_at in seen:
-        board.publish_primary(PrimaryStatus(Lsn(flush_lsn), seen_at, EPOCH))
+        board.publish_primary(PrimaryStatus("primary", Lsn(flush_lsn), seen_at, EPOCH))
     for status in statuses:
         board.publish(status)
     return board
@@ -51,8 +53,10 @@ def test_replica_that_was_late_already_is_not() -> None:
 
 
 def test_replica_that_does_not_stream_is_not() -> None:
-    """Nothing new reaches it."""
-    assert worth_waiting_for(WROTE, board_of(replace(near, streaming=False)), POLICY, now=NOW) == []
+    """Nothing new reaches it, even if all that it has replayed was streamed."""
+    cut_off = replace(near, streaming=False, streamed_lsn=Lsn(150))
+
+    assert worth_waiting_for(WROTE, board_of(cut_off), POLICY, now=NOW) == []
 
 
 def test_replica_of_another_epoch_is_not() -> None:
@@ -60,6 +64,21 @@ def test_replica_of_another_epoch_is_not() -> None:
     other = replace(near, epoch=Epoch("1-bbbbbbbbbb"))
 
     assert worth_waiting_for(WROTE, board_of(other), POLICY, now=NOW) == []
+
+
+def test_replica_of_a_reign_that_is_over_is_not() -> None:
+    """What it would catch up with, it would not be asked for any more."""
+    board = board_of(near)
+    board.publish(replace(near, name="further", epoch=Epoch("2-aaaaaaaaaa")))
+
+    assert worth_waiting_for(WROTE, board, POLICY, now=NOW) == []
+
+
+def test_replica_that_has_diverged_is_not() -> None:
+    """It goes on beyond its primary, and what the primary writes does not follow."""
+    board = board_of(near, seen=((149, NOW - 1.0), (149, NOW)))
+
+    assert worth_waiting_for(WROTE, board, POLICY, now=NOW) == []
 
 
 def test_nobody_waits_for_what_nothing_is_enough_for() -> None:
