@@ -24,7 +24,6 @@ from rocket.errors import (
     NotOurDirectory,
     PortInUse,
     ServerFailedToStart,
-    ServerKeepsDying,
     SetupError,
 )
 from rocket.postgres import directories, faults
@@ -366,18 +365,6 @@ async def test_clearing_up_spares_servers_of_a_run_that_lives(
         connection = await cluster.primary.connect()
         assert 1 == await connection.fetchval("SELECT 1")
         await connection.close()
-
-
-async def test_server_that_keeps_dying_ends_the_supervision() -> None:
-    """Five deaths within a minute are enough."""
-    async with local_cluster(settings()) as cluster:
-        node = cluster.node("replica0")
-        (node.data_dir / "global" / "pg_control").unlink()
-        node.kill()
-        async with asyncio.timeout(30):
-            with pytest.raises(ServerKeepsDying, match="replica0"):
-                await supervise(cluster)
-    assert [] == processes_of(cluster)
 
 
 async def test_faults_are_for_replicas_that_exist(cluster: LocalCluster) -> None:
