@@ -16,7 +16,6 @@ from rocket.errors import (
     DirectoryUnusable,
     NoSuchNode,
     PortInUse,
-    ServerFailedToStart,
     failing_plainly,
 )
 from rocket.postgres import catchup, directories, making, mending, promotion, roles, supervisor
@@ -119,18 +118,8 @@ class LocalCluster:
         self.primary, self.timeline = primary, timeline
 
     async def bring_up(self, node: Node) -> None:
-        """Start a node, after mending it if it is suspect. Raise `CommandFailed` or `ServerFailedToStart`."""
-        suspect = node.suspect
-        await mending.mend(self, node)
-        try:
-            await node.start(self.upstream_port(node))
-        except ServerFailedToStart as error:
-            if not (suspect or node.suspect):
-                raise
-            _log.warning("%s", error)
-            node.suspect = True
-            await mending.mend(self, node, anew=True)
-            await node.start(self.upstream_port(node))
+        """Start a node, after mending it if it is suspect; see `mending.bring_up`."""
+        await mending.bring_up(self, node)
 
     # --- the beginning ---
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ReplicationProcess = Literal["startup", "walreceiver"]
 """As `pg_stat_activity` has it in `backend_type`: what replays, and what receives."""
 
+_LOST = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What asyncpg makes of a server that goes away; the last one if it does so between two statements."""
 _STATUS_TIMEOUT_S = 1.0
 
 _PAUSE = "SELECT pg_wal_replay_pause()"
@@ -133,10 +135,12 @@ async def _connection(node: Node) -> Any:
         raise NodeNotRunning(f"{node.name} is {state(node)}")
     try:
         connection = await node.connect()
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (asyncpg.PostgresError, *_LOST) as error:
         raise NodeNotRunning(f"{node.name} does not answer: {in_words(error)}") from None
     try:
         yield connection
+    except _LOST as error:
+        raise NodeNotRunning(f"{node.name} no longer answers: {in_words(error)}") from None
     finally:
         connection.terminate()
 

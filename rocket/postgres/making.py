@@ -83,10 +83,11 @@ async def back_up(node: Node, source: Node) -> None:
     _signal_standby(node, fresh)
     # Whoever dies here leaves the old directory, none, or the new one: never half of one.
     old = await _out_of_the_way(node)
-    node.data_dir.rename(old)
+    if node.exists:
+        node.data_dir.rename(old)
     fresh.rename(node.data_dir)
     node.half_mended.unlink(missing_ok=True)
-    await asyncio.to_thread(shutil.rmtree, old)
+    await asyncio.to_thread(shutil.rmtree, old, ignore_errors=True)  # the next copy tries it again
 
 
 async def rewind(node: Node, source: Node) -> None:

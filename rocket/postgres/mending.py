@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from rocket.errors import CommandFailed, NotThePrimary, in_words
+from rocket.errors import CommandFailed, NotThePrimary, ServerFailedToStart, in_words
 from rocket.postgres import making
 from rocket.postgres.control_file import ControlFile
 from rocket.postgres.lineage import Lineage
@@ -37,11 +37,11 @@ class Remedy(Enum):
     CLONE = "cloning"
 
 
-async def mend(cluster: LocalCluster, node: Node, *, anew: bool = False) -> None:
+async def mend(cluster: LocalCluster, node: Node) -> None:
     """Take a suspect node down, make its directory one of a replica of the present primary, and leave it down.
 
-    Nothing happens to one that is not suspect. `anew`: by a clone, whatever it holds. Raise `CommandFailed` if the
-    primary does not allow it now; the node is suspect then as before.
+    Nothing happens to one that is not suspect; one that is unfit is cloned, whatever it holds. Raise
+    `CommandFailed` if the primary does not allow it now; the node is suspect then as before.
     """
     async with node.held():
         if not node.suspect:
@@ -53,24 +53,56 @@ async def mend(cluster: LocalCluster, node: Node, *, anew: bool = False) -> None
             await node.go_down()
             lineage = await _lineage(source)
             control = await _control(node)
-            remedy = Remedy.CLONE if anew or control is None else remedy_for(node, control, lineage)
+            remedy = Remedy.CLONE if node.unfit or control is None else remedy_for(node, control, lineage)
             node.mending = remedy.value
             if remedy is Remedy.TRIM and control is not None:
-                await asyncio.to_thread(making.trim, node, lineage, control)
-                making.become_standby(node)
-            elif remedy is not Remedy.REWIND or not await _rewound(node, source):
-                node.mending = Remedy.CLONE.value
+                done = await _trimmed(node, lineage, control)
+            else:
+                done = remedy is Remedy.REWIND and await _rewound(node, source)
+            if not done:
+                remedy = Remedy.CLONE
+                node.mending = remedy.value
                 _log.info("%s is cloned anew from %s", node.name, source.name)
                 await making.back_up(node, source)
         finally:
             node.mending = None
         if cluster.primary is not source or cluster.promotion.locked():
             raise CommandFailed(f"the primary changed while {node.name} was made to follow it")
-        node.suspect = False
+        node.suspect = node.unfit = False
+        node.mended_on = lineage.timeline
         _log.info(
             "%s fits the history of %s again after %.1f s (%s)",
             node.name, source.name, time.monotonic() - began, remedy.value,
         )  # fmt: skip
+
+
+async def bring_up(cluster: LocalCluster, node: Node) -> None:
+    """Start a node, after mending it if it is suspect; make a replica anew that does not start.
+
+    Two failed starts are enough for that, or one after mending. Raise `CommandFailed` or `ServerFailedToStart`.
+    """
+    dubious = node.suspect
+    await mend(cluster, node)
+    while True:
+        try:
+            await node.start(cluster.upstream_port(node))
+        except ServerFailedToStart as error:
+            killed = node.process is not None and node.process.kill_asked
+            if node is cluster.primary or (killed and not node.suspect):
+                raise
+            _log.warning("%s", error)
+            if dubious or node.suspect:
+                break
+            dubious = True
+        else:
+            return
+    if not killed:
+        _log.warning("%s does not start: it is made anew from %s", node.name, cluster.primary.name)
+    node.distrust(anew=not killed)
+    if cluster.primary.wanted:  # it may be starting, too
+        await cluster.primary.up.wait()
+    await mend(cluster, node)
+    await node.start(cluster.upstream_port(node))
 
 
 def remedy_for(node: Node, control: ControlFile, lineage: Lineage) -> Remedy:
@@ -121,6 +153,16 @@ async def _control(node: Node) -> ControlFile | None:
         return await ControlFile.read(node.data_dir, node.installation)
     except CommandFailed:
         return None
+
+
+async def _trimmed(node: Node, lineage: Lineage, control: ControlFile) -> bool:
+    try:
+        await asyncio.to_thread(making.trim, node, lineage, control)
+        making.become_standby(node)
+    except OSError as error:
+        _log.warning("%s cannot be trimmed: %s", node.name, error)
+        return False
+    return True
 
 
 async def _rewound(node: Node, source: Node) -> bool:

@@ -49,6 +49,10 @@ class Node:
         """Whether it should be up: a death is then unexpected."""
         self.suspect = False
         """Whether it may hold what the primary's history lacks: it is mended before it is started again."""
+        self.unfit = False
+        """Whether, being suspect, it is mended by a fresh copy, whatever its directory says of itself."""
+        self.mended_on = 0
+        """The timeline that it was last made fit for."""
         self.mending: str | None = None
         """What is being done to its directory, in a word."""
         self.frozen = False
@@ -94,6 +98,11 @@ class Node:
                 self.wanted = False
                 raise
 
+    def distrust(self, *, anew: bool) -> None:
+        """Have it mended before it is started again; `anew`: by a fresh copy."""
+        self.suspect = True
+        self.unfit = self.unfit or anew
+
     async def start_again(self, primary_port: int, *, timeout_s: float = START_TIMEOUT_S) -> bool:
         """Do the same after a death, unless it was stopped or became suspect; tell whether it is up.
 
@@ -117,9 +126,12 @@ class Node:
             # Left by a start that was killed before it could write its process id: Postgres would refuse it for
             # ever. Nothing runs here: what ran before is reaped and cleared up, and the directory is ours.
             lock_file.unlink()
-        self.configure(primary_port)
         self.log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+        # What became of the process of before says nothing of this start.
+        self.up.clear()
+        self.process = None
         try:
+            self.configure(primary_port)
             process = await ServerProcess.spawn(
                 self.installation.binaries.program("postgres"),
                 self.data_dir,
@@ -158,12 +170,15 @@ class Node:
             return True
         return False
 
-    def _log_tail(self) -> str:
+    def last_words(self) -> list[str]:
+        """Return the last lines that its present life, or its last one, has logged."""
         with contextlib.suppress(OSError), self.log_path.open("rb") as file:
             file.seek(self.log_start)
-            lines = file.read().decode(errors="replace").splitlines()
-            return "\n".join(f"    {line}" for line in lines[-_LOG_TAIL_LINES:])
-        return "    (no log)"
+            return file.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        return ["(no log)"]
+
+    def _log_tail(self) -> str:
+        return "\n".join(f"    {line}" for line in self.last_words())
 
     def configure(self, primary_port: int) -> None:
         """Write its configuration file; a running server reads it at a reload."""

@@ -1,6 +1,8 @@
 """Keeps the servers of a cluster alive and in step.
 
-What dies is started again, what cannot follow is mended, and who was promoted by somebody else is followed.
+What dies is started again, what cannot follow is mended, and who was promoted by somebody else is followed. A
+replica that does not come back with the directory that it has gets a fresh copy of the primary's; a primary that
+does not come back ends the program, since nobody has more than it has.
 """
 
 from __future__ import annotations
@@ -55,19 +57,49 @@ async def _keep(cluster: LocalCluster, node: Node) -> None:
     policy = RestartPolicy()
     while True:
         dead = await node.died()
-        how = ending(dead.exit_code)
-        pause_s = policy.after_death(time.monotonic(), asked=dead.kill_asked)
-        while not await _start_again(cluster, node, how, pause_s):
+        how, asked = ending(dead.exit_code), dead.kill_asked
+        pause_s = policy.after_death(time.monotonic(), asked=asked)
+        while True:
+            if pause_s is None:
+                raise ServerKeepsDying(f"{node.name} keeps dying ({how}): see {node.log_path}")
+            if not asked:
+                _doubt(cluster, node, how, dubious=policy.dubious)
+            # From then on it is a matter of mending.
+            if node.suspect or await _start_again(cluster, node, how, pause_s):
+                break
             how = "while starting"
-            asked = node.suspect or (node.process is not None and node.process.kill_asked)
+            asked = _was_asked(node)
             pause_s = policy.after_failed_start(asked=asked)
         policy.started()
 
 
-async def _start_again(cluster: LocalCluster, node: Node, how: str, pause_s: float | None) -> bool:
+def _was_asked(node: Node) -> bool:
+    """Tell whether a start failed because somebody wanted it to."""
+    return node.suspect or (node.process is not None and node.process.kill_asked)
+
+
+def _doubt(cluster: LocalCluster, node: Node, how: str, *, dubious: bool) -> None:
+    """Have a replica mended that died by itself, if it has said why, or anew if it is `dubious`."""
+    # One that was promoted by somebody else, and not noticed yet, may hold what nobody else has.
+    if node is cluster.primary or node.suspect or (node.exists and not node.is_replica):
+        return
+    # It may have been up for too short a time to be heard meanwhile.
+    complaint = _complaint(node.last_words())
+    if dubious:
+        _log.warning("%s died again (%s): it is made anew from %s", node.name, how, cluster.primary.name)
+        node.distrust(anew=True)
+    elif complaint:
+        _log.warning("%s died (%s) and %s", node.name, how, complaint)
+        _distrust(cluster, node, complaint)
+
+
+def _distrust(cluster: LocalCluster, node: Node, complaint: str) -> None:
+    """Have a replica mended for what it said: anew if nothing less would help, or has."""
+    node.distrust(anew=_WAL_IS_GONE in complaint or node.mended_on == cluster.timeline)
+
+
+async def _start_again(cluster: LocalCluster, node: Node, how: str, pause_s: float) -> bool:
     """Start a server that died; return whether that is done, or no longer wanted."""
-    if pause_s is None:
-        raise ServerKeepsDying(f"{node.name} keeps dying ({how}): see {node.log_path}")
     _log.warning("%s died (%s): starting it again in %.1f s", node.name, how, pause_s)
     await asyncio.sleep(pause_s)
     began = time.monotonic()
@@ -76,9 +108,6 @@ async def _start_again(cluster: LocalCluster, node: Node, how: str, pause_s: flo
             _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
     except ServerFailedToStart as error:
         _log.warning("%s", error)
-        if node is not cluster.primary and (node.suspect or _complaint(str(error).splitlines())):
-            node.suspect = True
-            return True  # from here on it is a matter of mending
         return False
     return True
 
@@ -95,23 +124,21 @@ async def _notice_promotions(cluster: LocalCluster) -> None:
 async def keep_following(cluster: LocalCluster, node: Node) -> None:
     """Mend a node that became suspect, or that says itself that it cannot follow; never returns."""
     tail = Tail(node.log_path, node.log_start)
-    mended_on = 0  # the timeline that it was last made fit for
     failures = 0
     while True:
         await asyncio.sleep(_CHECK_S)
         complaint = _complaint(tail.new_lines())
         if node is cluster.primary or cluster.promotion.locked():
             continue
-        anew = failures > 0
         if complaint and node.pid is not None and node.is_replica and not node.suspect:
             _log.warning("%s %s", node.name, complaint)
-            node.suspect = True
+            _distrust(cluster, node, complaint)
             if not node.up.is_set():  # nor would it ever be
                 await node.fence()
-            anew = _WAL_IS_GONE in complaint or mended_on == cluster.timeline
         if node.suspect and node.wanted and not node.frozen:
-            mended_on = cluster.timeline
-            failures = 0 if await _mended(cluster, node, anew=anew) else failures + 1
+            mended = await _mended(cluster, node)
+            if mended is not None:
+                failures = 0 if mended else failures + 1
             if failures == _ENOUGH:
                 raise ServerKeepsDying(
                     f"{node.name} does not start, not even as a fresh copy: see {node.log_path}"
@@ -119,21 +146,22 @@ async def keep_following(cluster: LocalCluster, node: Node) -> None:
             tail = Tail(node.log_path, node.log_start)
 
 
-async def _mended(cluster: LocalCluster, node: Node, *, anew: bool) -> bool:
-    """Mend a node and start it; False if it did not start."""
+async def _mended(cluster: LocalCluster, node: Node) -> bool | None:
+    """Mend a node and start it; False if it did not start, None if that could not be tried to the end."""
     began = time.monotonic()
     try:
-        await mending.mend(cluster, node, anew=anew)
+        await mending.mend(cluster, node)
         if await node.start_again(cluster.upstream_port(node)):
             _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
-    except CommandFailed as error:  # the primary is away, or another one now: it stays suspect
+    except (CommandFailed, OSError) as error:  # the primary is away, or another one now: it stays suspect
         _log.warning("%s cannot be mended now: %s", node.name, error)
         await asyncio.sleep(_RETRY_S)
+        return None
     except ServerFailedToStart as error:
         _log.warning("%s", error)
-        killed = node.suspect or (node.process is not None and node.process.kill_asked)
-        node.suspect = True
-        return killed
+        killed = _was_asked(node)
+        node.distrust(anew=not killed)
+        return None if killed else False
     return True
 
 

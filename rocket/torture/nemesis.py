@@ -33,7 +33,7 @@ _BREATH_S = {PRIMARY: 1.5}
 """How long at least all is well between two faults of a sequence: a primary has to be found again first."""
 _ATTEMPTS = 12
 _RETRY_S = 0.25
-_FAILURES = (RocketError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+_FAILURES = (RocketError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 _log = logging.getLogger("rocket.torture")
 

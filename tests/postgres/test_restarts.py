@@ -70,6 +70,33 @@ def test_a_start_that_went_well_ends_the_row() -> None:
     assert policy.after_failed_start(asked=False) == 0.2
 
 
+def test_two_failed_starts_in_a_row_make_it_dubious() -> None:
+    """Until one goes well."""
+    policy = RestartPolicy()
+    policy.after_death(0.0, asked=False)
+    said = [policy.dubious]
+    for asked in (False, True, False):
+        policy.after_failed_start(asked=asked)
+        said.append(policy.dubious)
+    policy.started()
+
+    assert [False, False, False, True, False] == [*said, policy.dubious]
+
+
+@pytest.mark.parametrize(("gap_s", "dubious"), [(10.0, [False, False, True, True]), (31.0, [False] * 4)])
+def test_three_deaths_within_a_minute_make_it_dubious(gap_s: float, dubious: list[bool]) -> None:
+    """Not those that somebody asked for, after which its directory is as good as before."""
+    policy = RestartPolicy()
+    said = []
+    for number in range(4):
+        policy.after_death(number * gap_s, asked=False)
+        said.append(policy.dubious)
+        policy.started()
+    policy.after_death(4 * gap_s, asked=True)
+
+    assert [*dubious, False] == [*said, policy.dubious]
+
+
 def test_deaths_that_were_asked_for_never_count() -> None:
     """However often somebody kills a server on purpose, it comes back at once."""
     policy = RestartPolicy()
