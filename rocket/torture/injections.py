@@ -17,7 +17,7 @@ import asyncpg
 
 from rocket.ending import background
 from rocket.errors import NodeNotRunning, NotAReplica, RocketError, in_words
-from rocket.postgres import faults
+from rocket.postgres import catchup, faults
 from rocket.torture.proxy import Mode
 
 if TYPE_CHECKING:
@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 Detail = dict[str, Any]
 
-_DELAY_MS = 400
+_SLOW_MS = 400
+_STUCK_MS = 3_600_000
+"""Of a replica that is to stop right before the next commit record, and stay there: it has all of a transaction but
+its commit, which is what a floor that was read too early calls enough."""
+_BACK_BEHIND_MS = 800
+"""Not so long that it would hold up the records that a restarted replica needs in order to let clients in."""
 _LINK_DELAY_S = 0.15
 _CRASH = ((signal.SIGQUIT, 2.0), (signal.SIGKILL, 5.0))
 """Ends a server without its farewell, which would wait for replicas."""
@@ -103,14 +108,17 @@ async def _replay_paused(_target: Target, node: Node, _length_s: float) -> Async
         await _healed(lambda: faults.resume(node), node)
 
 
-@contextlib.asynccontextmanager
-async def _replay_slow(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
-    await faults.delay(node, _DELAY_MS, target.cluster.upstream_port(node))
-    try:
-        yield {"delay_ms": _DELAY_MS}
-    finally:
-        node.apply_delay_ms = 0  # whatever becomes of it: its next start is an undelayed one
-        await _healed(lambda: faults.delay(node, 0, target.cluster.upstream_port(node)), node)
+def _replay_delayed(delay_ms: int) -> Injection:
+    @contextlib.asynccontextmanager
+    async def delayed(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
+        await faults.delay(node, delay_ms, target.cluster.upstream_port(node))
+        try:
+            yield {"delay_ms": delay_ms}
+        finally:
+            node.apply_delay_ms = 0  # whatever becomes of it: its next start is an undelayed one
+            await _healed(lambda: faults.delay(node, 0, target.cluster.upstream_port(node)), node)
+
+    return delayed
 
 
 @contextlib.asynccontextmanager
@@ -120,6 +128,27 @@ async def _backend_killed(_target: Target, node: Node, _length_s: float) -> Asyn
         yield {}
     finally:
         await _back(node)
+
+
+@contextlib.asynccontextmanager
+async def _back_behind(target: Target, node: Node, length_s: float) -> AsyncIterator[Detail]:
+    """Crash a replica that then comes back without what it had replayed of late, and stays as far behind."""
+    primary = target.cluster.primary
+    await _checkpoint(primary)
+    await catchup.replayed_by(node, await catchup.flushed_by(primary))
+    await _checkpoint(node)  # from here it replays again
+    await asyncio.sleep(_BACK_BEHIND_MS / 1000 + _UNSENT_S)
+    async with _replay_delayed(_BACK_BEHIND_MS)(target, node, length_s) as detail:
+        await faults.kill_backend(node)
+        yield detail
+
+
+async def _checkpoint(node: Node) -> None:
+    connection = await node.connect()
+    try:
+        await connection.execute("CHECKPOINT")
+    finally:
+        connection.terminate()
 
 
 @contextlib.asynccontextmanager
@@ -305,7 +334,8 @@ Injection = Callable[[Target, Any, float], AbstractAsyncContextManager[Detail]]
 
 INJECTIONS: Mapping[str, Injection] = {
     "replay-paused": _replay_paused,
-    "replay-slow": _replay_slow,
+    "replay-slow": _replay_delayed(_SLOW_MS),
+    "commit-stuck": _replay_delayed(_STUCK_MS),
     "walsender-killed": _walsender_killed,
     "startup-frozen": _halted("startup"),
     "receiver-frozen": _halted("walreceiver"),
@@ -313,6 +343,7 @@ INJECTIONS: Mapping[str, Injection] = {
     "link-delayed": _link(Mode.DELAYED),
     "link-half-open": _link(Mode.SILENT_PRIMARY),
     "backend-killed": _backend_killed,
+    "back-behind": _back_behind,
     "replica-killed": _killed,
     "replica-frozen": _frozen,
     "primary-backend-killed": _backend_killed,

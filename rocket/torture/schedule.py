@@ -36,6 +36,7 @@ REPLICA, PRIMARY, API = "replica", "primary", "api"
 KINDS = {
     "replay-paused": Kind(REPLICA, 3.0),
     "replay-slow": Kind(REPLICA, 3.0),
+    "commit-stuck": Kind(REPLICA, 2.0),
     "startup-frozen": Kind(REPLICA, 3.0),
     "receiver-frozen": Kind(REPLICA, 3.0),
     "walsender-killed": Kind(REPLICA, 2.0),
@@ -43,6 +44,7 @@ KINDS = {
     "link-delayed": Kind(REPLICA, 4.0),
     "link-half-open": Kind(REPLICA, 7.0),
     "backend-killed": Kind(REPLICA, 1.0),
+    "back-behind": Kind(REPLICA, 1.5),
     "replica-killed": Kind(REPLICA, 1.0),
     "replica-frozen": Kind(REPLICA, 3.0),
     "primary-backend-killed": Kind(PRIMARY, 1.0),
