@@ -17,7 +17,7 @@ import asyncpg
 
 from rocket.ending import background
 from rocket.errors import NodeNotRunning, NotAReplica, RocketError, in_words
-from rocket.postgres import catchup, faults
+from rocket.postgres import faults
 from rocket.torture.proxy import Mode
 
 if TYPE_CHECKING:
@@ -33,10 +33,8 @@ Detail = dict[str, Any]
 
 _SLOW_MS = 400
 _STUCK_MS = 3_600_000
-"""Of a replica that is to stop right before the next commit record, and stay there: it has all of a transaction but
-its commit, which is what a floor that was read too early calls enough."""
-_BACK_BEHIND_MS = 800
-"""Not so long that it would hold up the records that a restarted replica needs in order to let clients in."""
+"""Of a replica that is to stop right before the next commit record, and stay there: it has all of a transaction
+but its commit, which is what a floor that was read too early calls enough."""
 _LINK_DELAY_S = 0.15
 _CRASH = ((signal.SIGQUIT, 2.0), (signal.SIGKILL, 5.0))
 """Ends a server without its farewell, which would wait for replicas."""
@@ -128,27 +126,6 @@ async def _backend_killed(_target: Target, node: Node, _length_s: float) -> Asyn
         yield {}
     finally:
         await _back(node)
-
-
-@contextlib.asynccontextmanager
-async def _back_behind(target: Target, node: Node, length_s: float) -> AsyncIterator[Detail]:
-    """Crash a replica that then comes back without what it had replayed of late, and stays as far behind."""
-    primary = target.cluster.primary
-    await _checkpoint(primary)
-    await catchup.replayed_by(node, await catchup.flushed_by(primary))
-    await _checkpoint(node)  # from here it replays again
-    await asyncio.sleep(_BACK_BEHIND_MS / 1000 + _UNSENT_S)
-    async with _replay_delayed(_BACK_BEHIND_MS)(target, node, length_s) as detail:
-        await faults.kill_backend(node)
-        yield detail
-
-
-async def _checkpoint(node: Node) -> None:
-    connection = await node.connect()
-    try:
-        await connection.execute("CHECKPOINT")
-    finally:
-        connection.terminate()
 
 
 @contextlib.asynccontextmanager
@@ -343,7 +320,6 @@ INJECTIONS: Mapping[str, Injection] = {
     "link-delayed": _link(Mode.DELAYED),
     "link-half-open": _link(Mode.SILENT_PRIMARY),
     "backend-killed": _backend_killed,
-    "back-behind": _back_behind,
     "replica-killed": _killed,
     "replica-frozen": _frozen,
     "primary-backend-killed": _backend_killed,

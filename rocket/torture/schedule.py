@@ -44,7 +44,6 @@ KINDS = {
     "link-delayed": Kind(REPLICA, 4.0),
     "link-half-open": Kind(REPLICA, 7.0),
     "backend-killed": Kind(REPLICA, 1.0),
-    "back-behind": Kind(REPLICA, 1.5),
     "replica-killed": Kind(REPLICA, 1.0),
     "replica-frozen": Kind(REPLICA, 3.0),
     "primary-backend-killed": Kind(PRIMARY, 1.0),
