@@ -74,9 +74,9 @@ class Scene:
         ]  # fmt: skip
 
 
-LAG = Scene("commit-stuck,replay-slow", duration_s=7, replicas=3, seeds=(1, 2, 3))
+LAG = Scene("commit-stuck,replay-slow", duration_s=6, replicas=3, seeds=(1, 2, 3))
 """Replicas lag, and stand right before a commit record."""
-LAG_AND_CRASHES = Scene("backend-killed,replay-paused,replica-killed", duration_s=6, replicas=3, seeds=(1, 2, 3))
+LAG_AND_CRASHES = Scene("backend-killed,replay-paused,replica-killed", duration_s=6, replicas=3, seeds=(2, 1, 3))
 """One replica stands still while reads fail on another."""
 LOST_TAIL = Scene("promotion-lossy", duration_s=3, replicas=2, seeds=(1, 2, 3))
 """A promotion that loses acknowledged writes."""
