@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
 Detail = dict[str, Any]
 
-_DELAY_MS = 400
+_SLOW_MS = 400
+_STUCK_MS = 5_000
+"""Longer than the fault lasts: the replica stops right before the next commit record, and has all of a transaction
+but its commit, which is what a floor that was read too early calls enough. No longer, since a server that is
+restarted meanwhile may let nobody in before it is over."""
 _LINK_DELAY_S = 0.15
 _CRASH = ((signal.SIGQUIT, 2.0), (signal.SIGKILL, 5.0))
 """Ends a server without its farewell, which would wait for replicas."""
@@ -103,14 +107,17 @@ async def _replay_paused(_target: Target, node: Node, _length_s: float) -> Async
         await _healed(lambda: faults.resume(node), node)
 
 
-@contextlib.asynccontextmanager
-async def _replay_slow(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
-    await faults.delay(node, _DELAY_MS, target.cluster.upstream_port(node))
-    try:
-        yield {"delay_ms": _DELAY_MS}
-    finally:
-        node.apply_delay_ms = 0  # whatever becomes of it: its next start is an undelayed one
-        await _healed(lambda: faults.delay(node, 0, target.cluster.upstream_port(node)), node)
+def _replay_delayed(delay_ms: int) -> Injection:
+    @contextlib.asynccontextmanager
+    async def delayed(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
+        await faults.delay(node, delay_ms, target.cluster.upstream_port(node))
+        try:
+            yield {"delay_ms": delay_ms}
+        finally:
+            node.apply_delay_ms = 0  # whatever becomes of it: its next start is an undelayed one
+            await _healed(lambda: faults.delay(node, 0, target.cluster.upstream_port(node)), node)
+
+    return delayed
 
 
 @contextlib.asynccontextmanager
@@ -305,7 +312,8 @@ Injection = Callable[[Target, Any, float], AbstractAsyncContextManager[Detail]]
 
 INJECTIONS: Mapping[str, Injection] = {
     "replay-paused": _replay_paused,
-    "replay-slow": _replay_slow,
+    "replay-slow": _replay_delayed(_SLOW_MS),
+    "commit-stuck": _replay_delayed(_STUCK_MS),
     "walsender-killed": _walsender_killed,
     "startup-frozen": _halted("startup"),
     "receiver-frozen": _halted("walreceiver"),

@@ -36,6 +36,7 @@ REPLICA, PRIMARY, API = "replica", "primary", "api"
 KINDS = {
     "replay-paused": Kind(REPLICA, 3.0),
     "replay-slow": Kind(REPLICA, 3.0),
+    "commit-stuck": Kind(REPLICA, 2.0),
     "startup-frozen": Kind(REPLICA, 3.0),
     "receiver-frozen": Kind(REPLICA, 3.0),
     "walsender-killed": Kind(REPLICA, 2.0),

@@ -15,6 +15,7 @@ import pytest
 from rocket import Board, Limits, Lsn, Reason, Router, Routing, SessionToken
 from rocket.api import queries
 from rocket.api.users import UserFloors
+from rocket.ending import background
 from rocket.orchestrator import DATABASE
 from rocket.postgres import faults
 from rocket.routing import bounds
@@ -169,6 +170,57 @@ async def test_replica_that_comes_back_behind_is_read_stale_as_published_and_not
                 assert (False, Reason.UNCHECKED) == (seen, reason)
     await observer.run_once()
     assert (await read_ride(router, email, ride_id))[0]
+
+
+HELD_READ = """
+    SELECT (SELECT count(*) FROM rides JOIN users ON user_id = users.id AND email = $1),
+           pg_advisory_xact_lock_shared(1)
+"""
+"""Takes its snapshot, and then waits for whoever holds the lock on the node where it runs."""
+LOCK_IS_WAITED_FOR = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)"
+
+
+@contextlib.asynccontextmanager
+async def held_until_caught_up(cluster: LocalCluster) -> AsyncIterator[None]:
+    """Let a `HELD_READ` on a replica go on only once all replicas, paused so far, have replayed everything."""
+
+    async def let_go_when_read() -> None:
+        while not any([await connection.fetchval(LOCK_IS_WAITED_FOR) for connection in holding]):
+            await asyncio.sleep(0.01)
+        for node in cluster.replicas:
+            await faults.resume(node)
+        await cluster.wait_for_catchup()
+        for connection in holding:
+            await connection.execute("SELECT pg_advisory_unlock(1)")
+        await asyncio.Event().wait()  # the end comes as a cancellation
+
+    holding = [await node.connect(DATABASE) for node in cluster.replicas]
+    try:
+        for connection in holding:
+            await connection.execute("SELECT pg_advisory_lock(1)")
+        async with background(let_go_when_read(), "waiting for the read"):
+            yield
+    finally:
+        for connection in holding:
+            await connection.close()
+
+
+async def test_a_read_that_began_before_the_write_was_replayed_is_not_believed(
+    cluster: LocalCluster, observer: Observer, board: Board, email: str
+) -> None:
+    """A replica may have caught up by the end of a statement that does not show the write (design fact F5)."""
+
+    async def held_read(node: Connection) -> int:
+        return int(await node.fetchval(HELD_READ, email))
+
+    limits = Limits(attempt_s=10, read_s=20)
+    async with await Router.open(dsns(cluster), UserFloors(), board, limits=limits) as router:
+        await cluster.wait_for_catchup()
+        async with paused(cluster), held_until_caught_up(cluster):
+            await write_ride(router, email)
+            await observer.run_once()
+            answer = await router.read(held_read, subject=email)
+    assert (1, "primary", Reason.NOT_CAUGHT_UP) == (answer.value, answer.node, answer.reason)
 
 
 MANY_TABLES = 1500
