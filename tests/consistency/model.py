@@ -14,7 +14,7 @@ import random
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 from rocket.consistency import (
     Board,
@@ -32,7 +32,7 @@ from rocket.consistency import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 STEPS = 500
 """In the life of one cluster."""
@@ -46,14 +46,6 @@ class Stale(AssertionError):
 # --- the cluster ---
 
 
-class Row(NamedTuple):
-    """The newest row of the table of epochs."""
-
-    epoch: Epoch
-    proves: bool
-    """Whether it is marked: written again after the reign's first checkpoint."""
-
-
 class History:
     """The WAL that one node has applied: commits in the order of their LSNs, and where it came from."""
 
@@ -63,15 +55,17 @@ class History:
         self.lsns: list[int] = [] if parent is None else parent.lsns[:kept]
         self.shows: list[int] = [0] if parent is None else parent.shows[: kept + 1]
         """What a node shows that shows the first so many commits."""
-        self.rows: list[Row | None] = [None] if parent is None else parent.rows[: kept + 1]
-        """The newest row of the epochs that it shows then."""
+        self.rows: list[Epoch | None] = [None] if parent is None else parent.rows[: kept + 1]
+        """The newest epoch whose row it shows then."""
         self.parent, self.fork_lsn = parent, fork_lsn
         self.checkpoints: list[int] = []
         """Of this timeline."""
         self.spliced: History | None = None
         """Where the WAL beyond the fork was taken from, although that is not what the parent's led to."""
+        self.page_lsn = 0
+        """From here on that has the page of the newest epoch's row written whole, be it for a hint bit."""
 
-    def commit(self, lsn: int, bit: int = 0, row: Row | None = None) -> None:
+    def commit(self, lsn: int, bit: int = 0, row: Epoch | None = None) -> None:
         """Append a commit, of a session's write or of an epoch's row."""
         self.lsns.append(lsn)
         self.shows.append(self.shows[-1] | bit)
@@ -90,9 +84,34 @@ class History:
             history = history.parent
         return history is not None
 
+    def lineage(self) -> Iterator[History]:
+        """Go through this history and those that it came from."""
+        history: History | None = self
+        while history is not None:
+            yield history
+            history = history.parent
+
+    def has_a_twin_of(self, timeline: int, other: History) -> bool:
+        """Tell whether a timeline of this history has the number of another one, which another history has."""
+        return any(own.timeline == timeline and own not in other.lineage() for own in self.lineage())
+
+    def rows_at(self, lsn: int) -> list[Epoch | None]:
+        """Return the epochs whose rows were written up to an LSN."""
+        return self.rows[1 : self.up_to(lsn) + 1]
+
     def knows(self, epoch: Epoch) -> bool:
         """Tell whether the row of an epoch was ever written here."""
-        return any(row is not None and row.epoch == epoch for row in self.rows)
+        return epoch in self.rows
+
+    def timeline_at(self, lsn: int) -> int:
+        """Return the timeline that a node applies which has replayed up to an LSN.
+
+        It enters a timeline with the record at its fork. A foreign tail does without that, and stays in its own.
+        """
+        history = self
+        while history.parent is not None and lsn <= history.fork_lsn:
+            history = history.parent
+        return history.timeline
 
     def file(self) -> str:
         """Return the timeline's history file, as Postgres writes it."""
@@ -112,19 +131,23 @@ class History:
             done = max(self.lsns[-1] if self.lsns else 0, self.fork_lsn)
             before = other.rows[other.up_to(done)]
             for number in range(other.up_to(done), other.up_to(lsn)):
-                row = other.rows[number + 1]
-                # The row's page is written whole when it is changed for the first time after a checkpoint.
+                row, lsn_of_it = other.rows[number + 1], other.lsns[number]
                 self.commit(
-                    other.lsns[number],
+                    lsn_of_it,
                     other.shows[number + 1] & ~other.shows[number],
-                    None if row == before else row,
+                    row if row != before or lsn_of_it >= self.page_lsn else None,
                 )
                 before = row
 
     @property
+    def leads_astray(self) -> bool:
+        """Whether it goes on with WAL of a timeline that was never entered, of which the node knows the number."""
+        return self.spliced is not None and self.spliced.timeline != self.timeline
+
+    @property
     def fatal_lsn(self) -> int | None:
         """The checkpoint that a node with a foreign tail dies of: it names a timeline that was never entered."""
-        if self.spliced is None or self.spliced.timeline == self.timeline:
+        if self.spliced is None or not self.leads_astray:
             return None
         return next((lsn for lsn in self.spliced.checkpoints if lsn > self.fork_lsn), None)
 
@@ -143,7 +166,9 @@ class Node:
     shown: int = 0
     """How many commits are visible; one more than lie below the replay LSN while the next is being replayed."""
     base: int = 0
-    """Where replay begins anew at the earliest."""
+    """The minimum recovery point, as its control file notes it: after a crash it shows nothing before this."""
+    noted_timeline: int = 1
+    """The timeline that it applied then."""
     receive: int | None = None
     upstream: Node | None = None
     """The server that it streams from."""
@@ -182,7 +207,8 @@ class Node:
         return max(self.replay, self.history.lsns[self.shown - 1] if self.shown else 0)
 
     @property
-    def row(self) -> Row | None:
+    def row(self) -> Epoch | None:
+        """The newest epoch whose row it shows."""
         return self.history.rows[self.shown]
 
     @property
@@ -290,8 +316,6 @@ class Rules:
 
     weather: ClassVar[Mapping[str, float]] = {}
     """What happens more often, or less, in worlds that shall bring out something rare."""
-    reaches: ClassVar[frozenset[str]] = frozenset()
-    """What may happen in addition: schedules that even the right rules do not stand; see `World`."""
     clients: ClassVar[int] = 3
     by_data: ClassVar[bool] = False
     """Whether only what reads lack is judged, and not already what would let a later one lack something."""
@@ -307,11 +331,11 @@ class Rules:
 
     def epoch(self, node: Node) -> Epoch | None:
         """Which reign a replica is taken to follow."""
-        return None if node.row is None or not node.row.proves else node.row.epoch
+        return None if node.row is None or node.noted_timeline != timeline_of(node.row) else node.row
 
     def streamed_lsn(self, node: Node) -> Lsn | None:
         """Remembered of a replica that streams the reign's timeline."""
-        return None if node.receive is None else Lsn(node.receive)
+        return Lsn(node.replay)
 
     # The choice.
 
@@ -340,7 +364,7 @@ class Rules:
 
     def shows(self, replica: Node, epoch: Epoch) -> bool:
         """Asked with the bound: within one incarnation a replica may have gone on to the next reign."""
-        return replica.row is not None and replica.row.epoch == epoch
+        return replica.row == epoch
 
     def streams(self, replica: Node, epoch: Epoch) -> bool:
         """Asked with it as well: the bound is an LSN of what is streamed."""
@@ -401,14 +425,14 @@ class World:
 
     A promotion takes any replica: one that has all of it or not, or follows an earlier reign. Before it the old
     primary is fenced, or it is frozen and may be thawed after it; then it goes on answering as what it was. Tokens
-    stand even that, with one exception that stays away: somebody who writes on the new primary before rocket has
-    seen it, while the old one was not fenced. A replica that shows such a write need not show whose it is.
+    stand even that, with one exception that stays away but in the weather "unfenced": somebody who writes on the
+    new primary before rocket has seen it, while the old one was not fenced. A replica that shows such a write need
+    not show whose it is.
 
-    What may happen only where `Rules.reaches` names it:
-    "late tail": a foreign tail that ends where a record *beyond* the new reign's first checkpoint begins.
-    "twin tail": a foreign tail of a timeline with the same number, which no checkpoint tells apart.
-    "early promotion": a replica that enters a new timeline is promoted before it has reached its fork.
-    "unreplayed tail": a replica enters the new timeline with WAL beyond the fork received, and not replayed.
+    A replica may be promoted on its way to a new timeline, before it has reached the fork; it may enter one with
+    WAL beyond the fork received, and not replayed; and one with a foreign tail may find that this ends where a
+    record of the new timeline begins, and go on with that, until it dies of a checkpoint or does not start again.
+    What stays away is that two timelines have one number in that: see `Played`.
     """
 
     def __init__(self, seed: int, rules: Rules) -> None:
@@ -435,8 +459,6 @@ class World:
         """Of each reign that has a name."""
         self._leader = Node("node0", History(1), self._life(), have=start, in_recovery=False)
         """The primary that was promoted last; others that answer as one are to be left alone."""
-        self._name_reign(self._leader)
-        self._checkpoint_on(self._leader)
         self._name_reign(self._leader)
         self._nodes = [self._leader, *(self._new_replica(f"node{number}") for number in range(1, 4))]
         for node in self._nodes:
@@ -496,28 +518,22 @@ class World:
             replay=start,
             shown=history.up_to(start),
             base=start,
+            noted_timeline=history.timeline_at(start),
             newest_timeline=history.timeline,
         )
 
     # The primaries.
 
     def _name_reign(self, node: Node) -> None:
-        """Write the row of the epoch, or mark it as soon as there is a checkpoint: as `reign_of` does."""
-        row = node.history.rows[-1]
+        """Write the row of the epoch, if it has none yet, and remove a file with it: as `reign_of` does."""
         if node.reign is None:
             node.reign = Epoch(f"{node.history.timeline}-{self._random.getrandbits(40):010d}")
             self._histories[node.reign] = node.history
-            self._commit_on(node, row=Row(node.reign, proves=False))
-        elif row is not None and not row.proves and node.history.checkpoints:
-            self._commit_on(node, row=Row(node.reign, proves=True))
+            self._commit_on(node, row=node.reign)
 
-    def _commit_on(self, node: Node, bit: int = 0, row: Row | None = None) -> None:
+    def _commit_on(self, node: Node, bit: int = 0, row: Epoch | None = None) -> None:
         node.have += self._random.choice([1, 1, 2, 3, 9])
         node.history.commit(node.have, bit, row)
-
-    def _checkpoint_on(self, node: Node) -> None:
-        node.have += self._random.randint(1, 3)
-        node.history.checkpoints.append(node.have)
 
     def _new_bit(self) -> int:
         self._bits += 1
@@ -531,7 +547,8 @@ class World:
     def _checkpoint(self) -> None:
         node = self._random.choice(self._nodes)
         if node.takes_writes:
-            self._checkpoint_on(node)
+            node.have += self._random.randint(1, 3)
+            node.history.checkpoints.append(node.have)
 
     def _stop(self, node: Node) -> None:
         node.up = node.frozen = False
@@ -585,13 +602,12 @@ class World:
             for process in self._processes:
                 if self._chance(0.7):
                     process.cut_off = node.name
-        if not old.up and self._likely("others", 0.3):  # somebody writes before rocket does
+        may_write = not old.up or "unfenced" in self.rules.weather
+        if may_write and self._likely("others", 0.3):  # somebody writes before rocket does
             self._commit_on(node, bit=self._new_bit())
 
     def _may_be_promoted(self, node: Node) -> bool:
         if node.history.spliced is not None:
-            return False
-        if node.have < node.history.fork_lsn and "early promotion" not in self.rules.reaches:
             return False
         return node.history is self._leader.history or self._chance(0.2)
 
@@ -607,6 +623,7 @@ class World:
 
     def _count_promotion(self, node: Node, old: Node) -> None:
         self.events["promoted"] += 1
+        self.events["promoted before the fork"] += node.have < node.history.fork_lsn
         self.events["tail lost"] += node.history is old.history and node.history.up_to(node.have) < len(
             node.history.lsns
         )
@@ -640,7 +657,8 @@ class World:
 
     def _replay_on(self, node: Node, end: int) -> None:
         lsns = node.history.lsns
-        in_progress = node.shown > node.history.up_to(node.replay)
+        done = node.history.up_to(node.replay)
+        in_progress = node.shown > done
         if not in_progress and node.shown < node.history.up_to(end) and self._chance(0.5):
             # A commit becomes visible before the replay LSN moves over it (F6).
             node.replay = self._random.choice(
@@ -652,6 +670,14 @@ class World:
             least = lsns[node.shown - 1] if in_progress else node.replay
             node.replay = self._random.choice([least, end, self._random.randint(least, end)])
             node.shown = max(node.shown, node.history.up_to(node.replay))
+        now_done = node.history.up_to(node.replay)
+        if node.history.rows[done] != node.history.rows[now_done] or self._chance(0.02):
+            # A commit that removes a file, as that of an epoch's row does, notes it, but after it became visible;
+            # so does whatever writes a page that was changed.
+            self._note(node)
+
+    def _note(self, node: Node) -> None:
+        node.base, node.noted_timeline = node.replay, node.history.timeline_at(node.applied)
 
     def _pause_or_resume(self) -> None:
         node = self._some_replica()
@@ -661,7 +687,7 @@ class World:
     def _crash_replica(self) -> None:
         """It comes back behind, in a new incarnation, and replays its own files first (F3)."""
         node = self._some_replica()
-        if node:
+        if node and self._starts_again(node):
             node.incarnation = self._life()
             node.receive = node.upstream = None
             node.paused = False
@@ -670,6 +696,20 @@ class World:
             )
             node.shown = node.history.up_to(node.replay)
             self.events["crashed"] += 1
+
+    def _starts_again(self, node: Node) -> bool:
+        """Sort out a foreign tail that went on with another timeline's WAL: that timeline is what it aims at."""
+        tail, other = node.history, node.history.spliced
+        if not tail.leads_astray or other is None:
+            return True
+        assert tail.parent is not None
+        if not other.holds(tail.parent, node.base):
+            self._stop(node)  # its minimum recovery point is not in that timeline's history
+            self.events["did not start again"] += 1
+            return False
+        node.history, node.have, node.replay = other, node.base, node.base  # nothing of the tail was kept
+        self.events["lost its foreign tail"] += 1
+        return True
 
     def _connect_or_lose_stream(self) -> None:
         node = self._some_replica()
@@ -702,15 +742,18 @@ class World:
         """
         self.events["past the fork, and streams"] += 1
         end, other = node.have, source.history
-        is_late = bool(other.checkpoints) and end >= other.checkpoints[0]
-        is_twin = node.history.timeline == other.timeline
-        may_be = not is_late or "late tail" in self.rules.reaches
-        if is_twin:
-            may_be = "twin tail" in self.rules.reaches
-        if may_be and end < source.have and node.history.spliced is None and self._likely("splice", 0.5):
-            node.history = History(node.history.timeline, node.history, end)
-            node.history.spliced = other
-            self.events["spliced"] += 1
+        is_twin = other.has_a_twin_of(node.history.timeline_at(end), node.history)
+        if not is_twin and end < source.have and node.history.spliced is None and self._likely("splice", 0.5):
+            self._align(node, other)
+            self.events["spliced past the row"] += source.reign in other.rows_at(end)
+
+    def _align(self, node: Node, other: History) -> None:
+        """Let a foreign tail end where a record of another history begins."""
+        end = node.have
+        node.history = History(node.history.timeline_at(end), node.history, end)
+        node.history.spliced = other
+        node.history.page_lsn = self._random.randint(end, end + 40)
+        self.events["spliced"] += 1
 
     def _fetch_from_archive(self) -> None:
         """A replica whose stream breaks off goes on with what was archived; its receive LSN stays."""
@@ -721,12 +764,13 @@ class World:
             node.have = self._random.randint(min(node.have, flush), flush)
 
     def _follow(self) -> None:
-        """A replica is pointed to the promoted one, without a restart, if it has no WAL beyond the fork."""
+        """A replica is pointed to the promoted one, without a restart, if it has replayed none beyond the fork."""
         node, history = self._some_replica(), self._leader.history
         if node is None or node.history is history or not self._leader.works:
             return
-        if "unreplayed tail" in self.rules.reaches and history.holds(node.history, node.applied):
+        if not history.holds(node.history, node.have) and history.holds(node.history, node.applied):
             node.have = node.applied
+            self.events["followed with WAL not replayed"] += 1
         if history.holds(node.history, node.have):
             node.history = history
             node.upstream = None
@@ -741,6 +785,7 @@ class World:
                 node.up = node.in_recovery = True
                 node.reign = None
                 node.replay = node.base = node.have
+                node.noted_timeline = node.history.timeline_at(node.have)
                 node.shown = node.history.up_to(node.have)
                 node.newest_timeline = max(node.newest_timeline, node.history.timeline)
                 self.events["came back as a replica"] += 1
@@ -1167,16 +1212,12 @@ class Played(World):
         old, process, session = self._leader, self._processes[0], self._sessions[0]
         node, other = self._node("node1"), self._node("node2")
         for replica in (node, other):
-            replica.have = replica.receive = replica.replay = old.have
-            replica.shown = old.history.up_to(old.have)
-            self._connect(replica, old)
+            self._catch_up(replica, old)
         self._commit_on(old, bit := self._new_bit())
         assert old.reign is not None
         session.held = [Held(SessionToken(old.reign, Lsn(old.have)), bit, 0)]
         node.have = node.receive = old.have
-        for seen in (old, node):
-            self._ask(process, seen)
-            self._publish_answers(process, seen)
+        self._see(process, old, node)
         self._stop(old)
         self._now += 0.01  # it was asked earlier than node1 is going to answer, so it can have written more
         if promotion:
@@ -1185,8 +1226,56 @@ class Played(World):
             other.have += 100
             node.history, node.have = other.history, other.have
         node.replay, node.shown = node.have, node.history.up_to(node.have)
-        self._ask(process, node)
-        self._publish_answers(process, node)
+        self._see(process, node)
+        self._read(session, process)
+
+    def promote_twice_and_go_on_with_the_wal_of_the_other(self, *, twins: bool) -> None:
+        """Play this, and let the session read.
+
+        1. The primary is lost, and node1 becomes the next one. node3 follows it, and replays all that it writes.
+        2. That one is lost, too, and node2 becomes the next one, which has seen nothing of that; with `twins` it
+           does not even know that the timeline's number is taken. A session writes there.
+        3. node3 is pointed to it. Its tail happens to end where a record begins: it goes on with that, and gets
+           the row of the reign with its page. It is observed, and read from.
+        """
+        self._policy = Policy(max_lag_bytes=None)
+        self._shares_history_files = not twins
+        process, session = self._processes[0], self._sessions[0]
+        first, second, node = (self._node(name) for name in ("node1", "node2", "node3"))
+        for replica in (first, second, node):
+            self._catch_up(replica, self._leader)
+        self._stop(self._leader)
+        self._begin_reign_on(first)
+        self._name_reign(first)
+        first.have += 100
+        node.history = first.history
+        self._catch_up(node, first)
+        self._stop(first)
+        self._begin_reign_on(second)
+        self._name_reign(second)
+        self._commit_on(second, bit := self._new_bit())
+        assert second.reign is not None
+        session.held = [Held(SessionToken(second.reign, Lsn(second.have)), bit, 0)]
+        self._align(node, second.history)
+        second.have += 200
+        self._commit_on(second, self._new_bit())
+        self._catch_up(node, second)
+        self._see(process, second, node)
+        self._read(session, process)
+
+    def _catch_up(self, node: Node, source: Node) -> None:
+        node.history.take_over(source.have)
+        node.have = node.receive = node.replay = source.have
+        node.shown = node.history.up_to(node.have)
+        self._note(node)
+        self._connect(node, source)
+
+    def _see(self, process: Process, *nodes: Node) -> None:
+        for node in nodes:
+            self._ask(process, node)
+            self._publish_answers(process, node)
+
+    def _read(self, session: Session, process: Process) -> None:
         read = Request(session, process, list(session.held), tuple(held.token for held in session.held))
         self._reads = [read]
         while read in self._reads:

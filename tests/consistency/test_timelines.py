@@ -80,10 +80,6 @@ def test_each_ancestor_of_a_long_line_is_found(steps: list[tuple[int, int]]) -> 
         assert ends.get(number) == switch_point(history, number)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="switch_point looks at the timeline's own line alone: `early promotion` in tests/consistency/model.py",
-)
 def test_a_timeline_that_was_left_before_its_fork_was_reached_ends_there() -> None:
     """Promoted on its way to timeline 2, which it had not reached: what it lacks of timeline 1 was lost.
 
