@@ -195,11 +195,11 @@ async def test_failure_of_a_part_unwinds_it_with_exit_code_1(kept_dir: Path) -> 
     """A server that can't be kept alive is not part of the game."""
     async with run_all(kept_dir, "--no-simulator") as program:
         await program.prints("ready after")
-        server = postmaster(kept_dir, "replica1")
+        server = postmaster(kept_dir, "primary")
         (Path(server.cwd()) / "global" / "pg_control").unlink()
         server.kill()
         assert 1 == await program.ends()
-    assert "replica1 keeps dying" in program.errors
+    assert "primary keeps dying" in program.errors
     assert_nothing_left(kept_dir)
 
 

@@ -6,14 +6,16 @@ a read's own statement, or later, covers what the read saw.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rocket.consistency import Lsn, timeline_of
 from rocket.routing.connections import behind
 
 if TYPE_CHECKING:
     from rocket.consistency import Epoch
-    from rocket.routing.connections import Connection, NodeConnection
+    from rocket.routing.connections import Connection, Work
+
+ResultT = TypeVar("ResultT")
 
 SHOWN = """(
     SELECT CASE WHEN now.in_recovery THEN
@@ -45,10 +47,13 @@ class OfAnotherReign(ConnectionError):
     """The server has gone on to another primary's reign since it was observed."""
 
 
-async def said_after(work_on: NodeConnection) -> str:
-    """Return what a node says of itself after work: what its last statement has noted, or else ask."""
-    noted = work_on.take_note()
-    return await work_on.fetchval(_ASK) if noted is None else noted
+async def with_what_was_said(work: Work[ResultT], node: Connection) -> tuple[ResultT, str]:
+    """Run work; return its result with what the node said of itself in the last statement, or says when asked."""
+    connection = behind(node)
+    connection.take_note()  # it may have been left by a read that failed
+    value = await work(node)
+    noted = connection.take_note()
+    return value, await connection.fetchval(_ASK) if noted is None else noted
 
 
 def saw(node: Connection, shown: str | None) -> None:

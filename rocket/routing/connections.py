@@ -124,9 +124,13 @@ async def connect(dsn: str) -> NodeConnection:
 
 
 def behind(connection: Connection) -> NodeConnection:
-    """Return the connection behind a pool's proxy, as which it may pass for all that we read of it."""
-    # The proxy shows the attributes of the connection that it stands for.
-    return cast("NodeConnection", connection)
+    """Return the connection itself, behind a pool's proxy; raise `ConnectionError` if the pool has ended it."""
+    inner: Any = connection
+    if isinstance(connection, asyncpg.pool.PoolConnectionProxy):
+        inner = cast("Any", connection)._con  # noqa: SLF001 - None once the pool has it back
+    if inner is None:
+        raise ConnectionResetError("the connection was ended, since its node is not what it was")
+    return cast("NodeConnection", inner)
 
 
 def _is_lost(connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from rocket.consistency import Board, Epoch, Policy, PrimaryStatus, ReplicaStatus
-    from rocket.routing.connections import NodeConnection
+    from rocket.routing.connections import Connection
     from rocket.routing.limits import Limits
 
 
@@ -70,14 +70,15 @@ class Nodes:
     # --- replicas ---
 
     @contextlib.asynccontextmanager
-    async def replica(self, status: ReplicaStatus) -> AsyncIterator[NodeConnection]:
+    async def replica(self, status: ReplicaStatus) -> AsyncIterator[Connection]:
         """Lend a connection of the incarnation that `status` was taken in, or raise `NotAsObserved`.
 
         Raise `ConnectionError` when there is none to be had.
         """
         async with self.any_to(status.name) as connection:
-            if not status.vouches_for(connection.incarnation):
-                if connection.opened_at < status.observed_at:
+            opened = behind(connection)
+            if not status.vouches_for(opened.incarnation):
+                if opened.opened_at < status.observed_at:
                     # Another life was seen after it was opened: its own is over, whatever the network pretends.
                     throw_away(connection)
                     raise NotAsObserved("the pooled connection is of an earlier incarnation")
@@ -85,13 +86,13 @@ class Nodes:
             yield connection
 
     @contextlib.asynccontextmanager
-    async def any_to(self, name: str) -> AsyncIterator[NodeConnection]:
+    async def any_to(self, name: str) -> AsyncIterator[Connection]:
         """Lend a connection without any proof."""
         pool = self._pools.get(name)
         if pool is None:
             raise NotAsObserved(f"{name} is not one of this router's nodes")
         async with pool.lease() as connection:
-            yield behind(connection)
+            yield connection
 
     # --- the primary ---
 
@@ -103,14 +104,14 @@ class Nodes:
         return primary
 
     @contextlib.asynccontextmanager
-    async def primary(self) -> AsyncIterator[tuple[NodeConnection, PrimaryStatus]]:
+    async def primary(self) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
         """Lend a connection to the primary, of its present reign, with its status; else raise `NotAsObserved`.
 
         Raise `Unavailable` where no primary is known to be in office.
         """
         primary = self.primary_in_office()
         async with self.any_to(primary.name) as connection:
-            if connection.epoch != primary.epoch:
+            if behind(connection).epoch != primary.epoch:
                 throw_away(connection)
                 raise NotAsObserved(f"the connection to {primary.name} is not of epoch {primary.epoch}")
             yield connection, primary

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Epoch, PrimaryStatus, ReplicaStatus
-    from rocket.routing.connections import NodeConnection, NodePool, Work
+    from rocket.routing.connections import Connection, NodePool, Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.waiting import Waiting
 
@@ -241,11 +241,10 @@ class Router(Generic[SubjectT]):
     ) -> tuple[ResultT, SessionToken]:
         """Run work on a connection that `status` vouches for; return the session's next token with the result."""
 
-        async def bounded(replica: NodeConnection) -> tuple[ResultT, SessionToken]:
+        async def bounded(replica: Connection) -> tuple[ResultT, SessionToken]:
             assert status.incarnation is not None  # noqa: S101 - it was compared with the connection's
-            replica.take_note()  # it may have been left by a read that failed
-            value = await work(replica)
-            bound = bounds.shown_by_replica(await bounds.said_after(replica), token.epoch)
+            value, said = await bounds.with_what_was_said(work, replica)
+            bound = bounds.shown_by_replica(said, token.epoch)
             return value, token.after_replica_read(status.name, status.incarnation, bound)
 
         return await self._try_replica(self._nodes.replica(status), bounded, deadline)
@@ -253,14 +252,13 @@ class Router(Generic[SubjectT]):
     async def _read_on_primary(
         self, work: Work[ResultT], subject: SubjectT, reason: Reason, tokens: Sequence[SessionToken]
     ) -> Answer[ResultT]:
-        async def bounded(primary: NodeConnection, status: PrimaryStatus) -> Answer[ResultT]:
+        async def bounded(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
             epoch = status.epoch
             standing = await standing_of(tokens, primary, epoch)
             if any(token.node is not None for token in tokens):
                 await self._floors.wait_for_writes(primary, subject)
-            primary.take_note()
-            value = await work(primary)
-            flush_lsn = bounds.shown_by_primary(await bounds.said_after(primary), epoch)
+            value, said = await bounds.with_what_was_said(work, primary)
+            flush_lsn = bounds.shown_by_primary(said, epoch)
             token = standing.token or SessionToken(epoch, Lsn(0))
             if token.is_beyond(flush_lsn):
                 raise InvalidToken("the token lies beyond all that the primary has written")
@@ -270,7 +268,7 @@ class Router(Generic[SubjectT]):
         return await self._on_primary(bounded)
 
     async def _read_on_primary_unchecked(self, work: Work[ResultT], reason: Reason) -> Answer[ResultT]:
-        async def unchecked(primary: NodeConnection, status: PrimaryStatus) -> Answer[ResultT]:
+        async def unchecked(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
             return Answer(await work(primary), status.name, Role.PRIMARY, reason)
 
         return await self._on_primary(unchecked)
@@ -297,8 +295,8 @@ class Router(Generic[SubjectT]):
 
     async def _try_replica(
         self,
-        lease: AbstractAsyncContextManager[NodeConnection],
-        work: Callable[[NodeConnection], Awaitable[ResultT]],
+        lease: AbstractAsyncContextManager[Connection],
+        work: Callable[[Connection], Awaitable[ResultT]],
         deadline: float,
     ) -> ResultT:
         """Run work on a replica; raise `_NodeFailed` if that speaks against it.
@@ -315,12 +313,12 @@ class Router(Generic[SubjectT]):
             raise
 
     async def _look_up(self, subject: SubjectT) -> tuple[Lsn | None, Epoch]:
-        async def look_up(primary: NodeConnection, status: PrimaryStatus) -> tuple[Lsn | None, Epoch]:
+        async def look_up(primary: Connection, status: PrimaryStatus) -> tuple[Lsn | None, Epoch]:
             return await self._floors.look_up(primary, subject), status.epoch
 
         return await self._on_primary(look_up)
 
-    async def _on_primary(self, work: Callable[[NodeConnection, PrimaryStatus], Awaitable[ResultT]]) -> ResultT:
+    async def _on_primary(self, work: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]]) -> ResultT:
         """Read on the primary; try twice, since a connection that a restart has ended shows that only in use."""
         for last in (False, True):
             try:

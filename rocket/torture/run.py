@@ -21,7 +21,6 @@ from rocket.torture.history import End, Healed, HistoryWriter, Request, Run
 from rocket.torture.injections import Target
 from rocket.torture.nemesis import Nemesis
 from rocket.torture.proxy import Proxy, socket_path
-from rocket.torture.settings import CALM_S
 from rocket.torture.workload import Orders
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ async def torture(settings: TortureSettings) -> None:
                 await target.clients.at_work()
                 await nemesis.run(settings.schedule, time.monotonic())
                 history.add(Healed(at=round(time.monotonic() - zero, 6)))
-                await asyncio.sleep(CALM_S)
+                await asyncio.sleep(settings.calm_s)
                 finished = True
         leaked = tuple(await traces.left())
         for what in leaked:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from rocket.config import ROUTINGS, parse_duration, parse_one_of, parse_path, parse_whole
+from rocket.config import ROUTINGS, parse_duration, parse_one_of, parse_path, parse_wait, parse_whole
 from rocket.errors import InvalidSetting
 from rocket.torture.schedule import KINDS, plan
 
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
 
     from rocket.torture.schedule import PlannedFault
 
-CALM_S = 12.0
-"""How long traffic goes on when all is healed: the checker asks for replicas at work within ten seconds."""
 _LARGEST_SEED = 999_999_999
 _MOST_SESSIONS = 1000
 _MOST_REPLICAS = 20
 
 _FLAGS = {
     "seed": ("N", "of the faults' schedule (default: random)"),
-    "duration": ("S", f"how long faults happen, before {CALM_S:g} s without any (default: 60s)"),
+    "duration": ("S", "how long faults happen (default: 60s)"),
+    "calm": ("S", "how long traffic goes on without any: replicas have to be back within 10 s (default: 12s)"),
     "faults": ("NAMES", f"all, none, or of these, separated by commas: {', '.join(KINDS)} (default: all)"),
     "sessions": ("N", "clients at a time (default: 24)"),
     "routing": ("HOW", "never-stale; or, to see it convicted: article, random (default: never-stale)"),
@@ -44,7 +43,9 @@ class TortureSettings:
 
     seed: int
     duration_s: float
-    """How long faults happen; the calm at the end comes on top."""
+    """How long faults happen."""
+    calm_s: float
+    """How long traffic goes on after that. Less than ten seconds proves less: replicas may take so long."""
     faults: tuple[str, ...]
     sessions: int
     routing: str
@@ -66,6 +67,8 @@ class TortureSettings:
             )
         with _named("--duration", given.duration):
             duration_s = parse_duration(given.duration or "60s")
+        with _named("--calm", given.calm):
+            calm_s = parse_wait(given.calm or "12s")
         with _named("--sessions", given.sessions):
             sessions = parse_whole(given.sessions or "24", 1, _MOST_SESSIONS)
         with _named("--routing", given.routing):
@@ -83,6 +86,7 @@ class TortureSettings:
         return cls(
             seed=seed,
             duration_s=duration_s,
+            calm_s=calm_s,
             faults=tuple(sorted(set(faults))),
             sessions=sessions,
             routing=routing,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from rocket import Answer, Limits, Lsn, OutcomeUnknown, Policy, Reason, Router, Unavailable
+from rocket import Answer, Limits, Lsn, OutcomeUnknown, Policy, Reason, Router, Unavailable, saw
 from rocket.api import queries
 from rocket.api.problems import Problem
 from rocket.api.users import UserFloors
@@ -462,3 +462,44 @@ async def test_primary_that_freezes_before_the_commit_is_known_to_have_changed_n
         finally:
             cluster.primary.thaw()
     await cluster.wait_for_catchup()
+
+
+async def test_connection_that_is_ended_before_the_work_has_said_what_it_saw_costs_a_retry(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """A node's pool may be emptied at any moment, when the observer finds it in another role."""
+    ride_id = await write_ride(router, email)
+    await cluster.wait_for_catchup()
+    await observer.run_once()
+    ran = 0
+
+    async def work(node: Connection) -> int:
+        nonlocal ran
+        ran += 1
+        row = await node.fetchrow(queries.SELECT_RIDE, email, ride_id)
+        assert row is not None
+        if 1 == ran:
+            for pool in router.pools:
+                pool.drop()
+        saw(node, row["shown"])
+        return int(row["id"])
+
+    answer = await router.read(work, subject=email)
+    assert (ride_id, Reason.RETRIED, 2) == (answer.value, answer.reason, ran)
+
+
+async def test_what_an_earlier_statement_said_is_not_what_the_work_has_shown(
+    cluster: LocalCluster, observer: Observer, board: Board, router: Router[str], email: str
+) -> None:
+    """Only the last statement's word covers all of the work; else the node is asked once more."""
+    await write_ride(router, email)
+    await cluster.wait_for_catchup()
+    await observer.run_once()
+
+    async def work(node: Connection) -> None:
+        saw(node, f"replica 0/1 0/2 1 {board.epoch}")
+        await node.fetchval("SELECT 1")
+
+    answer = await router.read(work, subject=email)
+    assert answer.token is not None
+    assert answer.token.read_floor > Lsn(2)

@@ -63,7 +63,7 @@ def test_a_variant_ends_with_its_context(variant: Variant) -> None:
 async def test_torture_convicts_a_router_that_does_not_check(kept_dir: Path) -> None:
     """The real command, patched from outside, ends with the verdict; the excerpt names the rule."""
     code, output = await command(
-        kept_dir, "-m", "tests.torture.variants", "no-check", "--calm", "0", "--",
+        kept_dir, "-m", "tests.torture.variants", "no-check", "--", "--calm", "0",
         "--faults", "replay-paused", "--duration", "2s", "--replicas", "2", "--seed", "1",
         "--history", str(kept_dir / "history.jsonl"),
     )  # fmt: skip

@@ -42,7 +42,6 @@ from rocket.routing.failures import NotAsObserved
 from rocket.routing.nodes import Nodes
 from rocket.routing.observer import NodeWatch
 from rocket.routing.router import Router
-from rocket.torture import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -73,7 +72,7 @@ class Scene:
         """Return torture's flags."""
         return [
             "--faults", self.faults, "--duration", f"{self.duration_s}s", "--replicas", str(self.replicas),
-            "--seed", str(seed),
+            "--seed", str(seed), "--calm", "3s",
         ]  # fmt: skip
 
 
@@ -487,7 +486,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture.variants", description=__doc__)
     parser.add_argument("name", nargs="?", choices=[UNPATCHED, *VARIANTS], metavar="NAME")
     parser.add_argument("--all", action="store_true", help="convict every variant")
-    parser.add_argument("--calm", type=float, metavar="S", help="shorten the calm after the faults")
     parser.add_argument("--pytest", nargs="+", metavar="TEST", help="run these tests instead of torture")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -502,11 +500,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.name is None:
         parser.print_usage()
         return cli.WRONG_USE_OF_JUDGES
-    with applied(given.name), pytest.MonkeyPatch.context() as patch:
+    with applied(given.name):
         if given.pytest:
             return int(pytest.main(["-q", "-p", "no:cacheprovider", *given.pytest]))
-        if given.calm is not None:
-            patch.setattr(run, "CALM_S", given.calm)
         return cli.main(["torture", *arguments[end + 1 :]])
 
 
