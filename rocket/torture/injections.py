@@ -43,6 +43,8 @@ _HEAL_S = 30.0
 _POLL_S = 0.05
 _UNSENT_S = 0.4
 """How long writes go on that a lossy promotion is to lose."""
+_ALONE_S = 3.0
+"""How long a replica may take to come up while the primary is away; it may need WAL from there."""
 _LOCK_EVERY_S = 0.01
 _UNHEALED = (RocketError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
@@ -199,7 +201,12 @@ async def _replica_restarted_without_primary(
     try:
         await asyncio.sleep(_UNSENT_S)  # writes that this replica has no notion of
         await primary.stop(_CRASH)
-        await cluster.bring_up(node)
+        try:
+            async with asyncio.timeout(_ALONE_S):
+                await cluster.bring_up(node)
+        except TimeoutError:
+            # It needs WAL of the primary's before anybody may look at it. Nor has anybody, then.
+            _log.info("%s does not come up without %s", node.name, primary.name)
         yield {"primary": primary.name}
     finally:
         for each in (primary, node):
