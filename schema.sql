@@ -63,6 +63,6 @@ CREATE TABLE IF NOT EXISTS epoch_marker (
 );
 
 COMMENT ON TABLE epoch_marker IS
-    'Always empty. Truncated in the transaction that names a reign: a commit that removes a file makes each replica '
+    'Always empty. Truncated when a reign is named: a commit that removes a file makes each replica '
     'note, in its control file, which timeline it applies.';
 COMMENT ON COLUMN epoch_marker.unused IS 'Of no meaning.';

@@ -53,8 +53,11 @@ async def _read(
             # The tokens do not cover the user. Without them its floor is looked up on the primary, which knows.
             latest = answer.token
             answer = await router.read(work, subject=email)
-            if latest is not None and answer.token is not None and latest.epoch == answer.token.epoch:
-                answer = replace(answer, token=answer.token.merged_with(latest))
+            if latest is not None and answer.token is not None:
+                if latest.epoch == answer.token.epoch:
+                    answer = replace(answer, token=answer.token.merged_with(latest))
+                else:  # promoted in between: only the primary can tell what has become of the session's floors
+                    answer = await router.read(work, subject=email, token=tokens)
     except Unavailable:
         request.app[METRICS].count_refused_read()
         raise

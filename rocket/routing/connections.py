@@ -83,12 +83,14 @@ class NodeConnection(_PlainConnection):
 
     def note(self, shown: str | None) -> None:
         """Keep what the last statement said of the node, until another one is sent."""
-        self._note = None if shown is None else (shown, self._protocol.queries_count)
+        self._note = None if shown is None or self.is_closed() else (shown, self._protocol.queries_count)
 
     def take_note(self) -> str | None:
         """Return what the last statement said, if anything, and forget it."""
         note, self._note = self._note, None
-        return note[0] if note is not None and note[1] == self._protocol.queries_count else None
+        if note is None or self.is_closed() or note[1] != self._protocol.queries_count:
+            return None
+        return note[0]
 
 
 async def learn_where(connection: NodeConnection) -> None:
@@ -103,7 +105,7 @@ async def learn_where(connection: NodeConnection) -> None:
     assert row is not None  # noqa: S101 - it has no FROM
     direct = row["backend_pid"] == connection.get_server_pid()
     connection.incarnation = Incarnation(row["incarnation"]) if direct and row["incarnation"] else None
-    connection.epoch = None if row["epoch"] is None else Epoch(row["epoch"])
+    connection.epoch = Epoch(row["epoch"]) if direct and row["epoch"] else None
 
 
 async def connect(dsn: str) -> NodeConnection:
@@ -173,7 +175,11 @@ class NodePool:
         return made
 
     async def _welcome(self, connection: NodeConnection) -> None:
-        await learn_where(connection)
+        try:
+            await learn_where(connection)
+        except BaseException:
+            connection.terminate()  # the pool would take its leave of a server that may have fallen silent
+            raise
         self._connections.add(connection)
 
     def drop(self) -> None:
@@ -212,8 +218,9 @@ class NodePool:
             raise ConnectionError(f"no connection: {in_words(error)}") from error
         try:
             yield connection
-        except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-            # The latter is what asyncpg says between a server's last words and the end of the connection.
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError, AttributeError) as error:
+            # The second is what asyncpg says between a server's last words and the end of the connection, the
+            # third when a connection is ended right before an answer is looked at.
             if isinstance(error, asyncpg.InternalClientError) or _is_lost(connection):
                 throw_away(connection)
                 raise ConnectionError(f"connection lost: {in_words(error)}") from error

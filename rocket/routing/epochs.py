@@ -4,7 +4,7 @@ A replica that shows the current reign's row has replayed WAL of that reign; the
 nothing (design fact F11). Nor does the row alone: a replica with a foreign tail could, if that happens to end
 where a record of the new timeline begins, go on with it, and get the row. But it never enters the timeline, for
 which it would have to replay the record at the fork. So a replica is asked, too, which timeline it *applies*: it
-writes that down, in its control file, with every commit that removes a file. What names a reign is such a commit.
+writes that down, in its control file, with every commit that removes a file; one is made when a reign is named.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ _REIGN = """
 _BEGIN = "INSERT INTO epochs (timeline, epoch) VALUES ($1, $2) ON CONFLICT (timeline) DO NOTHING"
 _REMOVE_A_FILE = "TRUNCATE epoch_marker"
 """Of a table that is always empty: its commit makes every replica note the timeline that it applies."""
+_IMPATIENTLY = "SET LOCAL lock_timeout = '200ms'"
+"""Whoever holds a lock on that table (a dump, say) shall not hold up the observer."""
 
 _KNOWN = "SELECT epoch FROM epochs WHERE epoch = $1"
 _HISTORY = "SELECT pg_read_file('pg_wal/' || upper(lpad(to_hex($1::int), 8, '0')) || '.history', 0, 1000000, true)"
@@ -49,6 +51,8 @@ class Reign:
 
     epoch: Epoch
     flush_lsn: Lsn
+    is_new: bool = False
+    """Whether it has just got its name: then replicas have yet to be made to note their timeline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +86,22 @@ class Standing:
 
 async def reign_of(primary: Connection) -> Reign:
     """Return a primary's epoch, and name it if it has none yet; raise asyncpg's errors on a replica."""
+    named = False
     while True:
         row = await primary.fetchrow(_REIGN)
         assert row is not None  # noqa: S101 - it has no WHERE
         if row["epoch"] is not None:
-            return Reign(Epoch(row["epoch"]), Lsn.from_wire(row["flush_lsn"]))
+            return Reign(Epoch(row["epoch"]), Lsn.from_wire(row["flush_lsn"]), named)
         name = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARACTERS))
-        async with primary.transaction():
-            await primary.execute(_BEGIN, row["timeline"], f"{row['timeline']}-{name}")
-            await primary.execute(_REMOVE_A_FILE)
+        await primary.execute(_BEGIN, row["timeline"], f"{row['timeline']}-{name}")
+        named = True
+
+
+async def have_timelines_noted(primary: Connection) -> None:
+    """Make every replica note which timeline it applies; raise asyncpg's error if that cannot be done now."""
+    async with primary.transaction():
+        await primary.execute(_IMPATIENTLY)
+        await primary.execute(_REMOVE_A_FILE)
 
 
 async def standing_of(tokens: Iterable[SessionToken], primary: Connection, epoch: Epoch) -> Standing:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rocket.consistency import Epoch, Lsn, PrimaryStatus, ReplicaStatus, timeline_of
 from rocket.errors import in_words
 from rocket.routing import connections, status_table
-from rocket.routing.epochs import reign_of
+from rocket.routing.epochs import have_timelines_noted, reign_of
 from rocket.routing.failures import REFUSED, NotAsObserved
 from rocket.routing.waiting import Waiting
 
@@ -75,6 +75,8 @@ class NodeWatch:
         self._connection: NodeConnection | None = None
         self._streamed: tuple[Epoch, Lsn] | None = None
         self._elected = False
+        self._to_be_noted = False
+        self._writes = _Reach(f"writing on {name}")
         self._reach = _Reach(name)
 
     async def observe(self) -> bool:
@@ -149,6 +151,19 @@ class NodeWatch:
             self._reach.found("no primary to follow", f"epoch {reign.epoch} is over, or a copy; it takes nothing")
             return
         self._reach.found("the primary", f"epoch {reign.epoch}, flush LSN {reign.flush_lsn}")
+        self._to_be_noted |= reign.is_new
+        try:
+            await self._write_down(connection)
+        except REFUSED as error:  # nobody's routing depends on it
+            self._writes.lost(error)
+        else:
+            self._writes.found("possible", status.name)
+
+    async def _write_down(self, connection: NodeConnection) -> None:
+        """Write what others may want to know: slower without, and not wrong."""
+        if self._to_be_noted:
+            await have_timelines_noted(connection)
+            self._to_be_noted = False
         if not self._roles_only:
             self._elected = self._elected or await status_table.elect(connection)
             if self._elected:
@@ -193,7 +208,7 @@ class Observer:
             # Its reign has a name before replicas are asked for it.
             await asyncio.gather(*(watch.observe() for watch in self._watches.values()))
         await asyncio.gather(*(watch.observe() for watch in self._watches.values()))
-        if self.board.primary is not None:
+        if self.board.primary is not None and self.board.primary.name in self._watches:
             await self._watches[self.board.primary.name].observe()
 
     def close(self) -> None:

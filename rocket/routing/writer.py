@@ -113,7 +113,7 @@ class Writer(Generic[SubjectT]):
         except Exception as error:
             if commit_sent and leaves_commit_in_doubt(error):
                 raise OutcomeUnknown(f"nobody knows whether it was committed: {in_words(error)}") from error
-            if not commit_sent and speaks_against_node(error):
+            if speaks_against_node(error):  # a COMMIT that is answered by such an error was rolled back
                 raise Unavailable(f"the primary did not take the write: {in_words(error)}") from error
             raise
 

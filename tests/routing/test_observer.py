@@ -239,3 +239,20 @@ async def test_backends_ended_under_its_hands_do_not_end_it(cluster: LocalCluste
         await until(lambda: len(board.replicas) == 2)
     for connection in connections:
         await connection.close()
+
+
+async def test_primary_that_cannot_be_written_to_stays_in_office(
+    cluster: LocalCluster, observer: Observer, board: Board
+) -> None:
+    """The table is for people; whoever holds a lock on it costs no read and no write."""
+    await recorded(observer, cluster, {"replica0", "replica1"})
+    holder = await cluster.primary.connect(DATABASE)
+    async with holder.transaction():
+        await holder.execute("LOCK TABLE replica_statuses")
+        asked_at = time.monotonic()
+        await observer.run_once()
+        assert board.primary is not None
+        assert board.primary.observed_at > asked_at
+        assert not board.primary_is_lost
+    await holder.close()
+    await recorded(observer, cluster, {"replica0", "replica1"})
