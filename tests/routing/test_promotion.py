@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -351,16 +352,23 @@ async def test_a_replica_past_the_fork_is_not_believed(
     await faults.kill_backend(diverged)
     await answers_again(diverged)
 
-    fooled = 0
+    seen_fit = math.inf
+    """From when on the observer, too, has seen a replica that looks fit."""
+    gone_by: set[float] = set()
+    """When it saw what was on the board at a read that was answered."""
     probe = await diverged.connect(DATABASE)
     async with asyncio.timeout(30):
-        while fooled < 50:
-            said = await probe.fetchval(LOOKS_FIT, written.token.write_floor.wire, written.value)
-            # Nobody chooses a replica that the observer has not seen again.
-            fooled += bool(said) and watched.board.replica(diverged.name) is not None
+        while len(gone_by) < 5:
+            if not await probe.fetchval(LOOKS_FIT, written.token.write_floor.wire, written.value):
+                seen_fit = math.inf
+                continue
+            seen_fit = min(seen_fit, time.monotonic())
+            seen = watched.board.replica(diverged.name)
             with contextlib.suppress(Unavailable):  # a slow machine makes the observer lose the primary
                 answer = await session.read(written.value)
                 assert (True, new.name) == (answer.value, answer.node)
+                if seen is not None and seen.observed_at >= seen_fit:
+                    gone_by.add(seen.observed_at)
     await probe.close()
 
 
