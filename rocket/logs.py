@@ -63,6 +63,9 @@ def configure(log_format: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name that is not UTF-8 shall not cost the line that names it.
         sys.stdout.reconfigure(errors="backslashreplace")
+    # What no line of ours tells need not be found out for each of them (see "Optimization" in logging's manual).
+    logging._srcfile = None  # noqa: SLF001
+    logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
     handler = _Handler(sys.stdout)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     root = logging.getLogger()

@@ -6,6 +6,7 @@ rebinding). It cannot change the Host header, so only loopback and known names a
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from http import HTTPStatus
@@ -28,12 +29,16 @@ def known_hosts_only(names: Collection[str]) -> Middleware:
     """Return a middleware that refuses requests for any host but loopback and `names`."""
     known = {"localhost", *(_plain(name) for name in names)}
 
+    @functools.lru_cache(maxsize=256)
+    def is_known(host: str) -> bool:
+        match = _HOST.fullmatch(host)
+        name = "" if match is None else _plain(match["address"] or match["name"])
+        return name in known or _is_loopback(name)
+
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("Host", "")
-        match = _HOST.fullmatch(given)
-        name = "" if match is None else _plain(match["address"] or match["name"])
-        if name not in known and not _is_loopback(name):
+        if not is_known(given):
             raise Problem(HTTPStatus.MISDIRECTED_REQUEST, f"Host '{given}' is not served here.")
         return await handler(request)
 

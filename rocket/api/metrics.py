@@ -107,5 +107,5 @@ class _Nodes:
         )
         for pool in self._router.pools:
             connections.add_metric([pool.name, "in_use"], pool.in_use)
-            connections.add_metric([pool.name, "idle"], pool.size - pool.in_use)
+            connections.add_metric([pool.name, "idle"], pool.idle)
         return lag_bytes, lag_seconds, age_seconds, connections

@@ -16,8 +16,8 @@ _MOST_TOKENS = 16
 
 def tokens_of(request: web.Request) -> list[SessionToken]:
     """Return what the client brings: no token, one or several; raise `InvalidToken`."""
-    given = [text.strip() for value in request.headers.getall(HEADER, []) for text in value.split(",")]
-    texts = [text for text in given if text]  # a list in a header may have empty elements
+    given = ",".join(request.headers.getall(HEADER, ())).split(",")
+    texts = [text for each in given if (text := each.strip())]  # a list in a header may have empty elements
     if len(texts) > _MOST_TOKENS:
         raise InvalidToken(f"more than {_MOST_TOKENS} session tokens")
     try:

@@ -30,6 +30,7 @@ class Board:
         self._ring: tuple[ReplicaStatus, ...] | None = ()
         self._primary: PrimaryStatus | None = None
         self._newest_timeline = 0
+        self._epoch: Epoch | None = None
         self.primary_is_lost = False
         """Whether the primary did not answer, as a primary, when it was last asked."""
         self.on_new_role: list[Callable[[str], None]] = []
@@ -51,9 +52,7 @@ class Board:
     @property
     def epoch(self) -> Epoch | None:
         """The current reign; None while it is not known, or known to be over without its successor being found."""
-        if self._primary is None or timeline_of(self._primary.epoch) < self._newest_timeline:
-            return None
-        return self._primary.epoch
+        return self._epoch
 
     def replica(self, name: str) -> ReplicaStatus | None:
         """Return the status of one replica, or None while it has none."""
@@ -78,8 +77,9 @@ class Board:
 
     def publish(self, status: ReplicaStatus) -> None:
         """Put a replica's newest status up."""
-        if status.epoch is not None:
-            self._newest_timeline = max(self._newest_timeline, timeline_of(status.epoch))
+        if status.epoch is not None and timeline_of(status.epoch) > self._newest_timeline:
+            self._newest_timeline = timeline_of(status.epoch)
+            self._epoch = None
         if self._primary is not None and self._primary.name == status.name and status.name not in self._replicas:
             self.primary_is_lost = True
             self._tell(status.name)
@@ -110,6 +110,7 @@ class Board:
             self._tell(status.name)
             return False
         self._newest_timeline = timeline_of(status.epoch)
+        self._epoch = status.epoch
         self._primary = status
         self.primary_is_lost = False
         if before is not None and (before.name, before.epoch) != (status.name, status.epoch):

@@ -95,14 +95,13 @@ def choose(
     ring = board.replicas
     fit = Reason.RETRIED if without else Reason.CAUGHT_UP
     nearest = Reason.NO_STATUS
-    loyalty = 0
-    best = None if token.node is None else board.replica(token.node)
-    if best is not None:
-        if best.name in without or _obstacle(best, token, board, policy, now) is not None:
-            best = None
-        else:
-            loyalty = _LOYALTY
+    best, lead = None, 0
+    own = None if token.node is None else board.replica(token.node)
+    if own is not None and own.name not in without and _obstacle(own, token, board, policy, now) is None:
+        best, lead = own, _LOYALTY
     for step in range(len(ring)):
+        if best is not None and load(best.name) <= lead:
+            break  # nobody can be less busy by more than that
         status = ring[(start + step) % len(ring)]
         if status is best:
             continue
@@ -114,7 +113,7 @@ def choose(
         elif best is None:
             best = status
         else:
-            best = status if load(status.name) + loyalty < load(best.name) else best
+            best = status if load(status.name) + lead < load(best.name) else best
             break
     if best is not None:
         return Choice(best, fit)

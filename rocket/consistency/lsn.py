@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Self
 
-_TEXT = re.compile(r"[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}")
+_TEXT = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 
 
 class Lsn(int):
@@ -28,10 +28,10 @@ class Lsn(int):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read Postgres' own form, `XXXXXXXX/XXXXXXXX` in hexadecimal; raise `ValueError` for all else."""
-        if not _TEXT.fullmatch(text):
+        match = _TEXT.fullmatch(text)
+        if match is None:
             raise ValueError(f"not an LSN: {text!r}")
-        high, low = text.split("/")
-        return cls((int(high, 16) << 32) | int(low, 16))
+        return cls((int(match[1], 16) << 32) | int(match[2], 16))
 
     @classmethod
     def from_wire(cls, value: int) -> Self:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rocket.consistency.lsn import Lsn
 from rocket.consistency.status import Epoch, Incarnation, timeline_of
@@ -20,8 +21,8 @@ _LONGEST = 250
 _EPOCH = r"[1-9][0-9]{0,9}-[0-9a-z]{8,32}"
 _LSN = r"[0-9A-F]{1,8}/[0-9A-F]{1,8}"
 _TOKEN = re.compile(
-    rf"1~(?P<epoch>{_EPOCH})~(?P<write>{_LSN})~(?P<read>{_LSN})"
-    rf"(?:~(?P<node>{NODE_NAME.pattern})~(?P<incarnation>[0-9@]{{0,40}}))?"
+    rf"1~({_EPOCH})~({_LSN})~({_LSN})"
+    rf"(?:~({NODE_NAME.pattern})~([0-9@]{{0,40}}))?"
 )
 
 
@@ -75,7 +76,7 @@ class SessionToken:
             read_floor = bound
         else:
             read_floor = max(self.read_floor, bound)
-        return replace(self, read_floor=read_floor, node=node, incarnation=incarnation)
+        return SessionToken(self.epoch, self.write_floor, read_floor, node, incarnation)
 
     def after_primary_read(self, flush_lsn: Lsn) -> SessionToken:
         """Return the token after a read on the primary, which shows nothing beyond its flush LSN.
@@ -114,20 +115,26 @@ class SessionToken:
         where = "" if self.node is None else f"~{self.node}~{self.incarnation or ''}"
         return f"1~{self.epoch}~{self.write_floor}~{self.read_floor}{where}"
 
-    @classmethod
-    def parse(cls, text: str) -> Self:
+    @staticmethod
+    def parse(text: str) -> SessionToken:
         """Read the form that `str` gives; raise `ValueError` for all else."""
-        match = _TOKEN.fullmatch(text) if len(text) <= _LONGEST else None
-        if match is None:
-            raise ValueError("not a session token")
-        incarnation = match["incarnation"]
-        return cls(
-            epoch=Epoch(match["epoch"]),
-            write_floor=Lsn.parse(match["write"]),
-            read_floor=Lsn.parse(match["read"]),
-            node=match["node"],
-            incarnation=Incarnation(incarnation) if incarnation else None,
-        )
+        return _parsed(text)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(text: str) -> SessionToken:
+    """Read a token; a page that sends one with a dozen requests has it read once."""
+    match = _TOKEN.fullmatch(text) if len(text) <= _LONGEST else None
+    if match is None:
+        raise ValueError("not a session token")
+    epoch, write_floor, read_floor, node, incarnation = match.groups()
+    return SessionToken(
+        epoch=Epoch(epoch),
+        write_floor=Lsn.parse(write_floor),
+        read_floor=Lsn.parse(read_floor),
+        node=node,
+        incarnation=Incarnation(incarnation) if incarnation else None,
+    )
 
 
 def merged(tokens: Iterable[SessionToken]) -> tuple[SessionToken | None, tuple[SessionToken, ...]]:

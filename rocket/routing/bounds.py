@@ -6,6 +6,7 @@ a read's own statement, or later, covers what the read saw.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, TypeVar
 
 from rocket.consistency import Lsn, timeline_of
@@ -65,6 +66,7 @@ def saw(node: Connection, shown: str | None) -> None:
     behind(node).note(shown)
 
 
+@functools.lru_cache(maxsize=256)
 def shown_by_replica(said: str, epoch: Epoch) -> Lsn | None:
     """Return an LSN that covers all that a replica can have shown by then, None if it cannot be told.
 

@@ -190,13 +190,13 @@ class NodePool:
 
     @property
     def in_use(self) -> int:
-        """How many of its connections are at work."""
-        return self._pool.get_size() - self._pool.get_idle_size()
+        """How many of its connections are lent, or being opened to be."""
+        return self._gate.inside
 
     @property
-    def size(self) -> int:
-        """How many connections it has open."""
-        return self._pool.get_size()
+    def idle(self) -> int:
+        """How many open connections nobody uses."""
+        return self._pool.get_idle_size()
 
     @contextlib.asynccontextmanager
     async def lease(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
@@ -206,30 +206,26 @@ class NodePool:
         `ConnectionError` when there is none to be had, or when it is lost while it is lent, and `Overloaded`
         when too many wait for one.
         """
-        async with self._gate.passed(), self._lent() as connection:
-            yield connection
-
-    @contextlib.asynccontextmanager
-    async def _lent(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
-        try:
-            connection = await self._pool.acquire()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-            # Whatever it says (a database that a replica has not replayed yet, say), it is the node's affair.
-            raise ConnectionError(f"no connection: {in_words(error)}") from error
-        try:
-            yield connection
-        except (asyncpg.InterfaceError, asyncpg.InternalClientError, AttributeError) as error:
-            # The second is what asyncpg says between a server's last words and the end of the connection, the
-            # third when a connection is ended right before an answer is looked at.
-            if isinstance(error, asyncpg.InternalClientError) or _is_lost(connection):
+        async with self._gate:
+            try:
+                connection = await self._pool.acquire()
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+                # Whatever it says (a database that a replica has not replayed yet, say), it is the node's affair.
+                raise ConnectionError(f"no connection: {in_words(error)}") from error
+            try:
+                yield connection
+            except (asyncpg.InterfaceError, asyncpg.InternalClientError, AttributeError) as error:
+                # The second is what asyncpg says between a server's last words and the end of the connection, the
+                # third when a connection is ended right before an answer is looked at.
+                if isinstance(error, asyncpg.InternalClientError) or _is_lost(connection):
+                    throw_away(connection)
+                    raise ConnectionError(f"connection lost: {in_words(error)}") from error
+                raise
+            except (asyncio.CancelledError, *UNREACHABLE):
                 throw_away(connection)
-                raise ConnectionError(f"connection lost: {in_words(error)}") from error
-            raise
-        except (asyncio.CancelledError, *UNREACHABLE):
-            throw_away(connection)
-            raise
-        finally:
-            await self._give_back(connection)
+                raise
+            finally:
+                await self._give_back(connection)
 
     async def _give_back(self, connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> None:
         """Release a connection; what goes wrong with that is no affair of whoever had it."""

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 
 class Overloaded(ConnectionError):
@@ -15,17 +10,23 @@ class Overloaded(ConnectionError):
 
 
 class Gate:
-    """Lets `width` through at a time; `queue` more may wait, and whoever comes on top is turned away."""
+    """Lets `width` through at a time; `queue` more may wait, and whoever comes on top is turned away.
+
+    An asynchronous context manager that many use at once: it waits for a place, keeps it for the body, and raises
+    `Overloaded` at once if the queue is full.
+    """
+
+    __slots__ = ("_places", "_queue", "_waiting", "_what", "inside")
 
     def __init__(self, what: str, *, width: int, queue: int) -> None:
         self._what = what
         self._queue = queue
         self._places = asyncio.Semaphore(width)
         self._waiting = 0
+        self.inside = 0
+        """How many have a place."""
 
-    @contextlib.asynccontextmanager
-    async def passed(self) -> AsyncIterator[None]:
-        """Wait for a place, keep it for the body; raise `Overloaded` at once if the queue is full."""
+    async def __aenter__(self) -> None:
         if self._places.locked() and self._waiting >= self._queue:
             raise Overloaded(f"{self._waiting} wait already for {self._what}")
         self._waiting += 1
@@ -33,7 +34,8 @@ class Gate:
             await self._places.acquire()
         finally:
             self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._places.release()
+        self.inside += 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self.inside -= 1
+        self._places.release()

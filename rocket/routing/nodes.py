@@ -14,6 +14,7 @@ from rocket.routing.failures import NotAsObserved
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Board, Epoch, Policy, PrimaryStatus, ReplicaStatus
     from rocket.routing.connections import Connection
@@ -70,14 +71,13 @@ class Nodes:
     # --- replicas ---
 
     @contextlib.asynccontextmanager
-    async def replica(self, status: ReplicaStatus) -> AsyncIterator[Connection]:
-        """Lend a connection of the incarnation that `status` was taken in, or raise `NotAsObserved`.
+    async def replica(self, name: str, status: ReplicaStatus | None) -> AsyncIterator[Connection]:
+        """Lend a connection of the incarnation that `status` was taken in; of whatever there is without one.
 
-        Raise `ConnectionError` when there is none to be had.
+        Raise `NotAsObserved` where it is of another one, and `ConnectionError` when there is none to be had.
         """
-        async with self.any_to(status.name) as connection:
-            opened = behind(connection)
-            if not status.vouches_for(opened.incarnation):
+        async with self._lease(name) as connection:
+            if status is not None and not status.vouches_for((opened := behind(connection)).incarnation):
                 if opened.opened_at < status.observed_at:
                     # Another life was seen after it was opened: its own is over, whatever the network pretends.
                     throw_away(connection)
@@ -85,14 +85,11 @@ class Nodes:
                 raise NotAsObserved("it has restarted since it was last observed")
             yield connection
 
-    @contextlib.asynccontextmanager
-    async def any_to(self, name: str) -> AsyncIterator[Connection]:
-        """Lend a connection without any proof."""
+    def _lease(self, name: str) -> AbstractAsyncContextManager[Connection]:
         pool = self._pools.get(name)
         if pool is None:
             raise NotAsObserved(f"{name} is not one of this router's nodes")
-        async with pool.lease() as connection:
-            yield connection
+        return pool.lease()
 
     # --- the primary ---
 
@@ -110,7 +107,7 @@ class Nodes:
         Raise `Unavailable` where no primary is known to be in office.
         """
         primary = self.primary_in_office()
-        async with self.any_to(primary.name) as connection:
+        async with self._lease(primary.name) as connection:
             if behind(connection).epoch != primary.epoch:
                 throw_away(connection)
                 raise NotAsObserved(f"the connection to {primary.name} is not of epoch {primary.epoch}")

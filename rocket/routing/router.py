@@ -33,7 +33,6 @@ from rocket.routing.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Epoch, PrimaryStatus, ReplicaStatus
     from rocket.routing.connections import Connection, NodePool, Work
@@ -247,7 +246,7 @@ class Router(Generic[SubjectT]):
             bound = bounds.shown_by_replica(said, token.epoch)
             return value, token.after_replica_read(status.name, status.incarnation, bound)
 
-        return await self._try_replica(self._nodes.replica(status), bounded, deadline)
+        return await self._try_replica(status.name, status, bounded, deadline)
 
     async def _read_on_primary(
         self, work: Work[ResultT], subject: SubjectT, reason: Reason, tokens: Sequence[SessionToken]
@@ -287,7 +286,7 @@ class Router(Generic[SubjectT]):
             return await self._read_on_primary_unchecked(work, Reason.NOT_CAUGHT_UP)
         name = random.choice(names)  # noqa: S311
         try:
-            value = await self._try_replica(self._nodes.any_to(name), work, deadline)
+            value = await self._try_replica(name, None, work, deadline)
         except _NodeFailed as failure:
             _log.info("%s failed a read, trying elsewhere: %s", name, failure)
             return await self._read_on_primary_unchecked(work, Reason.REPLICAS_FAILED)
@@ -295,17 +294,18 @@ class Router(Generic[SubjectT]):
 
     async def _try_replica(
         self,
-        lease: AbstractAsyncContextManager[Connection],
+        name: str,
+        status: ReplicaStatus | None,
         work: Callable[[Connection], Awaitable[ResultT]],
         deadline: float,
     ) -> ResultT:
-        """Run work on a replica; raise `_NodeFailed` if that speaks against it.
+        """Run work on a replica that `status` vouches for; raise `_NodeFailed` if what happens speaks against it.
 
         Takes no more than half of the time that is left, so that there is some for another node.
         """
         try:
             attempt_s = min(self._limits.attempt_s, (deadline - time.monotonic()) / 2)
-            async with asyncio.timeout(attempt_s), lease as connection:
+            async with asyncio.timeout(attempt_s), self._nodes.replica(name, status) as connection:
                 return await work(connection)
         except Exception as error:
             if speaks_against_node(error):
@@ -323,7 +323,7 @@ class Router(Generic[SubjectT]):
         for last in (False, True):
             try:
                 self._nodes.primary_in_office()  # before anything is waited for
-                async with self._primary_reads.passed(), self._nodes.primary() as (connection, status):
+                async with self._primary_reads, self._nodes.primary() as (connection, status):
                     result = await work(connection, status)
                 self._nodes.must_still_reign(status.epoch)
             except Exception as error:

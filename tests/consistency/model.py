@@ -1000,13 +1000,14 @@ class World:
         read.shown = read.status = read.node = None
         token = read.token
         if token is not None and len(read.tokens) == 1 and len(read.failed) < REPLICAS_TRIED:
+            busy = {status.name: self._random.randrange(12) for status in read.process.board.replicas}
             read.status = choose(
                 self.rules.token(token, retried=bool(read.failed)),
                 self.rules.board(read.process.board, token),
                 self.rules.policy(self._policy),
                 now=self._now,
                 start=self._random.getrandbits(8),
-                load=lambda _name: self._random.randrange(12),
+                load=busy.__getitem__,
                 without=read.failed,
             ).status
         if read.status is None:

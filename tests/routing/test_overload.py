@@ -29,7 +29,7 @@ async def test_gate_turns_away_whoever_finds_the_queue_full() -> None:
     inside: list[int] = []
 
     async def go(number: int) -> None:
-        async with gate.passed():
+        async with gate:
             inside.append(number)
             await leave.wait()
 
@@ -47,12 +47,12 @@ async def test_gate_turns_away_whoever_finds_the_queue_full() -> None:
 async def test_whoever_stops_waiting_leaves_the_queue() -> None:
     """A place in it is not lost with its owner."""
     gate = Gate("it", width=1, queue=1)
-    async with gate.passed():
+    async with gate:
         for _ in range(3):
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01), gate.passed():
+                async with asyncio.timeout(0.01), gate:
                     pytest.fail("two at a time")
-    async with gate.passed():
+    async with gate:
         pass
 
 
