@@ -9,8 +9,10 @@ from rocket.routing.floors import FloorStore
 from rocket.routing.limits import Limits
 from rocket.routing.observer import Observer
 from rocket.routing.router import Router, Routing
+from rocket.routing.writer import FLUSHED
 
 __all__ = [
+    "FLUSHED",
     "SHOWN",
     "Answer",
     "Board",

@@ -1,6 +1,6 @@
 """The SQL of the demonstration."""
 
-from rocket import SHOWN
+from rocket import FLUSHED, SHOWN
 
 INSERT_USER = """
     INSERT INTO users (email) VALUES ($1)
@@ -55,7 +55,8 @@ LOOK_UP_FLOOR = """
 """
 """The flush LSN is asked for because that fails on a server that is not the primary."""
 
-MARK_FLOOR = "UPDATE users SET min_lsn = $2 WHERE email = $1"
+_MARK_FLOOR = "UPDATE users SET min_lsn = $2 WHERE email = $1 RETURNING {flushed}"
+MARK_FLOOR = _MARK_FLOOR.format(flushed=FLUSHED)
 
 SETTLE_FLOOR = """
     WITH settled AS (

@@ -34,9 +34,10 @@ class UserFloors:
             return floor if settled is None else Lsn.from_wire(settled)
         return floor
 
-    async def mark(self, primary: Connection, subject: str, floor: Lsn) -> None:
-        """Set the user's floor within a write."""
-        await primary.execute(queries.MARK_FLOOR, subject, floor.wire)
+    async def mark(self, primary: Connection, subject: str, floor: Lsn) -> str | None:
+        """Set the user's floor within a write, and have that flushed."""
+        flushed: str | None = await primary.fetchval(queries.MARK_FLOOR, subject, floor.wire)
+        return flushed
 
     async def settle(self, primary: Connection, subject: str) -> Lsn:
         """Record the floor of a write that has been committed."""

@@ -25,8 +25,11 @@ class FloorStore(Protocol[SubjectT_contra]):
         server that is not the primary, which a call of `pg_current_wal_flush_lsn()` in it ensures.
         """
 
-    async def mark(self, primary: Connection, subject: SubjectT_contra, floor: Lsn) -> None:
-        """Within a write's transaction, set the subject's floor (to `Lsn.UNKNOWN`)."""
+    async def mark(self, primary: Connection, subject: SubjectT_contra, floor: Lsn) -> str | None:
+        """Within a write's transaction, set the subject's floor (to `Lsn.UNKNOWN`).
+
+        Return `rocket.FLUSHED`, if the statement has evaluated it, which saves the router one of its own; or None.
+        """
 
     async def settle(self, primary: Connection, subject: SubjectT_contra) -> Lsn:
         """After COMMIT, in a statement of its own, put `pg_current_wal_flush_lsn()` where `Lsn.UNKNOWN` stands.

@@ -7,7 +7,6 @@ import enum
 import logging
 import random
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, Self, TypeAlias, TypeVar
 
 from rocket.consistency import (
@@ -29,7 +28,7 @@ from rocket.routing.failures import REFUSED, NotAsObserved, speaks_against_node
 from rocket.routing.gate import Gate, Overloaded
 from rocket.routing.limits import Limits
 from rocket.routing.nodes import Nodes
-from rocket.routing.writer import Writer
+from rocket.routing.writer import FloorTaken, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -52,7 +51,10 @@ _log = logging.getLogger("rocket.router")
 
 
 class Routing(enum.StrEnum):
-    """How reads are routed. Only the first keeps the guarantee; the others are there to compare it with."""
+    """How reads are routed. Only the first keeps the guarantee; the others are there to compare it with.
+
+    Nor does it cover what was written under another one, which records no floor that holds.
+    """
 
     NEVER_STALE = "never-stale"
     ARTICLE = "article"
@@ -61,6 +63,14 @@ class Routing(enum.StrEnum):
     """Any replica."""
     PRIMARY = "primary"
     """No replica."""
+
+
+_FLOOR_TAKEN = {
+    Routing.NEVER_STALE: FloorTaken.AFTER_COMMIT,
+    Routing.ARTICLE: FloorTaken.INSIDE,
+    Routing.RANDOM: FloorTaken.NEVER,
+    Routing.PRIMARY: FloorTaken.NEVER,
+}
 
 
 class Router(Generic[SubjectT]):
@@ -155,9 +165,7 @@ class Router(Generic[SubjectT]):
         `InvalidToken`; what `work` raises rolls back and is raised
         as it is.
         """
-        floor_inside = self.routing is Routing.ARTICLE
-        answer = await self._writer.write(work, subject, _in_order(token), floor_inside=floor_inside)
-        return answer if self.routing is Routing.NEVER_STALE else replace(answer, token=None)
+        return await self._writer.write(work, subject, _in_order(token), _FLOOR_TAKEN[self.routing])
 
     async def read(self, work: Work[ResultT], *, subject: SubjectT, token: Tokens = None) -> Answer[ResultT]:
         """Run `work` on a node that shows every acknowledged write, and all that earlier reads have shown.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import logging
 import random
 import time
@@ -35,13 +36,28 @@ SubjectT = TypeVar("SubjectT")
 _LSN_INSIDE_THE_TRANSACTION = "SELECT pg_current_wal_lsn()"
 """Lies before the commit record (design fact F1)."""
 
-_COMMIT_IS_FLUSHED = """
-    SELECT set_config('synchronous_commit', 'local', true)
-     WHERE current_setting('synchronous_commit') = 'off'
-"""
-"""The floor is a flush LSN, so the commit has to be flushed before it returns (design fact F2)."""
+FLUSHED = """(
+    CASE current_setting('synchronous_commit')
+         WHEN 'off' THEN set_config('synchronous_commit', 'local', true)
+         ELSE current_setting('synchronous_commit')
+    END
+)"""
+"""Has the transaction's COMMIT flushed before it returns: the floor is a flush LSN (design fact F2)."""
+
+_HAVE_IT_FLUSHED = f"SELECT {FLUSHED}"
 
 _LONGEST_BACKOFF_S = 0.1
+
+
+class FloorTaken(enum.Enum):
+    """When the floor of a write is taken, which its subject's next reads go by. Only the first way is right."""
+
+    AFTER_COMMIT = enum.auto()
+    INSIDE = enum.auto()
+    """As published, inside the transaction: there to be shown."""
+    NEVER = enum.auto()
+    """For reads that go by no floor: a write as it would be without rocket."""
+
 
 _log = logging.getLogger("rocket.router")
 
@@ -59,21 +75,19 @@ class Writer(Generic[SubjectT]):
         work: Work[ResultT],
         subject: SubjectT,
         tokens: Sequence[SessionToken],
-        *,
-        floor_inside: bool = False,
+        floor_taken: FloorTaken = FloorTaken.AFTER_COMMIT,
     ) -> Answer[ResultT]:
         """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
 
         Serialization failures and deadlocks are tried again. Raise `Unavailable` when nothing was written and
         `OutcomeUnknown` when that cannot be told, or when another primary may have been promoted meanwhile; what
-        `work` raises rolls back and is raised as it is. `floor_inside` takes the floor as published, inside the
-        transaction: wrong, and there to be shown.
+        `work` raises rolls back and is raised as it is.
         """
         deadline = time.monotonic() + self._limits.write_s
         attempt = 0
         while True:
             try:
-                return await self._write_once(work, subject, tokens, deadline, floor_inside=floor_inside)
+                return await self._write_once(work, subject, tokens, deadline, floor_taken)
             except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
                 attempt += 1
                 backoff_s = random.uniform(0, min(_LONGEST_BACKOFF_S, 0.001 * 2**attempt))  # noqa: S311
@@ -87,8 +101,7 @@ class Writer(Generic[SubjectT]):
         subject: SubjectT,
         tokens: Sequence[SessionToken],
         deadline: float,
-        *,
-        floor_inside: bool,
+        floor_taken: FloorTaken,
     ) -> Answer[ResultT]:
         commit_sent = False
         try:
@@ -98,15 +111,14 @@ class Writer(Generic[SubjectT]):
                     epoch = primary.epoch
                     standing = await standing_of(tokens, connection, epoch)
                     transaction = connection.transaction()
-                    value = await self._up_to_commit(
-                        connection, transaction, work, subject, floor_inside=floor_inside
-                    )
+                    value = await self._up_to_commit(connection, transaction, work, subject, floor_taken)
                 commit_sent = True
                 async with asyncio.timeout(self._limits.commit_s):
                     await transaction.commit()
-                floor = await self._settle(connection, subject)
+                token = None
+                if floor_taken is FloorTaken.AFTER_COMMIT:
+                    token = _next_token(standing.token, epoch, await self._settle(connection, subject))
                 self._nodes.must_still_reign(epoch)
-                token = _next_token(standing.token, epoch, floor)
                 return Answer(value, primary.name, Role.PRIMARY, Reason.WRITE, token, standing.lost)
         except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
             raise  # not committed, and worth another try
@@ -123,13 +135,12 @@ class Writer(Generic[SubjectT]):
         transaction: Transaction,
         work: Work[ResultT],
         subject: SubjectT,
-        *,
-        floor_inside: bool,
+        floor_taken: FloorTaken,
     ) -> ResultT:
         """Do all of a write but its COMMIT; what goes wrong is rolled back."""
         await transaction.start()
         try:
-            return await self._write_inside(connection, work, subject, floor_inside=floor_inside)
+            return await self._write_inside(connection, work, subject, floor_taken)
         except UNREACHABLE:
             raise  # there is nobody to roll it back with; the connection is thrown away
         except Exception:
@@ -142,16 +153,18 @@ class Writer(Generic[SubjectT]):
         connection: Connection,
         work: Work[ResultT],
         subject: SubjectT,
-        *,
-        floor_inside: bool,
+        floor_taken: FloorTaken,
     ) -> ResultT:
         value = await work(connection)
-        if floor_inside:
+        if floor_taken is FloorTaken.NEVER:
+            return value
+        if floor_taken is FloorTaken.INSIDE:
             inside = Lsn.from_wire(await connection.fetchval(_LSN_INSIDE_THE_TRANSACTION))
             await self._floors.mark(connection, subject, inside)
-        else:
-            await self._floors.mark(connection, subject, Lsn.UNKNOWN)
-        await connection.execute(_COMMIT_IS_FLUSHED)
+            return value
+        flushed = await self._floors.mark(connection, subject, Lsn.UNKNOWN)
+        if flushed is None:
+            await connection.execute(_HAVE_IT_FLUSHED)
         return value
 
     async def _settle(self, connection: Connection, subject: SubjectT) -> Lsn:

@@ -201,7 +201,19 @@ async def test_floor_is_recorded_after_the_commit(cluster: LocalCluster, router:
     assert inside < recorded < Lsn.UNKNOWN
 
 
-async def test_commit_is_flushed_whatever_the_session_says(router: Router[str], email: str) -> None:
+class Plain(UserFloors):
+    """Marks the floor as any application might: the router has to see to the rest."""
+
+    async def mark(self, primary: Connection, subject: str, floor: Lsn) -> None:
+        """Set the user's floor."""
+        await primary.execute("UPDATE users SET min_lsn = $2 WHERE email = $1", subject, floor.wire)
+
+
+@pytest.mark.usefixtures("observer")
+@pytest.mark.parametrize("floors", [UserFloors(), Plain()], ids=["with the mark", "by a statement of its own"])
+async def test_commit_is_flushed_whatever_the_session_says(
+    cluster: LocalCluster, board: Board, floors: UserFloors, email: str
+) -> None:
     """With synchronous_commit off the flush LSN would not cover the commit (design fact F2)."""
     inside = Lsn(0)
 
@@ -211,7 +223,8 @@ async def test_commit_is_flushed_whatever_the_session_says(router: Router[str], 
         await primary.execute(queries.INSERT_USER, email)
         inside = Lsn.from_wire(await primary.fetchval("SELECT pg_current_wal_insert_lsn()"))
 
-    answer = await router.write(work, subject=email)
+    async with await Router.open(dsns(cluster), floors, board) as router:
+        answer = await router.write(work, subject=email)
     assert inside < written(answer)
 
 
