@@ -170,6 +170,7 @@ def _torture(given: argparse.Namespace) -> int:
 def _bench(given: argparse.Namespace) -> int:
     settings = bench_settings.BenchSettings.read(given)
     logs.configure("text")
+    logging.getLogger("rocket.control").setLevel(logging.WARNING)  # it pauses and resumes by itself
     figures, about = Figures(), machine.describe(settings)
     finished = False
     try:

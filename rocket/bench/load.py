@@ -48,6 +48,8 @@ class _Session:
         """The body of the answer that acknowledged the ride which plain reads ask for."""
         self._home: str | None = None
         """The token that came with it."""
+        self.partner: _Session | None = None
+        """Who writes before each plain read."""
         self._connection: Connection
         self._host = ""
         self._tokens = False
@@ -154,6 +156,9 @@ class Load:
         """Make a load and return how it went."""
         crowd = self._crowds[orders.crowd][: orders.sessions]
         beside = self._crowds[orders.beside] if orders.beside else []
+        if orders.kind is Kind.PLAIN_PAIRS:
+            for session, partner in zip(crowd, beside, strict=False):
+                session.partner = partner
         count, aside = _Count(orders.requests), _Count()
         address = urlsplit(orders.url)
         for session in [*crowd, *beside]:
@@ -164,7 +169,8 @@ class Load:
             with failing_plainly():
                 async with asyncio.TaskGroup() as group:
                     _set_out(group, crowd, _Course(_ACTS[orders.kind], count, until, orders.per_s))
-                    _set_out(group, beside, _Course(_write, aside, until, orders.beside_per_s))
+                    if orders.kind is not Kind.PLAIN_PAIRS:
+                        _set_out(group, beside, _Course(_write, aside, until, orders.beside_per_s))
         finally:
             for session in [*crowd, *beside]:
                 session.end()
@@ -208,11 +214,12 @@ async def _keep_acting(session: _Session, course: _Course, due_times: Iterator[f
             await asyncio.sleep(_AFTER_FAILURE_S)
 
 
-async def _read(session: _Session, count: _Count) -> None:
+async def _read(session: _Session, count: _Count, written: bytes = b"") -> None:
+    ride = written or session.ride
     began_ns = time.perf_counter_ns()
-    answer = await session.read(session.ride)
+    answer = await session.read(ride)
     took_ns = time.perf_counter_ns() - began_ns
-    if count.shows(answer, session.ride):
+    if count.shows(answer, ride):
         count.times_ns.append(took_ns)
 
 
@@ -226,19 +233,21 @@ async def _write(session: _Session, count: _Count) -> None:
 
 async def _write_and_read(session: _Session, count: _Count) -> None:
     written = await session.write()
-    if not count.is_acknowledged(written):
-        return
-    began_ns = time.perf_counter_ns()
-    answer = await session.read(written.body)
-    took_ns = time.perf_counter_ns() - began_ns
-    if count.shows(answer, written.body):
-        count.times_ns.append(took_ns)
+    if count.is_acknowledged(written):
+        await _read(session, count, written.body)
+
+
+async def _read_after_anothers_write(session: _Session, count: _Count) -> None:
+    assert session.partner is not None  # noqa: S101 - it was given one
+    if count.is_acknowledged(await session.partner.write()):
+        await _read(session, count)
 
 
 _ACTS: Mapping[Kind, _Act] = {
     Kind.READS: _read,
     Kind.WRITES: _write,
     Kind.PAIRS: _write_and_read,
+    Kind.PLAIN_PAIRS: _read_after_anothers_write,
 }
 
 

@@ -17,6 +17,8 @@ class Kind(enum.StrEnum):
     """Each session writes rides."""
     PAIRS = "pairs"
     """A session writes a ride and reads it at once; the time is that of the read."""
+    PLAIN_PAIRS = "plain-pairs"
+    """One of the crowd beside writes a ride, and a session reads at once, but its own; timed as above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Orders:
     per_s: float | None = None
     """The pace of all sessions together, kept whatever the answers take; None: a closed loop."""
     beside: str | None = None
-    """A crowd that writes meanwhile."""
+    """A crowd that writes meanwhile, at its own pace; in plain pairs, before each read."""
     beside_per_s: float = 100.0
 
 

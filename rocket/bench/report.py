@@ -90,7 +90,7 @@ def _shown(spread: Spread | None, decimals: int, *, extremes: bool) -> str:
     if spread is None:
         return "-"
     median, least, most = (f"{round(value, decimals) + 0.0:,.{decimals}f}" for value in asdict(spread).values())
-    return f"{median} ({least} to {most})" if extremes else median
+    return f"{median} ({least} to {most})" if extremes and least != most else median
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
