@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from rocket.bench.figures import Figures
 
+SCALE, SOAK = "scale", "soak"
+"""What is measured by itself, beside the measures of contenders."""
+
 _AT_LEAST, _AT_MOST, _JUST = "≥", "≤", "="
 
 
@@ -37,9 +40,19 @@ class Finding:
         return met[self.relation]
 
 
+def replicas(count: int) -> str:
+    """Return what stands for a contender where it is the number of replicas that makes the difference."""
+    return f"{count} replicas"
+
+
 def findings(figures: Figures) -> Iterator[Finding]:
     """Yield whatever the figures say about a goal."""
-    for finding in (*_of_reads(figures), *_of_reads_after_writes(figures), *_of_the_rest(figures)):
+    for finding in (
+        *_of_reads(figures),
+        *_of_reads_after_writes(figures),
+        *_of_the_rest(figures),
+        *_of_size(figures),
+    ):
         if finding is not None:
             yield finding
 
@@ -115,6 +128,17 @@ def _of_the_rest(figures: Figures) -> Iterator[Finding | None]:
     if any(figures.values(measure, NEVER_STALE.name, "stale_reads") for measure in figures.measures()):
         stale = Spread.of([stale_reads(figures)])
         yield _finding("stale reads of never-stale, in all", stale, _JUST, 0.0, decimals=0)
+
+
+def _of_size(figures: Figures) -> Iterator[Finding | None]:
+    growth = figures.compared((SCALE, replicas(5000), "choose_us"), (SCALE, replicas(5), "choose_us"), ratio)
+    yield _finding("choose(), 5000 replicas ÷ 5", growth, _AT_MOST, 3.0)
+    cost = figures.spread(SCALE, replicas(500), "choose_us")
+    yield _finding("choose(), 500 replicas", cost, _AT_MOST, 10.0, decimals=2, unit=" µs")
+    sizes = list(figures.values(SOAK, NEVER_STALE.name, "resident_mib").values())
+    if len(sizes) > 1:
+        growth = Spread.of([ratio(sizes[-1], sizes[0])])
+        yield _finding("resident size, at the end ÷ after the first tenth", growth, _AT_MOST, 1.05)
 
 
 def _finding(

@@ -122,6 +122,16 @@ async def _writes(turn: Turn) -> dict[str, float]:
     return {"writes_per_s": tally.requests / tally.seconds, **_latencies(tally), **_trouble(tally)}
 
 
+def with_memory(tally: Tally, rss_bytes: int) -> dict[str, float]:
+    """Return the figures of one part of a soak."""
+    return {
+        "reads_per_s": tally.requests / tally.seconds,
+        "resident_mib": rss_bytes / 2**20,
+        **_latencies(tally),
+        **_trouble(tally),
+    }
+
+
 def _latencies(tally: Tally) -> dict[str, float]:
     both = {"p50_ms": tally.p50_ms, "p99_ms": tally.p99_ms}
     return {name: value for name, value in both.items() if value is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rocket.bench.goals import findings, stale_reads
+from rocket.bench.goals import SCALE, SOAK, findings, stale_reads
 from rocket.bench.measures import MEASURES
 
 if TYPE_CHECKING:
@@ -27,8 +27,20 @@ _COLUMNS = {
     "replica_share_percent": ("by replicas %", 1),
     "primary_queries_per_read": ("primary queries/read", 2),
     "writes_beside_per_s": ("writes/s beside", 0),
+    "resident_mib": ("resident MiB", 1),
+    "choose_us": ("choose() µs", 2),
+    "choose_one_caught_up_us": ("only the last one fit", 2),
+    "publish_us": ("publish() µs", 2),
+    "publish_and_choose_us": ("both", 2),
+    "observe_round_us": ("observer's round µs", 0),
+    "observe_per_replica_us": ("per replica", 1),
 }
 """Heading and decimals of each figure that is shown as a median; a table's first one comes with its extremes."""
+_WHAT = {
+    **{measure.name: measure.what for measure in MEASURES.values()},
+    SCALE: "the pure core by itself, and the observer of simulated nodes that answer at once",
+    SOAK: "reads of never-stale, closed loop, in ten parts",
+}
 _TOTALS = {"stale_reads": "stale", "failed_requests": "failed"}
 
 
@@ -36,7 +48,7 @@ def report(figures: Figures, about: Mapping[str, Any]) -> str:
     """Return a table for each measure, and what was to be reached, as plain text."""
     lines = [_heading(about)]
     for measure in figures.measures():
-        lines += ["", f"{measure}: {MEASURES[measure].what}", *aligned(_table(figures, measure))]
+        lines += ["", f"{measure}: {_WHAT[measure]}", *aligned(_table(figures, measure))]
     found = list(findings(figures))
     if found:
         lines += ["", "within a round, median (least to most) of the rounds", *aligned(_of_goals(found))]
@@ -47,17 +59,17 @@ def report(figures: Figures, about: Mapping[str, Any]) -> str:
 
 def _heading(about: Mapping[str, Any]) -> str:
     settings = about["settings"]
-    return (
-        f"{about['cores']} cores ({about['cpu']}), Python {about['python']}, Postgres {about['postgres']}, "
-        f"{about['replicas']} replicas, {settings['connections']} connections, "
-        f"{settings['rounds']} rounds of {settings['seconds']:g} s each"
-    )
+    parts = [f"{about['cores']} cores ({about['cpu']})", f"Python {about['python']}"]
+    if "postgres" in about:
+        parts += [f"Postgres {about['postgres']}", f"{about['replicas']} replicas"]
+        parts += [f"{settings['connections']} connections"]
+        if settings["soak"] is None:
+            parts += [f"{settings['rounds']} rounds of {settings['seconds']:g} s each"]
+    return ", ".join(parts)
 
 
 def _table(figures: Figures, measure: str) -> Iterator[Sequence[str]]:
-    contenders = sorted(
-        figures.contenders(measure), key=[each.name for each in MEASURES[measure].contenders].index
-    )
+    contenders = figures.contenders(measure)
     medians = [
         name for name in _COLUMNS if any(figures.values(measure, contender, name) for contender in contenders)
     ]

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from rocket.bench.contenders import BARE, IDLE, NEVER_STALE
 from rocket.bench.figures import Row
-from rocket.bench.measures import MAX_WAIT_MS, MEASURES, READS, WRITERS, Turn, crowd_of
+from rocket.bench.goals import SOAK
+from rocket.bench.measures import MAX_WAIT_MS, MEASURES, READS, WRITERS, Turn, crowd_of, with_memory
 from rocket.bench.orders import Kind, Orders
 from rocket.bench.processes import client, serving
 from rocket.bench.queries import with_queries_per_read
+from rocket.bench.scale import scale
 from rocket.bench.stage import staged
 from rocket.ending import Unwinding, ended_by_signals
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from rocket.bench.stage import Stage
 
 _API = ("rocket", "run-all", "--no-cluster", "--no-simulator", "--host", "127.0.0.1", "--api-port", "0")
+_TENTHS = 10
 
 _log = logging.getLogger("rocket.bench")
 
@@ -54,6 +57,22 @@ class Bench:
                 _log.info("round %d of %d  %s", number, self._settings.rounds, _in_short(rows[-1]))
             for row in with_queries_per_read(rows):
                 figures.add(row)
+
+    async def soak(self, reads: int, figures: Figures) -> None:
+        """Have one server answer so many reads, and see how its memory fares."""
+        async with serving(self.command(NEVER_STALE), self._stage.logs / "api.log") as server:
+            for tenth in range(1, _TENTHS + 1):
+                orders = Orders(
+                    Kind.READS,
+                    server.url,
+                    sessions=self._settings.connections,
+                    tokens=True,
+                    requests=reads // _TENTHS,
+                )
+                tally = await self._load.load(orders)
+                row = Row(tenth, SOAK, NEVER_STALE.name, with_memory(tally, server.rss_bytes()))
+                figures.add(row)
+                _log.info("%d of %d reads  %s", tenth * orders.requests, reads, _in_short(row))
 
     def _in_turn(self, measure: Measure, number: int) -> Sequence[Contender]:
         """Return who takes part, each round with another one at the beginning."""
@@ -96,8 +115,9 @@ class Bench:
 
 
 def _in_short(row: Row) -> str:
-    first = next(iter(row.figures.items()), ("nothing", 0.0))
-    return f"{row.measure:23}  {row.contender:20}  {first[1]:10.2f} {first[0]}"
+    """Return the first two figures of a row, which are the ones that matter most."""
+    first = "  ".join(f"{value:10.2f} {name}" for name, value in list(row.figures.items())[:2])
+    return f"{row.measure:23}  {row.contender:20}  {first}"
 
 
 async def bench(settings: BenchSettings, figures: Figures, about: dict[str, object]) -> bool:
@@ -108,13 +128,19 @@ async def bench(settings: BenchSettings, figures: Figures, about: dict[str, obje
     """
     finished = False
     with ended_by_signals() as ending:
+        if settings.scale:
+            await scale(figures)
+            return True
         async with Unwinding(ending) as stack:
             stage = await stack.enter_async_context(staged(settings, ending))
             about["postgres"], about["replicas"] = stage.postgres_version, len(stage.replicas)
             load = await stack.enter_async_context(client())
             made = Bench(settings, stage, load)
             await made.make_crowds()
-            for number in range(1, settings.rounds + 1):
-                await made.round(number, figures)
+            if settings.soak is not None:
+                await made.soak(settings.soak, figures)
+            else:
+                for number in range(1, settings.rounds + 1):
+                    await made.round(number, figures)
             finished = True
     return finished
