@@ -176,6 +176,7 @@ def _bench(given: argparse.Namespace) -> int:
     try:
         finished = _run(bench(settings, figures, about))
     finally:
+        about["finished"] = finished
         if figures.rows:
             print(f"\n{bench_report.report(figures, about)}")
         if settings.json is not None:

@@ -81,10 +81,11 @@ class Figures:
         """Return the sum of a figure over the rounds."""
         return sum(self.values(measure, contender, figure).values())
 
-    def compared(self, one: Key, other: Key, how: Callable[[float, float], float]) -> Spread | None:
+    def compared(self, one: Key, other: Key, how: Callable[[float, float], float | None]) -> Spread | None:
         """Compare two figures round by round, so that what drifts hits both; None without a common round."""
         ours, theirs = self.values(*one), self.values(*other)
-        return Spread.of(how(ours[number], theirs[number]) for number in sorted(ours.keys() & theirs.keys()))
+        each = (how(ours[number], theirs[number]) for number in sorted(ours.keys() & theirs.keys()))
+        return Spread.of(value for value in each if value is not None)
 
     def summary(self) -> Iterator[tuple[Key, Spread]]:
         """Yield every figure's spread."""
@@ -98,9 +99,9 @@ Key = tuple[str, str, str]
 """Measure, contender, figure."""
 
 
-def ratio(one: float, other: float) -> float:
-    """Return how many times the other one fits; endless if that is nothing."""
-    return one / other if other else math.inf
+def ratio(one: float, other: float) -> float | None:
+    """Return how many times the other one fits; None if that is nothing."""
+    return one / other if other else None
 
 
 def difference(one: float, other: float) -> float:

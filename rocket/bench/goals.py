@@ -137,7 +137,7 @@ def _of_size(figures: Figures) -> Iterator[Finding | None]:
     yield _finding("choose(), 500 replicas", cost, _AT_MOST, 10.0, decimals=2, unit=" µs")
     sizes = list(figures.values(SOAK, NEVER_STALE.name, "resident_mib").values())
     if len(sizes) > 1:
-        growth = Spread.of([ratio(sizes[-1], sizes[0])])
+        growth = Spread.of([sizes[-1] / sizes[0]])
         yield _finding("resident size, at the end ÷ after the first tenth", growth, _AT_MOST, 1.05)
 
 

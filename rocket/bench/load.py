@@ -202,8 +202,8 @@ def _set_out(group: asyncio.TaskGroup, crowd: list[_Session], course: _Course) -
 
 async def _keep_acting(session: _Session, course: _Course, due_times: Iterator[float]) -> None:
     """Act when it is due, or at once if that is over, and never twice at a time."""
-    for due in due_times:
-        if (early_s := min(due, course.until) - time.monotonic()) > 0:
+    for due in itertools.takewhile(lambda due: due < course.until, due_times):
+        if (early_s := due - time.monotonic()) > 0:
             await asyncio.sleep(early_s)
         if time.monotonic() >= course.until or not course.count.may_go_on():
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import re
 import sys
 import time
@@ -18,7 +19,7 @@ from rocket.bench.orders import Tally
 from rocket.errors import RocketError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
     from rocket.bench.orders import Orders
@@ -31,6 +32,8 @@ _LEEWAY_S = 30.0
 """How much longer than it was ordered a load may take: requests under way, and those of a crowd that joins."""
 _URL = re.compile(r"http://[0-9.]+:[0-9]+")
 _TAIL = 2000
+
+_log = logging.getLogger("rocket.bench")
 
 
 class ProcessFailed(RocketError):
@@ -46,14 +49,24 @@ class Server:
 
     def cpu_s(self) -> float:
         """Return the processor time taken so far by it, and by its children that live."""
-        return sum(times.user + times.system for times in (each.cpu_times() for each in self._every()))
+        with _alive():
+            return sum(times.user + times.system for times in (each.cpu_times() for each in self._every()))
 
     def rss_bytes(self) -> int:
         """Return how much memory it holds now, its children included."""
-        return sum(each.memory_info().rss for each in self._every())
+        with _alive():
+            return sum(each.memory_info().rss for each in self._every())
 
     def _every(self) -> list[psutil.Process]:
         return [self._process, *self._process.children(recursive=True)]
+
+
+@contextlib.contextmanager
+def _alive() -> Iterator[None]:
+    try:
+        yield
+    except psutil.NoSuchProcess:
+        raise ProcessFailed("the server that is measured has ended") from None
 
 
 @contextlib.asynccontextmanager
@@ -72,6 +85,8 @@ async def serving(command: Sequence[str], log: Path) -> AsyncIterator[Server]:
         )  # fmt: skip
         try:
             yield Server(await _url(process, log), process.pid)
+            if process.returncode is not None:
+                raise ProcessFailed(f"the server that was measured has ended: {_said(log)[-_TAIL:].strip()}")
         finally:
             await _ended(process)
 
@@ -118,7 +133,10 @@ class Client:
 
     async def load(self, orders: Orders) -> Tally:
         """Have a load made; raise `ProcessFailed`."""
-        return Tally(**await self._tell(orders))
+        tally = Tally(**await self._tell(orders))
+        if tally.failed:
+            _log.warning("%d requests failed, such as: %s", tally.failed, "; ".join(tally.failures))
+        return tally
 
     async def _tell(self, orders: Orders) -> dict[str, Any]:
         assert self._process.stdin is not None  # noqa: S101 - they are pipes

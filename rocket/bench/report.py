@@ -41,6 +41,7 @@ _WHAT = {
     SCALE: "the pure core by itself, and the observer of simulated nodes that answer at once",
     SOAK: "reads of never-stale, closed loop, in ten parts",
 }
+_GOALS = "goals; each ratio or difference is one within a round, and this the median (least to most) of the rounds"
 _TOTALS = {"stale_reads": "stale", "failed_requests": "failed"}
 
 
@@ -51,7 +52,7 @@ def report(figures: Figures, about: Mapping[str, Any]) -> str:
         lines += ["", f"{measure}: {_WHAT[measure]}", *aligned(_table(figures, measure))]
     found = list(findings(figures))
     if found:
-        lines += ["", "within a round, median (least to most) of the rounds", *aligned(_of_goals(found))]
+        lines += ["", _GOALS, *aligned(_of_goals(found))]
     if stale := stale_reads(figures):
         lines += ["", f"STALE: {stale} reads of never-stale did not show what had been acknowledged."]
     return "\n".join(lines)

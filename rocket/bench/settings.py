@@ -88,13 +88,16 @@ class BenchSettings:
             raise InvalidSetting("a cluster that is there has the replicas and the programs that it has")
         if given.scale and (soak is not None or given.attach):
             raise InvalidSetting("--scale needs no cluster, and goes with --json alone")
+        only, measures = _chosen("--only", given.only, CONTENDERS), _chosen("--measures", given.measures, MEASURES)
+        if not any(each.name in only for measure in measures for each in MEASURES[measure].contenders):
+            raise InvalidSetting("none of those in --only takes part in what --measures names")
         return cls(
             rounds=rounds,
             seconds=seconds,
             connections=connections,
             replicas=replicas,
-            only=_chosen("--only", given.only, CONTENDERS),
-            measures=_chosen("--measures", given.measures, MEASURES),
+            only=only,
+            measures=measures,
             json=_file(given.json),
             attach=given.attach,
             data_dir=data_dir,
@@ -109,7 +112,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a parser the benchmark's flags."""
     for name, (metavar, what) in _FLAGS.items():
         parser.add_argument(f"--{name}", metavar=metavar, help=what)
-    parser.add_argument("--attach", action="store_true", help="use a cluster that runs already")
+    parser.add_argument(
+        "--attach", action="store_true", help="use a cluster that runs already; users and rides are left in it"
+    )
     parser.add_argument(
         "--scale",
         action="store_true",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _SETTLED_S = 30.0
 _DESERTED_S = 2.0
-_RESUME_S = 10.0
+_ANSWER_S = 5.0
 _POLL_S = 0.05
 
 _VERSION = "SELECT current_setting('server_version')"
@@ -63,11 +63,11 @@ class Stage:
         A server process counts for all once a second while it is busy, and for the last time when it ends: so the
         figure is exact only when nobody is connected.
         """
-        return int(await self._primary.fetchval(_TRANSACTIONS, orchestrator.DATABASE))
+        return await self._count(_TRANSACTIONS)
 
     async def sessions(self) -> int:
         """Return how many are connected to the API's database on the primary."""
-        return int(await self._primary.fetchval(_SESSIONS, orchestrator.DATABASE))
+        return await self._count(_SESSIONS)
 
     async def deserted(self, sessions: int) -> None:
         """Wait until no more than so many are connected; where others come and go, only for a while."""
@@ -89,15 +89,29 @@ class Stage:
     @contextlib.asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
         """Keep every replica from replaying for as long as the context lasts, and have them catch up after."""
+        pausing = asyncio.ensure_future(self._have_all("pause"))
         try:
-            for name in self.replicas:
-                await control.ask(self.run_dir, "pause", node=name)
+            await asyncio.shield(pausing)
             yield
         finally:
-            async with asyncio.timeout(_RESUME_S):
-                for name in self.replicas:
-                    await control.ask(self.run_dir, "resume", node=name)
+            await asyncio.wait([pausing])  # one that is under way would come after what undoes it
+            await self._have_all("resume")
         await self.caught_up()
+
+    async def _have_all(self, command: str) -> None:
+        """Ask for something on every replica; raise the first failure when all are done."""
+        said = await asyncio.gather(
+            *(control.ask(self.run_dir, command, node=name) for name in self.replicas), return_exceptions=True
+        )
+        for failure in said:
+            if isinstance(failure, BaseException):
+                raise failure
+
+    async def _count(self, query: str) -> int:
+        try:
+            return int(await self._primary.fetchval(query, orchestrator.DATABASE, timeout=_ANSWER_S))
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise ClusterNotFound(f"the primary does not answer: {in_words(error)}") from None
 
     async def _nodes(self) -> list[dict[str, object]]:
         nodes: list[dict[str, object]] = await control.ask(self.run_dir, "status")
