@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rocket import __version__, config, logs, orchestrator
+from rocket.bench import machine
+from rocket.bench import report as bench_report
+from rocket.bench import settings as bench_settings
+from rocket.bench.figures import Figures
+from rocket.bench.goals import stale_reads
+from rocket.bench.run import bench
 from rocket.errors import RocketError, SetupError
 from rocket.postgres import control
 from rocket.torture import checker, reader
@@ -80,9 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "HTTP; then judge what they saw. Exit codes: 0 held, 2 violated, 3 void, 64 wrong use.",
         )
     )
+    bench_settings.add_arguments(
+        commands.add_parser(
+            "bench",
+            help="measure what the guarantee costs, against other routings on the same cluster",
+            description="Measure what the guarantee costs, on a cluster of its own, on free ports: each routing "
+            "in turn, by the API in a process of its own. Exit codes: 0 measured, whatever it says; 1 a part "
+            "failed, or a read of never-stale was stale; 2 wrong use.",
+        )
+    )
     given = _parsed(parser, sys.argv[1:] if arguments is None else arguments)
     if given.command == "check":
         return _guarded(lambda: _check(given.file, as_text=not given.json), WRONG_USE_OF_JUDGES)
+    if given.command == "bench":
+        return _guarded(lambda: _bench(given))
     if given.command == "torture":
         return _guarded(lambda: _torture(given), WRONG_USE_OF_JUDGES)
     parts = orchestrator.Parts(
@@ -148,6 +165,23 @@ def _torture(given: argparse.Namespace) -> int:
     else:
         print(f"\nThe history is in {settings.history}; the seed was {settings.seed}.")
     return exit_code
+
+
+def _bench(given: argparse.Namespace) -> int:
+    settings = bench_settings.BenchSettings.read(given)
+    logs.configure("text")
+    logging.getLogger("rocket.control").setLevel(logging.WARNING)  # it pauses and resumes by itself
+    figures, about = Figures(), machine.describe(settings)
+    finished = False
+    try:
+        finished = _run(bench(settings, figures, about))
+    finally:
+        about["finished"] = finished
+        if figures.rows:
+            print(f"\n{bench_report.report(figures, about)}")
+        if settings.json is not None:
+            settings.json.write_text(json.dumps(bench_report.as_json(figures, about), indent=2) + "\n")
+    return 0 if finished and not stale_reads(figures) else FAILED
 
 
 def _check(file: Path, *, as_text: bool) -> int:

@@ -73,6 +73,7 @@ ROOMS = {
     # What puts them together.
     "rocket.orchestrator": Room(("rocket",), never=("rocket.cli", "rocket.__main__")),
     "rocket.torture": Room(("rocket",), never=("rocket.cli", "rocket.__main__")),
+    "rocket.bench": Room(("rocket",), never=("rocket.cli", "rocket.__main__", "rocket.torture")),
     **dict.fromkeys(
         JUDGING,
         Room(

@@ -1,0 +1,30 @@
+"""What is compared: ways of routing, with the client's token and without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to answer the same reads."""
+
+    name: str
+    what: str
+    routing: str | None = None
+    """What the API is told by `--routing`; None: it is not our API."""
+    tokens: bool = False
+    """Whether clients send back the session token that they were given."""
+
+
+BARE = Contender("bare", "aiohttp alone: the same JSON from memory, no database")
+IDLE = Contender("idle", "the never-stale API with its observer, and nobody who asks", "never-stale")
+PRIMARY = Contender("primary", "every read on the primary", "primary")
+RANDOM = Contender("random", "any replica, no guarantee: the ceiling", "random")
+ARTICLE = Contender("article", "the technique as published", "article")
+NEVER_STALE = Contender("never-stale", "clients send back their token", "never-stale", tokens=True)
+TOKENLESS = Contender("never-stale-no-token", "the same, clients send none", "never-stale")
+
+CONTENDERS = {
+    contender.name: contender for contender in (BARE, IDLE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS)
+}

@@ -1,0 +1,199 @@
+"""What is measured, of whom, and how: each measure is a pass over its contenders, each with a fresh server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rocket.bench.contenders import ARTICLE, BARE, IDLE, NEVER_STALE, PRIMARY, RANDOM, TOKENLESS
+from rocket.bench.orders import Kind, Orders, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from rocket.bench.contenders import Contender
+    from rocket.bench.processes import Client, Server
+    from rocket.bench.settings import BenchSettings
+    from rocket.bench.stage import Stage
+
+LONGEST_WARM_UP_S = 0.5
+MAX_WAIT_MS = 20.0
+"""What every API is told to wait at the most."""
+PAIRS_PER_S = 40.0
+"""Writes with their reads, of all sessions together: far from what the machine can do."""
+_US = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A contender whose server is up, and the load that it gets."""
+
+    contender: Contender
+    server: Server
+    client: Client
+    stage: Stage
+    settings: BenchSettings
+
+    async def warm_up(self, kind: Kind, per_s: float | None = None) -> Tally:
+        """Make a short load that is not counted: connections are opened, and code is warm."""
+        return await self.load(kind, per_s, seconds=self.settings.warm_up_s)
+
+    async def load(
+        self, kind: Kind, per_s: float | None = None, *, seconds: float | None = None, beside: str | None = None
+    ) -> Tally:
+        """Make a load."""
+        return await self.client.load(
+            Orders(
+                kind,
+                self.server.url,
+                crowd=crowd_of(self.contender),
+                sessions=self.settings.connections,
+                tokens=self.contender.tokens,
+                seconds=self.settings.seconds if seconds is None else seconds,
+                per_s=per_s,
+                beside=beside,
+            )
+        )
+
+
+def crowd_of(contender: Contender) -> str:
+    """Return whose sessions ask it: what has no database knows none of its users."""
+    return BARE.name if contender is BARE else "cluster"
+
+
+async def _reads(turn: Turn) -> dict[str, float]:
+    """Read, each session its own ride, as fast as the answers come; of `idle`, let it be for as long."""
+    if turn.contender is IDLE:
+        await asyncio.sleep(turn.settings.warm_up_s)
+        cpu_s, began = turn.server.cpu_s(), time.monotonic()
+        await asyncio.sleep(turn.settings.seconds)
+        return {"cpu_percent": 100 * (turn.server.cpu_s() - cpu_s) / (time.monotonic() - began)}
+    warm_up = await turn.warm_up(Kind.READS)
+    cpu_s = turn.server.cpu_s()
+    tally = await turn.load(Kind.READS)
+    cpu_s = turn.server.cpu_s() - cpu_s
+    return {
+        "reads_per_s": tally.requests / tally.seconds,
+        **_latencies(tally),
+        **_per_read(tally, cpu_s),
+        "reads_in_all": tally.requests + warm_up.requests,
+        **_trouble(tally),
+    }
+
+
+async def _reads_while_writing(turn: Turn) -> dict[str, float]:
+    """Read in the same way while other users write 100 rides a second."""
+    await turn.warm_up(Kind.READS)
+    tally = await turn.load(Kind.READS, beside=WRITERS)
+    return {
+        "reads_per_s": tally.requests / tally.seconds,
+        **_latencies(tally),
+        "replica_share_percent": _share(tally),
+        "writes_beside_per_s": tally.beside / tally.seconds,
+        **_trouble(tally),
+    }
+
+
+async def _read_after_write(turn: Turn) -> dict[str, float]:
+    """Write rides and read each at once, at a moderate pace; before that, read right after others have written."""
+    await turn.warm_up(Kind.PAIRS, PAIRS_PER_S)
+    plain = await turn.load(Kind.PLAIN_PAIRS, PAIRS_PER_S, beside=WRITERS)
+    pairs = await turn.load(Kind.PAIRS, PAIRS_PER_S)
+    figures = {**_latencies(pairs), "replica_share_percent": _share(pairs)}
+    for name, value in _latencies(plain).items():
+        figures[f"plain_{name}"] = value
+    return {**figures, **_trouble(pairs)}
+
+
+async def _read_after_write_paused(turn: Turn) -> dict[str, float]:
+    """Write a ride and read it at once, while no replica replays anything."""
+    await turn.warm_up(Kind.PAIRS, PAIRS_PER_S)
+    async with turn.stage.paused():
+        pairs = await turn.load(Kind.PAIRS, PAIRS_PER_S)
+    return {**_latencies(pairs), "replica_share_percent": _share(pairs), **_trouble(pairs)}
+
+
+async def _writes(turn: Turn) -> dict[str, float]:
+    """Write rides as fast as the answers come."""
+    await turn.warm_up(Kind.WRITES)
+    tally = await turn.load(Kind.WRITES)
+    return {"writes_per_s": tally.requests / tally.seconds, **_latencies(tally), **_trouble(tally)}
+
+
+def with_memory(tally: Tally, rss_bytes: int) -> dict[str, float]:
+    """Return the figures of one part of a soak."""
+    return {
+        "reads_per_s": tally.requests / tally.seconds,
+        "resident_mib": rss_bytes / 2**20,
+        **_latencies(tally),
+        **_trouble(tally),
+    }
+
+
+def _latencies(tally: Tally) -> dict[str, float]:
+    both = {"p50_ms": tally.p50_ms, "p99_ms": tally.p99_ms}
+    return {name: value for name, value in both.items() if value is not None}
+
+
+def _per_read(tally: Tally, cpu_s: float) -> dict[str, float]:
+    if not tally.requests:
+        return {}
+    return {
+        "cpu_us_per_read": _US * cpu_s / tally.requests,
+        "client_cpu_us_per_read": _US * tally.cpu_s / tally.requests,
+        "replica_share_percent": _share(tally),
+    }
+
+
+def _share(tally: Tally) -> float:
+    """Return which part of all reads that were answered replicas have served, in percent."""
+    answered = tally.requests + tally.stale
+    return 100 * tally.by_replicas / answered if answered else 0.0
+
+
+def _trouble(tally: Tally) -> dict[str, float]:
+    return {"stale_reads": tally.stale, "failed_requests": tally.failed}
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One thing that is measured."""
+
+    name: str
+    what: str
+    contenders: tuple[Contender, ...]
+    take: Callable[[Turn], Awaitable[dict[str, float]]]
+
+
+WRITERS = "writers"
+"""The crowd that writes beside."""
+
+READS = Measure(
+    "reads",
+    "closed loop, each session reads its own ride",
+    (IDLE, BARE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS),
+    _reads,
+)
+READS_WHILE_WRITING = Measure(
+    "reads-while-writing",
+    "the same, while other users write 100 rides a second",
+    (RANDOM, NEVER_STALE),
+    _reads_while_writing,
+)
+READ_AFTER_WRITE = Measure(
+    "read-after-write",
+    f"{PAIRS_PER_S:g} rides a second, each read at once; plain: another one, not just written, is read",
+    (PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS),
+    _read_after_write,
+)
+PAUSED = Measure(
+    "read-after-write-paused",
+    "the same, while no replica replays",
+    (PRIMARY, NEVER_STALE),
+    _read_after_write_paused,
+)
+WRITES = Measure("writes", "closed loop", (PRIMARY, ARTICLE, NEVER_STALE), _writes)
+
+MEASURES = {measure.name: measure for measure in (READS, READS_WHILE_WRITING, READ_AFTER_WRITE, PAUSED, WRITES)}
