@@ -70,7 +70,7 @@ class NodeConnection(_PlainConnection):
     which is restarted before it becomes a replica. Only a promotion it outlives (design fact F14).
     """
 
-    __slots__ = ("_note", "epoch", "incarnation", "opened_at")
+    __slots__ = ("_note", "epoch", "incarnation", "left_clean", "opened_at")
 
     incarnation: Incarnation | None
     """The startup process's life; None on a primary, and where it cannot be known."""
@@ -78,6 +78,8 @@ class NodeConnection(_PlainConnection):
     """The reign; None on a replica, and where it has no name yet."""
     opened_at: float
     """Monotonic seconds after which the server was asked."""
+    left_clean: bool
+    """Whether whoever has it has left nothing in its session: then it needs no reset."""
     _note: tuple[str, int] | None
     _protocol: Any  # asyncpg's own, whose count of queries its pool relies on as well
 
@@ -100,6 +102,7 @@ async def learn_where(connection: NodeConnection) -> None:
     protocol announced, and the incarnation stays unknown.
     """
     connection._note = None  # noqa: SLF001 - it has no __init__ of its own
+    connection.left_clean = False
     connection.opened_at = time.monotonic()
     row = await connection.fetchrow(_WHERE, timeout=CONNECT_TIMEOUT_S)
     assert row is not None  # noqa: S101 - it has no FROM
@@ -246,7 +249,9 @@ class NodePool:
 async def _reset(connection: NodeConnection) -> None:
     """Clear what a piece of work may have left behind.
 
-    Read-only connections of our own hold no such state: that saves a round trip for each read (design fact F9).
+    Read-only connections of our own hold no such state, nor do those that only had statements of ours: that saves
+    a round trip for each read (design fact F9).
     """
-    if connection.epoch is not None:
+    clean, connection.left_clean = connection.left_clean, False
+    if connection.epoch is not None and not clean:
         await connection.execute(connection.get_reset_query())

@@ -22,7 +22,8 @@ class FloorStore(Protocol[SubjectT_contra]):
         """Return the subject's floor; None where none is recorded, so that only the primary will do.
 
         `Lsn.UNKNOWN` stands for a write whose commit LSN is not recorded yet. The statement must fail on a
-        server that is not the primary, which a call of `pg_current_wal_flush_lsn()` in it ensures.
+        server that is not the primary, which a call of `pg_current_wal_flush_lsn()` in it ensures, and leave
+        nothing in the session, which is not reset after it.
         """
 
     async def mark(self, primary: Connection, subject: SubjectT_contra, floor: Lsn) -> str | None:

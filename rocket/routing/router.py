@@ -23,6 +23,7 @@ from rocket.consistency import (
 from rocket.errors import InvalidToken, Unavailable, in_words
 from rocket.routing import bounds, status_table
 from rocket.routing.answer import Answer, Role
+from rocket.routing.connections import behind
 from rocket.routing.epochs import standing_of
 from rocket.routing.failures import REFUSED, NotAsObserved, speaks_against_node
 from rocket.routing.gate import Gate, Overloaded
@@ -175,37 +176,33 @@ class Router(Generic[SubjectT]):
         `InvalidToken`; what `work` raises is raised as it is.
         """
         deadline = time.monotonic() + self._limits.read_s
-        try:
-            async with asyncio.timeout(self._limits.read_s):
-                match self.routing:
-                    case Routing.NEVER_STALE:
-                        return await self._read_never_stale(work, subject, _in_order(token), deadline)
-                    case Routing.ARTICLE:
-                        return await self._read_as_published(work, subject, deadline)
-                    case Routing.RANDOM:
-                        return await self._read_unchecked(work, self._nodes.names_but_primary, deadline)
-                    case Routing.PRIMARY:
-                        return await self._read_on_primary_unchecked(work, Reason.ASKED)
-        except TimeoutError:
-            raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
+        match self.routing:
+            case Routing.NEVER_STALE:
+                return await self._read_never_stale(work, subject, _in_order(token), deadline)
+            case Routing.ARTICLE:
+                return await self._read_as_published(work, subject, deadline)
+            case Routing.RANDOM:
+                return await self._read_unchecked(work, self._nodes.names_but_primary, deadline)
+            case Routing.PRIMARY:
+                return await self._read_on_primary_unchecked(work, Reason.ASKED, deadline)
 
     async def _read_never_stale(
         self, work: Work[ResultT], subject: SubjectT, tokens: Sequence[SessionToken], deadline: float
     ) -> Answer[ResultT]:
         if not tokens:
-            floor, epoch = await self._look_up(subject)
+            floor, epoch = await self._look_up(subject, deadline)
             if floor is None or floor == Lsn.UNKNOWN:
                 reason = Reason.NO_FLOOR if floor is None else Reason.WRITE_IN_PROGRESS
-                return await self._read_on_primary(work, subject, reason, ())
+                return await self._read_on_primary(work, subject, reason, (), deadline)
             tokens = (SessionToken(epoch, floor),)
         token, *earlier = tokens
         if earlier:  # only a primary can tell what has become of them
-            return await self._read_on_primary(work, subject, Reason.OTHER_EPOCH, tokens)
+            return await self._read_on_primary(work, subject, Reason.OTHER_EPOCH, tokens, deadline)
         failed: set[str] = set()
         while len(failed) < self._limits.replicas_tried:
-            choice = await self._choice_after_waiting(token) if not failed else self._choice(token, failed)
+            choice = self._choice(token, failed) if failed else await self._choice_after_waiting(token, deadline)
             if choice.status is None:
-                return await self._read_on_primary(work, subject, choice.reason, tokens)
+                return await self._read_on_primary(work, subject, choice.reason, tokens, deadline)
             try:
                 value, next_token = await self._read_on_replica(choice.status, work, token, deadline)
             except _NodeFailed as failure:
@@ -213,7 +210,7 @@ class Router(Generic[SubjectT]):
                 failed.add(choice.status.name)
             else:
                 return Answer(value, choice.status.name, Role.REPLICA, choice.reason, next_token)
-        return await self._read_on_primary(work, subject, Reason.REPLICAS_FAILED, tokens)
+        return await self._read_on_primary(work, subject, Reason.REPLICAS_FAILED, tokens, deadline)
 
     def _choice(self, token: SessionToken, failed: Collection[str] = ()) -> Choice:
         return choose(
@@ -226,7 +223,7 @@ class Router(Generic[SubjectT]):
             without=failed,
         )
 
-    async def _choice_after_waiting(self, token: SessionToken) -> Choice:
+    async def _choice_after_waiting(self, token: SessionToken, deadline: float) -> Choice:
         """Choose a replica; if none is caught up, but some may be in no time, wait for them a little."""
         choice = self._choice(token)
         if choice.reason is not Reason.NOT_CAUGHT_UP or self._waiting is None or not self.policy.max_wait_s:
@@ -240,7 +237,8 @@ class Router(Generic[SubjectT]):
         def caught_up() -> ReplicaStatus | None:
             return self._choice(token).status
 
-        status = await self._waiting.until(names, caught_up, self.policy.max_wait_s)
+        wait_s = min(self.policy.max_wait_s, deadline - time.monotonic())
+        status = await self._waiting.until(names, caught_up, wait_s)
         return choice if status is None else Choice(status, Reason.WAITED)
 
     async def _read_on_replica(
@@ -257,7 +255,12 @@ class Router(Generic[SubjectT]):
         return await self._try_replica(status.name, status, bounded, deadline)
 
     async def _read_on_primary(
-        self, work: Work[ResultT], subject: SubjectT, reason: Reason, tokens: Sequence[SessionToken]
+        self,
+        work: Work[ResultT],
+        subject: SubjectT,
+        reason: Reason,
+        tokens: Sequence[SessionToken],
+        deadline: float,
     ) -> Answer[ResultT]:
         async def bounded(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
             epoch = status.epoch
@@ -272,32 +275,30 @@ class Router(Generic[SubjectT]):
             token = token.after_primary_read(flush_lsn)
             return Answer(value, status.name, Role.PRIMARY, reason, token, standing.lost)
 
-        return await self._on_primary(bounded)
+        return await self._on_primary(bounded, deadline)
 
-    async def _read_on_primary_unchecked(self, work: Work[ResultT], reason: Reason) -> Answer[ResultT]:
+    async def _read_on_primary_unchecked(
+        self, work: Work[ResultT], reason: Reason, deadline: float
+    ) -> Answer[ResultT]:
         async def unchecked(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
             return Answer(await work(primary), status.name, Role.PRIMARY, reason)
 
-        return await self._on_primary(unchecked)
+        return await self._on_primary(unchecked, deadline)
 
     async def _read_as_published(self, work: Work[ResultT], subject: SubjectT, deadline: float) -> Answer[ResultT]:
-        floor, _ = await self._look_up(subject)
-        names = (
-            []
-            if floor is None
-            else await self._on_primary(lambda primary, _: status_table.names_caught_up(primary, floor))
-        )
+        floor, _ = await self._look_up(subject, deadline)
+        names = [] if floor is None else await self._look_up_names(floor, deadline)
         return await self._read_unchecked(work, names, deadline)
 
     async def _read_unchecked(self, work: Work[ResultT], names: list[str], deadline: float) -> Answer[ResultT]:
         if not names:
-            return await self._read_on_primary_unchecked(work, Reason.NOT_CAUGHT_UP)
+            return await self._read_on_primary_unchecked(work, Reason.NOT_CAUGHT_UP, deadline)
         name = random.choice(names)  # noqa: S311
         try:
             value = await self._try_replica(name, None, work, deadline)
         except _NodeFailed as failure:
             _log.info("%s failed a read, trying elsewhere: %s", name, failure)
-            return await self._read_on_primary_unchecked(work, Reason.REPLICAS_FAILED)
+            return await self._read_on_primary_unchecked(work, Reason.REPLICAS_FAILED, deadline)
         return Answer(value, name, Role.REPLICA, Reason.UNCHECKED)
 
     async def _try_replica(
@@ -320,14 +321,36 @@ class Router(Generic[SubjectT]):
                 raise _NodeFailed(in_words(error)) from error
             raise
 
-    async def _look_up(self, subject: SubjectT) -> tuple[Lsn | None, Epoch]:
+    async def _look_up(self, subject: SubjectT, deadline: float) -> tuple[Lsn | None, Epoch]:
         async def look_up(primary: Connection, status: PrimaryStatus) -> tuple[Lsn | None, Epoch]:
-            return await self._floors.look_up(primary, subject), status.epoch
+            floor = await self._floors.look_up(primary, subject)
+            behind(primary).left_clean = True
+            return floor, status.epoch
 
-        return await self._on_primary(look_up)
+        return await self._on_primary(look_up, deadline)
 
-    async def _on_primary(self, work: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]]) -> ResultT:
-        """Read on the primary; try twice, since a connection that a restart has ended shows that only in use."""
+    async def _look_up_names(self, floor: Lsn, deadline: float) -> list[str]:
+        async def look_up(primary: Connection, _: PrimaryStatus) -> list[str]:
+            names = await status_table.names_caught_up(primary, floor)
+            behind(primary).left_clean = True
+            return names
+
+        return await self._on_primary(look_up, deadline)
+
+    async def _on_primary(
+        self, work: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]], deadline: float
+    ) -> ResultT:
+        """Read on the primary; raise `Unavailable` if it does not answer by then."""
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await self._on_primary_in_time(work)
+        except TimeoutError:
+            raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
+
+    async def _on_primary_in_time(
+        self, work: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]]
+    ) -> ResultT:
+        """Try twice, since a connection that a restart has ended shows that only in use."""
         for last in (False, True):
             try:
                 self._nodes.primary_in_office()  # before anything is waited for
@@ -350,8 +373,13 @@ class _NodeFailed(Exception):
 
 def _in_order(tokens: Tokens) -> Sequence[SessionToken]:
     """Return a session's tokens, those of the latest reign merged to the first one; raise `InvalidToken`."""
+    if tokens is None:
+        return ()
+    given = (tokens,) if isinstance(tokens, SessionToken) else tuple(tokens)
+    if len(given) < 2:  # noqa: PLR2004 - nothing to merge
+        return given
     try:
-        latest, earlier = merged([tokens] if isinstance(tokens, SessionToken) else tokens or ())
+        latest, earlier = merged(given)
     except ValueError as error:
         raise InvalidToken(str(error)) from None
     return () if latest is None else (latest, *earlier)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from rocket import Answer, Limits, Lsn, OutcomeUnknown, Policy, Reason, Router, Unavailable, saw
+from rocket import Answer, Limits, Lsn, OutcomeUnknown, Policy, Reason, Role, Router, Unavailable, saw
 from rocket.api import queries
 from rocket.api.problems import Problem
 from rocket.api.users import UserFloors
@@ -199,6 +199,30 @@ async def test_floor_is_recorded_after_the_commit(cluster: LocalCluster, router:
     await connection.close()
     assert written(answer) == recorded
     assert inside < recorded < Lsn.UNKNOWN
+
+
+async def test_what_work_leaves_in_a_session_on_the_primary_reaches_nobody_else(
+    cluster: LocalCluster, observer: Observer, board: Board, email: str
+) -> None:
+    """A connection on which only a floor was looked up is not reset, which must not keep it from that for good."""
+
+    async def settings(primary: Connection) -> str:
+        await primary.execute(queries.INSERT_USER, email)
+        found: str = await primary.fetchval("SHOW application_name")
+        await primary.execute("SET application_name = 'left behind'")
+        return found
+
+    async with await Router.open(dsns(cluster), UserFloors(), board, limits=Limits(connections=1)) as router:
+        await observer.run_once()
+        for _ in range(2):
+            assert "rocket" == (await router.write(settings, subject=email)).value
+            await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
+        await cluster.wait_for_catchup()
+        await observer.run_once()
+        for _ in range(2):  # served by a replica, once the floor has been looked up
+            answer = await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
+            assert answer.role is Role.REPLICA
+        assert "rocket" == (await router.write(settings, subject=email)).value
 
 
 class Plain(UserFloors):
