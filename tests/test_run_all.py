@@ -170,7 +170,7 @@ async def test_signal_while_starting_leaves_nothing(kept_dir: Path) -> None:
     """There may be no server yet to stop."""
     async with run_all(kept_dir) as program:
         async with asyncio.timeout(READY_S):
-            while not list(kept_dir.glob("*/tmp/data/primary/data.new/PG_VERSION")):
+            while not list(kept_dir.glob("*/tmp/data-*/primary/data.new/PG_VERSION")):
                 await asyncio.sleep(0.005)
         program.process.send_signal(signal.SIGINT)
         assert 0 == await program.ends(timeout_s=5)

@@ -18,7 +18,7 @@ from rocket.errors import (
     PortInUse,
     failing_plainly,
 )
-from rocket.postgres import catchup, directories, making, mending, promotion, roles, supervisor
+from rocket.postgres import catchup, directories, making, mending, placement, promotion, roles, supervisor
 from rocket.postgres.account import server_account
 from rocket.postgres.binaries import locate
 from rocket.postgres.database import prepare_database
@@ -240,7 +240,7 @@ async def local_cluster(settings: ClusterSettings) -> AsyncIterator[LocalCluster
     run = directories.RunDirectory.create(account)
     try:
         binaries = await locate(settings.postgres_bin, account, run.scratch)
-        path = (settings.data_dir or run.scratch / "data").resolve()
+        path = (settings.data_dir or placement.apart(run.scratch)).resolve()
         data = directories.DataDirectory.claim(path, account)
         try:
             if account is not None and not account.can_enter(data.path):

@@ -41,7 +41,7 @@ def has_received(node: Node, segment: str, offset: int) -> bool:
 
 @pytest.mark.parametrize("delay_ms", [0, 4000])
 async def test_replica_killed_with_half_of_a_new_timelines_file(
-    caplog: pytest.LogCaptureFixture, delay_ms: int
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, delay_ms: int
 ) -> None:
     """It gets the new timeline's file of the segment from its beginning, and dies before it is at the fork.
 
@@ -49,6 +49,7 @@ async def test_replica_killed_with_half_of_a_new_timelines_file(
     back to the older timeline's. With a delay it has been up for a while before it dies of that.
     """
     caplog.set_level("INFO", "rocket.cluster")
+    monkeypatch.setattr("rocket.postgres.making.SEGMENT_MIB", 16)  # so that it takes a while to get one
     async with supervised() as cluster:
         node = cluster.node("replica1")
         link = Proxy(
