@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from rocket.api.sessions import HEADER
 
 if TYPE_CHECKING:
     from rocket import Answer
+
+_JSON = "application/json; charset=utf-8"
 
 
 def route_headers(answer: Answer[Any]) -> dict[str, str]:
@@ -32,4 +35,6 @@ def route_headers(answer: Answer[Any]) -> dict[str, str]:
 
 def answer_json(answer: Answer[Any], body: object, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
     """Return a body together with how it came about."""
-    return web.json_response(body, status=status, headers=route_headers(answer))
+    headers = route_headers(answer)
+    headers["Content-Type"] = _JSON
+    return web.Response(body=json.dumps(body).encode(), status=status, headers=headers)

@@ -287,7 +287,11 @@ class Router(Generic[SubjectT]):
 
     async def _read_as_published(self, work: Work[ResultT], subject: SubjectT, deadline: float) -> Answer[ResultT]:
         floor, _ = await self._look_up(subject, deadline)
-        names = [] if floor is None else await self._look_up_names(floor, deadline)
+        names = (
+            []
+            if floor is None
+            else await self._on_primary(lambda primary, _: status_table.names_caught_up(primary, floor), deadline)
+        )
         return await self._read_unchecked(work, names, deadline)
 
     async def _read_unchecked(self, work: Work[ResultT], names: list[str], deadline: float) -> Answer[ResultT]:
@@ -326,14 +330,6 @@ class Router(Generic[SubjectT]):
             floor = await self._floors.look_up(primary, subject)
             behind(primary).left_clean = True
             return floor, status.epoch
-
-        return await self._on_primary(look_up, deadline)
-
-    async def _look_up_names(self, floor: Lsn, deadline: float) -> list[str]:
-        async def look_up(primary: Connection, _: PrimaryStatus) -> list[str]:
-            names = await status_table.names_caught_up(primary, floor)
-            behind(primary).left_clean = True
-            return names
 
         return await self._on_primary(look_up, deadline)
 
