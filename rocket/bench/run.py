@@ -51,12 +51,14 @@ class Bench:
     async def round(self, number: int, figures: Figures) -> None:
         """Let every contender have its turn in every measure."""
         for name in self._settings.measures:
-            rows = []
-            for contender in self._in_turn(MEASURES[name], number):
-                rows.append(Row(number, name, contender.name, await self._turn(MEASURES[name], contender)))
-                _log.info("round %d of %d  %s", number, self._settings.rounds, _in_short(rows[-1]))
-            for row in with_queries_per_read(rows):
-                figures.add(row)
+            rows: list[Row] = []
+            try:
+                for contender in self._in_turn(MEASURES[name], number):
+                    rows.append(Row(number, name, contender.name, await self._turn(MEASURES[name], contender)))
+                    _log.info("round %d of %d  %s", number, self._settings.rounds, _in_short(rows[-1]))
+            finally:  # also of a round that is cut off
+                for row in with_queries_per_read(rows):
+                    figures.add(row)
 
     async def soak(self, reads: int, figures: Figures) -> None:
         """Have one server answer so many reads, and see how its memory fares."""

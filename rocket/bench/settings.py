@@ -24,7 +24,7 @@ _LONGEST_SOAK = 999_999_999
 
 _FLAGS = {
     "rounds": ("N", "how often each contender has its turn (default: 5)"),
-    "seconds": ("S", "how long each load lasts (default: 1.5)"),
+    "seconds": ("S", "how long each load lasts (default: 1.2)"),
     "connections": ("N", "sessions at a time (default: 8)"),
     "replicas": ("N", "replicas beside the primary (default: 5)"),
     "only": ("NAMES", f"contenders, separated by commas: {', '.join(CONTENDERS)} (default: all)"),
@@ -42,7 +42,7 @@ class BenchSettings:
     """What a run is made of."""
 
     rounds: int = 5
-    seconds: float = 1.5
+    seconds: float = 1.2
     connections: int = 8
     replicas: int = 5
     only: tuple[str, ...] = tuple(CONTENDERS)

@@ -35,7 +35,6 @@ _VERSION = "SELECT current_setting('server_version')"
 _TRANSACTIONS = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = $1"
 _SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'"
 
-
 _log = logging.getLogger("rocket.bench")
 
 
@@ -126,12 +125,14 @@ async def staged(settings: BenchSettings, ending: Ending) -> AsyncIterator[Stage
             run_dir = control.find(settings.data_dir, settings.postgres_port)
         else:
             run_dir = await _own_cluster(settings, ending, stack)
-        description = dict(directories.running())[run_dir]
+        description = dict(directories.running()).get(run_dir)
+        if description is None:
+            raise ClusterNotFound("the cluster has ended")
         nodes = await control.ask(run_dir, "status")
         primary = next(node["name"] for node in nodes if node["role"] == "primary")
         dsn = (await control.ask(run_dir, "addresses"))["nodes"][primary]
         try:
-            connection = await asyncpg.connect(dsn, database="postgres")
+            connection = await asyncpg.connect(dsn, database="postgres", timeout=_ANSWER_S)
         except (OSError, asyncpg.PostgresError) as error:
             raise ClusterNotFound(f"the primary does not answer: {in_words(error)}") from None
         stack.callback(connection.terminate)
