@@ -78,7 +78,7 @@ async def run_all(settings: Settings, parts: Parts) -> int:
                     time.monotonic() - began, url, settings.routing, workers,
                 )  # fmt: skip
             if parts.simulator:
-                simulator = Simulator(url, rate=settings.simulator_rate)
+                simulator = Simulator(url, rate=settings.simulator_rate, reconnect=len(held) > 1)
                 await stack.enter_async_context(background(simulator.run(), "simulator"))
             await _until_the_end(settings, ending)
     if simulator is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rocket.ending import background
 from rocket.errors import WorkerFailedToStart, WorkerKeepsDying, failing_plainly
-from rocket.postgres.node import ending as in_words
+from rocket.postgres import node
 from rocket.postgres.restarts import RestartPolicy
 from rocket.workers.orders import Orders
 
@@ -79,16 +79,21 @@ class Worker:
 
     async def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
-        self._lines, self._line = await asyncio.open_unix_connection(sock=ours)
         with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "rocket.workers.worker",
-                stdin=theirs.fileno(),
-                pass_fds=[self._orders.listener],
-                start_new_session=True,  # the terminal's Ctrl-C is for us alone; we take the workers down in order
-            )
+            self._lines, self._line = await asyncio.open_unix_connection(sock=ours)
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "rocket.workers.worker",
+                    stdin=theirs.fileno(),
+                    pass_fds=[self._orders.listener],
+                    # The terminal's Ctrl-C is for us alone; we take the workers down in order.
+                    start_new_session=True,
+                )
+            except BaseException:
+                self._line.close()
+                raise
         self._line.write(self._orders.line())
 
     async def _heard(self) -> dict[str, str]:
@@ -102,7 +107,7 @@ class Worker:
     async def _ended(self, said: dict[str, str]) -> str:
         """Wait until it has ended, and return how: in its own words, if it found any."""
         exit_code = await self._reaped()
-        return said.get("failed") or in_words(exit_code)
+        return said.get("failed") or node.ending(exit_code)
 
     async def _reaped(self) -> int | None:
         if self._process is None:

@@ -44,7 +44,7 @@ async def work(inherited: socket.socket) -> int:
                 await stack.enter_async_context(serving(orders.service, listener))
                 reports.write(b'{"ready": true}\n')
                 await asyncio.Event().wait()  # the end comes as a cancellation
-    except RocketError as error:
+    except (RocketError, OSError) as error:  # what is wrong with the machine, rather than with us
         reports.write(json.dumps({"failed": str(error)}).encode() + b"\n")
         return FAILED
     else:
