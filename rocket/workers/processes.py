@@ -55,6 +55,8 @@ class Worker:
                 await self._spawn()
                 said = await self._heard()
         except TimeoutError:
+            self.kill()
+            await self._reaped()
             raise WorkerFailedToStart(f"{self.name} was not ready within {_READY_S:g} s") from None
         except OSError as error:
             raise WorkerFailedToStart(f"{self.name} failed to start: {error.strerror}") from None
