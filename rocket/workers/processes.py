@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from rocket.ending import background
-from rocket.errors import WorkerFailedToStart, WorkerKeepsDying, failing_plainly
+from rocket.errors import WorkerFailedToStart, WorkerKeepsDying, failing_plainly, in_words
 from rocket.postgres import node
 from rocket.postgres.restarts import RestartPolicy
 from rocket.workers.orders import Orders
@@ -59,7 +59,7 @@ class Worker:
             await self._reaped()
             raise WorkerFailedToStart(f"{self.name} was not ready within {_READY_S:g} s") from None
         except OSError as error:
-            raise WorkerFailedToStart(f"{self.name} failed to start: {error.strerror}") from None
+            raise WorkerFailedToStart(f"{self.name} failed to start: {in_words(error)}") from None
         if "ready" not in said:
             raise WorkerFailedToStart(f"{self.name} failed to start: {await self._ended(said)}")
 
@@ -178,7 +178,8 @@ async def _keep(worker: Worker) -> None:
             try:
                 await worker.start()
             except WorkerFailedToStart as error:
-                how = str(error)
+                _log.warning("%s", error)
+                how = "while starting"
                 pause_s = policy.after_failed_start(asked=False)
             else:
                 break
