@@ -22,6 +22,8 @@ LOG_FORMATS = ("text", "json")
 
 _LARGEST_PORT = 65535
 _MOST_REPLICAS = 30
+_MOST_WORKERS = 16
+"""Each has up to eleven connections to every node, and a node of a local cluster takes 200."""
 _SIZES = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) *(ms|s|min|h)?")
 _SECONDS = {"ms": 0.001, None: 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -44,6 +46,11 @@ def parse_port(text: str) -> int:
 def parse_replica_count(text: str) -> int:
     """Read how many replicas there shall be."""
     return parse_whole(text, 0, _MOST_REPLICAS)
+
+
+def parse_worker_count(text: str) -> int:
+    """Read how many processes of the API there shall be."""
+    return parse_whole(text, 1, _MOST_WORKERS)
 
 
 def parse_whole(text: str, least: int, most: int) -> int:
@@ -160,6 +167,10 @@ class Settings:
     )
     host: str = _setting("127.0.0.1", "ROCKET_HOST", parse_text, "HOST", "the address that the API listens on")
     api_port: int = _setting(5005, "API_PORT", parse_port, "P", "the API's port; 0: any free one")
+    api_workers: int = _setting(
+        1, "ROCKET_API_WORKERS", parse_worker_count, "N",
+        "processes of the API that share its port; 1: it runs inside the program itself",
+    )  # fmt: skip
     observer_interval: float = _setting(
         0.5, "ROCKET_OBSERVER_INTERVAL", parse_duration, "S", "seconds between two looks at each node"
     )

@@ -15,16 +15,17 @@ _PREFIX = "rocket."
 
 
 class _TextFormatter(logging.Formatter):
-    """`12:00:01.123 api        Reading ride 96 from server 'replica0'`."""
+    """`12:00:01.123 api        Reading ride 96 from server 'replica0'`; by a worker, its number: `api/2`."""
 
     default_time_format = "%H:%M:%S"
     default_msec_format = "%s.%03d"
 
-    def __init__(self) -> None:
+    def __init__(self, worker: int | None) -> None:
         super().__init__("{asctime} {part:<10} {mark}{message}", style="{")
+        self._suffix = "" if worker is None else f"/{worker}"
 
     def format(self, record: logging.LogRecord) -> str:
-        record.part = _part(record)
+        record.part = _part(record) + self._suffix
         record.mark = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
         return super().format(record)
 
@@ -32,11 +33,16 @@ class _TextFormatter(logging.Formatter):
 class _JsonFormatter(logging.Formatter):
     """One object a line."""
 
+    def __init__(self, worker: int | None) -> None:
+        super().__init__()
+        self._worker = {} if worker is None else {"worker": worker}
+
     def format(self, record: logging.LogRecord) -> str:
-        entry = {
+        entry: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "part": _part(record),
+            **self._worker,
             "message": record.getMessage(),
         }
         if record.exc_info:
@@ -58,8 +64,8 @@ class _Handler(logging.StreamHandler[TextIO]):
         signal.raise_signal(signal.SIGTERM)
 
 
-def configure(log_format: str) -> None:
-    """Send the program's log to standard output."""
+def configure(log_format: str, *, worker: int | None = None) -> None:
+    """Send the program's log to standard output, marked with the number of the worker that this process is."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name that is not UTF-8 shall not cost the line that names it.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -67,7 +73,7 @@ def configure(log_format: str) -> None:
     logging._srcfile = None  # noqa: SLF001
     logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
     handler = _Handler(sys.stdout)
-    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    handler.setFormatter(_JsonFormatter(worker) if log_format == "json" else _TextFormatter(worker))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import logging
-import socket
 import time
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rocket import Board, Observer, Policy, Router, Routing
-from rocket.api.app import build_app, serve
-from rocket.api.users import UserFloors
+from rocket import Policy, Routing
 from rocket.ending import Ending, Unwinding, background, ended_by_signals
-from rocket.errors import InvalidSetting, PortInUse
-from rocket.postgres import control, directories, server_logs
+from rocket.errors import InvalidSetting
+from rocket.listeners import listeners, url_of
+from rocket.postgres import control, server_logs
 from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
 from rocket.postgres.supervisor import supervise
+from rocket.serving import Service, serving
 from rocket.simulator import Simulator
+from rocket.workers.processes import working
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    import contextlib
+    import socket
+    from collections.abc import Mapping, Sequence
 
     from rocket.config import Settings
 
@@ -64,16 +64,21 @@ async def run_all(settings: Settings, parts: Parts) -> int:
     with ended_by_signals() as ending:
         async with Unwinding(ending) as stack:
             began = time.monotonic()
-            # Bound before anything is started: a port in use is known at once.
-            listening = stack.enter_context(_bound(settings)) if parts.api else None
-            url = _url(settings, listening)
+            # Before anything is started: a port in use is known at once.
+            held = stack.enter_context(listeners(settings)) if parts.api else []
+            url = url_of(settings, held)
             if parts.cluster or parts.api or parts.observer:
                 addresses = await _addresses(settings, parts, ending, stack)
-                await _serve_and_observe(settings, parts, addresses, listening, stack)
-            if listening is not None:
-                _log.info("ready after %.2f s: %s (routing: %s)", time.monotonic() - began, url, settings.routing)
+                service = _service(settings, addresses, observe=parts.observer)
+                await stack.enter_async_context(_served(service, held, settings, ending))
+            if held:
+                workers = f", {len(held)} workers" if len(held) > 1 else ""
+                _log.info(
+                    "ready after %.2f s: %s (routing: %s%s)",
+                    time.monotonic() - began, url, settings.routing, workers,
+                )  # fmt: skip
             if parts.simulator:
-                simulator = Simulator(url, rate=settings.simulator_rate)
+                simulator = Simulator(url, rate=settings.simulator_rate, reconnect=len(held) > 1)
                 await stack.enter_async_context(background(simulator.run(), "simulator"))
             await _until_the_end(settings, ending)
     if simulator is None:
@@ -106,49 +111,39 @@ async def whole_system(
     settings: Settings, ending: Ending, stack: contextlib.AsyncExitStack
 ) -> tuple[LocalCluster, str]:
     """Bring up cluster, API and observer, for `stack` to take down; return the cluster and the API's URL."""
-    listening = stack.enter_context(_bound(settings))
+    held = stack.enter_context(listeners(settings))
     cluster = await _cluster(settings, ending, stack)
     addresses = Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()})
-    await _serve_and_observe(settings, Parts(), addresses, listening, stack)
-    return cluster, _url(settings, listening)
+    await stack.enter_async_context(_served(_service(settings, addresses), held, settings, ending))
+    return cluster, url_of(settings, held)
 
 
-async def _serve_and_observe(
-    settings: Settings,
-    parts: Parts,
-    addresses: Addresses,
-    listening: socket.socket | None,
-    stack: contextlib.AsyncExitStack,
-) -> None:
-    """Begin what needs the database; the end comes in reverse: server, observer, pools."""
-    board = Board()
-    observer = Observer(
-        addresses.nodes, board, interval_s=settings.observer_interval, roles_only=not parts.observer
-    )
-    router = await stack.enter_async_context(
-        await Router.open(
-            addresses.nodes,
-            UserFloors(),
-            board,
-            policy=Policy(
-                lease_s=settings.lease,
-                max_lag_bytes=settings.max_lag.bytes,
-                max_lag_s=settings.max_lag.seconds,
-                max_wait_s=settings.max_wait,
-                primary_lease_s=settings.primary_lease,
-            ),
-            waiting=observer.waiting,
-            routing=Routing(settings.routing),
-        )
-    )
-    if not parts.observer:
+def _service(settings: Settings, addresses: Addresses, *, observe: bool = True) -> Service:
+    if not observe:
         _log.warning("without an observer no replica is known: every never-stale read goes to the primary")
-    stack.callback(observer.close)
-    await observer.run_once()  # so that the first reads find a board
-    await stack.enter_async_context(background(observer.run(), "observer"))
-    if listening is not None:
-        app = build_app(router, allowed_hosts=[settings.host, *settings.allowed_hosts.split(",")])
-        await stack.enter_async_context(serve(app, listening))
+    return Service(
+        nodes=addresses.nodes,
+        routing=Routing(settings.routing),
+        policy=Policy(
+            lease_s=settings.lease,
+            max_lag_bytes=settings.max_lag.bytes,
+            max_lag_s=settings.max_lag.seconds,
+            max_wait_s=settings.max_wait,
+            primary_lease_s=settings.primary_lease,
+        ),
+        observer_interval_s=settings.observer_interval,
+        observe=observe,
+        allowed_hosts=(settings.host, *settings.allowed_hosts.split(",")),
+    )
+
+
+def _served(
+    service: Service, held: Sequence[socket.socket], settings: Settings, ending: Ending
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Do what needs the database: in this process or, behind several listeners, in one for each."""
+    if len(held) > 1:
+        return working(service, held, settings.log_format, ending)
+    return serving(service, held[0] if held else None)
 
 
 async def _until_the_end(settings: Settings, ending: Ending) -> None:
@@ -188,33 +183,6 @@ async def _cluster(settings: Settings, ending: Ending, stack: contextlib.AsyncEx
     if settings.server_logs:
         await stack.enter_async_context(background(server_logs.forward(cluster), "server logs"))
     return cluster
-
-
-@contextlib.contextmanager
-def _bound(settings: Settings) -> Iterator[socket.socket]:
-    """Hold the API's address; nobody can connect until it listens."""
-    where = f"{settings.host}, port {settings.api_port}"
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            settings.host, settings.api_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (OSError, UnicodeError) as error:
-        raise InvalidSetting(f"cannot listen on {where}: {error}") from None
-    with socket.socket(family, kind) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind(address)
-            listening.listen(0)  # a second bind would go unnoticed without
-        except OSError as error:
-            who = directories.port_holder(settings.api_port) if error.errno == errno.EADDRINUSE else ""
-            raise PortInUse(f"cannot listen on {where}: {error.strerror}{who}") from None
-        yield listening
-
-
-def _url(settings: Settings, listening: socket.socket | None) -> str:
-    port = settings.api_port if listening is None else listening.getsockname()[1]
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - no bind
-    return f"http://[{host}]:{port}" if ":" in host and "[" not in host else f"http://{host}:{port}"
 
 
 def schema_sql() -> str:

@@ -87,18 +87,27 @@ class Simulator:
 
     Without a rate: one client that writes a ride, waits up to two seconds, and reads it back. With one: that
     many rides a second in all, each read back at once or after such a pause, from as many clients as it takes.
+    Where several processes share the API's port, `reconnect` lets each request reach another one.
     """
 
-    def __init__(self, url: str, *, rate: float | None = None, chance: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        rate: float | None = None,
+        reconnect: bool = False,
+        chance: random.Random | None = None,
+    ) -> None:
         self.tally = Tally()
         self._url = url
         self._rate = rate
+        self._reconnect = reconnect
         self._chance = chance or random.Random()  # noqa: S311 - no secrets here
         self._emails: list[str] = []
 
     async def run(self) -> None:
         """Make traffic until cancelled; an API that is away for a while is waited for."""
-        connector = aiohttp.TCPConnector(limit=0)
+        connector = aiohttp.TCPConnector(limit=0, force_close=self._reconnect)
         timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S)
         async with aiohttp.ClientSession(self._url, connector=connector, timeout=timeout) as session:
             clients = 1 if self._rate is None else math.ceil(self._rate / _RIDES_PER_CLIENT_S)

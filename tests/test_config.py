@@ -93,6 +93,12 @@ CASES = {
         "ROCKET_HOST", "127.0.0.1", (Given("::1", "::1"), Given("localhost", "localhost"), Given("a.b", "a.b")), ()
     ),
     "api_port": Case("API_PORT", 5005, PORT, NO_PORT),
+    "api_workers": Case(
+        "ROCKET_API_WORKERS",
+        1,
+        (Given("2", 2), Given("1", 1), Given("16", 16)),
+        ("0", "17", "2.0", "auto", *HOSTILE),
+    ),
     "observer_interval": Case("ROCKET_OBSERVER_INTERVAL", 0.5, TIME, NO_TIME),
     "lease": Case("ROCKET_LEASE", 5.0, TIME, NO_TIME),
     "primary_lease": Case("ROCKET_PRIMARY_LEASE", 5.0, TIME, NO_TIME),
@@ -449,6 +455,7 @@ def test_a_whole_number_is_within_its_bounds_or_refused(number: int, least: int,
         [
             config.parse_port,
             config.parse_replica_count,
+            config.parse_worker_count,
             config.parse_duration,
             config.parse_rate,
             config.parse_max_lag,

@@ -70,6 +70,19 @@ ROOMS = {
     "rocket": Room(("rocket.errors", "rocket.consistency", "rocket.routing")),
     "rocket.api": Room((*PUBLIC, "rocket.api")),
     "rocket.simulator": Room(("rocket.config",), never=("asyncpg",)),
+    "rocket.listeners": Room(("rocket.errors", "rocket.config", "rocket.postgres.directories")),
+    "rocket.serving": Room((*PUBLIC, "rocket.api", "rocket.ending")),
+    "rocket.workers": Room(
+        (
+            *PUBLIC,
+            "rocket.errors",
+            "rocket.ending",
+            "rocket.serving",
+            "rocket.logs",
+            "rocket.postgres",
+            "rocket.workers",
+        )
+    ),
     # What puts them together.
     "rocket.orchestrator": Room(("rocket",), never=("rocket.cli", "rocket.__main__")),
     "rocket.torture": Room(("rocket",), never=("rocket.cli", "rocket.__main__")),

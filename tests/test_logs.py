@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -24,14 +24,14 @@ CREATED = 1_700_000_000.25
 
 
 @contextlib.contextmanager
-def logged(log_format: str) -> Iterator[io.StringIO]:
+def logged(log_format: str, *, worker: int | None = None) -> Iterator[io.StringIO]:
     """Collect what the program's log writes to standard output; put logging back as it was."""
     loggers = [logging.getLogger(), logging.getLogger("rocket")]
     levels = [logger.level for logger in loggers]
     handlers = list(loggers[0].handlers)
     try:
         with contextlib.redirect_stdout(io.StringIO()) as output:
-            logs.configure(log_format)
+            logs.configure(log_format, worker=worker)
             yield output
     finally:
         loggers[0].handlers[:] = handlers
@@ -39,7 +39,7 @@ def logged(log_format: str) -> Iterator[io.StringIO]:
             logger.setLevel(level)
 
 
-def entries(output: io.StringIO) -> list[dict[str, str]]:
+def entries(output: io.StringIO) -> list[dict[str, Any]]:
     """Read the log as a program does: every line is ended, and each is one object."""
     *lines, rest = output.getvalue().split("\n")
     assert rest == ""
@@ -170,6 +170,17 @@ def test_a_record_without_an_exception_does_not_name_one() -> None:
         logging.getLogger("rocket.api").error("plain")
 
     assert list(entries(output)[0]) == ["time", "level", "part", "message"]
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+def test_what_a_worker_says_carries_its_number(level: int) -> None:
+    """Several processes write into one log: people see it behind the part, programs in a field of its own."""
+    with logged("text", worker=2) as output:
+        logging.getLogger("rocket.api").log(level, "so it is")
+    assert " api/2      " in output.getvalue()
+    with logged("json", worker=2) as output:
+        logging.getLogger("rocket.api").log(level, "so it is")
+    assert [("api", 2)] == [(entry["part"], entry["worker"]) for entry in entries(output)]
 
 
 # --- what is said at all ---

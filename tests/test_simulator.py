@@ -201,6 +201,23 @@ class TestRightAnswers:
             await until(lambda: tally.reads.total() >= 1)
         assert asked[:2] == [(0, 2.0), (5.0, 1000.0)]
 
+    @pytest.mark.parametrize(("reconnect", "connections"), [(False, 1), (True, 5)])
+    async def test_connections_are_kept_unless_requests_shall_reach_several_processes(
+        self, stub: StubApi, url: str, reconnect: bool, connections: int
+    ) -> None:
+        """One leisurely client needs no more than one; or each of its requests has one of its own."""
+        ports = []
+
+        async def noted(request: web.Request) -> web.StreamResponse:
+            assert request.transport is not None
+            ports.append(request.transport.get_extra_info("peername")[1])
+            return await stub.ride(request)
+
+        stub.on_read = noted
+        async with running(Simulator(url, reconnect=reconnect, chance=NoPauses(1))) as tally:
+            await until(lambda: tally.reads.total() >= 5)
+        assert connections == len(set(ports[:5]))
+
 
 class TestStaleAnswers:
     """An API that breaks its promise."""

@@ -1,0 +1,1 @@
+"""Several processes of the API that share its port."""

@@ -1,0 +1,207 @@
+"""The workers, seen from the program that started them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from rocket.ending import background
+from rocket.errors import WorkerFailedToStart, WorkerKeepsDying, failing_plainly, in_words
+from rocket.postgres import node
+from rocket.postgres.restarts import RestartPolicy
+from rocket.workers.orders import Orders
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from rocket.ending import Ending
+    from rocket.serving import Service
+
+_READY_S = 30.0
+"""How long a worker may take to come up: on a machine that has better things to do, imports alone take seconds."""
+_END_S = 8.0
+"""How long it may take to end: longer than what is in flight is given, and the pools after that."""
+
+_log = logging.getLogger("rocket.workers")
+
+
+class Worker:
+    """One worker, in all its lives: they have a listening socket in common, and who connects in between waits."""
+
+    def __init__(self, number: int, listener: socket.socket, log_format: str, service: Service) -> None:
+        self.name = f"worker {number}"
+        self._listener = listener
+        self._orders = Orders(number, listener.fileno(), log_format, service)
+        self._process: asyncio.subprocess.Process | None = None
+        self._lines: asyncio.StreamReader
+        self._line: asyncio.StreamWriter
+
+    @property
+    def pid(self) -> int | None:
+        """The id of its process; None before the first."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start it and wait until it serves; raise `WorkerFailedToStart`."""
+        try:
+            async with asyncio.timeout(_READY_S):
+                await self._spawn()
+                said = await self._heard()
+        except TimeoutError:
+            self.kill()
+            await self._reaped()
+            raise WorkerFailedToStart(f"{self.name} was not ready within {_READY_S:g} s") from None
+        except OSError as error:
+            raise WorkerFailedToStart(f"{self.name} failed to start: {in_words(error)}") from None
+        if "ready" not in said:
+            raise WorkerFailedToStart(f"{self.name} failed to start: {await self._ended(said)}")
+
+    async def died(self) -> str:
+        """Wait until it has ended; return how."""
+        return await self._ended(await self._heard())
+
+    def kill(self) -> None:
+        """End it without giving it a chance to answer what is in flight."""
+        self._send(signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """Have it answer what is in flight, and end; who takes too long is killed."""
+        # Nobody shall connect any more, but only its own copy would be closed.
+        self._listener.close()
+        self._send(signal.SIGTERM)
+        self._send(signal.SIGCONT)  # a halted one would take no notice
+        await self._reaped()
+
+    async def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._lines, self._line = await asyncio.open_unix_connection(sock=ours)
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "rocket.workers.worker",
+                    stdin=theirs.fileno(),
+                    pass_fds=[self._orders.listener],
+                    # The terminal's Ctrl-C is for us alone; we take the workers down in order.
+                    start_new_session=True,
+                )
+            except BaseException:
+                self._line.close()
+                raise
+        self._line.write(self._orders.line())
+
+    async def _heard(self) -> dict[str, str]:
+        """Return what it says next; nothing if it has ended, or will."""
+        with contextlib.suppress(ConnectionError):  # it died before it read what it was told
+            if line := await self._lines.readline():
+                said: dict[str, str] = json.loads(line)
+                return said
+        return {}
+
+    async def _ended(self, said: dict[str, str]) -> str:
+        """Wait until it has ended, and return how: in its own words, if it found any."""
+        exit_code = await self._reaped()
+        return said.get("failed") or node.ending(exit_code)
+
+    async def _reaped(self) -> int | None:
+        if self._process is None:
+            return None
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_END_S):
+                    await self._process.wait()
+        finally:
+            self.kill()
+            self._line.close()
+        return await self._process.wait()
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+
+class Workers:
+    """All of them."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = workers
+
+    async def start(self) -> None:
+        """Start them all, at the same time; raise `WorkerFailedToStart`."""
+        began = time.monotonic()
+        with failing_plainly():
+            async with asyncio.TaskGroup() as group:
+                for worker in self._workers:
+                    group.create_task(worker.start(), name=f"start {worker.name}")
+        pids = ", ".join(str(worker.pid) for worker in self._workers)
+        _log.info("%-28s %5.2f s", f"{len(self._workers)} processes up: {pids}", time.monotonic() - began)
+
+    async def keep(self) -> None:
+        """Start again whatever dies; never returns. Raise `WorkerKeepsDying` when there is no point any more."""
+        with failing_plainly():
+            async with asyncio.TaskGroup() as group:
+                for worker in self._workers:
+                    group.create_task(_keep(worker), name=f"keep {worker.name}")
+
+    async def stop(self) -> None:
+        """Take them down, and return when nothing of them is left."""
+        began = time.monotonic()
+        await asyncio.gather(*(worker.stop() for worker in self._workers))
+        _log.info("%d processes stopped in %.2f s", len(self._workers), time.monotonic() - began)
+
+    def hurry(self) -> None:
+        """End them at once, for someone who will not wait."""
+        for worker in self._workers:
+            worker.kill()
+
+
+async def _keep(worker: Worker) -> None:
+    policy = RestartPolicy()
+    while True:
+        how = await worker.died()
+        pause_s = policy.after_death(time.monotonic(), asked=False)
+        while True:
+            if pause_s is None:
+                raise WorkerKeepsDying(f"{worker.name} keeps dying ({how})")
+            _log.warning("%s died (%s): starting it again in %.1f s", worker.name, how, pause_s)
+            await asyncio.sleep(pause_s)
+            began = time.monotonic()
+            try:
+                await worker.start()
+            except WorkerFailedToStart as error:
+                _log.warning("%s", error)
+                how = "while starting"
+                pause_s = policy.after_failed_start(asked=False)
+            else:
+                break
+        policy.started()
+        _log.info("%s is back after %.1f s", worker.name, time.monotonic() - began)
+
+
+@contextlib.asynccontextmanager
+async def working(
+    service: Service, listeners: Sequence[socket.socket], log_format: str, ending: Ending
+) -> AsyncIterator[None]:
+    """Run a worker for each listener for as long as the context lasts, once all are ready.
+
+    Raise `WorkerFailedToStart` at the beginning, and `WorkerKeepsDying` out of the body.
+    """
+    workers = Workers(
+        [Worker(number, listener, log_format, service) for number, listener in enumerate(listeners, start=1)]
+    )
+    ending.on_hurry.append(workers.hurry)
+    try:
+        await workers.start()
+        async with background(workers.keep(), "workers"):
+            yield
+    finally:
+        await workers.stop()

@@ -1,0 +1,74 @@
+"""A worker: `python -m rocket.workers.worker`, started by the program whose API it is a part of.
+
+Its standard input is a socket to that program. There it gets its `Orders`, as one line, and answers
+`{"ready": true}` or `{"failed": "..."}`. At SIGTERM it drains and ends; when its input ends, it does so at once,
+and thus does not outlive whoever started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import sys
+
+import uvloop
+
+from rocket import logs
+from rocket.ending import Unwinding, background, ended_by_signals
+from rocket.errors import RocketError
+from rocket.serving import serving
+from rocket.workers.orders import Orders
+
+OK, FAILED = 0, 1
+"""Exit codes: it was asked to end; it could not go on."""
+
+_STANDARD_INPUT = 0
+_ORDERS_S = 10.0
+_LONGEST_LINE = 2**20
+
+
+async def work(inherited: socket.socket) -> int:
+    """Serve until told to end; return the exit code."""
+    lines, reports = await asyncio.open_unix_connection(sock=inherited, limit=_LONGEST_LINE)
+    async with asyncio.timeout(_ORDERS_S):
+        orders = Orders.read(await lines.readline())
+    logs.configure(orders.log_format, worker=orders.number)
+    logging.getLogger("rocket.run").setLevel(logging.WARNING)  # the program says itself what it does
+    try:
+        with socket.socket(fileno=orders.listener) as listener, ended_by_signals() as ending:
+            async with Unwinding(ending) as stack:
+                await stack.enter_async_context(background(_end_with(lines), "the program's life"))
+                await stack.enter_async_context(serving(orders.service, listener))
+                reports.write(b'{"ready": true}\n')
+                await asyncio.Event().wait()  # the end comes as a cancellation
+    except (RocketError, OSError) as error:  # what is wrong with the machine, rather than with us
+        reports.write(json.dumps({"failed": str(error)}).encode() + b"\n")
+        return FAILED
+    else:
+        return OK
+    finally:
+        reports.close()
+
+
+async def _end_with(lines: asyncio.StreamReader) -> None:
+    """End this process as soon as the program is gone: nobody is left to take it down, nor to answer for."""
+    await lines.read()
+    os._exit(FAILED)
+
+
+def main() -> int:
+    """Run until told to end; return the exit code."""
+    try:
+        inherited = socket.socket(fileno=_STANDARD_INPUT)
+    except OSError:
+        sys.stderr.write("rocket: workers are started by `python -m rocket run-all --api-workers N`\n")
+        return FAILED
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work(inherited))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
