@@ -17,17 +17,22 @@ _PREFIX = "rocket."
 class _TextFormatter(logging.Formatter):
     """`12:00:01.123 api        Reading ride 96 from server 'replica0'`; by a worker, its number: `api/2`."""
 
-    default_time_format = "%H:%M:%S"
-    default_msec_format = "%s.%03d"
-
     def __init__(self, worker: int | None) -> None:
-        super().__init__("{asctime} {part:<10} {mark}{message}", style="{")
+        super().__init__()
         self._suffix = "" if worker is None else f"/{worker}"
+        self._clock = (0, "")
+        """The last second, and how it is written: most lines are of the same one as the line before."""
 
     def format(self, record: logging.LogRecord) -> str:
-        record.part = _part(record) + self._suffix
-        record.mark = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
-        return super().format(record)
+        second, clock = self._clock
+        if second != int(record.created):
+            second = int(record.created)
+            clock = time.strftime("%H:%M:%S", time.localtime(second))
+            self._clock = (second, clock)
+        part = _part(record) + self._suffix
+        mark = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
+        line = f"{clock}.{int(record.msecs):03d} {part:<10} {mark}{record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 class _JsonFormatter(logging.Formatter):
