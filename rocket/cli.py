@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import logging
 import sys
@@ -11,23 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rocket import __version__, config, logs, orchestrator
-from rocket.bench import machine
-from rocket.bench import report as bench_report
 from rocket.bench import settings as bench_settings
-from rocket.bench.figures import Figures
-from rocket.bench.goals import stale_reads
-from rocket.bench.run import bench
 from rocket.errors import RocketError, SetupError
+from rocket.loop import run
 from rocket.postgres import control
-from rocket.torture import checker, reader
 from rocket.torture import settings as torture_settings
-from rocket.torture.history import GarbledHistory
-from rocket.torture.report import as_json, report
-from rocket.torture.run import torture
-from rocket.torture.verdict import Judgement, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Sequence
 
 ResultT = TypeVar("ResultT")
 
@@ -51,8 +41,6 @@ _NODE_COMMANDS = {
     "thaw": "let a frozen server go on",
     "promote": "make a replica the primary; the old primary goes down first, and then follows it",
 }
-_LOUD = ("rocket.api", "rocket.router")
-"""Loggers that would drown torture's own by a line for each read."""
 _COLUMNS = ("name", "role", "state", "pid", "port", "timeline", "lsn", "lag_bytes", "receiver", "replay")
 
 _log = logging.getLogger("rocket.run")
@@ -96,12 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     )
     given = _parsed(parser, sys.argv[1:] if arguments is None else arguments)
-    if given.command == "check":
-        return _guarded(lambda: _check(given.file, as_text=not given.json), WRONG_USE_OF_JUDGES)
     if given.command == "bench":
-        return _guarded(lambda: _bench(given))
-    if given.command == "torture":
-        return _guarded(lambda: _torture(given), WRONG_USE_OF_JUDGES)
+        from rocket.bench.command import measure  # noqa: PLC0415 - run-all starts faster without
+
+        return _guarded(lambda: measure(given))
+    if given.command in _JUDGES:
+        from rocket.torture.command import judge, torture_and_judge  # noqa: PLC0415 - the same
+
+        if given.command == "check":
+            return _guarded(lambda: judge(given.file, as_text=not given.json), WRONG_USE_OF_JUDGES)
+        return _guarded(lambda: torture_and_judge(given), WRONG_USE_OF_JUDGES)
     parts = orchestrator.Parts(
         cluster=not given.no_cluster,
         api=not given.no_api,
@@ -138,7 +130,7 @@ def cluster_main(arguments: Sequence[str] | None = None, prog: str = "python clu
     given = parser.parse_args(arguments)
     if given.command == "up":
         return _guarded(lambda: _long_running(given, orchestrator.run_cluster))
-    return _guarded(lambda: _run(_act(given)))
+    return _guarded(lambda: run(_act(given)))
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
@@ -150,47 +142,6 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpar
         if end.code == WRONG_USE and command in _JUDGES:
             raise SystemExit(WRONG_USE_OF_JUDGES) from None
         raise
-
-
-def _torture(given: argparse.Namespace) -> int:
-    settings = torture_settings.TortureSettings.read(given)
-    logs.configure("text")
-    for name in _LOUD:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    print(f"seed {settings.seed}, history in {settings.history}", flush=True)
-    _run(torture(settings))
-    exit_code = _check(settings.history, as_text=True)
-    if exit_code == 0 and not settings.keep:
-        settings.history.unlink()
-    else:
-        print(f"\nThe history is in {settings.history}; the seed was {settings.seed}.")
-    return exit_code
-
-
-def _bench(given: argparse.Namespace) -> int:
-    settings = bench_settings.BenchSettings.read(given)
-    logs.configure("text")
-    logging.getLogger("rocket.control").setLevel(logging.WARNING)  # it pauses and resumes by itself
-    figures, about = Figures(), machine.describe(settings)
-    finished = False
-    try:
-        finished = _run(bench(settings, figures, about))
-    finally:
-        about["finished"] = finished
-        if figures.rows:
-            print(f"\n{bench_report.report(figures, about)}")
-        if settings.json is not None:
-            settings.json.write_text(json.dumps(bench_report.as_json(figures, about), indent=2) + "\n")
-    return 0 if finished and not stale_reads(figures) else FAILED
-
-
-def _check(file: Path, *, as_text: bool) -> int:
-    try:
-        verdict = checker.check(reader.read_history(file))
-    except GarbledHistory as error:
-        verdict = Verdict(Judgement.VOID, reasons=(str(error),))
-    print(report(verdict) if as_text else json.dumps(as_json(verdict), indent=2))
-    return verdict.judgement.exit_code
 
 
 def _guarded(act: Any, wrong_use: int = WRONG_USE) -> int:
@@ -207,19 +158,10 @@ def _guarded(act: Any, wrong_use: int = WRONG_USE) -> int:
         return FAILED
 
 
-def _long_running(given: argparse.Namespace, run: Any) -> int:
+def _long_running(given: argparse.Namespace, run_all: Any) -> int:
     settings = config.load(given)
     logs.configure(settings.log_format)
-    return int(_run(run(settings)))
-
-
-def _run(main_task: Coroutine[Any, Any, ResultT]) -> ResultT:
-    if sys.platform == "win32":
-        return asyncio.run(main_task)
-    import uvloop  # noqa: PLC0415 - not on every platform
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main_task)
+    return int(run(run_all(settings)))
 
 
 async def _act(given: argparse.Namespace) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 import time
 from dataclasses import dataclass
 from importlib import resources
@@ -18,11 +20,9 @@ from rocket.postgres import control, server_logs
 from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
 from rocket.postgres.supervisor import supervise
 from rocket.serving import Service, serving
-from rocket.simulator import Simulator
 from rocket.workers.processes import working
 
 if TYPE_CHECKING:
-    import contextlib
     import socket
     from collections.abc import Mapping, Sequence
 
@@ -78,6 +78,8 @@ async def run_all(settings: Settings, parts: Parts) -> int:
                     time.monotonic() - began, url, settings.routing, workers,
                 )  # fmt: skip
             if parts.simulator:
+                from rocket.simulator import Simulator  # noqa: PLC0415 - as in rocket.serving
+
                 simulator = Simulator(url, rate=settings.simulator_rate, reconnect=len(held) > 1)
                 await stack.enter_async_context(background(simulator.run(), "simulator"))
             await _until_the_end(settings, ending)
@@ -86,6 +88,13 @@ async def run_all(settings: Settings, parts: Parts) -> int:
     for line in simulator.tally.lines():
         logging.getLogger("rocket.simulator").info("%s", line)
     return STALE if simulator.tally.stale else OK
+
+
+def _import_http() -> None:
+    """Import what is not needed before there is a cluster, in the time that others take to make one."""
+    with contextlib.suppress(Exception):  # whoever needs it is told again
+        import rocket.api.app  # noqa: PLC0415
+        import rocket.simulator  # noqa: PLC0415, F401
 
 
 async def run_cluster(settings: Settings) -> int:
@@ -158,6 +167,8 @@ async def _addresses(
 ) -> Addresses:
     """Start the cluster, or find the one that is running."""
     if parts.cluster:
+        # Whoever imports the same before it is done waits for it.
+        threading.Thread(target=_import_http, name="imports").start()
         cluster = await _cluster(settings, ending, stack)
         return Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()})
     run_dir = control.find(settings.data_dir, settings.port_asked_for)

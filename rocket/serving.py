@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rocket import Board, Observer, Policy, Router, Routing
-from rocket.api.app import build_app, serve
-from rocket.api.users import UserFloors
 from rocket.ending import background
 
 if TYPE_CHECKING:
@@ -36,6 +34,10 @@ async def serving(service: Service, listener: socket.socket | None) -> AsyncIter
 
     The end comes in reverse: server, observer, pools.
     """
+    # To import aiohttp takes as long as to make a cluster: who has one to make need not wait for that first.
+    from rocket.api.app import build_app, serve  # noqa: PLC0415
+    from rocket.api.users import UserFloors  # noqa: PLC0415
+
     board = Board()
     observer = Observer(
         service.nodes, board, interval_s=service.observer_interval_s, roles_only=not service.observe

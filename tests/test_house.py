@@ -63,6 +63,7 @@ ROOMS = {
     ),
     "rocket.logs": Room(("rocket.errors",)),
     "rocket.ending": Room(("rocket.errors",)),
+    "rocket.loop": Room(()),
     # What knows a database.
     "rocket.postgres": Room(("rocket.errors", "rocket.postgres"), never=("aiohttp",)),
     "rocket.routing": Room(("rocket.errors", "rocket.consistency", "rocket.routing"), never=("aiohttp",)),

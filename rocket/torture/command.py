@@ -1,0 +1,49 @@
+"""The commands `torture` and `check`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING
+
+from rocket import logs
+from rocket.loop import run
+from rocket.torture import checker, reader
+from rocket.torture.history import GarbledHistory
+from rocket.torture.report import as_json, report
+from rocket.torture.run import torture
+from rocket.torture.settings import TortureSettings
+from rocket.torture.verdict import Judgement, Verdict
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+_LOUD = ("rocket.api", "rocket.router")
+"""Loggers that would drown torture's own by a line for each read."""
+
+
+def torture_and_judge(given: argparse.Namespace) -> int:
+    """Torture as the command line says, and judge that; return the exit code."""
+    settings = TortureSettings.read(given)
+    logs.configure("text")
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    print(f"seed {settings.seed}, history in {settings.history}", flush=True)
+    run(torture(settings))
+    exit_code = judge(settings.history, as_text=True)
+    if exit_code == 0 and not settings.keep:
+        settings.history.unlink()
+    else:
+        print(f"\nThe history is in {settings.history}; the seed was {settings.seed}.")
+    return exit_code
+
+
+def judge(file: Path, *, as_text: bool) -> int:
+    """Judge a history and print that; return the exit code."""
+    try:
+        verdict = checker.check(reader.read_history(file))
+    except GarbledHistory as error:
+        verdict = Verdict(Judgement.VOID, reasons=(str(error),))
+    print(report(verdict) if as_text else json.dumps(as_json(verdict), indent=2))
+    return verdict.judgement.exit_code
