@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import ClassVar, Self
 
@@ -25,13 +26,14 @@ class Lsn(int):
             raise ValueError(f"an LSN has 64 bits, not {value!r}")
         return super().__new__(cls, value)
 
-    @classmethod
-    def parse(cls, text: str) -> Self:
+    @staticmethod
+    @functools.lru_cache(maxsize=1024)
+    def parse(text: str) -> Lsn:
         """Read Postgres' own form, `XXXXXXXX/XXXXXXXX` in hexadecimal; raise `ValueError` for all else."""
         match = _TEXT.fullmatch(text)
         if match is None:
             raise ValueError(f"not an LSN: {text!r}")
-        return cls((int(match[1], 16) << 32) | int(match[2], 16))
+        return Lsn((int(match[1], 16) << 32) | int(match[2], 16))
 
     @classmethod
     def from_wire(cls, value: int) -> Self:

@@ -21,8 +21,10 @@ ResultT = TypeVar("ResultT")
 SHOWN = """(
     SELECT CASE WHEN now.in_recovery THEN
                concat_ws(' ', 'replica', now.replay_lsn, coalesce(now.receive_lsn::text, '-'),
-                         coalesce((SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming'), 0),
-                         coalesce((SELECT epoch FROM epochs ORDER BY timeline DESC LIMIT 1), '-'))
+                         coalesce(
+                             (SELECT received_tli || ' -' FROM pg_stat_wal_receiver WHERE status = 'streaming'),
+                             (SELECT '0 ' || epoch FROM epochs ORDER BY timeline DESC LIMIT 1),
+                             '0 -'))
            ELSE
                concat_ws(' ', 'primary', pg_current_wal_flush_lsn(),
                          ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int)
@@ -34,7 +36,9 @@ SHOWN = """(
 )"""
 """A column for a read's own statement: what the read can have shown, once it is handed to `saw`.
 
-The positions come first: a timeline that is streamed after they were read is, at the earliest, theirs.
+The positions come first: a timeline that is streamed after they were read is, at the earliest, theirs. A replica
+that streams the timeline on which it was observed, in the same incarnation, still follows the same reign: it never
+goes back to an earlier timeline. Where it does not stream, the reign's row tells.
 """
 
 _ASK = f"SELECT {SHOWN}"
@@ -78,12 +82,14 @@ def shown_by_replica(said: str, epoch: Epoch) -> Lsn | None:
     if role != "replica":
         raise NotAReplicaAnyMore("the server is no replica any more")
     replay_lsn, receive_lsn, streamed, shows = rest
-    if shows != epoch:
-        raise OfAnotherReign(f"it shows epoch {shows} and not {epoch}")
-    if streamed == "0" or receive_lsn == "-":
+    if streamed == "0":
+        if shows != epoch:
+            raise OfAnotherReign(f"it shows epoch {shows} and not {epoch}")
         return None
     if int(streamed) != timeline_of(epoch):
         raise OfAnotherReign(f"it streams timeline {streamed} and not that of {epoch}")
+    if receive_lsn == "-":
+        return None
     received = Lsn.parse(receive_lsn)
     return received if received >= Lsn.parse(replay_lsn) else None
 

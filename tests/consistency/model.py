@@ -363,8 +363,8 @@ class Rules:
         return None
 
     def shows(self, replica: Node, epoch: Epoch) -> bool:
-        """Asked with the bound: within one incarnation a replica may have gone on to the next reign."""
-        return replica.row == epoch
+        """Asked with the bound, where it does not stream: it may have gone on to the next reign."""
+        return replica.streamed_timeline is not None or replica.row == epoch
 
     def streams(self, replica: Node, epoch: Epoch) -> bool:
         """Asked with it as well: the bound is an LSN of what is streamed."""

@@ -82,9 +82,46 @@ async def test_replica_that_went_on_to_another_reign_fails_the_read(
 
     primary = board.primary
     assert primary is not None
-    board.publish_primary(dataclasses.replace(primary, epoch=earlier))
+    later = Epoch("2-" + "z" * 10)
+    board.publish_primary(dataclasses.replace(primary, epoch=later))
+    for status in board.replicas:
+        board.publish(dataclasses.replace(status, epoch=later))
     with pytest.raises(Unavailable):  # the replicas fail it, and the primary is not of that reign
-        await read(router, email, SessionToken(earlier, Lsn(0)))
+        await read(router, email, SessionToken(later, Lsn(0)))
+
+
+REIGN = Epoch("2-" + "a" * 10)
+
+
+@pytest.mark.parametrize(
+    ("said", "bound"),
+    [
+        pytest.param("replica 0/10 0/20 2 -", Lsn(0x20), id="what has been received"),
+        pytest.param("replica 0/20 0/20 2 -", Lsn(0x20), id="all of it replayed"),
+        pytest.param("replica 0/21 0/20 2 -", None, id="more than was received"),
+        pytest.param("replica 0/20 - 2 -", None, id="nothing received yet"),
+        pytest.param(f"replica 0/10 0/20 0 {REIGN}", None, id="not streaming"),
+    ],
+)
+def test_a_replica_of_the_reign_has_shown_at_most_what_it_streamed(said: str, bound: Lsn | None) -> None:
+    """The end of what has been received is a bound, unless it replays what did not come from the stream."""
+    assert bound == bounds.shown_by_replica(said, REIGN)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param("replica 0/10 0/20 3 -", id="streams a later timeline"),
+        pytest.param("replica 0/10 0/20 1 -", id="streams an earlier one"),
+        pytest.param(f"replica 0/10 0/20 0 3-{'b' * 10}", id="shows a later reign"),
+        pytest.param(f"replica 0/10 0/20 0 2-{'b' * 10}", id="shows another reign of the timeline"),
+        pytest.param("replica 0/10 0/20 0 -", id="shows none"),
+    ],
+)
+def test_a_replica_of_another_reign_fails_the_read(said: str) -> None:
+    """Its LSNs are none of the token's."""
+    with pytest.raises(bounds.OfAnotherReign):
+        bounds.shown_by_replica(said, REIGN)
 
 
 async def test_read_that_cannot_be_bounded_ties_the_session_to_its_replica(

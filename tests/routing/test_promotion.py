@@ -46,8 +46,10 @@ FOLLOWED_WITHIN_S = 2.0
 
 
 @pytest_asyncio.fixture
-async def cluster() -> AsyncIterator[LocalCluster]:
+async def cluster(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalCluster]:
     """A cluster that nobody supervises: what is promoted here is promoted behind everybody's back."""
+    # A replica past the fork asks for WAL from the start of a segment, which the new primary has to have reached.
+    monkeypatch.setattr("rocket.postgres.making.SEGMENT_MIB", 16)
     settings = ClusterSettings(replicas=2, port=0, database=DATABASE, schema=schema_sql())
     async with local_cluster(settings) as cluster:
         yield cluster
