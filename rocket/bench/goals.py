@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from rocket.bench.contenders import ARTICLE, IDLE, NEVER_STALE, PRIMARY, RANDOM, TOKENLESS
 from rocket.bench.figures import Spread, difference, ratio
-from rocket.bench.measures import MAX_WAIT_MS, PAUSED, READ_AFTER_WRITE, READS, READS_WHILE_WRITING, WRITES
+from rocket.bench.measures import (
+    MAX_WAIT_MS,
+    PAUSED,
+    QUERIES,
+    READ_AFTER_WRITE,
+    READS,
+    READS_WHILE_WRITING,
+    WRITES,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +95,7 @@ def _of_reads(figures: Figures) -> Iterator[Finding | None]:
         ("primary queries per read, never-stale without", TOKENLESS, _AT_MOST, 1.0),
         ("primary queries per read, article", ARTICLE, _AT_LEAST, 2.0),
     ):
-        spread = figures.spread(READS.name, contender.name, "primary_queries_per_read")
+        spread = figures.spread(QUERIES.name, contender.name, "primary_queries_per_read")
         yield _finding(what, spread, relation, goal, decimals=2)
 
 
@@ -123,7 +131,7 @@ def _of_the_rest(figures: Figures) -> Iterator[Finding | None]:
         (WRITES.name, NEVER_STALE.name, "p50_ms"), (WRITES.name, PRIMARY.name, "p50_ms"), ratio
     )
     yield _finding("p50 of a write, never-stale ÷ primary", writes, _AT_MOST, 1.5)
-    idle = figures.spread(READS.name, IDLE.name, "cpu_percent")
+    idle = figures.spread(QUERIES.name, IDLE.name, "cpu_percent")
     yield _finding("one core, taken by an idle API and its observer", idle, _AT_MOST, 2.0, decimals=1, unit=" %")
     if any(figures.values(measure, NEVER_STALE.name, "stale_reads") for measure in figures.measures()):
         stale = Spread.of([stale_reads(figures)])

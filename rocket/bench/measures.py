@@ -1,8 +1,9 @@
-"""What is measured, of whom, and how: each measure is a pass over its contenders, each with a fresh server."""
+"""What is measured, of whom, and how."""
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,10 +16,8 @@ if TYPE_CHECKING:
 
     from rocket.bench.contenders import Contender
     from rocket.bench.processes import Client, Server
-    from rocket.bench.settings import BenchSettings
     from rocket.bench.stage import Stage
 
-LONGEST_WARM_UP_S = 0.5
 MAX_WAIT_MS = 20.0
 """What every API is told to wait at the most."""
 PAIRS_PER_S = 40.0
@@ -28,30 +27,25 @@ _US = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A contender whose server is up, and the load that it gets."""
+    """A contender whose server is up, and how long it gets a load."""
 
     contender: Contender
     server: Server
     client: Client
     stage: Stage
-    settings: BenchSettings
+    connections: int
+    seconds: float
 
-    async def warm_up(self, kind: Kind, per_s: float | None = None) -> Tally:
-        """Make a short load that is not counted: connections are opened, and code is warm."""
-        return await self.load(kind, per_s, seconds=self.settings.warm_up_s)
-
-    async def load(
-        self, kind: Kind, per_s: float | None = None, *, seconds: float | None = None, beside: str | None = None
-    ) -> Tally:
+    async def load(self, kind: Kind, per_s: float | None = None, *, beside: str | None = None) -> Tally:
         """Make a load."""
         return await self.client.load(
             Orders(
                 kind,
                 self.server.url,
                 crowd=crowd_of(self.contender),
-                sessions=self.settings.connections,
+                sessions=self.connections,
                 tokens=self.contender.tokens,
-                seconds=self.settings.seconds if seconds is None else seconds,
+                seconds=self.seconds,
                 per_s=per_s,
                 beside=beside,
             )
@@ -64,13 +58,7 @@ def crowd_of(contender: Contender) -> str:
 
 
 async def _reads(turn: Turn) -> dict[str, float]:
-    """Read, each session its own ride, as fast as the answers come; of `idle`, let it be for as long."""
-    if turn.contender is IDLE:
-        await asyncio.sleep(turn.settings.warm_up_s)
-        cpu_s, began = turn.server.cpu_s(), time.monotonic()
-        await asyncio.sleep(turn.settings.seconds)
-        return {"cpu_percent": 100 * (turn.server.cpu_s() - cpu_s) / (time.monotonic() - began)}
-    warm_up = await turn.warm_up(Kind.READS)
+    """Read, each session its own ride, as fast as the answers come."""
     cpu_s = turn.server.cpu_s()
     tally = await turn.load(Kind.READS)
     cpu_s = turn.server.cpu_s() - cpu_s
@@ -79,48 +67,53 @@ async def _reads(turn: Turn) -> dict[str, float]:
         **_latencies(tally),
         **_per_read(tally, cpu_s),
         **({} if turn.contender is BARE else {"replica_share_percent": _share(tally)}),
-        "reads_in_all": tally.requests + warm_up.requests,
-        **_trouble(warm_up, tally),
+        **_trouble(tally),
     }
+
+
+async def _queries(turn: Turn) -> dict[str, float]:
+    """Read in the same way; of `idle`, let it be for as long."""
+    if turn.contender is IDLE:
+        cpu_s, began = turn.server.cpu_s(), time.monotonic()
+        await asyncio.sleep(turn.seconds)
+        return {"cpu_percent": 100 * (turn.server.cpu_s() - cpu_s) / (time.monotonic() - began)}
+    tally = await turn.load(Kind.READS)
+    return {"reads": tally.requests, **_trouble(tally)}
 
 
 async def _reads_while_writing(turn: Turn) -> dict[str, float]:
     """Read in the same way while other users write 100 rides a second."""
-    warm_up = await turn.warm_up(Kind.READS)
     tally = await turn.load(Kind.READS, beside=WRITERS)
     return {
         "reads_per_s": tally.requests / tally.seconds,
         **_latencies(tally),
         "replica_share_percent": _share(tally),
         "writes_beside_per_s": tally.beside / tally.seconds,
-        **_trouble(warm_up, tally),
+        **_trouble(tally),
     }
 
 
 async def _read_after_write(turn: Turn) -> dict[str, float]:
     """Write rides and read each at once, at a moderate pace; before that, read right after others have written."""
-    warm_up = await turn.warm_up(Kind.PAIRS, PAIRS_PER_S)
     plain = await turn.load(Kind.PLAIN_PAIRS, PAIRS_PER_S, beside=WRITERS)
     pairs = await turn.load(Kind.PAIRS, PAIRS_PER_S)
     figures = {**_latencies(pairs), "replica_share_percent": _share(pairs)}
     for name, value in _latencies(plain).items():
         figures[f"plain_{name}"] = value
-    return {**figures, **_trouble(warm_up, plain, pairs)}
+    return {**figures, **_trouble(plain, pairs)}
 
 
 async def _read_after_write_paused(turn: Turn) -> dict[str, float]:
     """Write a ride and read it at once, while no replica replays anything."""
-    warm_up = await turn.warm_up(Kind.PAIRS, PAIRS_PER_S)
     async with turn.stage.paused():
         pairs = await turn.load(Kind.PAIRS, PAIRS_PER_S)
-    return {**_latencies(pairs), "replica_share_percent": _share(pairs), **_trouble(warm_up, pairs)}
+    return {**_latencies(pairs), "replica_share_percent": _share(pairs), **_trouble(pairs)}
 
 
 async def _writes(turn: Turn) -> dict[str, float]:
     """Write rides as fast as the answers come."""
-    warm_up = await turn.warm_up(Kind.WRITES)
     tally = await turn.load(Kind.WRITES)
-    return {"writes_per_s": tally.requests / tally.seconds, **_latencies(tally), **_trouble(warm_up, tally)}
+    return {"writes_per_s": tally.requests / tally.seconds, **_latencies(tally), **_trouble(tally)}
 
 
 def with_memory(tally: Tally, rss_bytes: int) -> dict[str, float]:
@@ -154,11 +147,22 @@ def _share(tally: Tally) -> float:
 
 
 def _trouble(*tallies: Tally) -> dict[str, float]:
-    """Return what went wrong, also while it was warmed up."""
+    """Return what went wrong."""
     return {
         "stale_reads": sum(tally.stale for tally in tallies),
         "failed_requests": sum(tally.failed for tally in tallies),
     }
+
+
+class Pace(enum.Enum):
+    """How the contenders of a measure take turns, all of their servers being up at the same time."""
+
+    QUICK = enum.auto()
+    """Quickly, so that what drifts hits all alike."""
+    STEADY = enum.auto()
+    """Longer, and not as often: what is asked at a moderate pace takes its time to be enough."""
+    ONCE = enum.auto()
+    """Once, each with a server that is up alone, since something is counted that does not say whose it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,7 @@ class Measure:
     what: str
     contenders: tuple[Contender, ...]
     take: Callable[[Turn], Awaitable[dict[str, float]]]
+    pace: Pace = Pace.QUICK
 
 
 WRITERS = "writers"
@@ -177,8 +182,15 @@ WRITERS = "writers"
 READS = Measure(
     "reads",
     "closed loop, each session reads its own ride",
-    (IDLE, BARE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS),
+    (BARE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS),
     _reads,
+)
+QUERIES = Measure(
+    "queries",
+    "what the same reads ask of the primary, by its own count; and what nothing costs",
+    (IDLE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS),
+    _queries,
+    Pace.ONCE,
 )
 READS_WHILE_WRITING = Measure(
     "reads-while-writing",
@@ -191,13 +203,17 @@ READ_AFTER_WRITE = Measure(
     f"{PAIRS_PER_S:g} rides a second, each read at once; plain: another one, not just written, is read",
     (PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS),
     _read_after_write,
+    Pace.STEADY,
 )
 PAUSED = Measure(
     "read-after-write-paused",
     "the same, while no replica replays",
     (PRIMARY, NEVER_STALE),
     _read_after_write_paused,
+    Pace.STEADY,
 )
 WRITES = Measure("writes", "closed loop", (PRIMARY, ARTICLE, NEVER_STALE), _writes)
 
-MEASURES = {measure.name: measure for measure in (READS, READS_WHILE_WRITING, READ_AFTER_WRITE, PAUSED, WRITES)}
+MEASURES = {
+    measure.name: measure for measure in (READS, READS_WHILE_WRITING, QUERIES, READ_AFTER_WRITE, PAUSED, WRITES)
+}

@@ -24,7 +24,7 @@ def with_queries_per_read(rows: Iterable[Row]) -> Iterator[Row]:
     every = list(rows)
     unasked = next((row.figures.get(_COUNTED) for row in every if row.contender == IDLE.name), None)
     for row in every:
-        counted, reads = row.figures.get(_COUNTED), row.figures.get("reads_in_all")
+        counted, reads = row.figures.get(_COUNTED), row.figures.get("reads")
         if row.contender == BARE.name or unasked is None or counted is None or not reads:
             yield row
         else:

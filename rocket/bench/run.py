@@ -1,15 +1,17 @@
-"""A whole benchmark: a cluster, the contenders in turn, round after round."""
+"""A whole benchmark: a cluster, and in each measure the contenders in turn, round after round."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rocket.bench.contenders import BARE, IDLE, NEVER_STALE
 from rocket.bench.figures import Row
 from rocket.bench.goals import SOAK
-from rocket.bench.measures import MAX_WAIT_MS, MEASURES, READS, WRITERS, Turn, crowd_of, with_memory
+from rocket.bench.measures import MAX_WAIT_MS, MEASURES, WRITERS, Pace, Turn, crowd_of, with_memory
 from rocket.bench.orders import Kind, Orders
 from rocket.bench.processes import client, serving
 from rocket.bench.queries import with_queries_per_read
@@ -18,8 +20,6 @@ from rocket.bench.stage import staged
 from rocket.ending import Unwinding, ended_by_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from rocket.bench.contenders import Contender
     from rocket.bench.figures import Figures
     from rocket.bench.measures import Measure
@@ -43,26 +43,38 @@ class Bench:
 
     async def make_crowds(self) -> None:
         """Make the users, each with a ride."""
-        async with serving(self.command(NEVER_STALE), self._stage.logs / "api.log") as server:
+        async with self._serving(NEVER_STALE) as server:
             for crowd in (crowd_of(NEVER_STALE), WRITERS):
                 await self._join(server, crowd)
         await self._stage.caught_up()
 
-    async def round(self, number: int, figures: Figures) -> None:
-        """Let every contender have its turn in every measure."""
-        for name in self._settings.measures:
+    async def compare(self, measure: Measure, figures: Figures) -> None:
+        """Let every contender have its turns in a measure."""
+        contenders = [each for each in measure.contenders if each.name in self._settings.only or each is IDLE]
+        if measure.pace is Pace.ONCE:
             rows: list[Row] = []
             try:
-                for contender in self._in_turn(MEASURES[name], number):
-                    rows.append(Row(number, name, contender.name, await self._turn(MEASURES[name], contender)))
-                    _log.info("round %d of %d  %s", number, self._settings.rounds, _in_short(rows[-1]))
-            finally:  # also of a round that is cut off
+                for contender in contenders:
+                    taken = await self._alone(measure, contender)
+                    rows.append(Row(1, measure.name, contender.name, taken))
+            finally:  # also of one that is cut off
                 for row in with_queries_per_read(rows):
                     figures.add(row)
+                    _log.info("one round       %s", _in_short(row))
+            return
+        rounds, seconds = self._settings.phases(measure.pace)
+        async with contextlib.AsyncExitStack() as stack:
+            turns = deque([await self._ready(contender, seconds, stack) for contender in contenders])
+            for number in range(1, rounds + 1):
+                for turn in turns:
+                    row = Row(number, measure.name, turn.contender.name, await measure.take(turn))
+                    figures.add(row)
+                    _log.info("round %d of %d  %s", number, rounds, _in_short(row))
+                turns.rotate(-1)  # each round begins with another one
 
     async def soak(self, reads: int, figures: Figures) -> None:
         """Have one server answer so many reads, and see how its memory fares."""
-        async with serving(self.command(NEVER_STALE), self._stage.logs / "api.log") as server:
+        async with self._serving(NEVER_STALE) as server:
             for tenth in range(1, _TENTHS + 1):
                 orders = Orders(
                     Kind.READS,
@@ -76,31 +88,34 @@ class Bench:
                 figures.add(row)
                 _log.info("%d of %d reads  %s", tenth * orders.requests, reads, _in_short(row))
 
-    def _in_turn(self, measure: Measure, number: int) -> Sequence[Contender]:
-        """Return who takes part, each round with another one at the beginning."""
-        taking_part = deque(
-            each for each in measure.contenders if each.name in self._settings.only or each is IDLE
-        )
-        taking_part.rotate(1 - number)
-        return taking_part
+    async def _ready(self, contender: Contender, seconds: float, stack: contextlib.AsyncExitStack) -> Turn:
+        """Bring up a contender's server, and warm it up: connections are opened, and code is warm."""
+        server = await stack.enter_async_context(self._serving(contender))
+        if contender is BARE:
+            await self._join(server, crowd_of(contender))
+        turn = Turn(contender, server, self._load, self._stage, self._settings.connections, seconds)
+        if contender is not IDLE:
+            await replace(turn, seconds=self._settings.warm_up_s).load(Kind.READS)
+        return turn
 
-    async def _turn(self, measure: Measure, contender: Contender) -> Mapping[str, float]:
-        """Measure a contender on a server of its own.
+    async def _alone(self, measure: Measure, contender: Contender) -> dict[str, float]:
+        """Measure a contender while its server alone is up.
 
         Of all of its life, its beginning and end included, the primary's transactions are counted.
         """
         sessions, transactions = await self._stage.sessions(), await self._stage.transactions()
-        async with serving(self.command(contender), self._stage.logs / "api.log") as server:
-            if contender is BARE:
-                await self._join(server, crowd_of(contender))
-            figures = await measure.take(Turn(contender, server, self._load, self._stage, self._settings))
+        _, seconds = self._settings.phases(measure.pace)
+        async with self._serving(contender) as server:
+            turn = Turn(contender, server, self._load, self._stage, self._settings.connections, seconds)
+            figures = await measure.take(turn)
         await self._stage.deserted(sessions)
-        if measure is READS:
-            figures["primary_transactions"] = await self._stage.transactions() - transactions
-        return figures
+        return {**figures, "primary_transactions": await self._stage.transactions() - transactions}
 
     async def _join(self, server: Server, crowd: str) -> None:
         await self._load.join(Orders(Kind.JOIN, server.url, crowd, self._settings.connections, tokens=True))
+
+    def _serving(self, contender: Contender) -> contextlib.AbstractAsyncContextManager[Server]:
+        return serving(self.command(contender), self._stage.logs / f"{contender.name}.log")
 
     def command(self, contender: Contender) -> list[str]:
         """Return the module to run, and its arguments."""
@@ -142,7 +157,7 @@ async def bench(settings: BenchSettings, figures: Figures, about: dict[str, obje
             if settings.soak is not None:
                 await made.soak(settings.soak, figures)
             else:
-                for number in range(1, settings.rounds + 1):
-                    await made.round(number, figures)
+                for name in settings.measures:
+                    await made.compare(MEASURES[name], figures)
             finished = True
     return finished

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from rocket.bench.contenders import CONTENDERS
-from rocket.bench.measures import LONGEST_WARM_UP_S, MEASURES
+from rocket.bench.measures import MEASURES, Pace
 from rocket.config import parse_duration, parse_path, parse_port, parse_whole
 from rocket.errors import InvalidSetting
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
+_LONGEST_WARM_UP_S = 0.5
+_STEADY = 4
+"""So many rounds make one where phases have to be longer."""
 _MOST_ROUNDS = 1000
 _LONGEST_PHASE_S = 600.0
 _MOST_CONNECTIONS = 1000
@@ -23,8 +26,8 @@ _MOST_REPLICAS = 30
 _LONGEST_SOAK = 999_999_999
 
 _FLAGS = {
-    "rounds": ("N", "how often each contender has its turn (default: 5)"),
-    "seconds": ("S", "how long each load lasts (default: 1.2)"),
+    "rounds": ("N", "how often each contender has its turn, where it has short ones (default: 20)"),
+    "seconds": ("S", "how long a short turn lasts (default: 0.5)"),
     "connections": ("N", "sessions at a time (default: 8)"),
     "replicas": ("N", "replicas beside the primary (default: 5)"),
     "only": ("NAMES", f"contenders, separated by commas: {', '.join(CONTENDERS)} (default: all)"),
@@ -41,8 +44,8 @@ _FLAGS = {
 class BenchSettings:
     """What a run is made of."""
 
-    rounds: int = 5
-    seconds: float = 1.2
+    rounds: int = 20
+    seconds: float = 0.5
     connections: int = 8
     replicas: int = 5
     only: tuple[str, ...] = tuple(CONTENDERS)
@@ -57,8 +60,18 @@ class BenchSettings:
 
     @property
     def warm_up_s(self) -> float:
-        """How long a server is warmed up for each load."""
-        return min(LONGEST_WARM_UP_S, self.seconds)
+        """How long a server is warmed up."""
+        return min(_LONGEST_WARM_UP_S, self.seconds)
+
+    def phases(self, pace: Pace) -> tuple[int, float]:
+        """Return how many turns a contender has, and how many seconds each lasts."""
+        match pace:
+            case Pace.QUICK:
+                return self.rounds, self.seconds
+            case Pace.STEADY:
+                return -(-self.rounds // _STEADY), self.seconds * _STEADY
+            case Pace.ONCE:
+                return 1, self.seconds * _STEADY
 
     @classmethod
     def read(cls, given: argparse.Namespace) -> Self:

@@ -238,11 +238,11 @@ class NodePool:
             _log.info("a connection to %s was lost when it was given back: %s", self.name, in_words(error))
 
     async def close(self, timeout_s: float) -> None:
-        """Close every connection, by force when `timeout_s` is over."""
+        """Close every connection, by force when `timeout_s` is over, or when the server has gone first."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._pool.close()
-        except TimeoutError:
+        except REFUSED:
             self._pool.terminate()
 
 

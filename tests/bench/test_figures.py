@@ -62,9 +62,9 @@ def test_rounds_that_one_lacks_are_left_out() -> None:
 def test_the_primarys_count_is_freed_of_what_it_counts_unasked() -> None:
     """What it counted in the life of an idle API is not the reads'."""
     counted = [
-        Row(1, "reads", "never-stale", {"primary_transactions": 31, "reads_in_all": 1000}),
-        Row(1, "reads", "article", {"primary_transactions": 4030, "reads_in_all": 1000}),
-        Row(1, "reads", "bare", {"primary_transactions": 0, "reads_in_all": 1000}),
+        Row(1, "reads", "never-stale", {"primary_transactions": 31, "reads": 1000}),
+        Row(1, "reads", "article", {"primary_transactions": 4030, "reads": 1000}),
+        Row(1, "reads", "bare", {"primary_transactions": 0, "reads": 1000}),
         Row(1, "reads", "idle", {"primary_transactions": 30}),
     ]
 

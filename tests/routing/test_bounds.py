@@ -96,10 +96,10 @@ REIGN = Epoch("2-" + "a" * 10)
 @pytest.mark.parametrize(
     ("said", "bound"),
     [
-        pytest.param("replica 0/10 0/20 2 -", Lsn(0x20), id="what has been received"),
-        pytest.param("replica 0/20 0/20 2 -", Lsn(0x20), id="all of it replayed"),
-        pytest.param("replica 0/21 0/20 2 -", None, id="more than was received"),
-        pytest.param("replica 0/20 - 2 -", None, id="nothing received yet"),
+        pytest.param("replica 0/10 0/20 2", Lsn(0x20), id="what has been received"),
+        pytest.param("replica 0/20 0/20 2", Lsn(0x20), id="all of it replayed"),
+        pytest.param("replica 0/21 0/20 2", None, id="more than was received"),
+        pytest.param("replica 0/20 - 2", None, id="nothing received yet"),
         pytest.param(f"replica 0/10 0/20 0 {REIGN}", None, id="not streaming"),
     ],
 )
@@ -111,8 +111,8 @@ def test_a_replica_of_the_reign_has_shown_at_most_what_it_streamed(said: str, bo
 @pytest.mark.parametrize(
     "said",
     [
-        pytest.param("replica 0/10 0/20 3 -", id="streams a later timeline"),
-        pytest.param("replica 0/10 0/20 1 -", id="streams an earlier one"),
+        pytest.param("replica 0/10 0/20 3", id="streams a later timeline"),
+        pytest.param("replica 0/10 0/20 1", id="streams an earlier one"),
         pytest.param(f"replica 0/10 0/20 0 3-{'b' * 10}", id="shows a later reign"),
         pytest.param(f"replica 0/10 0/20 0 2-{'b' * 10}", id="shows another reign of the timeline"),
         pytest.param("replica 0/10 0/20 0 -", id="shows none"),

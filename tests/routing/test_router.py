@@ -201,6 +201,18 @@ async def test_floor_is_recorded_after_the_commit(cluster: LocalCluster, router:
     assert inside < recorded < Lsn.UNKNOWN
 
 
+async def test_servers_that_end_first_do_not_keep_a_router_from_closing(
+    cluster: LocalCluster, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster and an API that are stopped at the same moment: there is nobody to take leave of."""
+
+    async def gone(_self: asyncpg.Pool) -> None:
+        raise BrokenPipeError
+
+    async with await Router.open(dsns(cluster), UserFloors(), board):
+        monkeypatch.setattr(asyncpg.Pool, "close", gone)
+
+
 async def test_what_work_leaves_in_a_session_on_the_primary_reaches_nobody_else(
     cluster: LocalCluster, observer: Observer, board: Board, email: str
 ) -> None:

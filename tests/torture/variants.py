@@ -319,7 +319,7 @@ _PROMOTION = "tests/routing/test_promotion.py::"
 def _bound_of_any_reign(said: str, epoch: Epoch) -> Lsn | None:
     role, *rest = said.split(" ")
     if role == "replica":
-        replayed, received, streamed, _ = rest
+        replayed, received, streamed, *_ = rest
         said = f"replica {replayed} {received} {0 if streamed == '0' else timeline_of(epoch)} {epoch}"
     return _SHOWN_BY_REPLICA(said, epoch)
 
