@@ -11,22 +11,33 @@ import ctypes
 import logging
 import os
 import shutil
+import struct
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PATIENCE_S = 2.0
 """For processes that were just killed, and have yet to go."""
 _POLL_S = 0.01
-_LOCK_FILE = "postmaster.pid"
-_SEGMENT_LINE = 6
 _KEYS = 2**32
-_KEYS_TRIED = 64
-_IPC_RMID, _IPC_STAT = 0, 2
+_KEYS_TRIED = 16
+_IPC_RMID, _IPC_STAT, _SHM_RDONLY = 0, 2, 0o10000
+_HEADER = struct.Struct("=ii")
+"""How Postgres begins each segment: with a number of its own, and the process that made it."""
+_POSTGRES = 679834894
+_HEADER_END = struct.Struct("=QQ")
+"""How it ends it: with the device and inode of the data directory."""
 
 _libc = ctypes.CDLL(None)
+_libc.shmat.restype = ctypes.c_void_p
+_libc.shmat.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+_libc.shmdt.argtypes = (ctypes.c_void_p,)
+_FAILED = ctypes.c_void_p(-1).value
+
 _log = logging.getLogger("rocket.cluster")
 
 
@@ -37,57 +48,21 @@ def remove_for_good(directory: Path, *, ignore_errors: bool = False) -> None:
     that is logged. Raise `OSError` where the directory cannot be removed, unless errors are ignored.
     """
     deadline = time.monotonic() + _PATIENCE_S
-    for path, directories, files in os.walk(directory):
-        if _LOCK_FILE in files:
-            directories.clear()
-            if (named := _NamedSegment.read(Path(path))) is not None:
-                _remove_segment(named, deadline)
+    for path, _, _ in os.walk(directory):
+        for identifier in _segments_of(Path(path)):
+            _remove_segment(identifier, deadline)
     shutil.rmtree(directory, ignore_errors=ignore_errors)
 
 
-@dataclass(frozen=True, slots=True)
-class _NamedSegment:
-    """The segment that the lock file of a data directory names, and what the directory says of it."""
-
-    identifier: int
-    key: int
-    creator: int
-    """The id of the process that made it: the postmaster, or a server of one process, as initdb has it."""
-    owner: int
-    """The user id of the directory's owner; Postgres starts for nobody else."""
-    inode: int
-
-    @classmethod
-    def read(cls, data_dir: Path) -> Self | None:
-        """Return None where no segment is named: the server ended in order, or too early to have one."""
-        try:
-            lines = (data_dir / _LOCK_FILE).read_text().splitlines()
-            key, identifier = map(int, lines[_SEGMENT_LINE].split())
-            status = data_dir.stat()
-            return cls(identifier, key % _KEYS, abs(int(lines[0])), status.st_uid, status.st_ino)
-        except (OSError, ValueError, IndexError):
-            return None
-
-    def is_that(self, status: _LinuxStatus | _DarwinStatus) -> bool:
-        """Tell whether a segment is the one that a server of this directory made, and nobody else's since.
-
-        Postgres takes the directory's inode for a key, or the next one that is free: a lock file that was copied
-        names the segment of another directory, which may be started again.
-        """
-        return (
-            (status.key, status.creator, status.owner) == (self.key, self.creator, self.owner)
-            and (self.key - self.inode) % _KEYS < _KEYS_TRIED
-        )  # fmt: skip
-
-
 class _LinuxStatus(ctypes.Structure):
-    """A 64-bit kernel's `shmid64_ds`, as far as we look. On 32 bits nothing in it fits, and nothing is removed."""
+    """The 64-bit kernel's `shmid64_ds`, as far as we look."""
 
     _fields_ = (
-        ("key", ctypes.c_uint32),
+        ("_key", ctypes.c_uint32),
         ("owner", ctypes.c_uint32),
         ("_permissions", ctypes.c_char * 40),
-        ("_size_and_times", ctypes.c_char * 32),
+        ("size", ctypes.c_uint64),
+        ("_times", ctypes.c_char * 24),
         ("creator", ctypes.c_int32),
         ("_last", ctypes.c_int32),
         ("attached", ctypes.c_uint64),
@@ -100,9 +75,9 @@ class _DarwinStatus(ctypes.Structure):
 
     _fields_ = (
         ("owner", ctypes.c_uint32),
-        ("_permissions", ctypes.c_char * 16),
-        ("key", ctypes.c_uint32),
-        ("_size_and_last", ctypes.c_char * 12),
+        ("_permissions", ctypes.c_char * 20),
+        ("size", ctypes.c_uint64),
+        ("_last", ctypes.c_int32),
         ("creator", ctypes.c_int32),
         ("attached", ctypes.c_uint16),
         ("_reserved", ctypes.c_char * 64),
@@ -112,14 +87,54 @@ class _DarwinStatus(ctypes.Structure):
 _Status = _DarwinStatus if sys.platform == "darwin" else _LinuxStatus
 
 
-def _remove_segment(named: _NamedSegment, deadline: float) -> None:
-    """Remove a segment as soon as nobody is attached to it; leave it at the deadline, or if it is another one."""
+def _status(identifier: int) -> _LinuxStatus | _DarwinStatus | None:
+    """Return what the kernel says of a segment; None if it is gone, or not for us to see."""
     status = _Status()
-    while _libc.shmctl(named.identifier, _IPC_STAT, ctypes.byref(status)) == 0 and named.is_that(status):
+    return status if _libc.shmctl(identifier, _IPC_STAT, ctypes.byref(status)) == 0 else None
+
+
+def _segments_of(data_dir: Path) -> Iterator[int]:
+    """Find the segments that servers of a directory have made, whatever its files say of that.
+
+    Postgres takes the directory's inode for a key, or the next one that is free, and knows its own as we do.
+    """
+    try:
+        directory = data_dir.stat()
+    except OSError:  # a server that ends has removed it
+        return
+    for key in range(directory.st_ino, directory.st_ino + _KEYS_TRIED):
+        identifier = _libc.shmget(ctypes.c_int32(key % _KEYS), 0, 0)
+        status = _status(identifier) if identifier >= 0 else None
+        # Postgres runs for nobody but the directory's owner.
+        if status is not None and status.owner == directory.st_uid and _names(identifier, status, directory):
+            yield identifier
+
+
+def _names(identifier: int, status: _LinuxStatus | _DarwinStatus, directory: os.stat_result) -> bool:
+    """Tell whether what is in a segment says that a server of this directory made it.
+
+    The kernel has to agree on who that was: so we do not take its status for something that it is not.
+    """
+    if status.size < _HEADER.size + _HEADER_END.size:
+        return False
+    address = _libc.shmat(identifier, None, _SHM_RDONLY)
+    if address == _FAILED:
+        return False
+    try:
+        begin = _HEADER.unpack(ctypes.string_at(address, _HEADER.size))
+        end = _HEADER_END.unpack(ctypes.string_at(address + status.size - _HEADER_END.size, _HEADER_END.size))
+    finally:
+        _libc.shmdt(address)
+    return (begin, end) == ((_POSTGRES, status.creator), (directory.st_dev, directory.st_ino))
+
+
+def _remove_segment(identifier: int, deadline: float) -> None:
+    """Remove a segment as soon as nobody is attached to it, or leave it at the deadline."""
+    while (status := _status(identifier)) is not None:
         if not status.attached:
-            _libc.shmctl(named.identifier, _IPC_RMID, None)
+            _libc.shmctl(identifier, _IPC_RMID, None)
             return
         if time.monotonic() > deadline:
-            _log.warning("shared memory segment %d is left: a process still uses it", named.identifier)
+            _log.warning("shared memory segment %d is left: a process still uses it", identifier)
             return
         time.sleep(_POLL_S)

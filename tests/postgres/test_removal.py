@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
-import shutil
 import signal
+import struct
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from rocket.postgres.node import Node
 
 SYSTEM_V = Path("/proc/sysvipc/shm")
+IPC_RMID, IPC_CREAT = 0, 0o1000
+
+libc = ctypes.CDLL(None)
+libc.shmat.restype = ctypes.c_void_p
 
 pytestmark = pytest.mark.skipif(not SYSTEM_V.exists(), reason="only Linux shows everybody's shared memory")
 
@@ -42,6 +47,7 @@ class Shared(NamedTuple):
         return Shared(self.segments & there, {file for file in self.files if file.exists()})
 
 
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives directories away")
 NOTHING = Shared(set(), set())
 
 
@@ -155,6 +161,7 @@ async def test_clearing_up_removes_the_shared_memory_of_a_dead_run(
         for process in server_processes(homes[-1]):
             process.suspend()
         program.kill()
+        await program.wait()
         async with asyncio.timeout(10):
             while len(shared.left().segments) > 1:
                 await asyncio.sleep(0.02)
@@ -168,24 +175,32 @@ async def test_clearing_up_removes_the_shared_memory_of_a_dead_run(
             end_server_processes(home)
 
 
-async def test_segment_of_another_directory_is_left_alone(kept_dir: Path) -> None:
-    """A copy that was cut off names the one of its source, which is to be started again."""
-    async with local_cluster(ClusterSettings(replicas=0, port=0)) as cluster:
-        node = cluster.primary
-        shared = shared_by(node.data_dir)
-        process = node.process
-        assert process is not None
-        killed(node)
-        await process.wait()
-        copy = kept_dir / "data.new"
-        copy.mkdir()
-        shutil.copystat(node.data_dir, copy)
-        os.chown(copy, node.data_dir.stat().st_uid, node.data_dir.stat().st_gid)
-        shutil.copy(node.data_dir / "postmaster.pid", copy)
-        remove_for_good(copy)
-        assert not copy.exists()
-        assert shared.segments == shared.left().segments
-    assert NOTHING == shared.left()
+@pytest.mark.parametrize(
+    ("inode", "user", "left"),
+    [
+        pytest.param(0, 0, False, id="its-own"),
+        pytest.param(1, 0, True, id="of-another-directory"),
+        pytest.param(0, 1, True, id="of-another-user", marks=AS_ROOT),
+    ],
+)
+def test_segment_that_has_the_key_by_chance_is_left_alone(
+    kept_dir: Path, inode: int, user: int, *, left: bool
+) -> None:
+    """Inodes of other file systems are the same numbers, and other users have segments, too."""
+    directory = kept_dir / "data"
+    directory.mkdir()
+    status = directory.stat()
+    content = struct.pack("=ii32xQQ", 679834894, os.getpid(), status.st_dev, status.st_ino + inode)
+    identifier = libc.shmget(ctypes.c_int32(status.st_ino), len(content), IPC_CREAT | 0o600)
+    try:
+        address = libc.shmat(identifier, None, 0)
+        ctypes.memmove(address, content, len(content))
+        libc.shmdt(ctypes.c_void_p(address))
+        os.chown(directory, status.st_uid + user, -1)
+        remove_for_good(directory)
+        assert left == any(segment.split()[1] == str(identifier) for segment, _, _ in system_v())
+    finally:
+        libc.shmctl(identifier, IPC_RMID, None)
 
 
 async def test_segment_is_removed_when_the_last_process_has_gone() -> None:
