@@ -21,6 +21,10 @@ class Setting(NamedTuple):
     """The first major version that knows it."""
 
 
+SHARED_MEMORY_IN_FILES = Setting(
+    "dynamic_shared_memory_type", "mmap", "what a killed server leaves goes with its directory"
+)
+
 _SHARED = (
     Setting("listen_addresses", "127.0.0.1", "nothing listens beyond this machine"),
     Setting("unix_socket_permissions", "0700", "only the account that made the cluster gets in by socket"),
@@ -30,6 +34,7 @@ _SHARED = (
     Setting("max_wal_senders", 32, "replicas, and their replacements while they are cloned"),
     Setting("max_connections", 200, "the same on every node, as hot standby demands"),
     Setting("shared_buffers", "32MB", "six servers on one small machine"),
+    SHARED_MEMORY_IN_FILES,
     Setting("wal_retrieve_retry_interval", "100ms", "a replica finds a restarted primary at once"),
     Setting("wal_receiver_status_interval", "1s", "the primary knows where its replicas are"),
     Setting("wal_receiver_timeout", "5s", "a silent primary is noticed"),

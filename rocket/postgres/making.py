@@ -7,7 +7,7 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
-from rocket.postgres.configuration import FILE_NAME
+from rocket.postgres.configuration import FILE_NAME, SHARED_MEMORY_IN_FILES
 from rocket.postgres.installation import SUPERUSER
 from rocket.postgres.process import run_command
 
@@ -27,13 +27,15 @@ _REWIND_TIMEOUT_S = 120.0  # recovery of a killed primary is part of it
 _SEGMENT = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})")
 _HISTORY = re.compile(r"([0-9A-F]{8})\.history")
 _PIECE = 1024 * 1024
+_INITDB_TAKES_SETTINGS = 16  # the first major version that does
 
 
 async def init(node: Node, password_file: Path) -> None:
     """Make a new database cluster in its directory: one with a system identifier of its own."""
     fresh = await _fresh_dir(node)
+    binaries, memory = node.installation.binaries, SHARED_MEMORY_IN_FILES
     await run_command(
-        node.installation.binaries.program("initdb"),
+        binaries.program("initdb"),
         f"--pgdata={fresh}",
         f"--username={SUPERUSER}",
         f"--pwfile={password_file}",
@@ -43,6 +45,8 @@ async def init(node: Node, password_file: Path) -> None:
         "--locale=C",
         f"--wal-segsize={SEGMENT_MIB}",
         "--no-sync",  # the kernel writes it out in its own time, as it does with clones
+        # It runs servers itself, which know none of our settings yet.
+        *([f"--set={memory.name}={memory.value}"] if binaries.major >= _INITDB_TAKES_SETTINGS else []),
         account=node.installation.account,
         timeout_s=_INITDB_TIMEOUT_S,
     )
