@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import socket
 import tempfile
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ import psutil
 
 from rocket.errors import ClusterInUse, DirectoryUnusable, NotOurDirectory
 from rocket.postgres.process import end_server_processes
+from rocket.postgres.removal import remove_for_good
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +92,7 @@ class RunDirectory:
 
     def remove(self) -> None:
         """Remove the directory with all that is in it, and the lock last."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_for_good(self.path, ignore_errors=True)
         os.close(self._lock)
 
 
@@ -122,7 +122,7 @@ def clear_up_after_the_dead() -> list[str]:
         if description is not None and not _is_claimed(Path(description.data_dir)):
             for name in description.ports:
                 ended += end_server_processes(Path(description.data_dir) / name / "data")
-        shutil.rmtree(path, ignore_errors=True)
+        remove_for_good(path, ignore_errors=True)
         os.close(lock)
         if description is not None:
             left = f"ended its servers {ended}, " if ended else ""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from typing import TYPE_CHECKING
 
 from rocket.postgres.configuration import FILE_NAME, SHARED_MEMORY_IN_FILES
 from rocket.postgres.installation import SUPERUSER
 from rocket.postgres.process import run_command
+from rocket.postgres.removal import remove_for_good
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,7 +95,7 @@ async def back_up(node: Node, source: Node) -> None:
         node.data_dir.rename(old)
     fresh.rename(node.data_dir)
     node.half_mended.unlink(missing_ok=True)
-    await asyncio.to_thread(shutil.rmtree, old, ignore_errors=True)  # the next copy tries it again
+    await asyncio.to_thread(remove_for_good, old, ignore_errors=True)  # the next copy tries it again
 
 
 async def rewind(node: Node, source: Node) -> None:
@@ -170,7 +170,7 @@ async def _fresh_dir(node: Node) -> Path:
     await _out_of_the_way(node)
     fresh = node.home / "data.new"
     if fresh.exists():  # a start that was cut off
-        await asyncio.to_thread(shutil.rmtree, fresh)
+        await asyncio.to_thread(remove_for_good, fresh)
     _make_dir(node, fresh)
     return fresh
 
@@ -179,7 +179,7 @@ async def _out_of_the_way(node: Node) -> Path:
     """Return a name, not taken, for a directory that is no longer needed."""
     old = node.home / "data.old"
     if old.exists():  # of somebody who was cut off
-        await asyncio.to_thread(shutil.rmtree, old)
+        await asyncio.to_thread(remove_for_good, old)
     return old
 
 

@@ -15,6 +15,7 @@ from rocket.ending import background
 from rocket.errors import ServerKeepsDying
 from rocket.postgres.cluster import ClusterSettings, local_cluster
 from rocket.postgres.process import server_processes
+from rocket.postgres.removal import remove_for_good
 from rocket.postgres.supervisor import supervise
 from rocket.torture.proxy import Mode, Proxy, socket_path
 from tests.postgres.test_promotion import SCHEMA, all_have, fetch, keep, settled, supervised
@@ -92,7 +93,7 @@ async def test_replica_killed_with_half_of_a_new_timelines_file(
 
 
 def _no_directory(node: Node) -> None:
-    shutil.rmtree(node.data_dir)
+    remove_for_good(node.data_dir)
 
 
 def _no_control_file(node: Node) -> None:
