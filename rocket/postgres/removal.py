@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _PATIENCE_S = 2.0
 """For processes that were just killed, and have yet to go."""
 _POLL_S = 0.01
-_KEYS = 2**32
 _KEYS_TRIED = 16
 _IPC_RMID, _IPC_STAT, _SHM_RDONLY = 0, 2, 0o10000
 _HEADER = struct.Struct("=ii")
@@ -103,7 +102,7 @@ def _segments_of(data_dir: Path) -> Iterator[int]:
     except OSError:  # a server that ends has removed it
         return
     for key in range(directory.st_ino, directory.st_ino + _KEYS_TRIED):
-        identifier = _libc.shmget(ctypes.c_int32(key % _KEYS), 0, 0)
+        identifier = _libc.shmget(ctypes.c_int32(key), 0, 0)
         status = _status(identifier) if identifier >= 0 else None
         # Postgres runs for nobody but the directory's owner.
         if status is not None and status.owner == directory.st_uid and _names(identifier, status, directory):
