@@ -21,16 +21,15 @@ ResultT = TypeVar("ResultT")
 SHOWN = """(
     SELECT CASE WHEN now.in_recovery THEN
                'replica ' || now.replay_lsn::text || ' ' || coalesce(now.receive_lsn::text, '-') || ' ' ||
-               coalesce((SELECT (receiver.it).received_tli
-                           FROM (SELECT pg_stat_get_wal_receiver() AS it OFFSET 0) AS receiver
-                          WHERE (receiver.it).status = 'streaming'), 0)::text
+               CASE WHEN (now.receiver).status = 'streaming' THEN (now.receiver).received_tli ELSE 0 END::text
            ELSE
                concat_ws(' ', 'primary', pg_current_wal_flush_lsn(),
                          ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int)
            END
       FROM (SELECT pg_is_in_recovery() AS in_recovery,
                    pg_last_wal_replay_lsn() AS replay_lsn,
-                   pg_last_wal_receive_lsn() AS receive_lsn
+                   pg_last_wal_receive_lsn() AS receive_lsn,
+                   pg_stat_get_wal_receiver() AS receiver
             OFFSET 0) AS now
 )"""
 """A column for a read's own statement: what the read can have shown, once it is handed to `saw`.

@@ -278,6 +278,7 @@ class TestBodyThatDoesNotCome:
     ) -> None:
         """Nobody is waited for without end."""
         monkeypatch.setattr("rocket.api.parameters._BODY_TIMEOUT_S", 0.05)
+        monkeypatch.setattr("rocket.api.app._DRAIN_S", 0.1)
         head = f"POST /users HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n{length}\r\n\r\n"
         async with serve(build_app(router), listening), connection(listening) as (reader, writer):
             writer.write(head.encode())
