@@ -19,7 +19,7 @@ from rocket.bench.orders import Tally
 from rocket.errors import RocketError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
     from rocket.bench.orders import Orders
@@ -70,8 +70,12 @@ def _alive() -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def serving(command: Sequence[str], log: Path) -> AsyncIterator[Server]:
+async def serving(
+    command: Sequence[str], log: Path, settle: Callable[[], None] | None = None
+) -> AsyncIterator[Server]:
     """Run a module that serves, and says where, for as long as the context lasts; raise `ProcessFailed`.
+
+    Its process calls `settle` first.
 
     It writes its log into a file, as a service would; the file goes with it.
     """
@@ -82,6 +86,7 @@ async def serving(command: Sequence[str], log: Path) -> AsyncIterator[Server]:
             sys.executable, "-m", "rocket.bench.leash", *command,
             stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output,
             start_new_session=True,  # the terminal's Ctrl-C is for us alone
+            preexec_fn=settle,
         )  # fmt: skip
         try:
             yield Server(await _url(process, log), process.pid)

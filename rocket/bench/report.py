@@ -64,6 +64,7 @@ def _heading(about: Mapping[str, Any]) -> str:
     if "postgres" in about:
         parts += [f"Postgres {about['postgres']}", f"{about['replicas']} replicas"]
         parts += [f"{settings['connections']} connections"]
+        parts += ["the API on a core of its own"] if about.get("api_has_a_core") else []
         if settings["soak"] is None:
             parts += [f"{settings['rounds']} rounds of {settings['seconds']:g} s each"]
     return ", ".join(parts)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rocket.bench.contenders import BARE, IDLE, NEVER_STALE
+from rocket.bench.cores import shared_out
 from rocket.bench.figures import Row
 from rocket.bench.goals import SOAK
 from rocket.bench.measures import MAX_WAIT_MS, MEASURES, WRITERS, Pace, Turn, crowd_of, with_memory
@@ -20,6 +21,8 @@ from rocket.bench.stage import staged
 from rocket.ending import Unwinding, ended_by_signals
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rocket.bench.contenders import Contender
     from rocket.bench.figures import Figures
     from rocket.bench.measures import Measure
@@ -36,10 +39,13 @@ _log = logging.getLogger("rocket.bench")
 class Bench:
     """Makes the measurements on one cluster, by one load process."""
 
-    def __init__(self, settings: BenchSettings, stage: Stage, load: Client) -> None:
+    def __init__(
+        self, settings: BenchSettings, stage: Stage, load: Client, settle: Callable[[], None] | None
+    ) -> None:
         self._settings = settings
         self._stage = stage
         self._load = load
+        self._settle = settle
 
     async def make_crowds(self) -> None:
         """Make the users, each with a ride."""
@@ -115,7 +121,7 @@ class Bench:
         await self._load.join(Orders(Kind.JOIN, server.url, crowd, self._settings.connections, tokens=True))
 
     def _serving(self, contender: Contender) -> contextlib.AbstractAsyncContextManager[Server]:
-        return serving(self.command(contender), self._stage.logs / f"{contender.name}.log")
+        return serving(self.command(contender), self._stage.logs / f"{contender.name}.log", self._settle)
 
     def command(self, contender: Contender) -> list[str]:
         """Return the module to run, and its arguments."""
@@ -149,10 +155,12 @@ async def bench(settings: BenchSettings, figures: Figures, about: dict[str, obje
             await scale(figures)
             return True
         async with Unwinding(ending) as stack:
+            settle = stack.enter_context(shared_out())
+            about["api_has_a_core"] = settle is not None
             stage = await stack.enter_async_context(staged(settings, ending))
             about["postgres"], about["replicas"] = stage.postgres_version, len(stage.replicas)
             load = await stack.enter_async_context(client())
-            made = Bench(settings, stage, load)
+            made = Bench(settings, stage, load, settle)
             await made.make_crowds()
             if settings.soak is not None:
                 await made.soak(settings.soak, figures)

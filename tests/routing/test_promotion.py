@@ -17,11 +17,10 @@ from rocket.api import queries
 from rocket.api.users import UserFloors
 from rocket.ending import background
 from rocket.orchestrator import DATABASE, schema_sql
-from rocket.postgres import faults
 from rocket.postgres.cluster import ClusterSettings, local_cluster
 from tests.conftest import dsns
 from tests.routing.test_observer import until
-from tests.routing.test_races import answers_again
+from tests.routing.test_races import lose_a_backend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -351,8 +350,7 @@ async def test_a_replica_past_the_fork_is_not_believed(
     async with asyncio.timeout(20):
         while not list((diverged.data_dir / "pg_wal").glob("*.history")):
             await asyncio.sleep(0.01)
-    await faults.kill_backend(diverged)
-    await answers_again(diverged)
+    await lose_a_backend(diverged)
 
     seen_fit = math.inf
     """From when on the observer, too, has seen a replica that looks fit."""

@@ -95,10 +95,9 @@ async def come_back_behind(cluster: LocalCluster, email: str) -> AsyncIterator[N
     for node in cluster.replicas:
         # Nothing replayed since the last restart point is on its disk, and no commit is applied any more.
         await faults.delay(node, AN_HOUR_MS, cluster.primary.port)
-        await faults.kill_backend(node)
+        await lose_a_backend(node)
     try:
         for node in cluster.replicas:
-            await answers_again(node)
             connection = await node.connect(DATABASE)
             assert await connection.fetchval(queries.SELECT_USER, email) is None
             await connection.close()
@@ -109,9 +108,13 @@ async def come_back_behind(cluster: LocalCluster, email: str) -> AsyncIterator[N
         await cluster.wait_for_catchup()
 
 
-async def answers_again(node: Node) -> None:
-    """Wait until a node that lost a backend takes connections that last."""
+async def lose_a_backend(node: Node) -> None:
+    """Kill one of a node's backends; return when it has ended all its sessions for that, and takes new ones."""
+    witness = await node.connect()
+    await faults.kill_backend(node)
     async with asyncio.timeout(30):
+        while not witness.is_closed():  # until then the postmaster may not have noticed
+            await asyncio.sleep(0.01)
         while True:
             with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 connection = await node.connect()
