@@ -78,6 +78,7 @@ ROOMS = {
             *PUBLIC,
             "rocket.errors",
             "rocket.ending",
+            "rocket.loop",
             "rocket.serving",
             "rocket.logs",
             "rocket.postgres",

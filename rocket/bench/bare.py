@@ -12,6 +12,8 @@ from http import HTTPStatus
 
 from aiohttp import web
 
+from rocket.loop import run
+
 
 class _Bare:
     def __init__(self) -> None:
@@ -48,13 +50,7 @@ async def serve() -> None:
 
 def main() -> None:
     """Run on the loop that the API runs on."""
-    if sys.platform == "win32":
-        asyncio.run(serve())
-        return
-    import uvloop  # noqa: PLC0415 - not on every platform
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve())
+    run(serve())
 
 
 if __name__ == "__main__":

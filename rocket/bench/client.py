@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from rocket.bench.load import Load
 from rocket.bench.orders import Kind, Orders
 from rocket.errors import RocketError, in_words
+from rocket.loop import run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,13 +58,7 @@ async def work() -> None:
 
 def main() -> None:
     """Run until told to end."""
-    if sys.platform == "win32":
-        asyncio.run(work())
-        return
-    import uvloop  # noqa: PLC0415 - not on every platform
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work())
+    run(work())
 
 
 if __name__ == "__main__":

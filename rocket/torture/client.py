@@ -17,6 +17,7 @@ from pathlib import Path
 import aiohttp
 
 from rocket.errors import failing_plainly
+from rocket.loop import run
 from rocket.torture.history import HistoryWriter
 from rocket.torture.workload import Orders, Workload
 
@@ -79,13 +80,7 @@ class _Ended(Exception):
 
 def main() -> None:
     """Run until told to end."""
-    if sys.platform == "win32":
-        asyncio.run(work())
-        return
-    import uvloop  # noqa: PLC0415 - not on every platform
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work())
+    run(work())
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ import os
 import socket
 import sys
 
-import uvloop
-
 from rocket import logs
 from rocket.ending import Unwinding, background, ended_by_signals
 from rocket.errors import RocketError
+from rocket.loop import run
 from rocket.serving import serving
 from rocket.workers.orders import Orders
 
@@ -66,8 +65,7 @@ def main() -> int:
     except OSError:
         sys.stderr.write("rocket: workers are started by `python -m rocket run-all --api-workers N`\n")
         return FAILED
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work(inherited))
+    return run(work(inherited))
 
 
 if __name__ == "__main__":
