@@ -2,13 +2,14 @@
 
 from rocket.consistency import Board, Lsn, Policy, Reason, SessionToken
 from rocket.errors import InvalidToken, OutcomeUnknown, RocketError, RoutingError, Unavailable
-from rocket.routing.answer import Answer, Role
+from rocket.routing.answer import Answer, Role, Route
 from rocket.routing.bounds import SHOWN, saw
 from rocket.routing.connections import Connection, Work
 from rocket.routing.floors import FloorStore
 from rocket.routing.limits import Limits
 from rocket.routing.observer import Observer
-from rocket.routing.router import Router, Routing
+from rocket.routing.router import Router
+from rocket.routing.rules import Routing
 from rocket.routing.writer import FLUSHED
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Reason",
     "RocketError",
     "Role",
+    "Route",
     "Router",
     "Routing",
     "RoutingError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,6 +131,9 @@ class RoutingError(RocketError):
 
 class Unavailable(RoutingError):
     """No node that may answer did so in time. Nothing was changed; asking again later is safe."""
+
+    route: Any = None
+    """The `rocket.Route` of a read that nobody answered."""
 
 
 class InvalidToken(RoutingError):

@@ -35,6 +35,10 @@ class Board:
         """Whether the primary did not answer, as a primary, when it was last asked."""
         self.on_new_role: list[Callable[[str], None]] = []
         """Called with a node's name when it is found in another role, or in another reign, than it had before."""
+        self.on_status: list[Callable[[ReplicaStatus | PrimaryStatus], None]] = []
+        """Called with each status that is put up."""
+        self.on_gone: list[Callable[[str], None]] = []
+        """Called with the name of a node whose status is taken away."""
         self._advances: deque[tuple[Lsn, float]] = deque(maxlen=_HISTORY)
 
     @property
@@ -85,13 +89,20 @@ class Board:
             self._tell(status.name)
         self._replicas[status.name] = status
         self._ring = None
+        for tell in self.on_status:
+            tell(status)
 
     def forget(self, name: str) -> None:
         """Take a node's status away: it is out of reach; of a primary, what was last seen stays."""
-        if self._replicas.pop(name, None) is not None:
+        known = self._replicas.pop(name, None) is not None
+        if known:
             self._ring = None
         if self._primary is not None and self._primary.name == name:
+            known = known or not self.primary_is_lost
             self.primary_is_lost = True
+        if known:
+            for tell in self.on_gone:
+                tell(name)
 
     def publish_primary(self, status: PrimaryStatus) -> bool:
         """Put a primary's newest status up, and remember when its flush LSN was first seen.
@@ -121,6 +132,8 @@ class Board:
             self._advances.clear()  # another cluster under the same name
         if not self._advances or status.flush_lsn > self._advances[-1][0]:
             self._advances.append((status.flush_lsn, status.observed_at))
+        for tell in self.on_status:
+            tell(status)
         return True
 
     def _may_succeed(self, status: PrimaryStatus, before: PrimaryStatus) -> bool:

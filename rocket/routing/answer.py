@@ -1,13 +1,15 @@
-"""What comes back from a read or write, with its way."""
+"""What comes back from a read or write, and the way that a read went."""
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from rocket.consistency import Reason, SessionToken
+    from collections.abc import Mapping, Sequence
+
+    from rocket.consistency import Reason, ReplicaStatus, SessionToken
     from rocket.routing.epochs import LostTail
 
 ResultT = TypeVar("ResultT")
@@ -18,6 +20,29 @@ class Role(enum.StrEnum):
 
     PRIMARY = "primary"
     REPLICA = "replica"
+
+
+@dataclass(slots=True)
+class Route:
+    """The way of a read: the router fills it in as it goes, for whoever wants to know afterwards.
+
+    Times are monotonic seconds. `Unavailable` brings it as well.
+    """
+
+    deadline: float
+    """When the read has to be over."""
+    tokens: Sequence[SessionToken]
+    """Whose floors it had to respect: the session's, or one for what the primary knew of the subject."""
+    statuses: Sequence[ReplicaStatus] = ()
+    """What was known of the replicas at the decision; empty if none was needed."""
+    decided_at: float = 0.0
+    """When the last decision among them was made; 0.0 if there was none."""
+    waited_s: float | None = None
+    """How long it waited for a replica to catch up; None if it did not."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """The replicas that failed it, and how."""
+    said: str | None = None
+    """What the node that served it said of itself then (see `rocket.SHOWN`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +59,5 @@ class Answer(Generic[ResultT]):
     """What the session shall bring with its next request; None under a routing that guarantees nothing."""
     lost: LostTail | None = None
     """Set, once for a token, if a promotion may have cost the session what it was promised."""
+    route: Route | None = None
+    """How a read came to its node; None for a write."""

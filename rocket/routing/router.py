@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import random
 import time
@@ -20,19 +19,22 @@ from rocket.consistency import (
     merged,
     worth_waiting_for,
 )
-from rocket.errors import InvalidToken, Unavailable, in_words
-from rocket.routing import bounds, status_table
-from rocket.routing.answer import Answer, Role
+from rocket.errors import InvalidToken, Unavailable
+from rocket.routing import bounds
+from rocket.routing.answer import Answer, Role, Route
+from rocket.routing.attempts import Attempts, NodeFailed
 from rocket.routing.connections import behind
+from rocket.routing.crowd import Crowd
 from rocket.routing.epochs import standing_of
-from rocket.routing.failures import REFUSED, NotAsObserved, speaks_against_node
-from rocket.routing.gate import Gate, Overloaded
+from rocket.routing.failures import REFUSED, NotAsObserved
 from rocket.routing.limits import Limits
 from rocket.routing.nodes import Nodes
+from rocket.routing.rules import Routing
+from rocket.routing.unguarded import UnguardedReads
 from rocket.routing.writer import FloorTaken, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from rocket.consistency import Epoch, PrimaryStatus, ReplicaStatus
     from rocket.routing.connections import Connection, NodePool, Work
@@ -49,29 +51,6 @@ Tokens: TypeAlias = "SessionToken | Iterable[SessionToken] | None"
 """What a session brings: its token, or several where it has concurrent requests."""
 
 _log = logging.getLogger("rocket.router")
-
-
-class Routing(enum.StrEnum):
-    """How reads are routed. Only the first keeps the guarantee; the others are there to compare it with.
-
-    Nor does it cover what was written under another one, which records no floor that holds.
-    """
-
-    NEVER_STALE = "never-stale"
-    ARTICLE = "article"
-    """As published: floor taken inside the transaction, replicas looked up in `replica_statuses`."""
-    RANDOM = "random"
-    """Any replica."""
-    PRIMARY = "primary"
-    """No replica."""
-
-
-_FLOOR_TAKEN = {
-    Routing.NEVER_STALE: FloorTaken.AFTER_COMMIT,
-    Routing.ARTICLE: FloorTaken.INSIDE,
-    Routing.RANDOM: FloorTaken.NEVER,
-    Routing.PRIMARY: FloorTaken.NEVER,
-}
 
 
 class Router(Generic[SubjectT]):
@@ -97,13 +76,20 @@ class Router(Generic[SubjectT]):
     ) -> None:
         self.board = board
         self.policy = policy
-        self.routing = routing
+        self._routing = routing
         self._nodes = nodes
         self._floors = floors
         self._waiting = waiting
         self._limits = limits
-        self._primary_reads = Gate("a read on the primary", width=limits.primary_reads, queue=limits.queue)
+        self._attempts = Attempts(nodes, limits)
+        self._unguarded = UnguardedReads(nodes, self._attempts, board, self._look_up)
         self._writer = Writer(nodes, floors, limits)
+        self._floor_taken = routing.floor_taken
+        self._without_floor = Crowd()
+        """Writes under way whose floor, if any, does not hold."""
+        self._since: SessionToken | None = None
+        """Covers whatever was written while the routing did not guarantee anything; None if it always did."""
+        self._switching = asyncio.Lock()
 
     @classmethod
     async def open(
@@ -145,6 +131,11 @@ class Router(Generic[SubjectT]):
         await self._nodes.close()
 
     @property
+    def routing(self) -> Routing:
+        """The rule in force for reads."""
+        return self._routing
+
+    @property
     def pools(self) -> list[NodePool]:
         """The connections to each node."""
         return self._nodes.pools
@@ -166,7 +157,42 @@ class Router(Generic[SubjectT]):
         `InvalidToken`; what `work` raises rolls back and is raised
         as it is.
         """
-        return await self._writer.write(work, subject, _in_order(token), _FLOOR_TAKEN[self.routing])
+        floor_taken = self._floor_taken
+        if floor_taken is FloorTaken.AFTER_COMMIT:
+            return await self._writer.write(work, subject, _in_order(token), floor_taken)
+        with self._without_floor:
+            return await self._writer.write(work, subject, _in_order(token), floor_taken)
+
+    async def switch(self, routing: Routing) -> None:
+        """Route by another rule from now on.
+
+        Once this has returned with never-stale, the guarantee holds for all that was acknowledged, also for what
+        was written under another rule. Raise `Unavailable`, with the reads' rule left as it was, if the primary
+        cannot be asked what that is.
+        """
+        async with self._switching:
+            before, self._floor_taken = self._floor_taken, routing.floor_taken
+            if routing is Routing.NEVER_STALE is not self._routing:
+                try:
+                    self._since = await self._all_written()
+                except BaseException:
+                    self._floor_taken = before
+                    raise
+            self._routing = routing
+
+    async def _all_written(self) -> SessionToken:
+        """Return a token that covers all writes that took no floor which holds, those under way included."""
+        route = Route(time.monotonic() + self._limits.write_s, ())
+        try:
+            async with asyncio.timeout(self._limits.write_s):
+                await self._without_floor.gone()
+        except TimeoutError:
+            raise Unavailable("writes under way did not end in time") from None
+
+        async def flushed(primary: Connection, status: PrimaryStatus) -> SessionToken:
+            return SessionToken(status.epoch, Lsn.from_wire(await primary.fetchval(_IS_PRIMARY)))
+
+        return await self._attempts.on_primary(flushed, route)
 
     async def read(self, work: Work[ResultT], *, subject: SubjectT, token: Tokens = None) -> Answer[ResultT]:
         """Run `work` on a node that shows every acknowledged write, and all that earlier reads have shown.
@@ -175,196 +201,120 @@ class Router(Generic[SubjectT]):
         for which the primary has to be asked. Raise `Unavailable` if no such node answers in time, and
         `InvalidToken`; what `work` raises is raised as it is.
         """
-        deadline = time.monotonic() + self._limits.read_s
-        match self.routing:
-            case Routing.NEVER_STALE:
-                return await self._read_never_stale(work, subject, _in_order(token), deadline)
-            case Routing.ARTICLE:
-                return await self._read_as_published(work, subject, deadline)
-            case Routing.RANDOM:
-                return await self._read_unchecked(work, self._nodes.names_but_primary, deadline)
-            case Routing.PRIMARY:
-                return await self._read_on_primary_unchecked(work, Reason.ASKED, deadline)
+        route = Route(time.monotonic() + self._limits.read_s, _in_order(token))
+        try:
+            match self._routing:
+                case Routing.NEVER_STALE:
+                    return await self._read_never_stale(work, subject, route)
+                case Routing.ARTICLE:
+                    return await self._unguarded.as_published(work, subject, route)
+                case Routing.RANDOM:
+                    return await self._unguarded.on_any_replica(work, route)
+                case Routing.PRIMARY:
+                    return await self._unguarded.on_primary(work, Reason.ASKED, route)
+        except Unavailable as error:
+            error.route = route
+            raise
 
-    async def _read_never_stale(
-        self, work: Work[ResultT], subject: SubjectT, tokens: Sequence[SessionToken], deadline: float
-    ) -> Answer[ResultT]:
-        if not tokens:
-            floor, epoch = await self._look_up(subject, deadline)
+    async def _read_never_stale(self, work: Work[ResultT], subject: SubjectT, route: Route) -> Answer[ResultT]:
+        if not route.tokens:
+            floor, epoch = await self._look_up(subject, route)
             if floor is None or floor == Lsn.UNKNOWN:
                 reason = Reason.NO_FLOOR if floor is None else Reason.WRITE_IN_PROGRESS
-                return await self._read_on_primary(work, subject, reason, (), deadline)
-            tokens = (SessionToken(epoch, floor),)
-        token, *earlier = tokens
-        if earlier:  # only a primary can tell what has become of them
-            return await self._read_on_primary(work, subject, Reason.OTHER_EPOCH, tokens, deadline)
-        failed: set[str] = set()
-        while len(failed) < self._limits.replicas_tried:
-            choice = self._choice(token, failed) if failed else await self._choice_after_waiting(token, deadline)
-            if choice.status is None:
-                return await self._read_on_primary(work, subject, choice.reason, tokens, deadline)
+                return await self._read_on_primary(work, subject, reason, route)
+            route.tokens = (SessionToken(epoch, floor),)
+        if (since := self._since) is not None:
+            route.tokens = tuple(
+                token.after_write(since.write_floor) if token.epoch == since.epoch else token
+                for token in route.tokens
+            )
+        if len(route.tokens) > 1:  # only a primary can tell what has become of the earlier ones
+            return await self._read_on_primary(work, subject, Reason.OTHER_EPOCH, route)
+        while len(route.failed) < self._limits.replicas_tried:
+            choice = self._choice(route) if route.failed else await self._choice_after_waiting(route)
+            status = choice.status
+            if status is None:
+                return await self._read_on_primary(work, subject, choice.reason, route)
             try:
-                value, next_token = await self._read_on_replica(choice.status, work, token, deadline)
-            except _NodeFailed as failure:
-                _log.info("%s failed a read, trying elsewhere: %s", choice.status.name, failure)
-                failed.add(choice.status.name)
+                value, next_token = await self._read_on_replica(status, work, route)
+            except NodeFailed as failure:
+                _log.info("%s failed a read, trying elsewhere: %s", status.name, failure)
+                route.failed = {**route.failed, status.name: str(failure)}
             else:
-                return Answer(value, choice.status.name, Role.REPLICA, choice.reason, next_token)
-        return await self._read_on_primary(work, subject, Reason.REPLICAS_FAILED, tokens, deadline)
+                return Answer(value, status.name, Role.REPLICA, choice.reason, next_token, None, route)
+        return await self._read_on_primary(work, subject, Reason.REPLICAS_FAILED, route)
 
-    def _choice(self, token: SessionToken, failed: Collection[str] = ()) -> Choice:
+    def _choice(self, route: Route) -> Choice:
+        route.decided_at = now = time.monotonic()
+        route.statuses = self.board.replicas
         return choose(
-            token,
+            route.tokens[0],
             self.board,
             self.policy,
-            now=time.monotonic(),
+            now=now,
             start=random.getrandbits(16),
             load=self._nodes.in_use,
-            without=failed,
+            without=route.failed,
         )
 
-    async def _choice_after_waiting(self, token: SessionToken, deadline: float) -> Choice:
+    async def _choice_after_waiting(self, route: Route) -> Choice:
         """Choose a replica; if none is caught up, but some may be in no time, wait for them a little."""
-        choice = self._choice(token)
+        choice = self._choice(route)
         if choice.reason is not Reason.NOT_CAUGHT_UP or self._waiting is None or not self.policy.max_wait_s:
             return choice
         names = worth_waiting_for(
-            token, self.board, self.policy, now=time.monotonic(), start=random.getrandbits(16)
+            route.tokens[0], self.board, self.policy, now=route.decided_at, start=random.getrandbits(16)
         )
         if not names:
             return choice
 
         def caught_up() -> ReplicaStatus | None:
-            return self._choice(token).status
+            return self._choice(route).status
 
-        wait_s = min(self.policy.max_wait_s, deadline - time.monotonic())
-        status = await self._waiting.until(names, caught_up, wait_s)
+        began = route.decided_at
+        status = await self._waiting.until(names, caught_up, min(self.policy.max_wait_s, route.deadline - began))
+        route.waited_s = time.monotonic() - began
         return choice if status is None else Choice(status, Reason.WAITED)
 
     async def _read_on_replica(
-        self, status: ReplicaStatus, work: Work[ResultT], token: SessionToken, deadline: float
+        self, status: ReplicaStatus, work: Work[ResultT], route: Route
     ) -> tuple[ResultT, SessionToken]:
         """Run work on a connection that `status` vouches for; return the session's next token with the result."""
 
         async def bounded(replica: Connection) -> tuple[ResultT, SessionToken]:
             assert status.incarnation is not None  # noqa: S101 - it was compared with the connection's
-            value, said = await bounds.with_what_was_said(work, replica)
-            bound = bounds.shown_by_replica(said, token.epoch)
+            token = route.tokens[0]
+            value, route.said = await bounds.with_what_was_said(work, replica)
+            bound = bounds.shown_by_replica(route.said, token.epoch)
             return value, token.after_replica_read(status.name, status.incarnation, bound)
 
-        return await self._try_replica(status.name, status, bounded, deadline)
+        return await self._attempts.on_replica(status.name, status, bounded, route)
 
     async def _read_on_primary(
-        self,
-        work: Work[ResultT],
-        subject: SubjectT,
-        reason: Reason,
-        tokens: Sequence[SessionToken],
-        deadline: float,
+        self, work: Work[ResultT], subject: SubjectT, reason: Reason, route: Route
     ) -> Answer[ResultT]:
         async def bounded(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
             epoch = status.epoch
-            standing = await standing_of(tokens, primary, epoch)
-            if any(token.node is not None for token in tokens):
+            standing = await standing_of(route.tokens, primary, epoch)
+            if any(token.node is not None for token in route.tokens):
                 await self._floors.wait_for_writes(primary, subject)
-            value, said = await bounds.with_what_was_said(work, primary)
-            flush_lsn = bounds.shown_by_primary(said, epoch)
+            value, route.said = await bounds.with_what_was_said(work, primary)
+            flush_lsn = bounds.shown_by_primary(route.said, epoch)
             token = standing.token or SessionToken(epoch, Lsn(0))
             if token.is_beyond(flush_lsn):
                 raise InvalidToken("the token lies beyond all that the primary has written")
             token = token.after_primary_read(flush_lsn)
-            return Answer(value, status.name, Role.PRIMARY, reason, token, standing.lost)
+            return Answer(value, status.name, Role.PRIMARY, reason, token, standing.lost, route)
 
-        return await self._on_primary(bounded, deadline)
+        return await self._attempts.on_primary(bounded, route)
 
-    async def _read_on_primary_unchecked(
-        self, work: Work[ResultT], reason: Reason, deadline: float
-    ) -> Answer[ResultT]:
-        async def unchecked(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
-            return Answer(await work(primary), status.name, Role.PRIMARY, reason)
-
-        return await self._on_primary(unchecked, deadline)
-
-    async def _read_as_published(self, work: Work[ResultT], subject: SubjectT, deadline: float) -> Answer[ResultT]:
-        floor, _ = await self._look_up(subject, deadline)
-        names = (
-            []
-            if floor is None
-            else await self._on_primary(lambda primary, _: status_table.names_caught_up(primary, floor), deadline)
-        )
-        return await self._read_unchecked(work, names, deadline)
-
-    async def _read_unchecked(self, work: Work[ResultT], names: list[str], deadline: float) -> Answer[ResultT]:
-        if not names:
-            return await self._read_on_primary_unchecked(work, Reason.NOT_CAUGHT_UP, deadline)
-        name = random.choice(names)  # noqa: S311
-        try:
-            value = await self._try_replica(name, None, work, deadline)
-        except _NodeFailed as failure:
-            _log.info("%s failed a read, trying elsewhere: %s", name, failure)
-            return await self._read_on_primary_unchecked(work, Reason.REPLICAS_FAILED, deadline)
-        return Answer(value, name, Role.REPLICA, Reason.UNCHECKED)
-
-    async def _try_replica(
-        self,
-        name: str,
-        status: ReplicaStatus | None,
-        work: Callable[[Connection], Awaitable[ResultT]],
-        deadline: float,
-    ) -> ResultT:
-        """Run work on a replica that `status` vouches for; raise `_NodeFailed` if what happens speaks against it.
-
-        Takes no more than half of the time that is left, so that there is some for another node.
-        """
-        try:
-            attempt_s = min(self._limits.attempt_s, (deadline - time.monotonic()) / 2)
-            async with asyncio.timeout(attempt_s), self._nodes.replica(name, status) as connection:
-                return await work(connection)
-        except Exception as error:
-            if speaks_against_node(error):
-                raise _NodeFailed(in_words(error)) from error
-            raise
-
-    async def _look_up(self, subject: SubjectT, deadline: float) -> tuple[Lsn | None, Epoch]:
+    async def _look_up(self, subject: SubjectT, route: Route) -> tuple[Lsn | None, Epoch]:
         async def look_up(primary: Connection, status: PrimaryStatus) -> tuple[Lsn | None, Epoch]:
             floor = await self._floors.look_up(primary, subject)
             behind(primary).left_clean = True
             return floor, status.epoch
 
-        return await self._on_primary(look_up, deadline)
-
-    async def _on_primary(
-        self, work: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]], deadline: float
-    ) -> ResultT:
-        """Read on the primary; raise `Unavailable` if it does not answer by then."""
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await self._on_primary_in_time(work)
-        except TimeoutError:
-            raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
-
-    async def _on_primary_in_time(
-        self, work: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]]
-    ) -> ResultT:
-        """Try twice, since a connection that a restart has ended shows that only in use."""
-        for last in (False, True):
-            try:
-                self._nodes.primary_in_office()  # before anything is waited for
-                async with self._primary_reads, self._nodes.primary() as (connection, status):
-                    result = await work(connection, status)
-                self._nodes.must_still_reign(status.epoch)
-            except Exception as error:
-                if not speaks_against_node(error):
-                    raise
-                if last or isinstance(error, TimeoutError | Overloaded):
-                    raise Unavailable(f"the primary does not answer: {in_words(error)}") from error
-            else:
-                return result
-        raise AssertionError("unreachable")
-
-
-class _NodeFailed(Exception):
-    """A replica could not serve a read that another node may."""
+        return await self._attempts.on_primary(look_up, route)
 
 
 def _in_order(tokens: Tokens) -> Sequence[SessionToken]:

@@ -279,7 +279,7 @@ class TestHandingOut:
         self, client: Client, router: Router[str], cluster: LocalCluster, email: str, routing: Routing
     ) -> None:
         """What guarantees nothing promises nothing."""
-        router.routing = routing
+        await router.switch(routing)
         responses = await self.answers(client, cluster, email)
         assert [HEADER in response.headers for response in responses] == [False] * 6
 

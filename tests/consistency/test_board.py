@@ -583,3 +583,25 @@ def test_lag_in_seconds_is_that_of_a_plain_search(
     first_beyond = next((moment for flush_lsn, moment in sights if flush_lsn > replay_lsn), now)
 
     assert now - first_beyond == board_of(*sights).lag_seconds(replica(replay_lsn=replay_lsn), now)
+
+
+# --- who is told ---
+
+
+def test_whoever_wants_to_know_is_told_of_each_status_and_of_each_that_is_gone() -> None:
+    """Each status once, as it is put up; a node that is gone once, and not again while it stays away."""
+    board = Board()
+    statuses: list[object] = []
+    gone: list[str] = []
+    board.on_status.append(statuses.append)
+    board.on_gone.append(gone.append)
+    first, second, leader = replica(replay_lsn=3), replica(replay_lsn=9), primary(flush_lsn=9)
+    board.publish(first)
+    board.publish_primary(leader)
+    board.publish(second)
+    for _ in range(2):
+        board.forget("replica0")
+        board.forget("primary")
+
+    assert [first, leader, second] == statuses
+    assert ["replica0", "primary"] == gone

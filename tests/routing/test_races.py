@@ -63,9 +63,13 @@ async def write_ride(router: Router[str], email: str) -> int:
     return (await router.write(work, subject=email)).value
 
 
-async def read_ride(router: Router[str], email: str, ride_id: int) -> tuple[bool, str, Reason]:
+async def read_ride(
+    router: Router[str], email: str, ride_id: int, token: SessionToken | None = None
+) -> tuple[bool, str, Reason]:
     """Say whether the ride was seen, on which node, and why there."""
-    answer = await router.read(lambda node: node.fetchrow(queries.SELECT_RIDE, email, ride_id), subject=email)
+    answer = await router.read(
+        lambda node: node.fetchrow(queries.SELECT_RIDE, email, ride_id), subject=email, token=token
+    )
     return answer.value is not None, answer.node, answer.reason
 
 
@@ -87,6 +91,25 @@ async def test_floor_taken_inside_the_transaction_is_stale_and_ours_is_not(
         assert ("primary", Reason.NOT_CAUGHT_UP) == (node, reason)
     else:
         assert Reason.UNCHECKED == reason
+
+
+@pytest.mark.parametrize("with_token", [False, True])
+async def test_what_was_written_as_published_is_not_missed_once_the_guarantee_is_back(
+    cluster: LocalCluster, observer: Observer, board: Board, email: str, *, with_token: bool
+) -> None:
+    """Its floor lies before its commit, and no token covers it: the switch has to."""
+    await recorded(observer, cluster, {replica.name for replica in cluster.replicas})
+    assert board.epoch is not None
+    token = SessionToken(board.epoch, Lsn(1)) if with_token else None
+    floors = HeldBeforeCommit(cluster, observer)
+    async with (
+        await Router.open(dsns(cluster), floors, board, routing=Routing.ARTICLE) as router,
+        floors.replay_stopped,
+    ):
+        ride_id = await write_ride(router, email)
+        assert not (await read_ride(router, email, ride_id))[0]
+        await router.switch(Routing.NEVER_STALE)
+        assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id, token)
 
 
 @contextlib.asynccontextmanager
@@ -156,7 +179,7 @@ async def test_replica_that_comes_back_behind_is_read_stale_as_published_and_not
     fresh: bool,
 ) -> None:
     """A status outlives the incarnation that it was taken in (design fact F3)."""
-    router.routing = routing
+    await router.switch(routing)
     await recorded(observer, cluster, {replica.name for replica in cluster.replicas})
     async with restart_point_now(cluster):
         ride_id = await write_ride(router, email)
@@ -173,6 +196,31 @@ async def test_replica_that_comes_back_behind_is_read_stale_as_published_and_not
                 assert (False, Reason.UNCHECKED) == (seen, reason)
     await observer.run_once()
     assert (await read_ride(router, email, ride_id))[0]
+
+
+async def test_switching_back_waits_for_writes_under_way(router: Router[str], email: str) -> None:
+    """They may commit after the LSN that is to cover them."""
+    await router.switch(Routing.RANDOM)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(_primary: Connection) -> None:
+        begun.set()
+        await go_on.wait()
+
+    async with asyncio.TaskGroup() as group, asyncio.timeout(10):
+        group.create_task(router.write(slowly, subject=email))
+        await begun.wait()
+        switching = group.create_task(router.switch(Routing.NEVER_STALE))
+        for _ in range(5):  # as much as the switch would need if it did not wait
+            assert await router.primary_answers()
+        assert (Routing.RANDOM, False) == (router.routing, switching.done())
+        go_on.set()
+        await switching
+    assert router.routing is Routing.NEVER_STALE
+
+
+async def no_work(_node: Connection) -> None:
+    """Read or write nothing."""
 
 
 HELD_READ = """

@@ -67,6 +67,30 @@ async def test_read_leaves_the_replica_that_does_not_replay(
     assert {"replica1"} == nodes
 
 
+async def test_an_answer_tells_its_way(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """What floors there were, what was known of the replicas, and what the node said of itself."""
+    async with paused(cluster, "replica0"):
+        await write_ride(router, email)
+        async with asyncio.timeout(10):
+            while True:
+                await observer.run_once()
+                answer = await router.read(lambda node: node.fetchval(queries.SELECT_USER, email), subject=email)
+                if answer.role is Role.REPLICA:
+                    break
+    route = answer.route
+    assert route is not None
+    assert {"replica0", "replica1"} == {status.name for status in route.statuses}
+    (token,) = route.tokens
+    behind = [status.name for status in route.statuses if status.replay_lsn < token.write_floor]
+    assert ["replica0"] == behind
+    assert ("replica1", None, {}) == (answer.node, route.waited_s, route.failed)
+    assert route.decided_at < route.deadline
+    assert route.said is not None
+    assert route.said.startswith("replica ")
+
+
 async def test_every_replica_behind_means_the_primary(
     cluster: LocalCluster, observer: Observer, router: Router[str], email: str
 ) -> None:

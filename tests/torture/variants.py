@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from asyncpg import Record
 
     from rocket.consistency import Epoch, Incarnation, Policy, PrimaryStatus
+    from rocket.routing.answer import Route
     from rocket.routing.connections import Connection, NodeConnection
     from rocket.routing.epochs import Standing
 
@@ -220,14 +221,14 @@ def check_in_the_reads_own_statement(patch: pytest.MonkeyPatch) -> None:
         return choose(replace(token, write_floor=Lsn(0), read_floor=Lsn(0)), board, policy, **more)
 
     async def checked(
-        self: Router[Any], status: ReplicaStatus, work: Any, token: SessionToken, deadline: float
+        self: Router[Any], status: ReplicaStatus, work: Any, route: Route
     ) -> tuple[Any, SessionToken]:
-        floor = token.floor_on(status.name, status.incarnation)
+        floor = route.tokens[0].floor_on(status.name, status.incarnation)
 
         async def inside(node: Connection) -> Any:
             return await work(_CheckedInTheStatement(node, floor))
 
-        return await read(self, status, inside, token, deadline)
+        return await read(self, status, inside, route)
 
     patch.setattr(router, "choose", choose_any)
     patch.setattr(Router, "_read_on_replica", checked)
@@ -303,10 +304,11 @@ def floor_dropped_on_retry(patch: pytest.MonkeyPatch) -> None:
     """After a replica has failed a read, any other will do."""
     choose_fit = Router._choice  # noqa: SLF001
 
-    def without_floor(self: Router[Any], token: SessionToken, failed: Sequence[str] = ()) -> Choice:
-        if failed:
-            token = replace(token, write_floor=Lsn(0), read_floor=Lsn(0))
-        return choose_fit(self, token, failed)
+    def without_floor(self: Router[Any], route: Route) -> Choice:
+        if route.failed:
+            (token,) = route.tokens
+            route.tokens = (replace(token, write_floor=Lsn(0), read_floor=Lsn(0)),)
+        return choose_fit(self, route)
 
     patch.setattr(Router, "_choice", without_floor)
 

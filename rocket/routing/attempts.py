@@ -1,0 +1,84 @@
+"""Attempts to do a part of a read on one node, each within its share of the time that the read has."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from rocket.errors import Unavailable, in_words
+from rocket.routing.failures import speaks_against_node
+from rocket.routing.gate import Gate, Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from rocket.consistency import PrimaryStatus, ReplicaStatus
+    from rocket.routing.answer import Route
+    from rocket.routing.connections import Connection
+    from rocket.routing.limits import Limits
+    from rocket.routing.nodes import Nodes
+
+ResultT = TypeVar("ResultT")
+
+
+class NodeFailed(Exception):
+    """A replica could not serve a read that another node may."""
+
+
+class Attempts:
+    """Runs what a read needs on the nodes."""
+
+    def __init__(self, nodes: Nodes, limits: Limits) -> None:
+        self._nodes = nodes
+        self._limits = limits
+        self._primary_reads = Gate("a read on the primary", width=limits.primary_reads, queue=limits.queue)
+
+    async def on_replica(
+        self,
+        name: str,
+        status: ReplicaStatus | None,
+        work: Callable[[Connection], Awaitable[ResultT]],
+        route: Route,
+    ) -> ResultT:
+        """Run work on a replica that `status` vouches for; raise `NodeFailed` if what happens speaks against it.
+
+        Takes no more than half of the time that is left, so that there is some for another node.
+        """
+        try:
+            attempt_s = min(self._limits.attempt_s, (route.deadline - time.monotonic()) / 2)
+            async with asyncio.timeout(attempt_s), self._nodes.replica(name, status) as connection:
+                return await work(connection)
+        except Exception as error:
+            if speaks_against_node(error):
+                raise NodeFailed(in_words(error)) from error
+            raise
+
+    async def on_primary(
+        self, work: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]], route: Route
+    ) -> ResultT:
+        """Read on the primary; raise `Unavailable` if it does not answer by the read's deadline."""
+        try:
+            async with asyncio.timeout(route.deadline - time.monotonic()):
+                return await self._on_primary_in_time(work)
+        except TimeoutError:
+            raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
+
+    async def _on_primary_in_time(
+        self, work: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]]
+    ) -> ResultT:
+        """Try twice, since a connection that a restart has ended shows that only in use."""
+        for last in (False, True):
+            try:
+                self._nodes.primary_in_office()  # before anything is waited for
+                async with self._primary_reads, self._nodes.primary() as (connection, status):
+                    result = await work(connection, status)
+                self._nodes.must_still_reign(status.epoch)
+            except Exception as error:
+                if not speaks_against_node(error):
+                    raise
+                if last or isinstance(error, TimeoutError | Overloaded):
+                    raise Unavailable(f"the primary does not answer: {in_words(error)}") from error
+            else:
+                return result
+        raise AssertionError("unreachable")
