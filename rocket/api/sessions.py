@@ -16,8 +16,11 @@ _MOST_TOKENS = 16
 
 def tokens_of(request: web.Request) -> list[SessionToken]:
     """Return what the client brings: no token, one or several; raise `InvalidToken`."""
-    given = ",".join(request.headers.getall(HEADER, ())).split(",")
-    texts = [text for each in given if (text := each.strip())]  # a list in a header may have empty elements
+    given = request.headers.getall(HEADER, ())
+    if not given:
+        return []
+    # A list in a header may have empty elements.
+    texts = [text for each in ",".join(given).split(",") if (text := each.strip())]
     if len(texts) > _MOST_TOKENS:
         raise InvalidToken(f"more than {_MOST_TOKENS} session tokens")
     try:

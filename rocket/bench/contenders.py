@@ -21,7 +21,7 @@ BARE = Contender("bare", "aiohttp alone: the same JSON from memory, no database"
 IDLE = Contender("idle", "the never-stale API with its observer, and nobody who asks", "never-stale")
 PRIMARY = Contender("primary", "every read on the primary", "primary")
 RANDOM = Contender("random", "any replica, no guarantee: the ceiling", "random")
-ARTICLE = Contender("article", "the technique as published", "article")
+ARTICLE = Contender("article", "the technique as published, on asyncpg's pool as it comes", "article")
 NEVER_STALE = Contender("never-stale", "clients send back their token", "never-stale", tokens=True)
 TOKENLESS = Contender("never-stale-no-token", "the same, clients send none", "never-stale")
 

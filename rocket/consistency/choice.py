@@ -159,18 +159,9 @@ _OBSTACLES = (
 """Why a replica may not serve a read: the further down, the nearer it came to it."""
 
 
-def _obstacle(
+def _obstacle(  # noqa: PLR0911 - in one piece: most reads come through here
     status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
 ) -> Reason | None:
-    obstacle = _obstacle_to_anybody(status, board, policy, now)
-    if obstacle is None and token.epoch != status.epoch:
-        return Reason.OTHER_EPOCH
-    if obstacle is None and status.vouched_lsn < token.floor_on(status.name, status.incarnation):
-        return Reason.NOT_CAUGHT_UP
-    return obstacle
-
-
-def _obstacle_to_anybody(status: ReplicaStatus, board: Board, policy: Policy, now: float) -> Reason | None:
     if now - status.observed_at > policy.lease_s:
         return Reason.NO_STATUS
     if status.incarnation is None:
@@ -179,7 +170,13 @@ def _obstacle_to_anybody(status: ReplicaStatus, board: Board, policy: Policy, no
         return Reason.TOO_FAR_BEHIND
     if status.epoch is None or status.epoch != board.epoch:
         return Reason.OTHER_EPOCH
-    return Reason.DIVERGED if board.has_diverged(status) else None
+    if board.has_diverged(status):
+        return Reason.DIVERGED
+    if token.epoch != status.epoch:
+        return Reason.OTHER_EPOCH
+    if status.vouched_lsn < token.floor_on(status.name, status.incarnation):
+        return Reason.NOT_CAUGHT_UP
+    return None
 
 
 def _within_max_lag(status: ReplicaStatus, board: Board, policy: Policy, now: float) -> bool:

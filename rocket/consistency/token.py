@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from rocket.consistency.lsn import Lsn
@@ -45,6 +45,8 @@ class SessionToken:
     """The replica that served the last read; None after a read on the primary, or none at all."""
     incarnation: Incarnation | None = None
     """The incarnation of `node` at that time; None if several replicas have been read since the primary was."""
+    _text: str | None = field(default=None, init=False, compare=False, repr=False)
+    """How it was written, where it was read: what did not change need not be written anew."""
 
     @property
     def timeline(self) -> int:
@@ -76,6 +78,8 @@ class SessionToken:
             read_floor = bound
         else:
             read_floor = max(self.read_floor, bound)
+            if read_floor == self.read_floor and incarnation == self.incarnation and node == self.node:
+                return self
         return SessionToken(self.epoch, self.write_floor, read_floor, node, incarnation)
 
     def after_primary_read(self, flush_lsn: Lsn) -> SessionToken:
@@ -112,6 +116,8 @@ class SessionToken:
         )
 
     def __str__(self) -> str:
+        if self._text is not None:
+            return self._text
         where = "" if self.node is None else f"~{self.node}~{self.incarnation or ''}"
         return f"1~{self.epoch}~{self.write_floor}~{self.read_floor}{where}"
 
@@ -128,13 +134,15 @@ def _parsed(text: str) -> SessionToken:
     if match is None:
         raise ValueError("not a session token")
     epoch, write_floor, read_floor, node, incarnation = match.groups()
-    return SessionToken(
+    token = SessionToken(
         epoch=Epoch(epoch),
         write_floor=Lsn.parse(write_floor),
         read_floor=Lsn.parse(read_floor),
         node=node,
         incarnation=Incarnation(incarnation) if incarnation else None,
     )
+    object.__setattr__(token, "_text", text)
+    return token
 
 
 def merged(tokens: Iterable[SessionToken]) -> tuple[SessionToken | None, tuple[SessionToken, ...]]:

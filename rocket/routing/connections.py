@@ -130,12 +130,12 @@ async def connect(dsn: str) -> NodeConnection:
 
 def behind(connection: Connection) -> NodeConnection:
     """Return the connection itself, behind a pool's proxy; raise `ConnectionError` if the pool has ended it."""
-    inner: Any = connection
+    inner: NodeConnection | None = connection  # type: ignore[assignment] # all of them are our own
     if isinstance(connection, asyncpg.pool.PoolConnectionProxy):
-        inner = cast("Any", connection)._con  # noqa: SLF001 - None once the pool has it back
+        inner = connection._con  # type: ignore[attr-defined] # noqa: SLF001 - None once the pool has it back
     if inner is None:
         raise ConnectionResetError("the connection was ended, since its node is not what it was")
-    return cast("NodeConnection", inner)
+    return inner
 
 
 def _is_lost(connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> bool:
@@ -156,6 +156,8 @@ class NodePool:
 
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
+        self.resets_always = False
+        """Whether each connection is reset when it is given back, as it is by asyncpg's pool as it comes."""
         self._pool: asyncpg.Pool[Any]
         self._connections: weakref.WeakSet[NodeConnection] = weakref.WeakSet()
         self._gate = Gate(f"a connection to {name}", width=limits.connections, queue=limits.queue)
@@ -172,7 +174,7 @@ class NodePool:
             max_inactive_connection_lifetime=_IDLE_S,
             connection_class=NodeConnection,
             init=cast("Any", made._welcome),
-            reset=cast("Any", _reset),
+            reset=cast("Any", made._reset),
             server_settings={"application_name": "rocket"},
         )
         return made
@@ -237,6 +239,16 @@ class NodePool:
         except REFUSED as error:  # asyncpg has ended the connection
             _log.info("a connection to %s was lost when it was given back: %s", self.name, in_words(error))
 
+    async def _reset(self, connection: NodeConnection) -> None:
+        """Clear what a piece of work may have left behind.
+
+        Read-only connections of our own hold no such state, nor do those that only had statements of ours: that
+        saves a round trip for each read (design fact F9).
+        """
+        clean, connection.left_clean = connection.left_clean, False
+        if self.resets_always or (connection.epoch is not None and not clean):
+            await connection.execute(connection.get_reset_query())
+
     async def close(self, timeout_s: float) -> None:
         """Close every connection, by force when `timeout_s` is over, or when the server has gone first."""
         try:
@@ -244,14 +256,3 @@ class NodePool:
                 await self._pool.close()
         except REFUSED:
             self._pool.terminate()
-
-
-async def _reset(connection: NodeConnection) -> None:
-    """Clear what a piece of work may have left behind.
-
-    Read-only connections of our own hold no such state, nor do those that only had statements of ours: that saves
-    a round trip for each read (design fact F9).
-    """
-    clean, connection.left_clean = connection.left_clean, False
-    if connection.epoch is not None and not clean:
-        await connection.execute(connection.get_reset_query())

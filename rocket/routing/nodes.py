@@ -53,6 +53,11 @@ class Nodes:
         """The connections to each node."""
         return list(self._pools.values())
 
+    def reset_always(self, always: bool) -> None:
+        """Say whether every connection is reset when it is given back, or only where that is needed."""
+        for pool in self.pools:
+            pool.resets_always = always
+
     @property
     def names_but_primary(self) -> list[str]:
         """Every node that is not known to be the primary."""

@@ -90,6 +90,7 @@ class Router(Generic[SubjectT]):
         self._since: SessionToken | None = None
         """Covers whatever was written while the routing did not guarantee anything; None if it always did."""
         self._switching = asyncio.Lock()
+        nodes.reset_always(routing.as_asyncpg_comes)
 
     @classmethod
     async def open(
@@ -179,6 +180,7 @@ class Router(Generic[SubjectT]):
                     self._floor_taken = before
                     raise
             self._routing = routing
+            self._nodes.reset_always(routing.as_asyncpg_comes)
 
     async def _all_written(self) -> SessionToken:
         """Return a token that covers all writes that took no floor which holds, those under way included."""

@@ -16,7 +16,10 @@ class Routing(enum.StrEnum):
 
     NEVER_STALE = "never-stale"
     ARTICLE = "article"
-    """As published: floor taken inside the transaction, replicas looked up in `replica_statuses`."""
+    """As published: floor taken inside the transaction, replicas looked up in `replica_statuses`.
+
+    On asyncpg's pool as it comes, which resets each connection when it gets it back.
+    """
     RANDOM = "random"
     """Any replica."""
     PRIMARY = "primary"
@@ -26,6 +29,11 @@ class Routing(enum.StrEnum):
     def floor_taken(self) -> FloorTaken:
         """When the floor of a write is taken."""
         return _FLOOR_TAKEN[self]
+
+    @property
+    def as_asyncpg_comes(self) -> bool:
+        """Whether pools do what asyncpg's do unless they are told otherwise."""
+        return self is Routing.ARTICLE
 
 
 _FLOOR_TAKEN = {
