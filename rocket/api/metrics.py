@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ class Metrics:
         self._reads = Counter(
             "rocket_reads", "Reads answered.", ["node", "role", "reason"], registry=self._registry
         )
+        self._reads_of = functools.cache(self._reads.labels)  # there are a few dozen of them
         self._refused_reads = Counter(
             "rocket_reads_unavailable", "Reads that no node could answer.", registry=self._registry
         )
@@ -46,7 +48,7 @@ class Metrics:
 
     def count_read(self, answer: Answer[Any], began: float) -> None:
         """Count a read that was answered; `began` is in monotonic seconds."""
-        self._reads.labels(answer.node, answer.role, answer.reason).inc()
+        self._reads_of(answer.node, answer.role, answer.reason).inc()
         self._read_seconds.observe(time.monotonic() - began)
 
     def count_refused_read(self) -> None:
