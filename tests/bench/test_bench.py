@@ -36,7 +36,7 @@ async def test_a_short_run_shows_what_the_guarantee_costs(kept_dir: Path) -> Non
     """Who answers, what it costs the primary, and that nothing is stale; the table, and all of it as JSON."""
     file = kept_dir / "bench.json"
     code, output = await bench(
-        kept_dir, "--rounds", "2", "--seconds", "0.2", "--replicas", "1", "--measures", "queries,read-after-write",
+        kept_dir, "--rounds", "1", "--seconds", "0.2", "--replicas", "1", "--measures", "queries,read-after-write",
         "--only", "article,never-stale,never-stale-no-token", "--json", str(file),
     )  # fmt: skip
     assert 0 == code, output

@@ -25,7 +25,7 @@ async def torture(kept_dir: Path, *flags: str) -> tuple[int, str]:
 
 async def test_the_guarantee_holds_under_fire(kept_dir: Path) -> None:
     """Crashes, promotions, a lost tail and cut links: no read is stale, and nothing is left behind."""
-    code, output = await torture(kept_dir, "--duration", "15", "--calm", "6", "--seed", "1", "--faults", FAULTS)
+    code, output = await torture(kept_dir, "--duration", "9", "--calm", "5", "--seed", "1", "--faults", FAULTS)
 
     assert 0 == code, output
     assert "HELD" in output
