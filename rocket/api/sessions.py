@@ -17,13 +17,17 @@ _MOST_TOKENS = 16
 def tokens_of(request: web.Request) -> list[SessionToken]:
     """Return what the client brings: no token, one or several; raise `InvalidToken`."""
     given = request.headers.getall(HEADER, ())
-    if not given:
-        return []
+    if len(given) == 1 and "," not in given[0]:
+        return [_parsed(given[0])]
     # A list in a header may have empty elements.
     texts = [text for each in ",".join(given).split(",") if (text := each.strip())]
     if len(texts) > _MOST_TOKENS:
         raise InvalidToken(f"more than {_MOST_TOKENS} session tokens")
+    return [_parsed(text) for text in texts]
+
+
+def _parsed(text: str) -> SessionToken:
     try:
-        return [SessionToken.parse(text) for text in texts]
+        return SessionToken.parse(text)
     except ValueError as error:
         raise InvalidToken(str(error)) from None

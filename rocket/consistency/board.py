@@ -28,7 +28,8 @@ class Board:
     def __init__(self) -> None:
         self._replicas: dict[str, ReplicaStatus] = {}
         self._ring: tuple[ReplicaStatus, ...] | None = ()
-        self._primary: PrimaryStatus | None = None
+        self.primary: PrimaryStatus | None = None
+        """The primary's last status; kept when it is out of reach, since `max_lag` is measured against it."""
         self._newest_timeline = 0
         self._epoch: Epoch | None = None
         self.primary_is_lost = False
@@ -49,11 +50,6 @@ class Board:
         return self._ring
 
     @property
-    def primary(self) -> PrimaryStatus | None:
-        """The primary's last status; kept when it is out of reach, since `max_lag` is measured against it."""
-        return self._primary
-
-    @property
     def epoch(self) -> Epoch | None:
         """The current reign; None while it is not known, or known to be over without its successor being found."""
         return self._epoch
@@ -66,15 +62,15 @@ class Board:
         """Return the primary if it may be used: it answered when it was last asked, no longer ago than that."""
         if self.primary_is_lost or not self.reigns(self.epoch, now, lease_s):
             return None
-        return self._primary
+        return self.primary
 
     def reigns(self, epoch: Epoch | None, now: float, lease_s: float) -> bool:
         """Tell whether an epoch was seen to be the current one no longer ago than `lease_s`."""
         return (
-            self._primary is not None
+            self.primary is not None
             and epoch is not None
             and epoch == self.epoch
-            and now - self._primary.observed_at <= lease_s
+            and now - self.primary.observed_at <= lease_s
         )
 
     # --- the observer's side ---
@@ -84,7 +80,7 @@ class Board:
         if status.epoch is not None and timeline_of(status.epoch) > self._newest_timeline:
             self._newest_timeline = timeline_of(status.epoch)
             self._epoch = None
-        if self._primary is not None and self._primary.name == status.name and status.name not in self._replicas:
+        if self.primary is not None and self.primary.name == status.name and status.name not in self._replicas:
             self.primary_is_lost = True
             self._tell(status.name)
         self._replicas[status.name] = status
@@ -97,7 +93,7 @@ class Board:
         known = self._replicas.pop(name, None) is not None
         if known:
             self._ring = None
-        if self._primary is not None and self._primary.name == name:
+        if self.primary is not None and self.primary.name == name:
             known = known or not self.primary_is_lost
             self.primary_is_lost = True
         if known:
@@ -114,7 +110,7 @@ class Board:
         if self._replicas.pop(status.name, None) is not None:
             self._ring = None
             self._tell(status.name)  # what was opened to a replica shall not read from a primary
-        before = self._primary
+        before = self.primary
         if timeline_of(status.epoch) < self._newest_timeline or (
             before is not None and before.name != status.name and not self._may_succeed(status, before)
         ):
@@ -122,7 +118,7 @@ class Board:
             return False
         self._newest_timeline = timeline_of(status.epoch)
         self._epoch = status.epoch
-        self._primary = status
+        self.primary = status
         self.primary_is_lost = False
         if before is not None and (before.name, before.epoch) != (status.name, status.epoch):
             self._advances.clear()  # the past is another one's
@@ -149,9 +145,9 @@ class Board:
 
     def lag_bytes(self, status: ReplicaStatus) -> int | None:
         """How much WAL the replica has yet to replay, against the primary's last flush LSN known."""
-        if self._primary is None:
+        if self.primary is None:
             return None
-        return max(0, self._primary.flush_lsn - status.replay_lsn)
+        return max(0, self.primary.flush_lsn - status.replay_lsn)
 
     def lag_seconds(self, status: ReplicaStatus, now: float) -> float | None:
         """How long ago the primary was first seen beyond what this replica has replayed; 0.0 if it never was.
@@ -159,7 +155,7 @@ class Board:
         The resolution is the observer's interval. What lies before the memory counts from its beginning, so
         the figure is then a lower bound.
         """
-        if self._primary is None:
+        if self.primary is None:
             return None
         first_beyond = bisect_left(self._advances, status.replay_lsn + 1, key=lambda advance: advance[0])
         if first_beyond == len(self._advances):
@@ -172,7 +168,7 @@ class Board:
         Then what it has replayed is not, or not all, that primary's WAL.
         """
         return (
-            self._primary is not None
-            and self._primary.observed_at >= status.answered_at
-            and self._primary.flush_lsn < status.replay_lsn
+            self.primary is not None
+            and self.primary.observed_at >= status.answered_at
+            and self.primary.flush_lsn < status.replay_lsn
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rocket.consistency.lsn import Lsn
 
@@ -67,8 +67,7 @@ class Policy:
     """A primary that was not seen to be in office for longer takes nothing: another one may have been promoted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """A replica that may serve the read, or the reason why none may."""
 
     status: ReplicaStatus | None
@@ -92,16 +91,18 @@ def choose(
     some. The cost does not grow with the number of replicas as long as most are fit. `load` tells how busy a
     replica is; those in `without` have already failed this read.
     """
-    ring = board.replicas
     fit = Reason.RETRIED if without else Reason.CAUGHT_UP
-    nearest = Reason.NO_STATUS
     best, lead = None, 0
     own = None if token.node is None else board.replica(token.node)
     if own is not None and own.name not in without and _obstacle(own, token, board, policy, now) is None:
         best, lead = own, _LOYALTY
+        if load(own.name) <= lead:
+            return Choice(own, fit)  # nobody can be less busy by more than that
+    ring = board.replicas
+    nearest = Reason.NO_STATUS
     for step in range(len(ring)):
         if best is not None and load(best.name) <= lead:
-            break  # nobody can be less busy by more than that
+            break  # as above
         status = ring[(start + step) % len(ring)]
         if status is best:
             continue

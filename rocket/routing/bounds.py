@@ -57,11 +57,10 @@ class OfAnotherReign(ConnectionError):
 async def with_what_was_said(work: Work[ResultT], node: Connection) -> tuple[ResultT, str]:
     """Run work; return its result with what the node said of itself in the last statement, or says when asked."""
     connection = behind(node)
-    connection.take_note()  # it may have been left by a read that failed
+    connection.note(None)  # one may have been left by a read that failed
     value = await work(node)
-    noted = connection.take_note()
-    said: str = await connection.fetchval(_ASK) if noted is None else noted
-    if said.startswith("replica") and said.endswith(_NOT_STREAMING):
+    said = connection.take_note() or str(await connection.fetchval(_ASK))
+    if said.endswith(_NOT_STREAMING) and said.startswith("replica"):
         said = f"{said} {await connection.fetchval(_SHOWS)}"
     return value, said
 

@@ -233,7 +233,9 @@ class Router(Generic[SubjectT]):
         if len(route.tokens) > 1:  # only a primary can tell what has become of the earlier ones
             return await self._read_on_primary(work, subject, Reason.OTHER_EPOCH, route)
         while len(route.failed) < self._limits.replicas_tried:
-            choice = self._choice(route) if route.failed else await self._choice_after_waiting(route)
+            choice = self._choice(route)
+            if choice.reason is Reason.NOT_CAUGHT_UP and not route.failed:
+                choice = await self._after_waiting(choice, route)
             status = choice.status
             if status is None:
                 return await self._read_on_primary(work, subject, choice.reason, route)
@@ -259,10 +261,9 @@ class Router(Generic[SubjectT]):
             without=route.failed,
         )
 
-    async def _choice_after_waiting(self, route: Route) -> Choice:
-        """Choose a replica; if none is caught up, but some may be in no time, wait for them a little."""
-        choice = self._choice(route)
-        if choice.reason is not Reason.NOT_CAUGHT_UP or self._waiting is None or not self.policy.max_wait_s:
+    async def _after_waiting(self, choice: Choice, route: Route) -> Choice:
+        """Wait a little where none is caught up, but some may be in no time; choose again."""
+        if self._waiting is None or not self.policy.max_wait_s:
             return choice
         names = worth_waiting_for(
             route.tokens[0], self.board, self.policy, now=route.decided_at, start=random.getrandbits(16)
