@@ -14,6 +14,8 @@ from rocket.bench import settings as bench_settings
 from rocket.errors import RocketError, SetupError
 from rocket.loop import run
 from rocket.postgres import control
+from rocket.status import settings as status_settings
+from rocket.table import NOTHING, aligned
 from rocket.torture import settings as torture_settings
 
 if TYPE_CHECKING:
@@ -59,6 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in ("cluster", "api", "observer", "simulator"):
         run_all.add_argument(f"--no-{part}", action="store_true", help=f"leave out the {part}")
     config.add_arguments(run_all)
+    status_settings.add_arguments(
+        commands.add_parser(
+            "status",
+            help="show the members of a running system, and who answers its reads",
+            description="Show the members of a running system, as its API and its cluster tell of them. "
+            "Exit codes: 0 shown; 1 there is none; 2 wrong use.",
+        )
+    )
     check = commands.add_parser(
         "check",
         help="judge the history of a torture run",
@@ -84,8 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     )
     given = _parsed(parser, sys.argv[1:] if arguments is None else arguments)
+    if given.command == "status":
+        from rocket.status.command import show  # noqa: PLC0415 - run-all starts faster without
+
+        return _guarded(lambda: show(given))
     if given.command == "bench":
-        from rocket.bench.command import measure  # noqa: PLC0415 - run-all starts faster without
+        from rocket.bench.command import measure  # noqa: PLC0415 - the same
 
         return _guarded(lambda: measure(given))
     if given.command in _JUDGES:
@@ -179,13 +193,9 @@ async def _act(given: argparse.Namespace) -> int:
 
 
 def _table(nodes: list[dict[str, Any]]) -> list[str]:
-    rows = [dict(zip(_COLUMNS, _COLUMNS, strict=True))]
+    rows = [list(_COLUMNS)]
     for node in nodes:
         delayed = f"{node['delay_ms']} ms late" if node["delay_ms"] else ""
-        replay = "paused" if node["paused"] else delayed
-        rows.append({**node, "replay": replay})
-    texts = [["-" if row[column] in {None, ""} else str(row[column]) for column in _COLUMNS] for row in rows]
-    widths = [max(len(text[column]) for text in texts) for column in range(len(_COLUMNS))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(text, widths, strict=True)).rstrip() for text in texts
-    ]
+        cells = {**node, "replay": "paused" if node["paused"] else delayed}
+        rows.append([NOTHING if cells[column] in {None, ""} else str(cells[column]) for column in _COLUMNS])
+    return aligned(rows)

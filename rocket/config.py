@@ -268,6 +268,11 @@ def load(
     return Settings(**values, given=frozenset(values))
 
 
+def colours_wanted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether a terminal may be shown colours (see no-color.org)."""
+    return not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+
+
 def _settings() -> list[Field[Any]]:
     return [each for each in fields(Settings) if each.metadata]
 

@@ -67,8 +67,9 @@ async def run_all(settings: Settings, parts: Parts) -> int:
             # Before anything is started: a port in use is known at once.
             held = stack.enter_context(listeners(settings)) if parts.api else []
             url = url_of(settings, held)
+            api = _api(url, held)
             if parts.cluster or parts.api or parts.observer:
-                addresses = await _addresses(settings, parts, ending, stack)
+                addresses = await _addresses(settings, parts, ending, stack, api)
                 service = _service(settings, addresses, observe=parts.observer)
                 await stack.enter_async_context(_served(service, held, settings, ending))
             if held:
@@ -121,10 +122,16 @@ async def whole_system(
 ) -> tuple[LocalCluster, str]:
     """Bring up cluster, API and observer, for `stack` to take down; return the cluster and the API's URL."""
     held = stack.enter_context(listeners(settings))
-    cluster = await _cluster(settings, ending, stack)
+    url = url_of(settings, held)
+    cluster = await _cluster(settings, ending, stack, _api(url, held))
     addresses = Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()})
     await stack.enter_async_context(_served(_service(settings, addresses), held, settings, ending))
-    return cluster, url_of(settings, held)
+    return cluster, url
+
+
+def _api(url: str, held: Sequence[socket.socket]) -> Mapping[str, object] | None:
+    """Return what others may know of the API, if this program serves one."""
+    return {"url": url, "workers": len(held)} if held else None
 
 
 def _service(settings: Settings, addresses: Addresses, *, observe: bool = True) -> Service:
@@ -163,19 +170,28 @@ async def _until_the_end(settings: Settings, ending: Ending) -> None:
 
 
 async def _addresses(
-    settings: Settings, parts: Parts, ending: Ending, stack: contextlib.AsyncExitStack
+    settings: Settings,
+    parts: Parts,
+    ending: Ending,
+    stack: contextlib.AsyncExitStack,
+    api: Mapping[str, object] | None,
 ) -> Addresses:
     """Start the cluster, or find the one that is running."""
     if parts.cluster:
         # Whoever imports the same before it is done waits for it.
         threading.Thread(target=_import_http, name="imports").start()
-        cluster = await _cluster(settings, ending, stack)
+        cluster = await _cluster(settings, ending, stack, api)
         return Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()})
     run_dir = control.find(settings.data_dir, settings.port_asked_for)
     return Addresses(**await control.ask(run_dir, "addresses"))
 
 
-async def _cluster(settings: Settings, ending: Ending, stack: contextlib.AsyncExitStack) -> LocalCluster:
+async def _cluster(
+    settings: Settings,
+    ending: Ending,
+    stack: contextlib.AsyncExitStack,
+    api: Mapping[str, object] | None = None,
+) -> LocalCluster:
     cluster = await stack.enter_async_context(
         local_cluster(
             ClusterSettings(
@@ -190,7 +206,7 @@ async def _cluster(settings: Settings, ending: Ending, stack: contextlib.AsyncEx
     )
     ending.on_hurry.append(cluster.hurry)
     await stack.enter_async_context(background(supervise(cluster), "supervisor"))
-    await stack.enter_async_context(control.listening(cluster, lambda: ending.ask("down was asked for")))
+    await stack.enter_async_context(control.listening(cluster, lambda: ending.ask("down was asked for"), api=api))
     if settings.server_logs:
         await stack.enter_async_context(background(server_logs.forward(cluster), "server logs"))
     return cluster

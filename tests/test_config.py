@@ -495,3 +495,12 @@ def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("HOME", str(tmp_path))
 
     assert tmp_path / "cluster" == config.parse_path("~/cluster")
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_colours_can_be_declined(environment: dict[str, str], *, wanted: bool) -> None:
+    """As other programs let one."""
+    assert wanted == config.colours_wanted(environment)

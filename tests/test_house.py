@@ -53,6 +53,9 @@ JUDGING = tuple(
 )
 """What judges a torture run knows its history alone, and nothing of what ran."""
 
+SHOWING = tuple(f"rocket.status.{name}" for name in ("members", "overview", "report"))
+"""What shows a running system knows what was said of it, and asks nobody."""
+
 ROOMS = {
     # At the bottom.
     "rocket.errors": Room(()),
@@ -64,6 +67,7 @@ ROOMS = {
     "rocket.logs": Room(("rocket.errors",)),
     "rocket.ending": Room(("rocket.errors",)),
     "rocket.loop": Room(()),
+    "rocket.table": Room(()),
     # What knows a database.
     "rocket.postgres": Room(("rocket.errors", "rocket.postgres"), never=("aiohttp",)),
     "rocket.routing": Room(("rocket.errors", "rocket.consistency", "rocket.routing"), never=("aiohttp",)),
@@ -89,6 +93,14 @@ ROOMS = {
     "rocket.orchestrator": Room(("rocket",), never=("rocket.cli", "rocket.__main__")),
     "rocket.torture": Room(("rocket",), never=("rocket.cli", "rocket.__main__")),
     "rocket.bench": Room(("rocket",), never=("rocket.cli", "rocket.__main__", "rocket.torture")),
+    "rocket.status": Room(("rocket",), never=("rocket.cli", "rocket.__main__", "rocket.torture", "rocket.bench")),
+    **dict.fromkeys(
+        SHOWING,
+        Room(
+            ("rocket.consistency", "rocket.table", *SHOWING),
+            never=("asyncio", "asyncpg", "aiohttp", "uvloop", "random", "threading"),
+        ),
+    ),
     **dict.fromkeys(
         JUDGING,
         Room(

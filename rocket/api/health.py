@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from http import HTTPStatus
 
@@ -30,12 +31,17 @@ async def ready(request: web.Request) -> web.Response:
 
 
 async def replicas(request: web.Request) -> web.Response:
-    """`GET /replicas`: what the observer saw of each replica, and how long ago."""
+    """`GET /replicas`: what the observer saw of each replica, how long ago, and who was read from how often.
+
+    What is counted, this process has counted since its start; `pid` tells it from others that share its port.
+    """
     router = request.app[ROUTER]
     now = time.monotonic()
     primary = router.board.primary
     return web.json_response(
         {
+            "pid": os.getpid(),
+            "routing": router.routing,
             "primary": None
             if primary is None
             else {
@@ -59,6 +65,8 @@ async def replicas(request: web.Request) -> web.Response:
                 }
                 for status in router.board.replicas
             ],
+            **request.app[METRICS].reads(),
+            "connections": {pool.name: {"in_use": pool.in_use, "idle": pool.idle} for pool in router.pools},
         }
     )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from collections import Counter as Counts
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
-from rocket import OutcomeUnknown, Unavailable
+from rocket import OutcomeUnknown, Role, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -72,6 +73,26 @@ class Metrics:
         finally:
             self._writes.labels(outcome).inc()
             self._write_seconds.observe(time.monotonic() - began)
+
+    def reads(self) -> dict[str, object]:
+        """Return the reads counted so far, as `GET /replicas` tells them; fallbacks are those by the primary."""
+        by_node: Counts[str] = Counts()
+        reasons: Counts[str] = Counts()
+        fallbacks: Counts[str] = Counts()
+        for labels, count in self._counted(self._reads):
+            by_node[labels["node"]] += count
+            reasons[labels["reason"]] += count
+            if labels["role"] == Role.PRIMARY:
+                fallbacks[labels["reason"]] += count
+        unavailable = sum(count for _, count in self._counted(self._refused_reads))
+        return {"reads": by_node, "reasons": reasons, "fallbacks": fallbacks, "reads_unavailable": unavailable}
+
+    @staticmethod
+    def _counted(counter: Counter) -> Iterator[tuple[dict[str, str], int]]:
+        for metric in counter.collect():
+            for sample in metric.samples:
+                if sample.name.endswith("_total"):
+                    yield sample.labels, int(sample.value)
 
     def text(self) -> bytes:
         """Return everything in the text format."""

@@ -36,9 +36,14 @@ class Refused(RocketError):
 
 
 @contextlib.asynccontextmanager
-async def listening(cluster: LocalCluster, down: Callable[[], None]) -> AsyncIterator[None]:
-    """Take commands for a cluster for as long as the context lasts; `down` ends the program."""
-    controller = _Controller(cluster, down)
+async def listening(
+    cluster: LocalCluster, down: Callable[[], None], *, api: Mapping[str, object] | None = None
+) -> AsyncIterator[None]:
+    """Take commands for a cluster for as long as the context lasts.
+
+    `down` ends the program; `api` is what it tells of the API that it serves, where it does.
+    """
+    controller = _Controller(cluster, down, api)
     server = await asyncio.start_unix_server(controller.answer, cluster.control_socket)
     cluster.control_socket.chmod(0o600)
     try:
@@ -49,9 +54,10 @@ async def listening(cluster: LocalCluster, down: Callable[[], None]) -> AsyncIte
 
 
 class _Controller:
-    def __init__(self, cluster: LocalCluster, down: Callable[[], None]) -> None:
+    def __init__(self, cluster: LocalCluster, down: Callable[[], None], api: Mapping[str, object] | None) -> None:
         self._cluster = cluster
         self._down = down
+        self._api = api
         self._at_work: set[asyncio.Task[None]] = set()
 
     async def drop(self) -> None:
@@ -93,6 +99,8 @@ class _Controller:
                 return await faults.describe(self._cluster)
             case "addresses":
                 return self._addresses()
+            case "api":
+                return self._api
             case "down":
                 self._down()
                 return "going down"
@@ -178,10 +186,15 @@ _NODE_COMMANDS: Mapping[str, Callable[[LocalCluster, Node, _Request], Awaitable[
 }
 
 
-async def ask(run_dir: Path, command: str, **details: object) -> Any:
-    """Send a command to a running cluster and return what it says; raise `Refused` if it says no."""
+async def ask(run_dir: Path, command: str, timeout_s: float | None = None, /, **details: object) -> Any:
+    """Send a command to a running cluster and return what it says.
+
+    Raise `Refused` if it says no, or nothing in time, which is as long as a start may take unless told otherwise;
+    and `ClusterNotFound`.
+    """
+    timeout_s = _ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
     try:
-        async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_unix_connection(directories.control_socket(run_dir), limit=2**20)
             try:
                 writer.write(json.dumps({"command": command, **details}).encode() + b"\n")
@@ -189,7 +202,7 @@ async def ask(run_dir: Path, command: str, **details: object) -> Any:
             finally:
                 writer.close()
     except TimeoutError:
-        raise Refused(f"no answer to {command!r} within {_ANSWER_TIMEOUT_S:g} s") from None
+        raise Refused(f"no answer to {command!r} within {timeout_s:g} s") from None
     except (OSError, ValueError) as error:
         raise ClusterNotFound(f"the cluster in {run_dir} does not take commands: {error}") from None
     if "error" in answer:

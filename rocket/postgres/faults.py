@@ -22,7 +22,8 @@ ReplicationProcess = Literal["startup", "walreceiver"]
 
 _LOST = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What asyncpg makes of a server that goes away; the last one if it does so between two statements."""
-_STATUS_TIMEOUT_S = 1.0
+_COMMAND_TIMEOUT_S = 5.0
+_STATUS_TIMEOUT_S = 2.0  # to connect, and again to answer: somebody is looking on
 
 _PAUSE = "SELECT pg_wal_replay_pause()"
 _RESUME = "SELECT pg_wal_replay_resume()"
@@ -130,11 +131,11 @@ def _refuse_primary(node: Node) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _connection(node: Node) -> Any:
+async def _connection(node: Node, timeout_s: float = _COMMAND_TIMEOUT_S) -> Any:
     if node.pid is None or node.frozen:
         raise NodeNotRunning(f"{node.name} is {state(node)}")
     try:
-        connection = await node.connect()
+        connection = await node.connect(timeout_s=timeout_s)
     except (asyncpg.PostgresError, *_LOST) as error:
         raise NodeNotRunning(f"{node.name} does not answer: {in_words(error)}") from None
     try:
@@ -162,8 +163,8 @@ async def describe(cluster: LocalCluster) -> list[dict[str, object]]:
     flush_lsn: str | None = None
     timeline: int | None = None
     with contextlib.suppress(NodeNotRunning, OSError, asyncpg.PostgresError):
-        async with _connection(primary) as connection:
-            row = await connection.fetchrow(_PRIMARY_STATUS, timeout=_STATUS_TIMEOUT_S)
+        async with _connection(primary, _STATUS_TIMEOUT_S) as connection:
+            row = await connection.fetchrow(_PRIMARY_STATUS)
             flush_lsn, timeline = row["lsn"], row["timeline"]
     return await asyncio.gather(
         *(_describe(node, primary, flush_lsn, timeline) for node in cluster.nodes.values())
@@ -186,8 +187,8 @@ async def _describe(node: Node, primary: Node, flush_lsn: str | None, timeline: 
     }
     if node is not primary:
         with contextlib.suppress(NodeNotRunning, OSError, asyncpg.PostgresError):
-            async with _connection(node) as connection:
-                row = await connection.fetchrow(_REPLICA_STATUS, flush_lsn, timeout=_STATUS_TIMEOUT_S)
+            async with _connection(node, _STATUS_TIMEOUT_S) as connection:
+                row = await connection.fetchrow(_REPLICA_STATUS, flush_lsn)
                 said |= {
                     "timeline": row["timeline"],
                     "lsn": row["replay_lsn"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
@@ -116,7 +117,17 @@ class TestReplicas:
     async def test_before_any_observation_nothing_is_known(self, client_of_nothing: Client) -> None:
         """Nothing is made up."""
         response = await client_of_nothing.get("/replicas")
-        assert await response.json() == {"primary": None, "replicas": []}
+        assert await response.json() == {
+            "pid": os.getpid(),
+            "routing": "never-stale",
+            "primary": None,
+            "replicas": [],
+            "reads": {},
+            "reasons": {},
+            "fallbacks": {},
+            "reads_unavailable": 0,
+            "connections": {"primary": {"in_use": 0, "idle": 0}},
+        }
 
     async def test_each_replica_is_described(
         self, client: Client, cluster: LocalCluster, observer: Observer
@@ -147,6 +158,25 @@ class TestReplicas:
         lagging = next(replica for replica in body["replicas"] if replica["name"] == "replica1")
         assert lagging["lag_bytes"] > 0
         assert lagging["lag_seconds"] > 0
+
+    async def test_reads_are_counted_as_in_the_metrics(
+        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer
+    ) -> None:
+        """By node, by reason, and by reason those that the primary answered."""
+        await read_as(client, rider, 2)
+        await cluster.wait_for_catchup()
+        await observer.run_once()
+        served = await read_as(client, rider, 10)
+        body = await (await client.get("/replicas")).json()
+        assert body["reads"] == {"primary": 2, **{name: served.count(name) for name in set(served)}}
+        assert body["reasons"] == {"no-status": 2, "caught-up": 10}
+        assert body["fallbacks"] == {"no-status": 2}
+
+    async def test_what_no_node_could_do_is_counted_too(self, client_of_nothing: Client) -> None:
+        """Apart from what was answered."""
+        await client_of_nothing.get("/rides", headers={"Authorization": "a@example.com"})
+        body = await (await client_of_nothing.get("/replicas")).json()
+        assert (body["reads"], body["reads_unavailable"]) == ({}, 1)
 
 
 class TestMetrics:

@@ -82,6 +82,15 @@ async def test_killed_node_comes_back(cluster: LocalCluster, *, backend: bool) -
     await cluster.wait_for_catchup()
 
 
+async def test_the_api_beside_it_is_told(cluster: LocalCluster) -> None:
+    """Whoever has found the cluster need not be told the API's port."""
+    api = {"url": "http://127.0.0.1:5005", "workers": 2}
+    async with control.listening(cluster, lambda: None, api=api):
+        assert api == await control.ask(cluster.run_dir, "api")
+    async with control.listening(cluster, lambda: None):
+        assert await control.ask(cluster.run_dir, "api") is None
+
+
 async def test_down_is_passed_on(cluster: LocalCluster, downs: list[str]) -> None:
     """The program decides how it ends."""
     await control.ask(cluster.run_dir, "down")

@@ -1,0 +1,1 @@
+"""What a running system is like, for people in a terminal and for programs."""
