@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rocket import config
@@ -474,6 +474,7 @@ def test_a_parser_reads_or_says_what_would_be_right(text: str, parse: Callable[[
 
 
 @given(rate=st.floats(1e-6, 10_000))
+@example(0.00014296102946003425)  # 20 decimals
 @modest
 def test_a_rate_is_read_as_it_is(rate: float) -> None:
     """Any number of rides a second up to the most."""
