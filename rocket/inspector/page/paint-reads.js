@@ -1,0 +1,126 @@
+// @ts-check
+// Reads: from the session's lane, when it arrived, to the node's, when it was decided, and back when it was done.
+
+import { lot } from "./paint-commits.js";
+import { PRIMARY, REPLICA, STALE, WAITED, WAYS, stamp } from "./palette.js";
+
+/** Pixels across for each arrow that is drawn whole; of the others only the ends are. */
+const PLAIN_ROOM_PX = 2.6;
+const NOTABLE_ROOM_PX = 1.3;
+const lists = WAYS.map(() => new Int32Array(65536));
+
+export function paintReads(scene) {
+  const { pen, view, store } = scene;
+  const reads = store.reads;
+  const [from, to] = [reads.find(view.left), reads.find(view.right + store.longest)];
+  const counts = WAYS.map(() => 0);
+  for (let row = from; row < to; row++) {
+    const way = reads.get("way", row);
+    if (scene.hidden.has(way) || reads.get("at", row) > view.right) continue;
+    lists[way][counts[way]++] = row;
+  }
+  const notable = counts.reduce((sum, number, way) => (way === REPLICA ? sum : sum + number), 0);
+  for (let way = 0; way < WAYS.length; way++) {
+    const share = way === STALE ? 1 : view.width / (way === REPLICA ? PLAIN_ROOM_PX * counts[0] : NOTABLE_ROOM_PX * notable);
+    if (way === REPLICA) scene.share = Math.min(1, share);
+    paintWay(scene, way, lists[way], counts[way], Math.min(1, share), counts[way] / view.width);
+  }
+  pen.globalAlpha = 1;
+}
+
+function paintWay(scene, way, rows, count, share, density) {
+  const { pen, view, store, lanes, palette } = scene;
+  const { t, at, decided, node, lane, id, tried } = store.reads.columns;
+  const mask = store.reads.mask;
+  const [go, back, wait, detour] = [new Path2D(), new Path2D(), new Path2D(), new Path2D()];
+  const shapes = [];
+  const colour = palette.ways[way];
+  const width = WAYS[way].width;
+  const roomy = density < 0.12;
+  pen.fillStyle = colour;
+  pen.globalAlpha = way === REPLICA ? Math.max(0.3, Math.min(0.85, 0.4 / Math.sqrt(density + 0.1))) : 0.9;
+  for (let number = 0; number < count; number++) {
+    const cell = rows[number] & mask;
+    const [x0, x2] = [view.x(at[cell]), view.x(t[cell])];
+    const x1 = Math.min(x2, view.x(decided[cell]));
+    const y0 = lanes.session(lane[cell]);
+    const home = node[cell] === 255 ? -1 : node[cell];
+    const y1 = home < 0 ? lanes.bottomOfNodes + 4 : lanes.rail(home);
+    // Each read leaves a tick under the rail and one on its session's lane, however many there are.
+    if (home >= 0) pen.fillRect(x1 - 0.5, y1 + 2, Math.max(way === REPLICA ? 1 : 1.6, x2 - x1), way === REPLICA ? 4 : 5.5);
+    pen.fillRect(x0 - 0.75, y0 - 2.5, 1.5, 5);
+    if (lot(id[cell]) >= share) continue;
+    if (x2 - x0 < 1.6) pen.fillRect(x1 - width / 2, y1, width, y0 - y1);
+    else {
+      if (x1 - x0 > 3) {
+        wait.moveTo(x0, y0);
+        wait.lineTo(x1, y0);
+        go.moveTo(x1, y0);
+      } else go.moveTo(x0, y0);
+      go.lineTo(x1, y1);
+      if (x2 - x1 > 1.5) {
+        go.moveTo(x1, y1);
+        go.lineTo(x2, y1);
+      }
+      back.moveTo(x2, y1);
+      back.lineTo(x2, y0);
+    }
+    if (tried[cell]) {
+      for (const { number: other } of store.nodes) {
+        if (!(tried[cell] & (1 << other)) || other === home) continue;
+        detour.moveTo(x1, y0);
+        detour.lineTo(x1 - 4, lanes.rail(other));
+        if (roomy) shapes.push(["cross", x1 - 4, lanes.rail(other), 3]);
+      }
+    }
+    if (way !== REPLICA || roomy) shapes.push([WAYS[way].shape, x1, y1, way === REPLICA ? 2.4 : roomy ? 3.8 : 2.6]);
+  }
+  strokeWay(scene, way, { go, back, wait, detour });
+  for (const [shape, x, y, size] of shapes) {
+    const big = shape === "diamond" ? 6.5 : size;
+    stamp(pen, shape, x, y, big, colour, palette.surface);
+  }
+  if (way === STALE && count < 12) labelStale(scene, rows, count);
+}
+
+function strokeWay({ pen, palette }, way, { go, back, wait, detour }) {
+  const alpha = pen.globalAlpha;
+  const width = WAYS[way].width;
+  if (way === STALE) {
+    // A halo in the ground's colour sets it off from whatever it crosses.
+    pen.globalAlpha = 1;
+    pen.strokeStyle = palette.surface;
+    pen.lineWidth = width + 4;
+    pen.stroke(go);
+  }
+  pen.strokeStyle = palette.ways[way];
+  pen.lineWidth = width;
+  pen.stroke(go);
+  pen.setLineDash([1, 3]);
+  pen.lineWidth = way === WAITED || way === PRIMARY ? 2.5 : 1.5;
+  pen.stroke(wait);
+  pen.setLineDash([4, 3]);
+  pen.lineWidth = 1.25;
+  pen.stroke(detour);
+  pen.setLineDash([]);
+  pen.globalAlpha = way === STALE ? 0.8 : alpha * 0.45;
+  pen.lineWidth = way === STALE ? 2 : 1;
+  pen.stroke(back);
+  pen.globalAlpha = alpha;
+}
+
+function labelStale({ pen, view, store, lanes, palette }, rows, count) {
+  pen.font = "700 11px system-ui, sans-serif";
+  pen.textBaseline = "middle";
+  pen.globalAlpha = 1;
+  for (let number = 0; number < count; number++) {
+    const [x, y] = [view.x(store.reads.get("t", rows[number])), lanes.rail(store.reads.get("node", rows[number]))];
+    const right = x < view.width - 70;
+    pen.textAlign = right ? "left" : "right";
+    const at = right ? x + 14 : x - 14;
+    pen.fillStyle = palette.surface;
+    pen.fillRect(right ? at - 3 : at - 41, y - 16, 44, 14);
+    pen.fillStyle = palette.ways[STALE];
+    pen.fillText("STALE", at, y - 9);
+  }
+}
