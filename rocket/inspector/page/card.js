@@ -78,6 +78,11 @@ export class Card {
     this.place(x, y);
   }
 
+  /** Fills the card anew, where it is. */
+  refresh(item) {
+    if (!this.element.hidden) this.fill(item, false);
+  }
+
   place(x, y) {
     const { element } = this;
     const box = element.parentElement.getBoundingClientRect();

@@ -6,7 +6,7 @@ import { writesOf } from "./items.js";
 import { Lanes } from "./lanes.js";
 import { paintCommits } from "./paint-commits.js";
 import { paintCrosshair, paintFlags, paintGrid, paintNow, paintRouting } from "./paint-frame.js";
-import { paintBands, paintLooks, paintRails, paintSpans } from "./paint-nodes.js";
+import { paintBands, paintLooks, paintNames, paintRails, paintSpans } from "./paint-nodes.js";
 import { paintReads } from "./paint-reads.js";
 import { WAYS, stamp } from "./palette.js";
 
@@ -95,6 +95,7 @@ export class Diagram {
     this.paintTenures(context);
     paintCommits(scene);
     paintReads(scene);
+    paintNames(scene);
     paintFlags(scene);
     for (const item of [this.pinned, this.hover]) if (item) this.paintChosen(context, item);
     paintNow(scene);
@@ -133,7 +134,7 @@ export class Diagram {
     const primary = store.primaryAt(view.right);
     this.nodeLabels.forEach(({ label, role }, number) => {
       const state = store.nodes[number].spans.filter((span) => span.from <= view.right && span.to >= Math.min(view.right, view.now)).map((span) => span.kind);
-      setText(role, [number === primary ? "primary" : "replica", ...state].join(" · "));
+      setText(role, state.length ? (number === primary ? ["primary", ...state] : state).join(", ") : number === primary ? "primary" : "replica");
       label.classList.toggle("is-primary", number === primary);
       label.classList.toggle("is-disturbed", state.length > 0);
     });
@@ -142,6 +143,7 @@ export class Diagram {
       for (const tenure of tenures) if (tenure.from <= view.right) name = tenure.name;
       setText(this.laneLabels[lane], name);
     });
+    setText(this.laneLabels[this.lanes.count], this.pinned?.session ?? "others");
   }
 
   paintChosen(pen, item) {

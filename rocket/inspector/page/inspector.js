@@ -13,6 +13,7 @@ import { NodeCards } from "./nodes.js";
 import { Overview } from "./overview.js";
 import { Palette, WAYS } from "./palette.js";
 import { Scenarios } from "./scenarios.js";
+import { OTHERS } from "./sessions.js";
 import { Store } from "./store.js";
 import { Commands, listen } from "./stream.js";
 import { askForToken, toast } from "./toasts.js";
@@ -51,6 +52,9 @@ function pin(item, x = null, y = null) {
   diagram.pinned = item;
   diagram.hover = null;
   if (!item) return card.show(null);
+  // A session without a lane of its own is named while something of it is pinned.
+  const ring = item.kind === "read" ? store.reads : item.kind === "write" ? store.writes : null;
+  if (ring && ring.get("lane", item.row) === OTHERS) item.session = store.record(ring, item.row)?.session;
   view.follow(false);
   card.show(item, true, x ?? view.x(item.to), y ?? 120);
 }
@@ -198,6 +202,11 @@ new ResizeObserver(() => {
 
 let overviewDrawn = 0;
 diagram.afterDraw.push(() => {
+  // Where the pointer rests on no event, its card tells of the time that has moved there.
+  if (performance.now() - overviewDrawn >= 180 && diagram.hover?.kind === "lane" && !diagram.pinned && view.following) {
+    diagram.hover = { ...diagram.hover, from: view.time(diagram.pointerX), to: view.time(diagram.pointerX) };
+    card.refresh(diagram.hover);
+  }
   if (performance.now() - overviewDrawn < 180) return;
   overviewDrawn = performance.now();
   overview.draw();

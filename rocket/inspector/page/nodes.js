@@ -8,7 +8,7 @@ import { bytes, count, duration, parseLsn } from "./format.js";
 const HOLDING = [
   ["pause", "resume", "Pause", "Replay stands still until it is resumed", (state) => state.paused],
   ["delay", "delay", "Slow", "Every commit is replayed 300 ms late", (state) => state.delay_ms > 0],
-  ["cut", "mend", "Cut link", "The link to the primary is cut: it still answers reads, and receives nothing", (state) => state.cut],
+  ["cut", "mend", "Cut", "The link to the primary is cut: it still answers reads, and receives nothing", (state) => state.cut],
   ["freeze", "thaw", "Freeze", "All its processes stop in their tracks (SIGSTOP)", (state) => state.state === "frozen"],
   ["stop", "start", "Stop", "Shut down until it is started", (state) => state.state === "stopped"],
 ];
@@ -19,6 +19,7 @@ const ACTING = [
   ["promote", "Promote", "Fence the primary and make this replica the primary"],
 ];
 const OF_REPLICAS = new Set(["pause", "delay", "cut", "promote"]);
+const LABELS = { receive: "received", replay: "replayed", connections: "in use" };
 const SLOW_MS = 300;
 const SAMPLES = 240;
 
@@ -41,10 +42,11 @@ export class NodeCards {
     parts.life = make("p", { class: "life" });
     parts.values = {};
     const list = make("dl");
-    for (const name of ["replay", "receive", "behind", "reads", "connections"]) {
+    for (const name of ["receive", "replay", "behind", "late", "reads", "connections"]) {
       parts.values[name] = make("dd", { text: "–" });
-      list.append(make("dt", { text: name }), parts.values[name]);
+      list.append(make("dt", { text: LABELS[name] ?? name }), parts.values[name]);
     }
+    parts.receiveLabel = list.firstElementChild;
     parts.plot = make("canvas", { class: "plot", role: "img" });
     parts.element = make("article", { class: "node", "data-node": node.name, "aria-label": node.name },
       make("header", {}, make("h3", { text: node.name }), parts.role, parts.state), parts.life, parts.plot, list);
@@ -93,12 +95,13 @@ export class NodeCards {
       setText(card.life, [timeline, isPrimary ? (status?.epoch ? `epoch ${status.epoch}` : null) : status?.incarnation].filter(Boolean).join(" · ") || "no status");
       card.life.title = card.life.textContent;
       setText(values.replay, isPrimary ? "–" : status?.replay_lsn ?? "–");
-      setText(values.receive, isPrimary ? (Number.isNaN(flushed) ? "–" : `flushed ${status?.flush_lsn ?? "–"}`) : status?.receive_lsn ?? "–");
+      setText(card.receiveLabel, isPrimary ? "flushed" : "received");
+      setText(values.receive, (isPrimary ? status?.flush_lsn : status?.receive_lsn) ?? "–");
       const behind = isPrimary || !status ? NaN : status.lag_bytes ?? Math.max(0, flushed - parseLsn(status.replay_lsn));
-      const late = isPrimary || !status || !status.lag_ms ? "" : `, ${duration(status.lag_ms)}`;
-      setText(values.behind, Number.isNaN(behind) ? "–" : behind > 0 ? bytes(behind) + late : "nothing");
+      setText(values.behind, Number.isNaN(behind) ? "–" : behind > 0 ? bytes(behind) : "nothing");
+      setText(values.late, isPrimary || !(status?.lag_ms > 0) ? "–" : duration(status.lag_ms));
       setText(values.reads, `${count(tick.reads[node.name] ?? 0)}, ${share}%`);
-      setText(values.connections, uses ? `${uses.in_use} in use, ${uses.idle} idle` : "–");
+      setText(values.connections, uses ? `${uses.in_use} of ${uses.in_use + uses.idle}` : "–");
       card.lags.push(behind);
       if (card.lags.length > SAMPLES) card.lags.shift();
       this.plot(card, isPrimary);

@@ -7,20 +7,22 @@ import { stamp } from "./palette.js";
 /** A stable number in 0..1 for thinning out: what is left out at one zoom stays out as time moves on. */
 export const lot = (id) => (Math.imul(id, 2654435761) >>> 0) / 4294967296;
 
-/** Room, in pixels, that one commit with its edges takes when they have to be thinned out. */
-const EDGE_ROOM_PX = 74;
+/** Room, in pixels, that one commit with its edges takes: more where the looks are far apart, so that fans are wide. */
+const EDGE_ROOM_PX = 60;
+const FAN_ROOM_PX = 190;
 const LINE_ROOM_PX = 7;
 
 export function paintCommits(scene) {
   const { pen, view, store, lanes, palette } = scene;
   const writes = store.writes;
-  const [from, to] = [writes.find(view.left - 600), writes.find(view.right + store.longest)];
-  const share = Math.min(1, view.width / EDGE_ROOM_PX / Math.max(1, to - from));
+  const [from, to] = [writes.find(view.left), writes.find(view.right + store.longest)];
+  const between = ((store.hello.interval_ms || 500) / view.span) * view.width;
+  const share = Math.min(1, view.width / Math.max(EDGE_ROOM_PX, Math.min(FAN_ROOM_PX, between)) / Math.max(1, to - from));
   const lines = Math.min(1, view.width / LINE_ROOM_PX / Math.max(1, to - from));
   for (let row = from; row < to; row++) {
-    const chosen = scene.chosenWrites.has(row);
-    if (chosen || lot(writes.get("id", row)) < share) paintEdges(scene, row, chosen);
+    if (!scene.chosenWrites.has(row) && lot(writes.get("id", row)) < share) paintEdges(scene, row, false);
   }
+  for (const row of scene.chosenWrites) paintEdges(scene, row, true);
   const [trips, dots] = [new Path2D(), new Path2D()];
   const size = to - from > view.width / 8 ? 2.2 : to - from > view.width / 30 ? 3 : 4;
   const odd = [];
@@ -58,7 +60,8 @@ export function paintCommits(scene) {
   }
 }
 
-function paintEdges({ pen, view, store, lanes, palette }, row, chosen) {
+function paintEdges(scene, row, chosen) {
+  const { pen, view, store, lanes, palette } = scene;
   const writes = store.writes;
   const home = writes.get("node", row);
   if (writes.get("ok", row) !== 1 || home === 255) return;
@@ -80,15 +83,15 @@ function paintEdges({ pen, view, store, lanes, palette }, row, chosen) {
       pen.lineTo(first, rail);
       pen.lineTo(last, rail);
       pen.closePath();
-      pen.globalAlpha = chosen ? 0.16 : 0.055;
+      pen.globalAlpha = chosen ? 0.16 : scene.chosenWrites.size ? 0.015 : 0.045;
       pen.fill();
       pen.beginPath();
       pen.moveTo(x, y);
     }
     pen.lineTo(last, rail);
-    pen.globalAlpha = chosen ? 0.9 : 0.32;
+    pen.globalAlpha = chosen ? 0.9 : scene.chosenWrites.size ? 0.12 : 0.3;
     pen.stroke();
-    pen.globalAlpha = chosen ? 1 : 0.6;
+    pen.globalAlpha = chosen ? 1 : scene.chosenWrites.size ? 0.3 : 0.6;
     pen.fillRect(first, rail - 2.5, Math.max(2, last - first), chosen ? 4 : 2.5);
   }
   pen.globalAlpha = 1;

@@ -33,10 +33,10 @@ export function paintGrid({ pen, view, store, lanes, palette }, zeroMs) {
     pen.fillStyle = palette.hatch(pen, "faint", 8);
     pen.fillRect(0, lanes.axis + 1, x, lanes.height);
     pen.globalAlpha = 1;
-    if (x > 150) {
+    if (x > 210) {
       pen.fillStyle = palette.muted;
       pen.font = "11px system-ui, sans-serif";
-      pen.fillText("no longer remembered", 8, lanes.flags);
+      pen.fillText("nothing is remembered before this", 8, lanes.flags);
     }
   }
 }

@@ -2,14 +2,10 @@
 // The nodes' lanes: who is the primary, faults, lives, and the band between what the observer believed of a replica's
 // replay and what later looks proved.
 
-/** Shaded stretches, hatched so that they don't rest on colour alone, with their names. */
+/** Shaded stretches, hatched so that they don't rest on colour alone. */
 export function paintSpans({ pen, view, store, lanes, palette }) {
-  pen.textBaseline = "top";
-  pen.textAlign = "left";
-  pen.font = "600 10px system-ui, sans-serif";
   for (const node of store.nodes) {
     const [roof, height] = [lanes.roof(node.number) + 1, lanes.node - 2];
-    let row = 0;
     for (const span of node.spans) {
       if (span.to < view.left || span.from > view.right) continue;
       const from = Math.max(0, view.x(span.from));
@@ -24,9 +20,28 @@ export function paintSpans({ pen, view, store, lanes, palette }) {
       pen.globalAlpha = 1;
       pen.fillStyle = palette.fault;
       pen.fillRect(view.x(span.from), roof, 1.5, height);
-      if (to - from > 46) label(pen, palette, span.kind, Math.max(4, from + 5), roof + 2 + 12 * (row++ % 3), palette.fault);
     }
   }
+}
+
+/** The names of the stretches, and of where a reign begins, above everything else. */
+export function paintNames({ pen, view, store, lanes, palette }) {
+  pen.textBaseline = "top";
+  pen.textAlign = "left";
+  pen.font = "600 10px system-ui, sans-serif";
+  for (const node of store.nodes) {
+    let row = 0;
+    for (const span of node.spans) {
+      if (span.to < view.left || span.from > view.right) continue;
+      const from = Math.max(0, view.x(span.from));
+      if (Math.min(view.width, view.x(Math.min(span.to, view.now))) - from < 46) continue;
+      label(pen, palette, span.kind, from + 5, lanes.roof(node.number) + 3 + 12 * (row++ % 3), palette.fault);
+    }
+  }
+  store.reigns.forEach((reign, number) => {
+    const x = view.x(reign.from);
+    if (number && x > -100 && x < view.width) label(pen, palette, "▲ primary from here", x + 4, lanes.roof(reign.node) + 4, palette.commit);
+  });
 }
 
 function label(pen, palette, text, x, y, colour) {
@@ -48,7 +63,7 @@ export function paintRails({ pen, view, store, lanes, palette }) {
   }
   pen.globalAlpha = 1;
   store.reigns.forEach((reign, number) => {
-    const from = number ? Math.max(0, view.x(reign.from)) : 0;
+    const from = Math.max(0, view.x(number ? reign.from : store.horizon));
     const next = store.reigns[number + 1];
     const to = Math.min(view.width, view.x(next ? next.from : view.now));
     if (to <= from) return;
@@ -58,12 +73,6 @@ export function paintRails({ pen, view, store, lanes, palette }) {
     pen.fillRect(from, lanes.roof(reign.node) + 2, to - from, lanes.node - 4);
     pen.globalAlpha = 1;
     pen.fillRect(from, rail - 1.5, to - from, 3);
-    if (number && view.x(reign.from) > 0) {
-      pen.font = "600 10px system-ui, sans-serif";
-      pen.textBaseline = "top";
-      pen.textAlign = "left";
-      label(pen, palette, "▲ primary from here", from + 4, lanes.roof(reign.node) + 4, palette.commit);
-    }
   });
 }
 

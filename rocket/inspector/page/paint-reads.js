@@ -4,9 +4,11 @@
 import { lot } from "./paint-commits.js";
 import { PRIMARY, REPLICA, STALE, WAITED, WAYS, stamp } from "./palette.js";
 
-/** Pixels across for each arrow that is drawn whole; of the others only the ends are. */
-const PLAIN_ROOM_PX = 2.6;
-const NOTABLE_ROOM_PX = 1.3;
+/** Pixels across that each arrow needs to be drawn whole; of those for which there is no room only the ends are. */
+const ROOM_PX = WAYS.map((_, way) => (way === REPLICA ? 3.5 : way === WAITED ? 9 : 4));
+/** Above so many reads a pixel their ends, too, become bars of what went which way. */
+const BARS_FROM = 0.9;
+const BAR_PX = 3;
 const lists = WAYS.map(() => new Int32Array(65536));
 
 export function paintReads(scene) {
@@ -19,11 +21,60 @@ export function paintReads(scene) {
     if (scene.hidden.has(way) || reads.get("at", row) > view.right) continue;
     lists[way][counts[way]++] = row;
   }
-  const notable = counts.reduce((sum, number, way) => (way === REPLICA ? sum : sum + number), 0);
+  if (from === to) return;
+  const extent = Math.max(60, view.x(reads.t[(to - 1) & reads.mask]) - Math.max(0, view.x(reads.t[from & reads.mask])));
+  scene.bars = (to - from) / extent > BARS_FROM;
+  if (scene.bars) paintBars(scene, counts);
   for (let way = 0; way < WAYS.length; way++) {
-    const share = way === STALE ? 1 : view.width / (way === REPLICA ? PLAIN_ROOM_PX * counts[0] : NOTABLE_ROOM_PX * notable);
-    if (way === REPLICA) scene.share = Math.min(1, share);
-    paintWay(scene, way, lists[way], counts[way], Math.min(1, share), counts[way] / view.width);
+    const share = way === STALE ? 1 : Math.min(1, extent / (ROOM_PX[way] * Math.max(1, counts[way])));
+    if (way === REPLICA) scene.share = share;
+    paintWay(scene, way, lists[way], counts[way], share, counts[way] / extent);
+  }
+  pen.globalAlpha = 1;
+}
+
+/** Under each node's rail, how many reads it served, and which way they went; on each session's lane, that it was active. */
+function paintBars({ pen, view, store, lanes, palette }, counts) {
+  const slice = (view.span / view.width) * BAR_PX;
+  const first = Math.floor(view.left / slice);
+  const bins = Math.ceil(view.width / BAR_PX) + 2;
+  const nodes = store.nodes.length;
+  const heights = new Float32Array(WAYS.length * nodes * bins);
+  const active = new Uint8Array((lanes.count + 1) * bins);
+  const { t, at, node, lane } = store.reads.columns;
+  const totals = new Float32Array(nodes * bins);
+  let most = 1;
+  counts.forEach((count, way) => {
+    for (let number = 0; number < count; number++) {
+      const cell = lists[way][number] & store.reads.mask;
+      const bin = Math.floor(t[cell] / slice) - first;
+      if (bin < 0 || bin >= bins) continue;
+      const begun = Math.max(0, Math.floor(at[cell] / slice) - first);
+      active[Math.min(lane[cell], lanes.count) * bins + begun] = 1;
+      if (node[cell] >= nodes) continue;
+      heights[(way * nodes + node[cell]) * bins + bin]++;
+      most = Math.max(most, ++totals[node[cell] * bins + bin]);
+    }
+  });
+  pen.globalAlpha = 0.8;
+  totals.fill(0);
+  for (let way = 0; way < WAYS.length; way++) {
+    pen.fillStyle = palette.ways[way];
+    for (let one = 0; one < nodes * bins; one++) {
+      const count = heights[way * nodes * bins + one];
+      if (!count) continue;
+      const height = (count / most) * 8;
+      const x = view.x((first + (one % bins)) * slice);
+      pen.fillRect(x, lanes.rail(Math.floor(one / bins)) + 1 + totals[one], BAR_PX - 0.5, Math.max(0.6, height));
+      totals[one] += height;
+    }
+  }
+  pen.globalAlpha = 0.3;
+  pen.fillStyle = palette.ways[REPLICA];
+  for (let one = 0; one < active.length; one++) {
+    if (!active[one]) continue;
+    const number = Math.floor(one / bins);
+    pen.fillRect(view.x((first + (one % bins)) * slice), lanes.session(number === lanes.count ? 255 : number) - 2.5, BAR_PX - 0.5, 5);
   }
   pen.globalAlpha = 1;
 }
@@ -38,7 +89,7 @@ function paintWay(scene, way, rows, count, share, density) {
   const width = WAYS[way].width;
   const roomy = density < 0.12;
   pen.fillStyle = colour;
-  pen.globalAlpha = way === REPLICA ? Math.max(0.3, Math.min(0.85, 0.4 / Math.sqrt(density + 0.1))) : 0.9;
+  pen.globalAlpha = way === REPLICA ? Math.max(0.3, Math.min(0.85, 0.4 / Math.sqrt(density + 0.1))) : way === WAITED && !roomy ? 0.65 : 0.9;
   for (let number = 0; number < count; number++) {
     const cell = rows[number] & mask;
     const [x0, x2] = [view.x(at[cell]), view.x(t[cell])];
@@ -46,9 +97,9 @@ function paintWay(scene, way, rows, count, share, density) {
     const y0 = lanes.session(lane[cell]);
     const home = node[cell] === 255 ? -1 : node[cell];
     const y1 = home < 0 ? lanes.bottomOfNodes + 4 : lanes.rail(home);
-    // Each read leaves a tick under the rail and one on its session's lane, however many there are.
-    if (home >= 0) pen.fillRect(x1 - 0.5, y1 + 2, Math.max(way === REPLICA ? 1 : 1.6, x2 - x1), way === REPLICA ? 4 : 5.5);
-    pen.fillRect(x0 - 0.75, y0 - 2.5, 1.5, 5);
+    // Each read leaves a tick under the rail and one on its session's lane, unless bars stand for them.
+    if (!scene.bars && home >= 0) pen.fillRect(x1 - 0.5, y1 + 2, Math.max(way === REPLICA ? 1 : 1.6, x2 - x1), way === REPLICA ? 4 : 5.5);
+    if (!scene.bars) pen.fillRect(x0 - 0.75, y0 - 2.5, 1.5, 5);
     if (lot(id[cell]) >= share) continue;
     if (x2 - x0 < 1.6) pen.fillRect(x1 - width / 2, y1, width, y0 - y1);
     else {

@@ -19,8 +19,9 @@ export class Scenarios {
         onclick: () => this.send({ command: "scenario", name: scenario.name }, run) });
       const steps = make("ol", { class: "steps" });
       const stale = make("ul", { class: "stale-list" });
-      const element = make("li", { class: "scenario" }, make("div", { class: "scenario-head" }, make("h3", { text: scenario.title }), run), make("p", { text: scenario.text }), steps, stale);
-      this.cards.set(scenario.name, { element, run, steps, stale });
+      const details = make("details", {}, make("summary", {}, make("h3", { text: scenario.title })), make("p", { text: scenario.text }), steps, stale);
+      const element = make("li", { class: "scenario" }, details, run);
+      this.cards.set(scenario.name, { element, details, run, steps, stale });
       return element;
     });
     byId("scenario-list").replaceChildren(...items);
@@ -34,11 +35,12 @@ export class Scenarios {
     if (event.phase === "began") {
       card.steps.replaceChildren();
       card.stale.replaceChildren();
+      card.details.open = true;
       this.running = card;
     }
     card.element.dataset.phase = event.phase;
     const over = event.phase === "ended" || event.phase === "failed";
-    setText(card.run, over ? "Run again" : "Running…");
+    setText(card.run, over ? "Again" : "Running");
     for (const other of this.cards.values()) other.run.setAttribute("aria-disabled", String(!over));
     card.steps.append(make("li", { class: event.phase, text: event.text }));
     while (card.steps.childElementCount > 12) card.steps.firstElementChild.remove();

@@ -32,8 +32,8 @@ export class Store {
   open(hello) {
     this.hello = hello;
     if (hello.nodes.join() !== this.nodes.map((node) => node.name).join()) {
-      this.clear();
       this.nodes = hello.nodes.slice(0, NODES).map((name, number) => new Replay(name, number));
+      this.clear();
       this.numbers = new Map(this.nodes.map((node) => [node.name, node.number]));
     }
   }
@@ -62,6 +62,7 @@ export class Store {
   take(text) {
     const events = JSON.parse(text);
     if (!events.length) return;
+    if (this.horizon === -Infinity) this.horizon = events[0].t;
     const number = ++this.batch;
     this.batches.set(number, { text, count: events.length, t: events[events.length - 1].t });
     this.held += events.length;

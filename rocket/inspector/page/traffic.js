@@ -111,5 +111,5 @@ const share = (part) => `${(100 * part).toFixed(part < 0.1 ? 1 : 0)}%`;
 
 function niceAbove(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 4, 5, 10].map((one) => one * power).find((one) => one >= value) ?? value;
+  return [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].map((one) => one * power).find((one) => one >= value) ?? value;
 }
