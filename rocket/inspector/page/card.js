@@ -64,8 +64,8 @@ export class Card {
     this.shown = "";
   }
 
-  /** Shows an item (null: nothing) at a point of the diagram. */
-  show(item, pinned, x, y) {
+  /** Shows an item (null: nothing) beside the stretch that it takes up in the diagram. */
+  show(item, pinned, from, to, y) {
     const key = item ? `${item.kind} ${item.id} ${item.to} ${pinned} ${item.row !== undefined && item.kind === "read" ? this.store.reads.get("way", item.row) : ""}` : "";
     if (!item) {
       this.element.hidden = true;
@@ -75,7 +75,7 @@ export class Card {
     if (key !== this.shown) this.fill(item, pinned);
     this.shown = key;
     this.element.hidden = false;
-    this.place(x, y);
+    this.place(from, to, y);
   }
 
   /** Fills the card anew, where it is. */
@@ -83,12 +83,12 @@ export class Card {
     if (!this.element.hidden) this.fill(item, false);
   }
 
-  place(x, y) {
+  place(from, to, y) {
     const { element } = this;
     const box = element.parentElement.getBoundingClientRect();
     const [width, height] = [element.offsetWidth, element.offsetHeight];
-    const right = x + 18 + width < box.width;
-    const left = right ? x + 18 : Math.max(4, x - width - 18);
+    const [before, after] = [from - width - 22, Math.max(0, to) + 22];
+    const left = after + width <= box.width ? after : before >= 0 ? before : box.width - width - 4;
     element.style.left = `${left}px`;
     element.style.top = `${Math.max(30, Math.min(y - 40, box.height - height - 6))}px`;
   }

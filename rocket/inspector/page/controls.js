@@ -25,7 +25,7 @@ export class Controls {
   }
 
   build(hello) {
-    const radios = hello.routings.map((routing) => {
+    const radios = (hello.routings ?? [hello.routing]).map((routing) => {
       const input = make("input", { type: "radio", name: "routing", value: routing, disabled: !hello.controls, onchange: () => this.choose(routing, input) });
       return make("label", { class: "choice" }, input, make("span", {}, make("b", { text: routing }), make("small", { text: ROUTINGS[routing] ?? "" })));
     });

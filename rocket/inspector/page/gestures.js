@@ -6,7 +6,7 @@ import { itemAt } from "./items.js";
 const CLICK_PX = 5;
 
 export class Gestures {
-  /** @param {any} stage the element @param {any} diagram @param {any} hooks `hover(item, x, y)` and `pick(item, x, y)` */
+  /** @param {any} stage the element @param {any} diagram @param {any} hooks `hover(item, x, y)` and `pick(item, y)` */
   constructor(stage, diagram, hooks) {
     Object.assign(this, { stage, diagram, hooks });
     this.pointers = new Map();
@@ -60,7 +60,7 @@ export class Gestures {
     if (!this.pointers.size) this.stage.classList.remove("dragging");
     if (this.moved > CLICK_PX || this.pointers.size) return;
     const { x, y } = this.point(event);
-    this.hooks.pick(itemAt(this.diagram.scene, x, y, event.pointerType === "touch" ? 22 : 9), x, y);
+    this.hooks.pick(itemAt(this.diagram.scene, x, y, event.pointerType === "touch" ? 22 : 9), y);
   }
 
   leave() {

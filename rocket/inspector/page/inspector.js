@@ -48,15 +48,16 @@ async function send(command, control) {
 }
 
 /** Pins the card of an item, or none. */
-function pin(item, x = null, y = null) {
+function pin(item, y = null) {
   diagram.pinned = item;
+  if (item) item.y = y;
   diagram.hover = null;
   if (!item) return card.show(null);
   // A session without a lane of its own is named while something of it is pinned.
   const ring = item.kind === "read" ? store.reads : item.kind === "write" ? store.writes : null;
   if (ring && ring.get("lane", item.row) === OTHERS) item.session = store.record(ring, item.row)?.session;
   view.follow(false);
-  card.show(item, true, x ?? view.x(item.to), y ?? 120);
+  card.show(item, true, view.x(item.from), view.x(item.to), y ?? 120);
 }
 
 /** Goes to the event before or after; with `notable`, to one that is out of the ordinary. */
@@ -86,17 +87,24 @@ function jump(stale) {
 new Gestures(byId("stage"), diagram, {
   hover(item, x, y) {
     diagram.hover = diagram.pinned ? (item && item.kind !== "lane" ? item : null) : item;
-    if (!diagram.pinned) card.show(item, false, x, y);
+    if (!diagram.pinned) card.show(item, false, x, x, y);
   },
-  pick: (item, x, y) => pin(item && item.kind !== "lane" ? item : null, x, y),
+  pick: (item, y) => pin(item && item.kind !== "lane" ? item : null, y),
 });
 
 listenToKeys(byId("stage"), view, {
   step,
+  zoom,
   unpin: () => pin(null),
   live: () => goLive(),
   stale: () => (store.stale.length ? jump(store.stale[store.stale.length - 1]) : say("No stale read was found.")),
 });
+
+/** Zooms about what is pinned, if it is on show. */
+function zoom(factor) {
+  const at = diagram.pinned?.to;
+  view.zoom(factor, at >= view.left && at <= view.right ? at : null);
+}
 
 function goLive() {
   pin(null);
@@ -105,8 +113,8 @@ function goLive() {
 
 byId("pause").addEventListener("click", () => (view.following ? view.follow(false) : goLive()));
 byId("live").addEventListener("click", goLive);
-byId("zoom-in").addEventListener("click", () => view.zoom(0.6));
-byId("zoom-out").addEventListener("click", () => view.zoom(1 / 0.6));
+byId("zoom-in").addEventListener("click", () => zoom(0.6));
+byId("zoom-out").addEventListener("click", () => zoom(1 / 0.6));
 
 view.listeners.push(() => {
   byId("pause").setAttribute("aria-pressed", String(!view.following));
@@ -155,8 +163,10 @@ store.listeners.push((event) => {
     scenarios.found(event);
     say(`Stale read on ${event.node}. ${event.text}`);
   } else if (event.kind === "scenario") scenarios.take(event);
-  else if (event.kind === "routing") controls.showRouting(event.routing);
-  else if (event.kind === "simulator") controls.showRate(event.rate);
+  else if (event.kind === "routing") {
+    store.hello.routing = event.routing;
+    controls.showRouting(event.routing);
+  } else if (event.kind === "simulator") controls.showRate(event.rate);
 });
 
 listen({
@@ -165,7 +175,7 @@ listen({
       store.clear();
       overview.clear();
       traffic.clear();
-      pin(null);
+      goLive();
     }
     const same = !first && hello.resumed;
     store.open(hello);
@@ -202,6 +212,11 @@ new ResizeObserver(() => {
 
 let overviewDrawn = 0;
 diagram.afterDraw.push(() => {
+  const pinned = diagram.pinned;
+  if (pinned && `${view.left} ${view.span}` !== pinned.placed) {
+    pinned.placed = `${view.left} ${view.span}`;
+    card.place(view.x(pinned.from), view.x(pinned.to), pinned.y ?? 120);
+  }
   // Where the pointer rests on no event, its card tells of the time that has moved there.
   if (performance.now() - overviewDrawn >= 180 && diagram.hover?.kind === "lane" && !diagram.pinned && view.following) {
     diagram.hover = { ...diagram.hover, from: view.time(diagram.pointerX), to: view.time(diagram.pointerX) };

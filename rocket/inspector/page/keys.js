@@ -4,7 +4,7 @@
 const TYPING = "input, select, textarea, dialog, [contenteditable]";
 const PRESSING = "button, a, summary, input, select";
 
-/** @param {any} stage the diagram's element @param {any} view @param {any} hooks step, notable, unpin, live, stale */
+/** @param {any} stage the diagram's element @param {any} view @param {any} hooks step, zoom, unpin, live, stale */
 export function listenToKeys(stage, view, hooks) {
   document.addEventListener("keydown", (event) => {
     const target = /** @type {Element} */ (event.target);
@@ -24,9 +24,9 @@ export function listenToKeys(stage, view, hooks) {
         return () => view.follow(!view.following);
       case "+":
       case "=":
-        return () => view.zoom(0.6);
+        return () => hooks.zoom(0.6);
       case "-":
-        return () => view.zoom(1 / 0.6);
+        return () => hooks.zoom(1 / 0.6);
       case "ArrowLeft":
         return inside && !event.shiftKey ? () => hooks.step(-1, false) : () => view.scroll(-quarter);
       case "ArrowRight":

@@ -8,7 +8,8 @@ export function paintGrid({ pen, view, store, lanes, palette }, zeroMs) {
   const { ticks, anchor } = ticksOf(view, zeroMs);
   pen.textBaseline = "middle";
   pen.textAlign = "left";
-  let wholeSeen = false;
+  // Without a whole tick on show, the left edge says which second (or millisecond) the offsets count from.
+  const anchored = !ticks.some((tick) => tick.whole);
   for (const tick of ticks) {
     const x = Math.round(view.x(tick.t)) + 0.5;
     pen.fillStyle = palette.line;
@@ -17,13 +18,12 @@ export function paintGrid({ pen, view, store, lanes, palette }, zeroMs) {
     pen.globalAlpha = 1;
     pen.fillStyle = tick.whole ? palette.ink : palette.muted;
     pen.font = `${tick.whole ? "600 " : ""}11px ui-monospace, "SF Mono", Menlo, Consolas, monospace`;
-    if (x > 2 && x < view.width - 24 && (wholeSeen || tick.whole || x > 96)) pen.fillText(tick.text, x + 4, 11);
-    wholeSeen ||= tick.whole;
+    if (x > 2 && x < view.width - 24 && (!anchored || x > 96)) pen.fillText(tick.text, x + 4, 11);
   }
-  if (!ticks.some((tick) => tick.whole && view.x(tick.t) < 110)) {
+  if (anchored) {
     pen.fillStyle = palette.ink;
     pen.font = '600 11px ui-monospace, "SF Mono", Menlo, Consolas, monospace';
-    if (!ticks.some((tick) => tick.whole)) pen.fillText(anchor, 4, 11);
+    pen.fillText(anchor, 4, 11);
   }
   pen.fillStyle = palette.line;
   pen.fillRect(0, lanes.axis, view.width, 1);

@@ -60,10 +60,6 @@ export class Replay {
     if (!event.ok) return;
     for (const kind of ENDING[event.name] || []) this.end(kind, event.t);
     if (LASTING[event.name]) this.begin(LASTING[event.name], event.t);
-    if (event.name === "delay") {
-      this.end("slowed", event.t);
-      if (!/\b0 ms\b|no longer|without delay/i.test(event.said || "")) this.begin("slowed", event.t);
-    }
   }
 
   /** What a tick says holds, whether or not its fault was seen. */

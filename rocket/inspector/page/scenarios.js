@@ -14,7 +14,7 @@ export class Scenarios {
   build(hello) {
     this.cards.clear();
     this.running = null;
-    const items = hello.scenarios.map((scenario) => {
+    const items = (hello.scenarios ?? []).map((scenario) => {
       const run = make("button", { type: "button", "data-scenario": scenario.name, text: "Run", "aria-label": `Run: ${scenario.title}`, disabled: !hello.controls,
         onclick: () => this.send({ command: "scenario", name: scenario.name }, run) });
       const steps = make("ol", { class: "steps" });

@@ -2,9 +2,9 @@
 // The stream of events, and commands the other way.
 
 /** Listens to the server. `hooks`: hello(data, first), batch(text), lost(), back(). */
-export function listen(hooks) {
+export function listen(hooks, first = true) {
   const source = new EventSource("/inspector/events");
-  let greeted = false;
+  let greeted = !first;
   source.addEventListener("hello", (event) => {
     hooks.back();
     hooks.hello(JSON.parse(event.data), !greeted);
@@ -14,7 +14,7 @@ export function listen(hooks) {
   source.addEventListener("error", () => {
     hooks.lost();
     // A connection that was refused outright is closed for good; one that broke is taken up again by the browser.
-    if (source.readyState === EventSource.CLOSED) setTimeout(() => listen(hooks), 2000);
+    if (source.readyState === EventSource.CLOSED) setTimeout(() => listen(hooks, !greeted), 2000);
   });
   return source;
 }

@@ -7,6 +7,8 @@ export const LONGEST_SPAN_MS = 5 * 60 * 1000;
 /** How much of the span lies to the right of "now" while the view follows it. */
 const AHEAD = 0.03;
 
+const CALM = matchMedia("(prefers-reduced-motion: reduce)");
+
 export class View {
   constructor() {
     this.span = 10000;
@@ -38,7 +40,11 @@ export class View {
 
   /** Moves on with the clock, if it follows. */
   advance() {
-    if (this.following) this.right = this.now + this.span * AHEAD;
+    if (!this.following) return;
+    const right = this.now + this.span * AHEAD;
+    // Whoever asked for less motion gets it in steps.
+    const step = CALM.matches ? this.span / 20 : 0;
+    this.right = step ? Math.ceil(right / step) * step : right;
   }
 
   x(t) {
