@@ -43,10 +43,11 @@ function laneWords(store, item) {
   const believed = belief >= node.beliefs.head ? node.beliefs.get("lsn", belief) : NaN;
   if (Number.isNaN(believed)) return { title: node.name, words: "The board had no status of it then: it served no read.", record: null };
   const look = node.looks.find(item.to, true);
-  const next = look < node.looks.tail ? node.looks.get("lsn", look) : NaN;
+  const proves = look < node.looks.tail && node.endAfter(item.to) > node.looks.get("t", look);
+  const next = proves ? node.looks.get("lsn", look) : NaN;
   const age = item.to - node.beliefs.get("t", belief);
   const seen = `The observer believed it ${at > believed ? `${bytes(at - believed)} behind` : "caught up"}, from a look ${duration(age)} old.`;
-  let truth = "No later look yet.";
+  let truth = "No later look proves more.";
   if (next < believed) truth = `In truth it was at or before ${lsnText(next)}: ${bytes(believed - next)} less than believed.`;
   else if (next >= at) truth = `The next look, ${duration(node.looks.get("t", look) - item.to)} later, had it all.`;
   else if (!Number.isNaN(next)) truth = `The next look, ${duration(node.looks.get("t", look) - item.to)} later, still lacked ${bytes(at - next)} of it.`;

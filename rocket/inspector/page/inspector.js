@@ -171,13 +171,14 @@ store.listeners.push((event) => {
 
 listen({
   hello(hello, first) {
-    if (!first && !hello.resumed) {
+    // Another zero is another server's journal, whatever was asked to be resumed.
+    const same = !first && hello.resumed && hello.zero === store.hello.zero;
+    if (!first && !same) {
       store.clear();
       overview.clear();
       traffic.clear();
       goLive();
     }
-    const same = !first && hello.resumed;
     store.open(hello);
     store.zeroMs = diagram.zero = Date.parse(hello.zero);
     view.resetClock(hello.now);

@@ -113,7 +113,7 @@ export class NodeCards {
     if (state && state.state !== "up") words.push(state.state);
     if (state?.paused && state.state !== "paused") words.push("paused");
     if (state?.cut) words.push("cut off");
-    if (state?.delay_ms > 0) words.push(`${state.delay_ms} ms slow`);
+    if (state?.delay_ms > 0) words.push(`slow ${state.delay_ms} ms`);
     if (!words.length && !status) words.push("no status");
     setText(card.state, words.length ? words.join(", ") : "up");
     card.element.classList.toggle("is-disturbed", words.length > 0);

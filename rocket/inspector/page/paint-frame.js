@@ -52,7 +52,7 @@ export function flagOf(event) {
 
 /** Flags of the marks on show. Those that would overlap lose their words, not their sign. */
 export function paintFlags({ pen, view, store, lanes, palette }) {
-  let free = -Infinity;
+  const texts = [];
   pen.font = "600 10.5px system-ui, sans-serif";
   pen.textBaseline = "middle";
   pen.textAlign = "left";
@@ -74,12 +74,17 @@ export function paintFlags({ pen, view, store, lanes, palette }) {
     pen.lineTo(x, lanes.flags + 1);
     pen.fill();
     pen.fillRect(x - 0.75, lanes.flags - 6, 1.5, 13);
-    const text = flagOf(event);
+    texts.push([flagOf(event), x + 9, colour]);
+  }
+  let free = -Infinity;
+  for (const [text, x, colour] of texts) {
+    if (x < free) continue;
     const width = pen.measureText(text).width;
-    if (x > free) {
-      pen.fillText(text, x + 9, lanes.flags);
-      free = x + width + 18;
-    }
+    pen.fillStyle = palette.surface;
+    pen.fillRect(x - 2, lanes.flags - 7, width + 6, 14);
+    pen.fillStyle = colour;
+    pen.fillText(text, x, lanes.flags);
+    free = x + width + 18;
   }
 }
 

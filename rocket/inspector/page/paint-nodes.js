@@ -91,14 +91,15 @@ function walk(view, store, node, emit) {
     const nextFlush = f + 1 < flush.tail ? flush.get("t", f + 1) : Infinity;
     const nextBelief = b + 1 < beliefs.tail ? beliefs.get("t", b + 1) : Infinity;
     while (l < looks.tail && looks.get("t", l) <= t) l++;
+    const nextEnd = node.endAfter(t);
     const nextLook = l < looks.tail ? looks.get("t", l) : Infinity;
     // Steps within one slice are too fine to be seen: what held at its beginning stands for all of it.
     const slot = (Math.floor(t / slice) + 1) * slice;
-    const step = Math.max(Math.min(nextFlush, nextBelief, nextLook), t);
+    const step = Math.max(Math.min(nextFlush, nextBelief, nextLook, nextEnd), t);
     const until = Math.min(end, step > t ? Math.max(step, slot) : t);
     const primary = f >= flush.head ? flush.get("lsn", f) : NaN;
     const believed = b >= beliefs.head ? beliefs.get("lsn", b) : NaN;
-    const next = l < looks.tail ? looks.get("lsn", l) : NaN;
+    const next = l < looks.tail && nextEnd > nextLook ? looks.get("lsn", l) : NaN;
     const ahead = next < believed ? believed - next : 0;
     if (until > t) emit(t, until, Math.max(0, primary - believed), Math.max(0, primary - next), ahead);
     t = until;

@@ -164,8 +164,11 @@ function labelStale({ pen, view, store, lanes, palette }, rows, count) {
   pen.font = "700 11px system-ui, sans-serif";
   pen.textBaseline = "middle";
   pen.globalAlpha = 1;
+  const taken = new Map();
   for (let number = 0; number < count; number++) {
     const [x, y] = [view.x(store.reads.get("t", rows[number])), lanes.rail(store.reads.get("node", rows[number]))];
+    if (x - (taken.get(y) ?? -Infinity) < 62) continue;
+    taken.set(y, x);
     const right = x < view.width - 70;
     pen.textAlign = right ? "left" : "right";
     const at = right ? x + 14 : x - 14;

@@ -30,6 +30,8 @@ export class Replay {
     this.spans = [];
     /** Moments at which the node was seen in another incarnation. */
     this.lives = [];
+    /** Moments at which a life was ended on purpose: a look after one proves nothing of the time before it. */
+    this.ends = [];
     this.incarnation = null;
     this.status = null;
     this.role = null;
@@ -58,6 +60,7 @@ export class Replay {
   /** Takes in a `fault` event on this node. */
   disturb(event) {
     if (!event.ok) return;
+    if (event.name === "kill" || event.name === "stop" || event.name === "restart") this.ends.push(event.t);
     for (const kind of ENDING[event.name] || []) this.end(kind, event.t);
     if (LASTING[event.name]) this.begin(LASTING[event.name], event.t);
   }
@@ -68,7 +71,7 @@ export class Replay {
     holds.stopped = state.state === "stopped";
     for (const [kind, held] of Object.entries(holds)) {
       const open = this.spans.some((span) => span.kind === kind && span.to === Infinity);
-      if (held && !open) this.begin(kind, t);
+      if (held && !open && !(kind === "stopped" && this.spans.some((span) => span.kind === "down" && span.to === Infinity))) this.begin(kind, t);
       else if (!held && open) this.end(kind, t);
     }
     if (state.state === "up") this.end("down", t);
@@ -84,11 +87,17 @@ export class Replay {
     for (const span of this.spans) if (span.kind === kind && span.to === Infinity) span.to = t;
   }
 
+  /** When this node's life was next ended on purpose after a time; Infinity: not yet. */
+  endAfter(time) {
+    return this.ends.find((end) => end > time) ?? Infinity;
+  }
+
   forget(time) {
     // The belief that still holds at the horizon is kept.
     this.beliefs.head = Math.max(this.beliefs.head, this.beliefs.last(time));
     this.looks.forget(time);
     this.spans = this.spans.filter((span) => span.to >= time);
     this.lives = this.lives.filter((life) => life.t >= time);
+    this.ends = this.ends.filter((end) => end >= time);
   }
 }
