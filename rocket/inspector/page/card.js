@@ -1,0 +1,206 @@
+// @ts-check
+// The card of one event: its record in words first, then its fields.
+
+import { make } from "./dom.js";
+import { bytes, clock, duration, offset, parseLsn } from "./format.js";
+import { flagOf } from "./paint-frame.js";
+import { FAILED, WAYS } from "./palette.js";
+
+/** The heading and the words of an item, also for a screen reader. */
+export function wordsOf(store, item) {
+  const record = recordOf(store, item);
+  if (item.kind === "read" && record) {
+    const way = WAYS[store.reads.get("way", item.row)];
+    const what = record.request === "list" ? "List of rides" : `Read of ride ${record.ride ?? "?"}`;
+    const verdict = store.stale.find((one) => one.read === item.id);
+    return { title: `${what}, ${record.node ?? "no node"}, ${way.words}`, words: verdict ? `${verdict.text} ${record.words}` : record.words, record };
+  }
+  if (item.kind === "write" && record) {
+    const what = record.request === "join" ? "New user" : `Write of ride ${record.ride ?? "?"}`;
+    const went = record.outcome === "ok" ? `committed on ${record.node}` : record.outcome === "fail" ? "failed" : "outcome unknown";
+    return { title: `${what}, ${went}`, words: record.words, record };
+  }
+  if (item.kind === "mark") {
+    const { event } = item;
+    const said = event.said ?? event.text ?? (event.kind === "skipped" ? "Reads and writes that were not sent here, because there were too many to show." : event.kind === "routing" ? `Reads are routed as ${event.routing} from here on, before as ${event.before}.` : "");
+    return { title: flagOf(event) + (event.ok === false ? " (refused)" : ""), words: said, record: null };
+  }
+  if (item.kind === "life") return { title: `${store.nodes[item.node].name} in another incarnation`, words: `Its server process began anew since the look before. ${item.life.before} became ${item.life.now}; what was known of it no longer counts.`, record: null };
+  if (item.kind === "lane") return laneWords(store, item);
+  return { title: "No longer remembered", words: "", record: null };
+}
+
+const recordOf = (store, item) => (item.kind === "read" ? store.record(store.reads, item.row) : item.kind === "write" ? store.record(store.writes, item.row) : null);
+
+/** What was believed of a replica at a moment, and what later looks prove. */
+function laneWords(store, item) {
+  const node = store.nodes[item.node];
+  const primary = store.primaryAt(item.to);
+  const flush = store.flush.last(item.to);
+  const at = flush >= store.flush.head ? store.flush.get("lsn", flush) : NaN;
+  if (item.node === primary) return { title: `${node.name}, the primary`, words: Number.isNaN(at) ? "" : `Known to have flushed ${lsnText(at)} by then.`, record: null };
+  const belief = node.beliefs.last(item.to);
+  const believed = belief >= node.beliefs.head ? node.beliefs.get("lsn", belief) : NaN;
+  if (Number.isNaN(believed)) return { title: node.name, words: "The board had no status of it then: it served no read.", record: null };
+  const look = node.looks.find(item.to, true);
+  const proves = look < node.looks.tail && node.endAfter(item.to) > node.looks.get("t", look);
+  const next = proves ? node.looks.get("lsn", look) : NaN;
+  const age = item.to - node.beliefs.get("t", belief);
+  const seen = `The observer believed it ${at > believed ? `${bytes(at - believed)} behind` : "caught up"}, from a look ${duration(age)} old.`;
+  let truth = "No later look proves more.";
+  if (next < believed) truth = `In truth it was at or before ${lsnText(next)}: ${bytes(believed - next)} less than believed.`;
+  else if (next >= at) truth = `The next look, ${duration(node.looks.get("t", look) - item.to)} later, had it all.`;
+  else if (!Number.isNaN(next)) truth = `The next look, ${duration(node.looks.get("t", look) - item.to)} later, still lacked ${bytes(at - next)} of it.`;
+  return { title: node.name, words: `${seen} ${truth}`, record: null };
+}
+
+const lsnText = (lsn) => `${Math.floor(lsn / 4294967296).toString(16).toUpperCase()}/${(lsn % 4294967296).toString(16).toUpperCase()}`;
+
+export class Card {
+  constructor(element, store, diagram, onclose, onstep) {
+    Object.assign(this, { element, store, diagram });
+    this.close = make("button", { type: "button", class: "close", "aria-label": "Close this card", text: "×", onclick: onclose });
+    this.earlier = make("button", { type: "button", text: "← earlier", title: "The event before (left arrow in the diagram)", onclick: () => onstep(-1) });
+    this.later = make("button", { type: "button", text: "later →", title: "The event after (right arrow in the diagram)", onclick: () => onstep(1) });
+    this.shown = "";
+  }
+
+  /** Shows an item (null: nothing) beside the stretch that it takes up in the diagram. */
+  show(item, pinned, from, to, y) {
+    const key = item ? `${item.kind} ${item.id} ${item.to} ${pinned} ${item.row !== undefined && item.kind === "read" ? this.store.reads.get("way", item.row) : ""}` : "";
+    if (!item) {
+      this.element.hidden = true;
+      this.shown = key;
+      return;
+    }
+    if (key !== this.shown) this.fill(item, pinned);
+    this.shown = key;
+    this.element.hidden = false;
+    this.place(from, to, y);
+  }
+
+  /** Fills the card anew, where it is. */
+  refresh(item) {
+    if (!this.element.hidden) this.fill(item, false);
+  }
+
+  place(from, to, y) {
+    const { element } = this;
+    const box = element.parentElement.getBoundingClientRect();
+    const [width, height] = [element.offsetWidth, element.offsetHeight];
+    const [before, after] = [from - width - 22, Math.max(0, to) + 22];
+    const left = after + width <= box.width ? after : before >= 0 ? before : box.width - width - 4;
+    element.style.left = `${left}px`;
+    element.style.top = `${Math.max(30, Math.min(y - 40, box.height - height - 6))}px`;
+  }
+
+  fill(item, pinned) {
+    const { title, words, record } = wordsOf(this.store, item);
+    const way = item.kind === "read" ? WAYS[this.store.reads.get("way", item.row)] : null;
+    this.element.className = `card ${way ? `way-${way.name}` : `of-${item.kind}`}${pinned ? " pinned" : ""}`;
+    const head = make("header", {}, make("h3", { text: title }));
+    if (pinned) head.append(this.close);
+    this.element.replaceChildren(head);
+    if (words) this.element.append(make("p", { class: "words", text: words }));
+    if (record) this.element.append(...(item.kind === "read" ? this.read(record, item) : this.write(record, item)));
+    else this.element.append(fields([["at", this.wall(item.to)]]));
+    if (pinned && item.kind !== "lane") this.element.append(make("footer", {}, this.earlier, this.later));
+  }
+
+  wall(t) {
+    return clock(this.diagram.zeroMs + t, 6);
+  }
+
+  read(record, item) {
+    const failed = this.store.reads.get("way", item.row) === FAILED;
+    const rows = [
+      ["session", record.session === record.subject ? record.session : `${record.session} (${record.subject})`],
+      ["arrived", this.wall(record.at)],
+      ["decided", record.decided === null ? null : offset(record.decided - record.at)],
+      ["done", offset(record.done - record.at)],
+      ["waited", record.waited_ms ? duration(record.waited_ms) : null],
+      ["reason", record.reason],
+      ["routing", record.routing],
+      ["status", failed || record.status !== 200 ? record.status : null],
+      ["error", record.error],
+      ["floor", floors(record)],
+      ["shown at", shown(record)],
+      ["found", record.found === null || record.found === undefined ? null : record.found ? "yes" : "no"],
+      ["on the page", record.rides === null || record.rides === undefined ? null : `${record.rides} rides`],
+    ];
+    const parts = [fields(rows)];
+    if (record.candidates && record.candidates.length) parts.push(candidates(record));
+    for (const one of record.tried || []) parts.push(make("p", { class: "tried" }, make("b", { text: `${one.node} failed it: ` }), one.error));
+    parts.push(tokens(record));
+    return parts;
+  }
+
+  write(record, item) {
+    const { writes, nodes } = this.store;
+    const rows = [
+      ["session", record.session === record.subject ? record.session : `${record.session} (${record.subject})`],
+      ["arrived", this.wall(record.at)],
+      ["done", offset(record.done - record.at)],
+      ["flush LSN", record.lsn],
+      ["distance", record.distance],
+      ["status", record.outcome === "ok" ? null : record.status],
+      ["error", record.error],
+    ];
+    const body = make("tbody");
+    if (record.outcome === "ok" && record.lsn) {
+      for (const node of nodes) {
+        if (node.name === record.node || node.number === this.store.primaryAt(record.done)) continue;
+        const [lo, hi] = [writes.get(`lo${node.number}`, item.row), writes.get(`hi${node.number}`, item.row)];
+        const when = Number.isNaN(hi) ? "not seen there yet" : `${offset(lo - record.done)} … ${offset(hi - record.done)}`;
+        body.append(make("tr", {}, make("th", { scope: "row", text: node.name }), make("td", { text: when })));
+      }
+    }
+    const table = make("table", {}, make("caption", { text: "Replayed between two looks, after it was acknowledged" }), body);
+    return [fields(rows), body.childElementCount ? table : null, tokens(record)].filter(Boolean);
+  }
+}
+
+function floors(record) {
+  if (record.floor) return record.floor;
+  return record.write_floor ? `${record.write_floor} (not asked for under ${record.routing})` : null;
+}
+
+/** The position that the replica named with its answer, against the floor. */
+function shown(record) {
+  if (!record.shown_lsn) return null;
+  const floor = parseLsn(record.floor ?? record.write_floor);
+  if (Number.isNaN(floor)) return record.shown_lsn;
+  const over = parseLsn(record.shown_lsn) - floor;
+  return `${record.shown_lsn} (${over >= 0 ? `${bytes(over)} past the floor` : `${bytes(-over)} below the floor`})`;
+}
+
+function fields(rows) {
+  const list = make("dl");
+  for (const [name, value] of rows) {
+    if (value === null || value === undefined || value === "") continue;
+    list.append(make("dt", { text: name }), make("dd", { text: String(value) }));
+  }
+  return list;
+}
+
+function candidates(record) {
+  const body = make("tbody");
+  for (const one of record.candidates) {
+    const fit = !one.obstacle;
+    const behind = one.behind === null || one.behind === undefined ? "–" : one.behind > 0 ? `${bytes(one.behind)} below` : "at or past";
+    body.append(
+      make("tr", { class: one.name === record.node ? "chosen" : null },
+        make("th", { scope: "row", text: one.name }), make("td", { text: one.replay_lsn ?? "–" }), make("td", { text: behind }),
+        make("td", { class: fit ? "fit" : "unfit", text: fit ? "✓ fit" : `✗ ${one.obstacle}` })),
+    );
+  }
+  const names = ["replica", "believed at", "the floor", "so"].map((text) => make("th", { scope: "col", text }));
+  return make("table", {}, make("caption", { text: "The board at the decision" }), make("thead", {}, make("tr", {}, ...names)), body);
+}
+
+function tokens(record) {
+  if (!record.sent && !record.got) return make("span");
+  const details = make("details", {}, make("summary", { text: "session token" }));
+  details.append(fields([["sent", record.sent ?? "none"], ["got", record.got ?? "none"]]));
+  return details;
+}

@@ -1,0 +1,188 @@
+// @ts-check
+// The space-time diagram: one loop that draws what is on show, when something has changed.
+
+import { make, setText, sizedContext } from "./dom.js";
+import { writesOf } from "./items.js";
+import { Lanes } from "./lanes.js";
+import { paintCommits } from "./paint-commits.js";
+import { paintCrosshair, paintFlags, paintGrid, paintNow, paintRouting } from "./paint-frame.js";
+import { paintBands, paintLooks, paintNames, paintRails, paintSpans } from "./paint-nodes.js";
+import { paintReads } from "./paint-reads.js";
+import { WAYS, stamp } from "./palette.js";
+
+export class Diagram {
+  constructor(canvas, labels, store, view, palette) {
+    Object.assign(this, { canvas, labels, store, view, palette });
+    this.lanes = new Lanes();
+    this.hidden = new Set();
+    /** What the pointer is on, and what is pinned. */
+    this.hover = null;
+    this.pinned = null;
+    this.pointerX = null;
+    this.frames = [];
+    this.paint_ms = 0;
+    this.seen = "";
+    this.afterDraw = [];
+    this.scene = { pen: null, view, store, lanes: this.lanes, palette, hidden: this.hidden, chosenWrites: new Set(), share: 1 };
+    this.frame = this.frame.bind(this);
+    requestAnimationFrame(this.frame);
+  }
+
+  /** Frames a second, as drawn over the last two seconds. */
+  get fps() {
+    const since = performance.now() - 2000;
+    while (this.frames.length && this.frames[0] < since) this.frames.shift();
+    return this.frames.length / 2;
+  }
+
+  /** Fits the lanes to the nodes and to the width of the page. */
+  shape() {
+    this.lanes.shape(this.store.nodes.length, this.canvas.clientWidth < 520);
+    this.canvas.style.height = `${this.lanes.height}px`;
+    this.labels.style.height = `${this.lanes.height}px`;
+    this.labels.replaceChildren();
+    this.seen = "";
+    this.nodeLabels = this.store.nodes.map((node) => {
+      const role = make("span", { class: "role" });
+      const label = make("li", { class: "node-label" }, make("b", { text: node.name }), role);
+      label.style.top = `${this.lanes.roof(node.number)}px`;
+      label.style.height = `${this.lanes.node}px`;
+      this.labels.append(label);
+      return { label, role };
+    });
+    this.laneLabels = Array.from({ length: this.lanes.count + 1 }, (_, lane) => {
+      const label = make("li", { class: "session-label", text: lane === this.lanes.count ? "others" : "" });
+      label.style.top = `${this.lanes.session(lane === this.lanes.count ? 255 : lane) - this.lanes.sessions / 2}px`;
+      label.style.height = `${this.lanes.sessions}px`;
+      this.labels.append(label);
+      return label;
+    });
+  }
+
+  frame() {
+    requestAnimationFrame(this.frame);
+    const { view, store } = this;
+    view.advance();
+    const ids = `${this.hover?.kind}${this.hover?.id} ${this.pinned?.id} ${this.pointerX}`;
+    const state = `${view.left} ${view.span} ${store.version} ${this.palette.version} ${ids} ${this.canvas.clientWidth} ${window.devicePixelRatio} ${[...this.hidden]}`;
+    if (document.hidden || state === this.seen || !store.nodes.length) return;
+    const sized = sizedContext(this.canvas);
+    if (!sized) return;
+    this.seen = state;
+    const began = performance.now();
+    this.draw(sized);
+    this.paint_ms += (performance.now() - began - this.paint_ms) * 0.1;
+    this.frames.push(began);
+    for (const listener of this.afterDraw) listener();
+  }
+
+  draw({ context, width, height }) {
+    const { scene, view, store, palette } = this;
+    const zeroMs = this.zeroMs;
+    view.width = width;
+    scene.pen = context;
+    scene.chosenWrites.clear();
+    for (const item of [this.hover, this.pinned]) for (const row of writesOf(store, item)) scene.chosenWrites.add(row);
+    context.globalAlpha = 1;
+    context.fillStyle = palette.surface;
+    context.fillRect(0, 0, width, height);
+    paintRouting(scene);
+    paintGrid(scene, zeroMs);
+    paintRails(scene);
+    paintSpans(scene);
+    paintBands(scene);
+    paintLooks(scene);
+    this.paintTenures(context);
+    paintCommits(scene);
+    paintReads(scene);
+    paintNames(scene);
+    paintFlags(scene);
+    for (const item of [this.pinned, this.hover]) if (item) this.paintChosen(context, item);
+    paintNow(scene);
+    if (this.pointerX !== null) paintCrosshair(scene, this.pointerX, this.pinned, zeroMs);
+    this.nameLanes();
+  }
+
+  /** Wall clock, in milliseconds, at the journal's zero. */
+  get zeroMs() {
+    return this.zero ?? 0;
+  }
+
+  /** Where a lane passes from one session to another. */
+  paintTenures(pen) {
+    const { view, store, lanes, palette } = this;
+    pen.font = "10px ui-monospace, Menlo, Consolas, monospace";
+    pen.textBaseline = "middle";
+    pen.textAlign = "left";
+    store.sessions.tenures.forEach((tenures, lane) => {
+      let free = 0;
+      for (const tenure of tenures) {
+        const x = view.x(tenure.from);
+        if (x < free || x > view.width) continue;
+        const y = lanes.session(lane);
+        pen.fillStyle = palette.muted;
+        pen.fillRect(x - 3, y - 6, 1, 12);
+        pen.fillText(tenure.name, x + 1, y - 5);
+        free = x + 40;
+      }
+    });
+  }
+
+  /** The labels at the left: roles, and whose each session lane is at the right edge of what is on show. */
+  nameLanes() {
+    const { view, store } = this;
+    const primary = store.primaryAt(view.right);
+    this.nodeLabels.forEach(({ label, role }, number) => {
+      const state = store.nodes[number].spans.filter((span) => span.from <= view.right && span.to >= Math.min(view.right, view.now)).map((span) => span.kind);
+      setText(role, state.length ? (number === primary ? ["primary", ...state] : state).join(", ") : number === primary ? "primary" : "replica");
+      label.classList.toggle("is-primary", number === primary);
+      label.classList.toggle("is-disturbed", state.length > 0);
+    });
+    store.sessions.tenures.forEach((tenures, lane) => {
+      let name = "";
+      for (const tenure of tenures) if (tenure.from <= view.right) name = tenure.name;
+      setText(this.laneLabels[lane], name);
+    });
+    setText(this.laneLabels[this.lanes.count], this.pinned?.session ?? "others");
+  }
+
+  paintChosen(pen, item) {
+    const { view, store, lanes, palette } = this;
+    if (item.kind === "lane") return;
+    pen.globalAlpha = 1;
+    if (item.kind !== "read") {
+      const row = item.row;
+      const y = item.kind === "write" ? lanes.rail(store.writes.get("node", row) === 255 ? 0 : store.writes.get("node", row)) : item.kind === "life" ? lanes.roof(item.node) + 9 : lanes.flags;
+      ring(pen, palette, view.x(item.to), y, 9);
+      return;
+    }
+    const reads = store.reads;
+    const [x0, x1, x2] = [view.x(item.from), view.x(reads.get("decided", item.row)), view.x(item.to)];
+    const home = reads.get("node", item.row);
+    const way = WAYS[reads.get("way", item.row)];
+    const [y0, y1] = [lanes.session(reads.get("lane", item.row)), home === 255 ? lanes.bottomOfNodes + 4 : lanes.rail(home)];
+    for (const [colour, width] of [[palette.surface, way.width + 6], [palette.ways[reads.get("way", item.row)], way.width + 1.5]]) {
+      pen.strokeStyle = /** @type {string} */ (colour);
+      pen.lineWidth = /** @type {number} */ (width);
+      pen.lineJoin = "round";
+      pen.beginPath();
+      pen.moveTo(x0, y0);
+      if (x1 - x0 > 3) pen.lineTo(x1, y0);
+      pen.lineTo(x1, y1);
+      pen.lineTo(x2, y1);
+      pen.lineTo(x2, y0);
+      pen.stroke();
+    }
+    stamp(pen, way.shape, x1, y1, way.shape === "diamond" ? 8 : 5, palette.ways[reads.get("way", item.row)], palette.surface);
+    ring(pen, palette, x1, y1, 12);
+    ring(pen, palette, x0, y0, 6);
+  }
+}
+
+function ring(pen, palette, x, y, radius) {
+  pen.strokeStyle = palette.ink;
+  pen.lineWidth = 1.75;
+  pen.beginPath();
+  pen.arc(x, y, radius, 0, 7);
+  pen.stroke();
+}

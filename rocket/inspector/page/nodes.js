@@ -1,0 +1,151 @@
+// @ts-check
+// A card a node: what it is, how far it is, its share of the reads, and what can be done to it.
+
+import { make, setAttribute, setText, sizedContext } from "./dom.js";
+import { bytes, count, duration, parseLsn } from "./format.js";
+
+/** Buttons that hold: command, the one that undoes it, label, what it does, which state it shows. */
+const HOLDING = [
+  ["pause", "resume", "Pause", "Replay stands still until it is resumed", (state) => state.paused],
+  ["delay", "delay", "Slow", "Every commit is replayed 300 ms late", (state) => state.delay_ms > 0],
+  ["cut", "mend", "Cut", "The link to the primary is cut: it still answers reads, and receives nothing", (state) => state.cut],
+  ["freeze", "thaw", "Freeze", "All its processes stop in their tracks (SIGSTOP)", (state) => state.state === "frozen"],
+  ["stop", "start", "Stop", "Shut down until it is started", (state) => state.state === "stopped"],
+];
+const ACTING = [
+  ["kill", "Kill", "Crash it (SIGKILL); it is started again"],
+  ["kill-backend", "Backend", "Kill one backend that serves rocket"],
+  ["restart", "Restart", "A quick restart"],
+  ["promote", "Promote", "Fence the primary and make this replica the primary"],
+];
+const OF_REPLICAS = new Set(["pause", "delay", "cut", "promote"]);
+const LABELS = { receive: "received", replay: "replayed", connections: "in use" };
+const SLOW_MS = 300;
+const SAMPLES = 240;
+
+export class NodeCards {
+  constructor(box, store, palette, send) {
+    Object.assign(this, { box, store, palette, send });
+  }
+
+  /** Makes the cards anew, for the nodes and controls that hello told. */
+  build(hello) {
+    this.cards = this.store.nodes.map((node) => this.card(node, hello.controls));
+    this.box.replaceChildren(...this.cards.map((card) => card.element));
+    this.before = null;
+  }
+
+  card(node, controls) {
+    const parts = { node, lags: [], buttons: {} };
+    parts.role = make("span", { class: "badge" });
+    parts.state = make("span", { class: "state" });
+    parts.life = make("p", { class: "life" });
+    parts.values = {};
+    const list = make("dl");
+    for (const name of ["receive", "replay", "behind", "late", "reads", "connections"]) {
+      parts.values[name] = make("dd", { text: "–" });
+      list.append(make("dt", { text: LABELS[name] ?? name }), parts.values[name]);
+    }
+    parts.receiveLabel = list.firstElementChild;
+    parts.plot = make("canvas", { class: "plot", role: "img" });
+    parts.element = make("article", { class: "node", "data-node": node.name, "aria-label": node.name },
+      make("header", {}, make("h3", { text: node.name }), parts.role, parts.state), parts.life, parts.plot, list);
+    if (controls) parts.element.append(this.buttons(parts));
+    return parts;
+  }
+
+  buttons(parts) {
+    const box = make("div", { class: "commands" });
+    const name = parts.node.name;
+    for (const [command, undo, text, title, holds] of HOLDING) {
+      const press = () => {
+        const held = button.getAttribute("aria-pressed") === "true";
+        if (command === "delay") return this.send({ command, node: name, delay_ms: held ? 0 : SLOW_MS }, button);
+        return this.send({ command: held ? undo : command, node: name }, button);
+      };
+      const button = make("button", { type: "button", "data-command": command, "aria-pressed": "false", title, onclick: press, text });
+      parts.buttons[command] = { button, holds };
+      box.append(button);
+    }
+    for (const [command, text, title] of ACTING) {
+      const button = make("button", { type: "button", class: "acting", "data-command": command, title, text, onclick: () => this.send({ command, node: name }, button) });
+      parts.buttons[command] = { button, holds: null };
+      box.append(button);
+    }
+    return box;
+  }
+
+  /** Shows a tick, once a second. */
+  tick(tick) {
+    const primary = this.store.primaryAt(Infinity);
+    const flush = this.store.flush;
+    const flushed = flush.size ? flush.get("lsn", flush.tail - 1) : NaN;
+    const total = Object.values(tick.reads).reduce((sum, reads) => sum + reads, 0);
+    for (const card of this.cards) {
+      const { node, values } = card;
+      const status = node.status;
+      const state = tick.states?.[node.name];
+      const isPrimary = node.number === primary;
+      const share = total ? Math.round((100 * (tick.reads[node.name] ?? 0)) / total) : 0;
+      const uses = tick.connections?.[node.name];
+      setText(card.role, isPrimary ? "primary" : "replica");
+      card.element.classList.toggle("is-primary", isPrimary);
+      this.state(card, state, status, isPrimary);
+      const timeline = state?.timeline ? `timeline ${state.timeline}` : null;
+      setText(card.life, [timeline, isPrimary ? (status?.epoch ? `epoch ${status.epoch}` : null) : status?.incarnation].filter(Boolean).join(" · ") || "no status");
+      card.life.title = card.life.textContent;
+      setText(values.replay, isPrimary ? "–" : status?.replay_lsn ?? "–");
+      setText(card.receiveLabel, isPrimary ? "flushed" : "received");
+      setText(values.receive, (isPrimary ? status?.flush_lsn : status?.receive_lsn) ?? "–");
+      const behind = isPrimary || !status ? NaN : status.lag_bytes ?? Math.max(0, flushed - parseLsn(status.replay_lsn));
+      setText(values.behind, Number.isNaN(behind) ? "–" : behind > 0 ? bytes(behind) : "nothing");
+      setText(values.late, isPrimary || !(status?.lag_ms > 0) ? "–" : duration(status.lag_ms));
+      setText(values.reads, `${count(tick.reads[node.name] ?? 0)}, ${share}%`);
+      setText(values.connections, uses ? `${uses.in_use} of ${uses.in_use + uses.idle}` : "–");
+      card.lags.push(behind);
+      if (card.lags.length > SAMPLES) card.lags.shift();
+      this.plot(card, isPrimary);
+    }
+  }
+
+  state(card, state, status, isPrimary) {
+    const words = [];
+    if (state && state.state !== "up") words.push(state.state);
+    if (state?.paused && state.state !== "paused") words.push("paused");
+    if (state?.cut) words.push("cut off");
+    if (state?.delay_ms > 0) words.push(`slow ${state.delay_ms} ms`);
+    if (!words.length && !status) words.push("no status");
+    setText(card.state, words.length ? words.join(", ") : "up");
+    card.element.classList.toggle("is-disturbed", words.length > 0);
+    const down = ["stopped", "down", "failed"].includes(state?.state);
+    for (const [command, { button, holds }] of Object.entries(card.buttons)) {
+      if (holds && state) setAttribute(button, "aria-pressed", Boolean(holds(state)));
+      const useless = (isPrimary && OF_REPLICAS.has(command)) || (down && command !== "stop" && command !== "restart");
+      if (button.disabled !== useless) button.disabled = useless;
+    }
+  }
+
+  /** Bytes behind over the last minutes, on a logarithm. */
+  plot(card, isPrimary) {
+    const sized = sizedContext(card.plot);
+    if (!sized) return;
+    const { context: pen, width, height } = sized;
+    const y = (behind) => height - 1.5 - (Math.min(24, Math.log2(1 + behind)) / 24) * (height - 4);
+    const step = width / (SAMPLES - 1);
+    pen.clearRect(0, 0, width, height);
+    pen.fillStyle = this.palette.line;
+    pen.fillRect(0, height - 1, width, 1);
+    if (isPrimary) return setAttribute(card.plot, "aria-label", `${card.node.name} is the primary`);
+    const first = SAMPLES - card.lags.length;
+    pen.fillStyle = pen.strokeStyle = this.palette.behind;
+    card.lags.forEach((behind, number) => {
+      if (Number.isNaN(behind)) return;
+      pen.globalAlpha = 0.25;
+      pen.fillRect((first + number) * step, y(behind), step + 0.3, height - 1 - y(behind));
+      pen.globalAlpha = 1;
+      pen.fillRect((first + number) * step, y(behind) - 0.6, step + 0.3, 1.5);
+    });
+    const last = card.lags[card.lags.length - 1];
+    setAttribute(card.plot, "aria-label", `Bytes behind over four minutes, now ${bytes(last)}`);
+  }
+}

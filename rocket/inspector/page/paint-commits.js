@@ -1,0 +1,111 @@
+// @ts-check
+// Writes on their way to the primary, commits, and the edges to where each replica had replayed them: an interval
+// between the last look that did not have the commit and the first that had it.
+
+import { stamp } from "./palette.js";
+
+/** A stable number in 0..1 for thinning out: what is left out at one zoom stays out as time moves on. */
+export const lot = (id) => (Math.imul(id, 2654435761) >>> 0) / 4294967296;
+
+/** Room, in pixels, that one commit with its edges takes: more where the looks are far apart, so that fans are wide. */
+const EDGE_ROOM_PX = 60;
+const FAN_ROOM_PX = 190;
+const LINE_ROOM_PX = 7;
+
+export function paintCommits(scene) {
+  const { pen, view, store, lanes, palette } = scene;
+  const writes = store.writes;
+  const [from, to] = [writes.find(view.left), writes.find(view.right + store.longest)];
+  const between = ((store.hello.interval_ms || 500) / view.span) * view.width;
+  const share = Math.min(1, view.width / Math.max(EDGE_ROOM_PX, Math.min(FAN_ROOM_PX, between)) / Math.max(1, to - from));
+  const lines = Math.min(1, view.width / LINE_ROOM_PX / Math.max(1, to - from));
+  for (let row = from; row < to; row++) {
+    if (!scene.chosenWrites.has(row) && lot(writes.get("id", row)) < share) paintEdges(scene, row, false);
+  }
+  for (const row of scene.chosenWrites) paintEdges(scene, row, true);
+  const [trips, dots] = [new Path2D(), new Path2D()];
+  const size = to - from > view.width / 8 ? 2.2 : to - from > view.width / 30 ? 3 : 4;
+  const odd = [];
+  for (let row = from; row < to; row++) {
+    const [at, done] = [view.x(writes.get("at", row)), view.x(writes.get("t", row))];
+    if (done < -20 || at > view.width + 20) continue;
+    const node = writes.get("node", row);
+    const rail = lanes.rail(node === 255 ? store.primaryAt(writes.get("t", row)) : node);
+    const session = lanes.session(writes.get("lane", row));
+    if (lot(writes.get("id", row)) < lines) {
+      trips.moveTo(at, session);
+      trips.lineTo(done, rail);
+    }
+    if (writes.get("ok", row) !== 1) {
+      odd.push([done, rail, writes.get("ok", row) === 2]);
+      continue;
+    }
+    dots.moveTo(done + size, rail);
+    dots.arc(done, rail, size, 0, 7);
+  }
+  pen.globalAlpha = 0.18 + 0.3 * lines * share;
+  pen.strokeStyle = palette.commit;
+  pen.lineWidth = 1;
+  pen.setLineDash([2, 2]);
+  pen.stroke(trips);
+  pen.setLineDash([]);
+  pen.globalAlpha = 1;
+  pen.fillStyle = palette.commit;
+  pen.fill(dots);
+  for (const [x, y, unknown] of odd) {
+    stamp(pen, unknown ? "ring" : "cross", x, y, 4, palette.fault, palette.surface);
+    if (!unknown) continue;
+    pen.fillStyle = palette.fault;
+    pen.fillText("?", x, y - 9);
+  }
+}
+
+function paintEdges(scene, row, chosen) {
+  const { pen, view, store, lanes, palette } = scene;
+  const writes = store.writes;
+  const home = writes.get("node", row);
+  if (writes.get("ok", row) !== 1 || home === 255) return;
+  const [x, y] = [view.x(writes.get("t", row)), lanes.rail(home)];
+  for (const { number } of store.nodes) {
+    if (number === home) continue;
+    const rail = lanes.rail(number);
+    const hi = writes.get(`hi${number}`, row);
+    if (Number.isNaN(hi)) {
+      if (chosen) paintOpen(pen, palette, x, y, view.x(view.now), rail);
+      continue;
+    }
+    const [first, last] = [view.x(writes.get(`lo${number}`, row)), view.x(hi)];
+    pen.fillStyle = pen.strokeStyle = palette.commit;
+    pen.lineWidth = chosen ? 1.75 : 1;
+    pen.beginPath();
+    pen.moveTo(x, y);
+    if (last - first > 1.5) {
+      pen.lineTo(first, rail);
+      pen.lineTo(last, rail);
+      pen.closePath();
+      pen.globalAlpha = chosen ? 0.16 : scene.chosenWrites.size ? 0.015 : 0.045;
+      pen.fill();
+      pen.beginPath();
+      pen.moveTo(x, y);
+    }
+    pen.lineTo(last, rail);
+    pen.globalAlpha = chosen ? 0.9 : scene.chosenWrites.size ? 0.12 : 0.3;
+    pen.stroke();
+    pen.globalAlpha = chosen ? 1 : scene.chosenWrites.size ? 0.3 : 0.6;
+    pen.fillRect(first, rail - 2.5, Math.max(2, last - first), chosen ? 4 : 2.5);
+  }
+  pen.globalAlpha = 1;
+}
+
+/** A commit that a replica has not shown yet. */
+function paintOpen(pen, palette, x, y, now, rail) {
+  pen.setLineDash([3, 4]);
+  pen.strokeStyle = palette.commit;
+  pen.globalAlpha = 0.7;
+  pen.beginPath();
+  pen.moveTo(x, y);
+  pen.lineTo(now, rail);
+  pen.stroke();
+  pen.setLineDash([]);
+  pen.globalAlpha = 1;
+}

@@ -1,0 +1,186 @@
+// @ts-check
+// The nodes' lanes: who is the primary, faults, lives, and the band between what the observer believed of a replica's
+// replay and what later looks proved.
+
+/** Shaded stretches, hatched so that they don't rest on colour alone. */
+export function paintSpans({ pen, view, store, lanes, palette }) {
+  for (const node of store.nodes) {
+    const [roof, height] = [lanes.roof(node.number) + 1, lanes.node - 2];
+    for (const span of node.spans) {
+      if (span.to < view.left || span.from > view.right) continue;
+      const from = Math.max(0, view.x(span.from));
+      const to = Math.min(view.width, view.x(Math.min(span.to, view.now)));
+      if (to <= from) continue;
+      pen.globalAlpha = 0.13;
+      pen.fillStyle = palette.fault;
+      pen.fillRect(from, roof, to - from, height);
+      pen.globalAlpha = 0.35;
+      pen.fillStyle = palette.hatch(pen, "fault", 9);
+      pen.fillRect(from, roof, to - from, height);
+      pen.globalAlpha = 1;
+      pen.fillStyle = palette.fault;
+      pen.fillRect(view.x(span.from), roof, 1.5, height);
+    }
+  }
+}
+
+/** The names of the stretches, and of where a reign begins, above everything else. */
+export function paintNames({ pen, view, store, lanes, palette }) {
+  pen.textBaseline = "top";
+  pen.textAlign = "left";
+  pen.font = "600 10px system-ui, sans-serif";
+  for (const node of store.nodes) {
+    let row = 0;
+    for (const span of node.spans) {
+      if (span.to < view.left || span.from > view.right) continue;
+      const from = Math.max(0, view.x(span.from));
+      if (Math.min(view.width, view.x(Math.min(span.to, view.now))) - from < 46) continue;
+      label(pen, palette, span.kind, from + 5, lanes.roof(node.number) + 3 + 12 * (row++ % 3), palette.fault);
+    }
+  }
+  store.reigns.forEach((reign, number) => {
+    const x = view.x(reign.from);
+    if (number && x > -100 && x < view.width) label(pen, palette, "▲ primary from here", x + 4, lanes.roof(reign.node) + 4, palette.commit);
+  });
+}
+
+function label(pen, palette, text, x, y, colour) {
+  pen.fillStyle = palette.surface;
+  pen.globalAlpha = 0.85;
+  pen.fillRect(x - 2, y - 1, pen.measureText(text).width + 4, 12);
+  pen.globalAlpha = 1;
+  pen.fillStyle = colour;
+  pen.fillText(text, x, y);
+}
+
+/** The rails: thick where the node was the primary. */
+export function paintRails({ pen, view, store, lanes, palette }) {
+  pen.fillStyle = palette.line;
+  for (const node of store.nodes) pen.fillRect(0, lanes.rail(node.number) - 0.5, view.width, 1);
+  for (let lane = 0; lane <= lanes.count; lane++) {
+    pen.globalAlpha = 0.6;
+    pen.fillRect(0, Math.round(lanes.session(lane === lanes.count ? 255 : lane)) - 0.5, view.width, 1);
+  }
+  pen.globalAlpha = 1;
+  store.reigns.forEach((reign, number) => {
+    const from = Math.max(0, view.x(number ? reign.from : store.horizon));
+    const next = store.reigns[number + 1];
+    const to = Math.min(view.width, view.x(next ? next.from : view.now));
+    if (to <= from) return;
+    const rail = lanes.rail(reign.node);
+    pen.globalAlpha = 0.07;
+    pen.fillStyle = palette.commit;
+    pen.fillRect(from, lanes.roof(reign.node) + 2, to - from, lanes.node - 4);
+    pen.globalAlpha = 1;
+    pen.fillRect(from, rail - 1.5, to - from, 3);
+  });
+}
+
+/**
+ * Walks through a replica's steps on show: what the primary had flushed, what the board said, and what the next look
+ * proved. Calls `emit(from, to, believed, proved)`, in bytes behind the primary (believed NaN: no status; below
+ * zero: the board was ahead of the truth by that much), at most once a slice of time.
+ */
+function walk(view, store, node, emit) {
+  const [flush, beliefs, looks] = [store.flush, node.beliefs, node.looks];
+  const end = Math.min(view.right, view.now);
+  const slice = (view.span / view.width) * 1.5;
+  let [f, b, l] = [flush.last(view.left), beliefs.last(view.left), looks.find(view.left)];
+  let t = Math.max(view.left, store.horizon);
+  while (t < end) {
+    const nextFlush = f + 1 < flush.tail ? flush.get("t", f + 1) : Infinity;
+    const nextBelief = b + 1 < beliefs.tail ? beliefs.get("t", b + 1) : Infinity;
+    while (l < looks.tail && looks.get("t", l) <= t) l++;
+    const nextEnd = node.endAfter(t);
+    const nextLook = l < looks.tail ? looks.get("t", l) : Infinity;
+    // Steps within one slice are too fine to be seen: what held at its beginning stands for all of it.
+    const slot = (Math.floor(t / slice) + 1) * slice;
+    const step = Math.max(Math.min(nextFlush, nextBelief, nextLook, nextEnd), t);
+    const until = Math.min(end, step > t ? Math.max(step, slot) : t);
+    const primary = f >= flush.head ? flush.get("lsn", f) : NaN;
+    const believed = b >= beliefs.head ? beliefs.get("lsn", b) : NaN;
+    const next = l < looks.tail && nextEnd > nextLook ? looks.get("lsn", l) : NaN;
+    const ahead = next < believed ? believed - next : 0;
+    if (until > t) emit(t, until, Math.max(0, primary - believed), Math.max(0, primary - next), ahead);
+    t = until;
+    if (until >= end) break;
+    while (f + 1 < flush.tail && flush.get("t", f + 1) <= t) f++;
+    while (b + 1 < beliefs.tail && beliefs.get("t", b + 1) <= t) b++;
+  }
+}
+
+/** The band of each replica. @param {any} scene */
+export function paintBands(scene) {
+  const { pen, view, store, lanes, palette } = scene;
+  for (const node of store.nodes) {
+    if (!node.beliefs.size) continue;
+    const rail = lanes.rail(node.number);
+    const [line, sure, maybe] = [new Path2D(), new Path2D(), new Path2D()];
+    const lies = [];
+    let pen_down = false;
+    walk(view, store, node, (from, to, believed, proved, ahead) => {
+      const [x0, x1] = [view.x(from), view.x(to)];
+      if (Number.isNaN(believed)) {
+        pen_down = false;
+        return;
+      }
+      const up = rail - 1 - lanes.lift(believed);
+      if (pen_down) line.lineTo(x0, up);
+      else line.moveTo(x0, up);
+      line.lineTo(x1, up);
+      pen_down = true;
+      const least = Number.isNaN(proved) ? 0 : Math.min(proved, believed);
+      if (believed > least) maybe.rect(x0, up, x1 - x0 + 0.3, lanes.lift(believed) - lanes.lift(least));
+      if (least > 0) sure.rect(x0, rail - 1 - lanes.lift(least), x1 - x0 + 0.3, lanes.lift(least));
+      if (ahead > 0) lies.push([x0, x1, lanes.lift(Math.max(proved, ahead))]);
+    });
+    pen.globalAlpha = 0.16;
+    pen.fillStyle = palette.behind;
+    pen.fill(maybe);
+    pen.globalAlpha = 0.45;
+    pen.fill(sure);
+    pen.globalAlpha = 0.95;
+    pen.strokeStyle = palette.behind;
+    pen.lineWidth = 1.25;
+    pen.stroke(line);
+    for (const [x0, x1, lift] of lies) {
+      pen.globalAlpha = 0.25;
+      pen.fillStyle = palette.ahead;
+      pen.fillRect(x0, rail - lift, x1 - x0, lift);
+      pen.globalAlpha = 0.9;
+      pen.fillStyle = palette.hatch(pen, "ahead", 6);
+      pen.fillRect(x0, rail - lift, x1 - x0, lift);
+    }
+    pen.globalAlpha = 1;
+  }
+}
+
+/** Where the observer looked, and where a node began another life. */
+export function paintLooks({ pen, view, store, lanes, palette }) {
+  for (const node of store.nodes) {
+    const rail = lanes.rail(node.number);
+    const [from, to] = [node.beliefs.find(view.left), node.beliefs.find(view.right + 100)];
+    if (to - from < view.width / 5) {
+      pen.fillStyle = palette.muted;
+      for (let look = from; look < to; look++) {
+        const [asked, answered] = [view.x(node.beliefs.get("asked", look)), view.x(node.beliefs.get("t", look))];
+        pen.fillRect(answered - 0.5, rail - 4, 1, 4);
+        if (answered - asked > 2) pen.fillRect(asked, rail - 2, answered - asked, 2);
+      }
+    }
+    pen.textBaseline = "middle";
+    pen.textAlign = "center";
+    pen.font = "700 12px system-ui, sans-serif";
+    for (const life of node.lives) {
+      const x = view.x(life.t);
+      if (x < -8 || x > view.width + 8) continue;
+      pen.fillStyle = palette.fault;
+      pen.fillRect(x - 0.75, lanes.roof(node.number) + 2, 1.5, lanes.node - 4);
+      pen.beginPath();
+      pen.arc(x, lanes.roof(node.number) + 9, 7, 0, 7);
+      pen.fill();
+      pen.fillStyle = palette.surface;
+      pen.fillText("↻", x, lanes.roof(node.number) + 9.5);
+    }
+  }
+}
