@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from prometheus_client.core import Metric
+    from prometheus_client.samples import Sample
 
     from rocket import Answer, Router
 
@@ -70,6 +71,11 @@ class Metrics:
         finally:
             self._writes.labels(outcome).inc()
             self._write_seconds.observe(time.monotonic() - began)
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield every figure."""
+        for family in self._registry.collect():
+            yield from family.samples
 
     def text(self) -> bytes:
         """Return everything in the text format."""

@@ -159,6 +159,13 @@ _OBSTACLES = (
 """Why a replica may not serve a read: the further down, the nearer it came to it."""
 
 
+def obstacle(
+    status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
+) -> Reason | None:
+    """Return why a replica may not serve a session's read; None if it may."""
+    return _obstacle(status, token, board, policy, now)
+
+
 def _obstacle(
     status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
 ) -> Reason | None:
