@@ -19,6 +19,8 @@ from rocket.inspector.controls import Controls
 from rocket.inspector.feed import Feed
 from rocket.inspector.history import history_lines
 from rocket.inspector.journal import Faulted, Journal
+from rocket.inspector.scenarios import SCENARIOS
+from rocket.inspector.stage import Stage
 from rocket.inspector.stream import Stream
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Inspector:
         self._interval_s = interval_s
         self._files = doors.page_files()
         self._controls = Controls(reach, router, self.journal)
+        self._stage = Stage(reach, router, self._controls, self.journal)
 
     @contextlib.asynccontextmanager
     async def serving(self, app: web.Application) -> AsyncIterator[None]:
@@ -71,6 +74,7 @@ class Inspector:
                 stack.callback(cluster.on_command.remove, self._note)
                 watching = self._watch_nodes(cluster, feed)
                 await stack.enter_async_context(background(watching, "inspector's nodes"))
+                await stack.enter_async_context(background(self._stage.run(), "inspector's stage"))
             yield
 
     def _note(self, done: CarriedOut) -> None:
@@ -124,7 +128,16 @@ class Inspector:
         doors.may_act(request, self._reach.token)
         if self._reach.cluster is None:
             raise Problem(HTTPStatus.FORBIDDEN, _NOT_OURS)
-        said = await self._controls.carry_out(await doors.order_of(request))
+        order = await doors.order_of(request)
+        match order.get("command"):
+            case "scenario":
+                said = self._stage.begin(order.get("name"))
+            case command:
+                if command == "heal":
+                    await self._stage.end()
+                elif command in {"routing", "simulator"}:
+                    self._stage.refuse_while_playing()
+                said = await self._controls.carry_out(order)
         return web.json_response({"said": said}, headers=doors.SECURITY_HEADERS)
 
     def _hello(self, request: web.Request) -> Event:
@@ -152,5 +165,5 @@ class Inspector:
             "token_required": self._reach.token is not None,
             "simulator": simulator is not None,
             "simulator_rate": None if simulator is None else simulator.rate,
-            "scenarios": [],
+            "scenarios": [{"name": one.name, "title": one.title, "text": one.text} for one in SCENARIOS.values()],
         }
