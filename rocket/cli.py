@@ -41,6 +41,8 @@ _NODE_COMMANDS = {
     "restart": "stop a server and start it again",
     "freeze": "halt all processes of a server: it keeps its connections and says nothing",
     "thaw": "let a frozen server go on",
+    "cut": "keep a replica from its primary: it answers, and receives nothing",
+    "mend": "let a replica reach its primary again",
     "promote": "make a replica the primary; the old primary goes down first, and then follows it",
 }
 _COLUMNS = ("name", "role", "state", "pid", "port", "timeline", "lsn", "lag_bytes", "receiver", "replay")
@@ -127,7 +129,11 @@ def cluster_main(arguments: Sequence[str] | None = None, prog: str = "python clu
     config.add_arguments(up, cluster_only=True)
     status = commands.add_parser("status", help="show the nodes of a running cluster")
     status.add_argument("--json", action="store_true", help="as JSON")
-    which = [status, commands.add_parser("down", help="end a running cluster, and the program that runs it")]
+    which = [
+        status,
+        commands.add_parser("down", help="end a running cluster, and the program that runs it"),
+        commands.add_parser("heal", help="undo all that was done to the nodes: everything back to normal"),
+    ]
     for name, what in _NODE_COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("node", metavar="NODE", help="primary, replica0, ...")
@@ -196,6 +202,7 @@ def _table(nodes: list[dict[str, Any]]) -> list[str]:
     rows = [list(_COLUMNS)]
     for node in nodes:
         delayed = f"{node['delay_ms']} ms late" if node["delay_ms"] else ""
-        cells = {**node, "replay": "paused" if node["paused"] else delayed}
+        replay = "paused" if node["paused"] else delayed
+        cells = {**node, "replay": replay} | ({"receiver": "cut"} if node["cut"] else {})
         rows.append([NOTHING if cells[column] in {None, ""} else str(cells[column]) for column in _COLUMNS])
     return aligned(rows)

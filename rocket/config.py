@@ -116,6 +116,13 @@ def parse_text(value: str) -> str:
     return value
 
 
+def parse_token(value: str) -> str:
+    """Read a secret that goes into a header and a cookie."""
+    if not re.fullmatch(r"[A-Za-z0-9_.~-]{8,200}", value):
+        raise ValueError("must be 8 to 200 of A-Z a-z 0-9 _ . ~ -")
+    return value
+
+
 def parse_path(value: str) -> Path:
     """Read a path."""
     if "\0" in value:
@@ -206,6 +213,13 @@ class Settings:
     allowed_hosts: str = _setting(
         "", "ROCKET_ALLOWED_HOSTS", str, "NAMES",
         "host names, separated by commas, that the API answers to beside localhost and addresses",
+    )  # fmt: skip
+    no_inspector: bool = _setting(
+        False, "ROCKET_NO_INSPECTOR", parse_yes_or_no, "", "do without the live page at /inspector"
+    )
+    inspector_token: str = _setting(
+        "", "INSPECTOR_TOKEN", parse_token, "TOKEN",
+        "who brings it may use the inspector from anywhere; without one, clients on this machine may",
     )  # fmt: skip
     given: frozenset[str] = frozenset()
     """The names of those that somebody gave."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rocket.config import Settings
+    from rocket.inspector.reach import Reach
+    from rocket.simulator import Simulator
 
 DATABASE = "rocket-rides-scalable"
 OK, STALE = 0, 1
@@ -51,6 +53,8 @@ class Addresses:
 
     nodes: Mapping[str, str]
     """By name, whatever their roles are."""
+    cluster: LocalCluster | None = None
+    """The cluster, if it is this program's own."""
 
 
 async def run_all(settings: Settings, parts: Parts) -> int:
@@ -60,7 +64,7 @@ async def run_all(settings: Settings, parts: Parts) -> int:
     """
     if not any((parts.cluster, parts.api, parts.observer, parts.simulator)):
         raise InvalidSetting("there is nothing left to run")
-    simulator = None
+    simulator: Simulator | None = None
     with ended_by_signals() as ending:
         async with Unwinding(ending) as stack:
             began = time.monotonic()
@@ -68,20 +72,23 @@ async def run_all(settings: Settings, parts: Parts) -> int:
             held = stack.enter_context(listeners(settings)) if parts.api else []
             url = url_of(settings, held)
             api = _api(url, held)
+            if parts.simulator:
+                from rocket.simulator import Simulator  # noqa: PLC0415 - as in rocket.serving
+
+                simulator = Simulator(url, rate=settings.simulator_rate, reconnect=len(held) > 1)
             if parts.cluster or parts.api or parts.observer:
                 addresses = await _addresses(settings, parts, ending, stack, api)
                 service = _service(settings, addresses, observe=parts.observer)
-                await stack.enter_async_context(_served(service, held, settings, ending))
+                reach = _reach(settings, url, addresses.cluster, simulator)
+                await stack.enter_async_context(_served(service, held, settings, ending, reach))
             if held:
                 workers = f", {len(held)} workers" if len(held) > 1 else ""
                 _log.info(
                     "ready after %.2f s: %s (routing: %s%s)",
                     time.monotonic() - began, url, settings.routing, workers,
                 )  # fmt: skip
-            if parts.simulator:
-                from rocket.simulator import Simulator  # noqa: PLC0415 - as in rocket.serving
-
-                simulator = Simulator(url, rate=settings.simulator_rate, reconnect=len(held) > 1)
+                _log.info("inspector: %s", f"{url}/inspector" if reach is not None else _no_inspector(settings))
+            if simulator is not None:
                 await stack.enter_async_context(background(simulator.run(), "simulator"))
             await _until_the_end(settings, ending)
     if simulator is None:
@@ -95,6 +102,7 @@ def _import_http() -> None:
     """Import what is not needed before there is a cluster, in the time that others take to make one."""
     with contextlib.suppress(Exception):  # whoever needs it is told again
         import rocket.api.app  # noqa: PLC0415
+        import rocket.inspector.inspector  # noqa: PLC0415
         import rocket.simulator  # noqa: PLC0415, F401
 
 
@@ -125,7 +133,8 @@ async def whole_system(
     url = url_of(settings, held)
     cluster = await _cluster(settings, ending, stack, _api(url, held))
     addresses = Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()})
-    await stack.enter_async_context(_served(_service(settings, addresses), held, settings, ending))
+    reach = _reach(settings, url, cluster, None)
+    await stack.enter_async_context(_served(_service(settings, addresses), held, settings, ending, reach))
     return cluster, url
 
 
@@ -150,16 +159,34 @@ def _service(settings: Settings, addresses: Addresses, *, observe: bool = True) 
         observer_interval_s=settings.observer_interval,
         observe=observe,
         allowed_hosts=(settings.host, *settings.allowed_hosts.split(",")),
+        no_inspector=_no_inspector(settings),
     )
 
 
+def _reach(
+    settings: Settings, url: str, cluster: LocalCluster | None, simulator: Simulator | None
+) -> Reach | None:
+    """Return what the inspector may reach; None if there is to be none."""
+    if settings.no_inspector or settings.api_workers > 1:
+        return None
+    from rocket.inspector.reach import Reach  # noqa: PLC0415 - with the rest of what serves
+
+    return Reach(url, cluster, simulator, settings.inspector_token or None)
+
+
+def _no_inspector(settings: Settings) -> str:
+    if settings.no_inspector:
+        return "The inspector is off (--no-inspector)."
+    return "The inspector is off: with --api-workers, each process sees its own requests only."
+
+
 def _served(
-    service: Service, held: Sequence[socket.socket], settings: Settings, ending: Ending
+    service: Service, held: Sequence[socket.socket], settings: Settings, ending: Ending, reach: Reach | None
 ) -> contextlib.AbstractAsyncContextManager[None]:
     """Do what needs the database: in this process or, behind several listeners, in one for each."""
     if len(held) > 1:
         return working(service, held, settings.log_format, ending)
-    return serving(service, held[0] if held else None)
+    return serving(service, held[0] if held else None, reach)
 
 
 async def _until_the_end(settings: Settings, ending: Ending) -> None:
@@ -181,7 +208,7 @@ async def _addresses(
         # Whoever imports the same before it is done waits for it.
         threading.Thread(target=_import_http, name="imports").start()
         cluster = await _cluster(settings, ending, stack, api)
-        return Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()})
+        return Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()}, cluster)
     run_dir = control.find(settings.data_dir, settings.port_asked_for)
     return Addresses(**await control.ask(run_dir, "addresses"))
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Mapping
 
+    from rocket.inspector.reach import Reach
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -26,16 +28,20 @@ class Service:
     observe: bool
     """Whether replicas are observed, or nothing but roles."""
     allowed_hosts: tuple[str, ...]
+    no_inspector: str = "The inspector is off."
+    """What is answered where the inspector is not served."""
 
 
 @contextlib.asynccontextmanager
-async def serving(service: Service, listener: socket.socket | None) -> AsyncIterator[None]:
+async def serving(
+    service: Service, listener: socket.socket | None, reach: Reach | None = None
+) -> AsyncIterator[None]:
     """Serve for as long as the context lasts, once everything is ready; without a listener only observe.
 
-    The end comes in reverse: server, observer, pools.
+    `reach` is the inspector's; without it there is none. The end comes in reverse: server, observer, pools.
     """
     # To import aiohttp takes as long as to make a cluster: who has one to make need not wait for that first.
-    from rocket.api.app import build_app, serve  # noqa: PLC0415
+    from rocket.api.app import build_app, leave_out, serve  # noqa: PLC0415
     from rocket.api.users import UserFloors  # noqa: PLC0415
 
     board = Board()
@@ -54,9 +60,19 @@ async def serving(service: Service, listener: socket.socket | None) -> AsyncIter
             )
         )
         stack.callback(observer.close)
+        inspector = None
+        if reach is not None:
+            from rocket.inspector.inspector import Inspector  # noqa: PLC0415 - the same
+
+            inspector = Inspector(router, reach, tuple(service.nodes), service.observer_interval_s)
         await observer.run_once()  # so that the first reads find a board
         await stack.enter_async_context(background(observer.run(), "observer"))
         if listener is not None:
-            app = build_app(router, allowed_hosts=service.allowed_hosts)
+            witness = None if inspector is None else inspector.journal.witness
+            app = build_app(router, allowed_hosts=service.allowed_hosts, witness=witness)
+            if inspector is not None:
+                await stack.enter_async_context(inspector.serving(app))
+            else:
+                leave_out(app, "/inspector", service.no_inspector)
             await stack.enter_async_context(serve(app, listener))
         yield

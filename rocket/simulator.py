@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import itertools
 import logging
 import math
 import random
@@ -26,6 +27,8 @@ _REQUEST_TIMEOUT_S = 10.0
 _SESSION_HEADER = "Rocket-Session"
 """What the API hands out with an answer, and wants to see again."""
 _RETRY_S = 0.5
+_LOOK_S = 0.1
+"""How soon one client notices that there shall be more."""
 
 _log = logging.getLogger("rocket.simulator")
 
@@ -87,7 +90,8 @@ class Simulator:
 
     Without a rate: one client that writes a ride, waits up to two seconds, and reads it back. With one: that
     many rides a second in all, each read back at once or after such a pause, from as many clients as it takes.
-    Where several processes share the API's port, `reconnect` lets each request reach another one.
+    The rate may be changed at any time. Where several processes share the API's port, `reconnect` lets each
+    request reach another one.
     """
 
     def __init__(
@@ -101,22 +105,41 @@ class Simulator:
         self.tally = Tally()
         self._url = url
         self._rate = rate
+        self._rate_changed = asyncio.Event()
         self._reconnect = reconnect
         self._chance = chance or random.Random()  # noqa: S311 - no secrets here
         self._emails: list[str] = []
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    @property
+    def rate(self) -> float | None:
+        """Rides a second; 0: none for now, None: as many as one client makes."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float | None) -> None:
+        self._rate = rate
+        self._rate_changed.set()
 
     async def run(self) -> None:
         """Make traffic until cancelled; an API that is away for a while is waited for."""
         connector = aiohttp.TCPConnector(limit=0, force_close=self._reconnect)
         timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S)
-        async with aiohttp.ClientSession(self._url, connector=connector, timeout=timeout) as session:
-            clients = 1 if self._rate is None else math.ceil(self._rate / _RIDES_PER_CLIENT_S)
-            for _ in range(clients):
-                self._emails.append(await self._new_user(session))
-            if self._rate is None:
-                while True:
-                    await self._ride(session, self._chance.uniform(0, _LONGEST_PAUSE_S))
-            await self._rides_at(self._rate, session)
+        async with (
+            aiohttp.ClientSession(self._url, connector=connector, timeout=timeout) as session,
+            asyncio.TaskGroup() as group,
+        ):
+            while True:
+                self._rate_changed.clear()
+                rate = self._rate
+                clients = 1 if rate is None else math.ceil(rate / _RIDES_PER_CLIENT_S)
+                while len(self._emails) < clients:
+                    self._emails.append(await self._new_user(session))
+                if rate is None:
+                    await self._rides_of_one(session, group)
+                elif rate:
+                    await self._rides_at(rate, session, group)
+                await self._rate_changed.wait()
 
     async def _new_user(self, session: aiohttp.ClientSession) -> str:
         email = f"{secrets.token_hex(6)}@example.com"
@@ -128,19 +151,37 @@ class Simulator:
                     _log.warning("no user yet: %d %s", response.status, await response.text())
             await asyncio.sleep(_RETRY_S)
 
-    async def _rides_at(self, rate: float, session: aiohttp.ClientSession) -> None:
-        under_way: set[asyncio.Task[None]] = set()
+    async def _rides_of_one(self, session: aiohttp.ClientSession, group: asyncio.TaskGroup) -> None:
+        """Make one ride after the other until the rate is changed."""
+        while not self._rate_changed.is_set():
+            pause_s = self._chance.uniform(0, _LONGEST_PAUSE_S)
+            ride = group.create_task(self._ride(session, pause_s), name="ride")
+            while not (ride.done() or self._rate_changed.is_set()):
+                await asyncio.wait((ride,), timeout=_LOOK_S)
+
+    async def _rides_at(self, rate: float, session: aiohttp.ClientSession, group: asyncio.TaskGroup) -> None:
+        """Make so many rides a second until the rate is changed."""
         began = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            for number in range(1, 2**62):
-                if len(under_way) < _MOST_IN_FLIGHT:
-                    pause_s = self._chance.choice((0.0, self._chance.uniform(0, _LONGEST_PAUSE_S)))
-                    ride = group.create_task(self._ride(session, pause_s), name=f"ride {number}")
-                    under_way.add(ride)
-                    ride.add_done_callback(under_way.discard)
-                else:
-                    self.tally.left_out += 1
-                await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+        for number in itertools.count(1):
+            if len(self._under_way) < _MOST_IN_FLIGHT:
+                pause_s = self._chance.choice((0.0, self._chance.uniform(0, _LONGEST_PAUSE_S)))
+                ride = group.create_task(self._ride(session, pause_s), name=f"ride {number}")
+                self._under_way.add(ride)
+                ride.add_done_callback(self._under_way.discard)
+            else:
+                self.tally.left_out += 1
+            if await self._changed_within(began + number / rate - time.monotonic()):
+                return
+
+    async def _changed_within(self, timeout_s: float) -> bool:
+        """Wait until the rate is changed; False when the time is over."""
+        if timeout_s <= 0:
+            await asyncio.sleep(0)
+            return self._rate_changed.is_set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._rate_changed.wait()
+        return self._rate_changed.is_set()
 
     async def _ride(self, session: aiohttp.ClientSession, pause_s: float) -> None:
         email = self._chance.choice(self._emails)

@@ -76,7 +76,20 @@ ROOMS = {
     "rocket.api": Room((*PUBLIC, "rocket.api")),
     "rocket.simulator": Room(("rocket.config",), never=("asyncpg",)),
     "rocket.listeners": Room(("rocket.errors", "rocket.config", "rocket.postgres.directories")),
-    "rocket.serving": Room((*PUBLIC, "rocket.api", "rocket.ending")),
+    "rocket.inspector": Room(
+        (
+            *PUBLIC,
+            "rocket.errors",
+            "rocket.consistency",
+            "rocket.postgres",
+            "rocket.api",
+            "rocket.simulator",
+            "rocket.ending",
+            "rocket.torture.history",
+            "rocket.inspector",
+        )
+    ),
+    "rocket.serving": Room((*PUBLIC, "rocket.api", "rocket.ending", "rocket.inspector")),
     "rocket.workers": Room(
         (
             *PUBLIC,

@@ -14,12 +14,14 @@ from rocket.api.hosts import known_hosts_only
 from rocket.api.keys import METRICS, ROUTER
 from rocket.api.metrics import Metrics
 from rocket.api.problems import MAX_BODY_BYTES, Problem, internal_error, problems
+from rocket.api.witness import WITNESS
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
     from rocket import Router
+    from rocket.api.witness import Witness
 
     _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -30,14 +32,20 @@ _KEEPALIVE_S = 30.0
 _log = logging.getLogger("rocket.api")
 
 
-def build_app(router: Router[str], *, allowed_hosts: Collection[str] = ()) -> web.Application:
-    """Make the application; `allowed_hosts` are the names, beside localhost, that it answers to."""
+def build_app(
+    router: Router[str], *, allowed_hosts: Collection[str] = (), witness: Witness | None = None
+) -> web.Application:
+    """Make the application; `allowed_hosts` are the names, beside localhost, that it answers to.
+
+    `witness` is told of each request that reached the router.
+    """
     app = web.Application(
         middlewares=[problems, known_hosts_only(allowed_hosts)],
         client_max_size=MAX_BODY_BYTES,
     )
     app[ROUTER] = router
     app[METRICS] = Metrics(router)
+    app[WITNESS] = witness
     for method, path, handler in (
         ("POST", "/rides", rides.create),
         ("GET", "/rides", rides.page),
@@ -50,6 +58,16 @@ def build_app(router: Router[str], *, allowed_hosts: Collection[str] = ()) -> we
     ):
         app.router.add_route(method, path, handler)
     return app
+
+
+def leave_out(app: web.Application, path: str, why: str) -> None:
+    """Answer requests for something that is not served with a 404 that says why."""
+
+    async def refuse(_request: web.Request) -> web.Response:
+        raise Problem(HTTPStatus.NOT_FOUND, why)
+
+    for each in (path, path + "/{rest:.*}"):
+        app.router.add_route("*", each, refuse)
 
 
 @contextlib.asynccontextmanager

@@ -65,7 +65,7 @@ async def replicas(request: web.Request) -> web.Response:
                 }
                 for status in router.board.replicas
             ],
-            **request.app[METRICS].reads(),
+            **request.app[METRICS].counts(),
             "connections": {pool.name: {"in_use": pool.in_use, "idle": pool.idle} for pool in router.pools},
         }
     )

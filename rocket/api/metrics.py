@@ -74,8 +74,8 @@ class Metrics:
             self._writes.labels(outcome).inc()
             self._write_seconds.observe(time.monotonic() - began)
 
-    def reads(self) -> dict[str, object]:
-        """Return the reads counted so far, as `GET /replicas` tells them; fallbacks are those by the primary."""
+    def counts(self) -> dict[str, Any]:
+        """Return what was counted so far, as `GET /replicas` tells it; fallbacks are reads by the primary."""
         by_node: Counts[str] = Counts()
         reasons: Counts[str] = Counts()
         fallbacks: Counts[str] = Counts()
@@ -85,7 +85,13 @@ class Metrics:
             if labels["role"] == Role.PRIMARY:
                 fallbacks[labels["reason"]] += count
         unavailable = sum(count for _, count in self._counted(self._refused_reads))
-        return {"reads": by_node, "reasons": reasons, "fallbacks": fallbacks, "reads_unavailable": unavailable}
+        return {
+            "reads": by_node,
+            "reasons": reasons,
+            "fallbacks": fallbacks,
+            "reads_unavailable": unavailable,
+            "writes": {labels["outcome"]: count for labels, count in self._counted(self._writes)},
+        }
 
     @staticmethod
     def _counted(counter: Counter) -> Iterator[tuple[dict[str, str], int]]:

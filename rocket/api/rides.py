@@ -20,6 +20,7 @@ from rocket.api.problems import (
 )
 from rocket.api.sessions import tokens_of
 from rocket.api.users import who_asks
+from rocket.api.witness import Asked, tell, telling
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -41,10 +42,11 @@ def _as_json(ride: Record) -> dict[str, object]:
 
 
 async def _read(
-    request: web.Request, work: Work[ResultT | None], email: str
+    request: web.Request, work: Work[ResultT | None], email: str, asked: Asked, detail: object
 ) -> tuple[Answer[ResultT | None], ResultT]:
     """Read for a session; work returns None where it finds no such user, which only a primary may say."""
-    router = request.app[ROUTER]
+    app = request.app
+    router = app[ROUTER]
     tokens = tokens_of(request)
     began = time.monotonic()
     try:
@@ -58,12 +60,16 @@ async def _read(
                     answer = replace(answer, token=answer.token.merged_with(latest))
                 else:  # promoted in between: only the primary can tell what has become of the session's floors
                     answer = await router.read(work, subject=email, token=tokens)
-    except Unavailable:
-        request.app[METRICS].count_refused_read()
+    except Unavailable as error:
+        app[METRICS].count_refused_read()
+        tell(app, asked, began, email, tokens, detail, None, error)
         raise
     if answer.value is None:
-        raise invalid_credentials(route_headers(answer))
-    request.app[METRICS].count_read(answer, began)
+        unknown = invalid_credentials(route_headers(answer))
+        tell(app, asked, began, email, tokens, detail, answer, unknown)
+        raise unknown
+    app[METRICS].count_read(answer, began)
+    tell(app, asked, began, email, tokens, detail, answer)
     return answer, answer.value
 
 
@@ -85,8 +91,8 @@ async def create(request: web.Request) -> web.Response:
             raise key_used_otherwise()
         return earlier
 
-    with request.app[METRICS].write():
-        answer = await request.app[ROUTER].write(insert, subject=email, token=tokens)
+    with request.app[METRICS].write(), telling(request.app, Asked.WRITE, email, tokens, distance) as tale:
+        tale.answer = answer = await request.app[ROUTER].write(insert, subject=email, token=tokens)
         if answer.value is None:
             raise invalid_credentials(route_headers(answer))
     return answer_json(answer, _as_json(answer.value), HTTPStatus.CREATED)
@@ -106,7 +112,7 @@ async def show(request: web.Request) -> web.Response:
             saw(node, row["shown"])
         return row
 
-    answer, ride = await _read(request, select, email)
+    answer, ride = await _read(request, select, email, Asked.READ, ride_id)
     _log.info("Reading ride %s from server '%s'", ride_id, answer.node)
     if ride["id"] is None:
         raise not_found("ride", given_id, route_headers(answer))
@@ -127,7 +133,7 @@ async def page(request: web.Request) -> web.Response:
             saw(node, rows[0]["shown"])
         return rows or None
 
-    answer, rows = await _read(request, select, email)
+    answer, rows = await _read(request, select, email, Asked.LIST, (limit, before))
     _log.info("Reading rides from server '%s'", answer.node)
     found = [row for row in rows if row["id"] is not None]
     rides = found[:limit]

@@ -11,6 +11,7 @@ from rocket.api.answers import answer_json
 from rocket.api.keys import METRICS, ROUTER
 from rocket.api.problems import invalid_credentials, missing_credentials
 from rocket.api.sessions import tokens_of
+from rocket.api.witness import Asked, telling
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -69,7 +70,7 @@ async def create(request: web.Request) -> web.Response:
             return user_id, HTTPStatus.CREATED
         return await primary.fetchval(queries.SELECT_USER, email), HTTPStatus.OK
 
-    with request.app[METRICS].write():
-        answer = await request.app[ROUTER].write(insert, subject=email, token=tokens)
+    with request.app[METRICS].write(), telling(request.app, Asked.JOIN, email, tokens, None) as tale:
+        tale.answer = answer = await request.app[ROUTER].write(insert, subject=email, token=tokens)
     user_id, status = answer.value
     return answer_json(answer, {"email": email, "id": user_id}, status)

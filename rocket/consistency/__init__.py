@@ -1,7 +1,7 @@
 """The pure core: positions, statuses and the decision. No asyncio, no asyncpg, no clock of its own."""
 
 from rocket.consistency.board import Board
-from rocket.consistency.choice import Choice, Policy, Reason, choose, worth_waiting_for
+from rocket.consistency.choice import Choice, Policy, Reason, choose, obstacle, worth_waiting_for
 from rocket.consistency.lsn import Lsn
 from rocket.consistency.status import Epoch, Incarnation, PrimaryStatus, ReplicaStatus, timeline_of
 from rocket.consistency.timelines import switch_point
@@ -21,6 +21,7 @@ __all__ = [
     "SessionToken",
     "choose",
     "merged",
+    "obstacle",
     "switch_point",
     "timeline_of",
     "worth_waiting_for",

@@ -94,7 +94,7 @@ def choose(
     fit = Reason.RETRIED if without else Reason.CAUGHT_UP
     best, lead = None, 0
     own = None if token.node is None else board.replica(token.node)
-    if own is not None and own.name not in without and _obstacle(own, token, board, policy, now) is None:
+    if own is not None and own.name not in without and obstacle(own, token, board, policy, now) is None:
         best, lead = own, _LOYALTY
         if load(own.name) <= lead:
             return Choice(own, fit)  # nobody can be less busy by more than that
@@ -106,9 +106,9 @@ def choose(
         status = ring[(start + step) % len(ring)]
         if status is best:
             continue
-        obstacle = _obstacle(status, token, board, policy, now)
-        if obstacle is not None:
-            nearest = max(nearest, obstacle, key=_OBSTACLES.index)
+        found = obstacle(status, token, board, policy, now)
+        if found is not None:
+            nearest = max(nearest, found, key=_OBSTACLES.index)
         elif status.name in without:
             continue
         elif best is None:
@@ -139,7 +139,7 @@ def worth_waiting_for(
         status = ring[(start + step) % len(ring)]
         if (
             status.streaming
-            and _obstacle(status, token, board, policy, now) is Reason.NOT_CAUGHT_UP
+            and obstacle(status, token, board, policy, now) is Reason.NOT_CAUGHT_UP
             and token.floor_on(status.name, status.incarnation) < Lsn.UNKNOWN
             and (board.lag_seconds(status, status.observed_at) or 0.0) <= policy.max_wait_s
         ):
@@ -160,9 +160,10 @@ _OBSTACLES = (
 """Why a replica may not serve a read: the further down, the nearer it came to it."""
 
 
-def _obstacle(  # noqa: PLR0911 - in one piece: most reads come through here
+def obstacle(  # noqa: PLR0911 - in one piece: most reads come through here
     status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
 ) -> Reason | None:
+    """Return why a replica may not serve a session's read; None if it may."""
     if now - status.observed_at > policy.lease_s:
         return Reason.NO_STATUS
     if status.incarnation is None:

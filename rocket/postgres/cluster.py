@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from pathlib import Path
 
+    from rocket.postgres.control import CarriedOut
     from rocket.postgres.directories import DataDirectory, RunDirectory
 
 _HURRY_S = 0.3
@@ -82,6 +83,8 @@ class LocalCluster:
         """Held while the primary changes."""
         self.detours: dict[str, int] = {}
         """By the name of a replica: the port that it follows in place of the primary's, in the same directory."""
+        self.on_command: list[Callable[[CarriedOut], None]] = []
+        """Called with each command that came in by the control socket and has been carried out, or refused."""
         self._installation = installation
         run.describe(
             directories.RunDescription(
@@ -116,6 +119,7 @@ class LocalCluster:
     def become(self, primary: Node, timeline: int) -> None:
         """Take note of a new primary, which takes writes already while the old one no longer can."""
         self.primary, self.timeline = primary, timeline
+        primary.cut = False
 
     async def bring_up(self, node: Node) -> None:
         """Start a node, after mending it if it is suspect; see `mending.bring_up`."""

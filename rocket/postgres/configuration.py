@@ -53,19 +53,17 @@ def server_configuration(
     major: int,
     port: int,
     socket_dir: Path,
-    primary_port: int,
+    primary_port: int | None,
     apply_delay_ms: int,
 ) -> str:
-    """Return the text of one server's configuration file."""
-    upstream = " ".join(
-        f"{key}={_quoted_for_libpq(value)}"
-        for key, value in {
-            "host": str(socket_dir),
-            "port": str(primary_port),
-            "user": "postgres",
-            "application_name": name,
-        }.items()
-    )
+    """Return the text of one server's configuration file; without a `primary_port`, it follows nobody."""
+    way = {
+        "host": str(socket_dir),
+        "port": str(primary_port),
+        "user": "postgres",
+        "application_name": name,
+    }
+    upstream = " ".join(f"{key}={_quoted_for_libpq(value)}" for key, value in way.items() if primary_port)
     own = (
         Setting("cluster_name", name, "shown by ps"),
         Setting("port", port, "also the name of the socket"),

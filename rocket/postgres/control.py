@@ -10,11 +10,13 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rocket.errors import ClusterNotFound, RocketError
-from rocket.postgres import directories, faults
+from rocket.errors import ClusterNotFound, RocketError, in_words
+from rocket.postgres import directories, faults, healing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -33,6 +35,21 @@ _log = logging.getLogger("rocket.control")
 
 class Refused(RocketError):
     """The running cluster did not do what it was asked to."""
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedOut:
+    """A command that has changed something, or should have."""
+
+    command: str
+    node: str | None
+    """None: all of them."""
+    began: float
+    """Monotonic seconds."""
+    said: str
+    """What came of it."""
+    ok: bool
+    delay_ms: int | None = None
 
 
 @contextlib.asynccontextmanager
@@ -104,12 +121,30 @@ class _Controller:
             case "down":
                 self._down()
                 return "going down"
-        act = _NODE_COMMANDS.get(command)
-        if act is None:
+        if command != "heal" and command not in _NODE_COMMANDS:
             raise Refused(f"there is no command {command!r}")
+        began = time.monotonic()
+        try:
+            said = await self._change(command, request)
+        except Exception as error:
+            self._tell(request, began, in_words(error), ok=False)
+            raise
+        self._tell(request, began, said, ok=True)
+        return said
+
+    async def _change(self, command: str, request: _Request) -> str:
+        if command == "heal":
+            _log.info("heal")
+            return await healing.heal(self._cluster)
         node = self._cluster.node(request["node"])
         _log.info("%s %s", command, node.name)
-        return f"{node.name} {await act(self._cluster, node, request)}"
+        return f"{node.name} {await _NODE_COMMANDS[command](self._cluster, node, request)}"
+
+    def _tell(self, request: _Request, began: float, said: str, *, ok: bool) -> None:
+        command = "kill-backend" if request.get("backend") else str(request["command"])
+        done = CarriedOut(command, request.get("node"), began, said, ok, request.get("delay_ms"))
+        for tell in self._cluster.on_command:
+            tell(done)
 
     def _addresses(self) -> dict[str, object]:
         database = self._cluster.settings.database
@@ -168,6 +203,16 @@ async def _thaw(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
     return "missed a promotion: it was killed, and is made to fit the new primary" if killed else "goes on"
 
 
+async def _cut(cluster: LocalCluster, node: Node, _request: _Request) -> str:
+    await faults.cut(node, cluster.upstream_port(node))
+    return "gets no WAL until its link is mended"
+
+
+async def _mend(cluster: LocalCluster, node: Node, _request: _Request) -> str:
+    await faults.mend(node, cluster.upstream_port(node))
+    return "follows the primary"
+
+
 async def _promote(cluster: LocalCluster, node: Node, _request: _Request) -> str:
     return await cluster.promote(node.name)
 
@@ -182,6 +227,8 @@ _NODE_COMMANDS: Mapping[str, Callable[[LocalCluster, Node, _Request], Awaitable[
     "restart": _restart,
     "freeze": _freeze,
     "thaw": _thaw,
+    "cut": _cut,
+    "mend": _mend,
     "promote": _promote,
 }
 

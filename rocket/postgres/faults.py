@@ -12,6 +12,7 @@ import asyncpg
 import psutil
 
 from rocket.errors import NodeFrozen, NodeNotRunning, NotAReplica, in_words
+from rocket.postgres.node import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from rocket.postgres.cluster import LocalCluster
@@ -22,13 +23,17 @@ ReplicationProcess = Literal["startup", "walreceiver"]
 
 _LOST = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What asyncpg makes of a server that goes away; the last one if it does so between two statements."""
-_COMMAND_TIMEOUT_S = 5.0
 _STATUS_TIMEOUT_S = 2.0  # to connect, and again to answer: somebody is looking on
+_CUT_TIMEOUT_S = 5.0
+_POLL_S = 0.01
+_LOOKS_WITHOUT_RECEIVER = 25
+"""It may be started once more, after `wal_retrieve_retry_interval`, by who has not read the configuration yet."""
 
 _PAUSE = "SELECT pg_wal_replay_pause()"
 _RESUME = "SELECT pg_wal_replay_resume()"
 _RELOAD = "SELECT pg_reload_conf()"
 _PROCESS = "SELECT pid FROM pg_stat_activity WHERE backend_type = $1"
+_END_RECEIVER = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walreceiver'"
 _END_SENDERS = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication WHERE application_name = $1"
 _PRIMARY_STATUS = """
     SELECT pg_current_wal_flush_lsn()::text AS lsn,
@@ -61,6 +66,35 @@ async def delay(node: Node, delay_ms: int, primary_port: int) -> None:
     _refuse_primary(node)
     async with _connection(node) as connection:
         node.apply_delay_ms = delay_ms
+        node.configure(primary_port)
+        await connection.execute(_RELOAD)
+
+
+async def cut(node: Node, primary_port: int) -> None:
+    """Keep a replica from its primary: it stays up and answers, and receives no WAL, also after a restart.
+
+    Raise `NodeNotRunning` if its WAL receiver does not end.
+    """
+    _refuse_primary(node)
+    async with _connection(node) as connection:
+        node.cut = True
+        node.configure(primary_port)
+        await connection.execute(_RELOAD)
+        try:
+            async with asyncio.timeout(_CUT_TIMEOUT_S):
+                looks = 0
+                while looks < _LOOKS_WITHOUT_RECEIVER:
+                    looks = 0 if await connection.fetchval(_END_RECEIVER) else looks + 1
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise NodeNotRunning(f"{node.name} does not let go of its primary") from None
+
+
+async def mend(node: Node, primary_port: int) -> None:
+    """Let a replica reach its primary again."""
+    _refuse_primary(node)
+    node.cut = False  # whatever becomes of it: its next start is with a link
+    async with _connection(node) as connection:
         node.configure(primary_port)
         await connection.execute(_RELOAD)
 
@@ -131,7 +165,7 @@ def _refuse_primary(node: Node) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _connection(node: Node, timeout_s: float = _COMMAND_TIMEOUT_S) -> Any:
+async def _connection(node: Node, timeout_s: float = CONNECT_TIMEOUT_S) -> Any:
     if node.pid is None or node.frozen:
         raise NodeNotRunning(f"{node.name} is {state(node)}")
     try:
@@ -183,6 +217,7 @@ async def _describe(node: Node, primary: Node, flush_lsn: str | None, timeline: 
         "lag_bytes": None,
         "paused": False,
         "delay_ms": node.apply_delay_ms,
+        "cut": node.cut,
         "receiver": None,
     }
     if node is not primary:

@@ -28,7 +28,7 @@ START_TIMEOUT_S = 60.0
 """How long a server may take to answer: crash recovery of a kept directory is part of it."""
 
 _POLL_S = 0.01
-_CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
 _LOG_TAIL_LINES = 12
 
 _log = logging.getLogger("rocket.cluster")
@@ -59,6 +59,8 @@ class Node:
         self.halted: dict[str, psutil.Process] = {}
         """Single processes that were halted, by kind, in a server that goes on otherwise."""
         self.apply_delay_ms = 0
+        self.cut = False
+        """Whether it is kept, as a replica, from its primary."""
         self.up = asyncio.Event()
         """Set from the moment at which it answers until it is stopped or found dead."""
         self.process: ServerProcess | None = None
@@ -190,7 +192,7 @@ class Node:
                 major=self.installation.binaries.major,
                 port=self.port,
                 socket_dir=self.installation.socket_dir,
-                primary_port=primary_port,
+                primary_port=None if self.cut else primary_port,
                 apply_delay_ms=self.apply_delay_ms,
             )
         )
@@ -287,7 +289,7 @@ class Node:
     # --- the way in ---
 
     async def connect(
-        self, database: str = "postgres", *, timeout_s: float = _CONNECT_TIMEOUT_S
+        self, database: str = "postgres", *, timeout_s: float = CONNECT_TIMEOUT_S
     ) -> asyncpg.Connection[Any]:
         """Connect as the superuser over the private socket."""
         return await asyncpg.connect(

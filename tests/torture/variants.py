@@ -235,7 +235,7 @@ def check_in_the_reads_own_statement(patch: pytest.MonkeyPatch) -> None:
 
 
 def _compare_differently(patch: pytest.MonkeyPatch, reaches: Callable[[Lsn, Lsn], bool]) -> None:
-    obstacle = choice._obstacle  # noqa: SLF001
+    obstacle = choice.obstacle
 
     def otherwise(
         status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
@@ -246,7 +246,7 @@ def _compare_differently(patch: pytest.MonkeyPatch, reaches: Callable[[Lsn, Lsn]
         floor = token.floor_on(status.name, status.incarnation)
         return None if reaches(status.vouched_lsn, floor) else Reason.NOT_CAUGHT_UP
 
-    patch.setattr(choice, "_obstacle", otherwise)
+    patch.setattr(choice, "obstacle", otherwise)
 
 
 @convicted_by(f"{_CHOICE}test_the_floor_is_compared_as_a_number")
@@ -344,7 +344,7 @@ def _see_the_current_epoch(patch: pytest.MonkeyPatch, is_of: Callable[[int | Non
 @convicted_by(scene=LOST_TAIL)
 def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
     """One reign is like another: LSNs of tokens and replicas are compared whosever they are."""
-    obstacle = choice._obstacle  # noqa: SLF001
+    obstacle = choice.obstacle
 
     def of_any_reign(
         status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
@@ -362,7 +362,7 @@ def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
         return merged([replace(token, epoch=latest_first[0].epoch) for token in latest_first])
 
     _see_the_current_epoch(patch, lambda _streamed, _epoch: True)
-    patch.setattr(choice, "_obstacle", of_any_reign)
+    patch.setattr(choice, "obstacle", of_any_reign)
     patch.setattr(router, "merged", merged_as_one)
     patch.setattr(router, "standing_of", standing_of)
     patch.setattr(writer, "standing_of", standing_of)

@@ -1,0 +1,133 @@
+"""Where scenarios are played: one at a time, and all is put back afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from rocket import Unavailable
+from rocket.api.problems import Problem
+from rocket.errors import RocketError, failing_plainly, in_words
+from rocket.inspector.scenarios import SCENARIOS
+from rocket.inspector.scene import Scene
+
+if TYPE_CHECKING:
+    from rocket import Router, Routing
+    from rocket.inspector.controls import Controls
+    from rocket.inspector.journal import Journal
+    from rocket.inspector.reach import Reach
+    from rocket.inspector.scenarios import Scenario
+
+_LONGEST_S = 90.0
+_PUT_BACK_S = 60.0
+_RETRY_S = 0.2
+_REQUEST_S = 15.0
+
+_log = logging.getLogger("rocket.inspector")
+
+
+class Stage:
+    """Plays what is asked for; `run` is where that happens."""
+
+    def __init__(self, reach: Reach, router: Router[str], controls: Controls, journal: Journal) -> None:
+        self._reach = reach
+        self._router = router
+        self._controls = controls
+        self._journal = journal
+        self._next: Scenario | None = None
+        self._ordered = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._over = False
+        """Whether the whole program ends, and the cluster with it."""
+
+    @property
+    def playing(self) -> str | None:
+        """The name of the scenario that is on."""
+        return None if self._next is None else self._next.name
+
+    def begin(self, name: object) -> str:
+        """Have a scenario played; raise `Problem` if there is none of that name, or one is on."""
+        scenario = SCENARIOS.get(name) if isinstance(name, str) else None
+        if scenario is None:
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"A scenario is one of {', '.join(SCENARIOS)}.")
+        self.refuse_while_playing()
+        if not self._router.board.replicas:
+            raise Problem(HTTPStatus.CONFLICT, "No replica is observed: there is nothing to show.")
+        self._next = scenario
+        self._ordered.set()
+        return f"'{scenario.title}' begins."
+
+    def refuse_while_playing(self) -> None:
+        """Raise a `Problem` while a scenario is on."""
+        if self.playing is not None:
+            raise Problem(HTTPStatus.CONFLICT, f"The scenario '{self.playing}' is on; to heal all ends it.")
+
+    async def end(self) -> None:
+        """End the scenario that is on, and wait until all is put back."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,), timeout=_PUT_BACK_S)
+
+    async def run(self) -> None:
+        """Play what is asked for; never returns."""
+        while True:
+            await self._ordered.wait()
+            self._ordered.clear()
+            assert self._next is not None  # noqa: S101 - `begin` sets both
+            async with asyncio.TaskGroup() as group:
+                self._task = group.create_task(self._play(self._next), name=f"scenario {self._next.name}")
+                try:
+                    await asyncio.wait((self._task,))
+                except asyncio.CancelledError:
+                    self._over = True
+                    raise
+            self._task = self._next = None
+
+    async def _play(self, scenario: Scenario) -> None:
+        """Play a scenario to its end, whatever that is, and put everything back unless the program ends."""
+        routing, simulator = self._router.routing, self._reach.simulator
+        rate = None if simulator is None else simulator.rate
+        timeout, connector = aiohttp.ClientTimeout(total=_REQUEST_S), aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(self._reach.url, connector=connector, timeout=timeout) as http:
+            scene = Scene(scenario.name, self._router.board, self._controls, self._journal, http)
+            scene.say(scenario.text, "began")
+            if simulator is not None:
+                self._controls.pace(0)
+            phase, text = "failed", "It was ended."
+            try:
+                with failing_plainly():
+                    async with asyncio.timeout(_LONGEST_S):
+                        await self._controls.disturb("heal")
+                        phase, text = "ended", await scenario.play(scene)
+            except Exception as error:  # noqa: BLE001 - the program goes on; viewers and the log are told
+                text = f"It came to nothing: {in_words(error)}."
+                foreseen = isinstance(error, RocketError | TimeoutError | OSError | aiohttp.ClientError)
+                _log.warning("scenario %s: %s", scenario.name, text, exc_info=not foreseen)
+            finally:
+                if not self._over:
+                    if not await self._put_back(routing, rate):
+                        phase, text = "failed", f"{text} Not everything is as it was: see the log, and heal all."
+                    scene.say(text, phase)
+                    _log.info("scenario %s %s: %s", scenario.name, phase, text)
+
+    async def _put_back(self, routing: Routing, rate: float | None) -> bool:
+        """Make all as it was; tell whether that worked."""
+        try:
+            async with asyncio.timeout(_PUT_BACK_S):
+                await self._controls.disturb("heal")
+                while True:
+                    with contextlib.suppress(Unavailable):
+                        await self._controls.route(routing)
+                        return True
+                    await asyncio.sleep(_RETRY_S)
+        except (RocketError, TimeoutError) as error:
+            _log.warning("not everything is as it was before the scenario: %s", in_words(error))
+            return False
+        finally:
+            if self._reach.simulator is not None:
+                self._controls.pace(rate)

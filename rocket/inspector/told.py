@@ -1,0 +1,89 @@
+"""What a request that was told of says, in the terms of HTTP and of rides."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from rocket import InvalidToken, Lsn, OutcomeUnknown, Unavailable
+from rocket.api.problems import Problem
+from rocket.api.witness import Asked
+from rocket.torture.history import Outcome
+
+if TYPE_CHECKING:
+    from rocket.api.witness import Told
+    from rocket.inspector.journal import Page
+
+_STATUSES = {
+    InvalidToken: HTTPStatus.BAD_REQUEST,
+    OutcomeUnknown: HTTPStatus.GATEWAY_TIMEOUT,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+_WRITES = {Asked.JOIN, Asked.WRITE}
+
+
+def outcome_of(told: Told) -> Outcome:
+    """Return what the client knows afterwards."""
+    if told.error is None:
+        return Outcome.OK
+    known = isinstance(told.error, Unavailable | InvalidToken | Problem) or told.request not in _WRITES
+    return Outcome.FAIL if known else Outcome.UNKNOWN
+
+
+def status_of(told: Told) -> int:
+    """Return the status of the answer, as the API gives it."""
+    if told.error is None:
+        return _status_of_success(told)
+    if isinstance(told.error, Problem):
+        return told.error.status
+    if isinstance(told.error, asyncio.CancelledError):  # by the API's last resort against requests that never end
+        return HTTPStatus.GATEWAY_TIMEOUT if told.request in _WRITES else HTTPStatus.SERVICE_UNAVAILABLE
+    return next(
+        (status for kind, status in _STATUSES.items() if isinstance(told.error, kind)),
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+    )
+
+
+def _status_of_success(told: Told) -> int:
+    assert told.answer is not None  # noqa: S101 - there was no error
+    match told.request:
+        case Asked.WRITE:
+            return HTTPStatus.CREATED
+        case Asked.JOIN:
+            status: int = told.answer.value[1]
+            return status
+        case Asked.READ if ride_of(told) is None:
+            return HTTPStatus.NOT_FOUND
+    return HTTPStatus.OK
+
+
+def ride_of(told: Told) -> tuple[int, float] | None:
+    """Return id and distance of the ride that was written, or that a read found."""
+    if told.answer is None or told.error is not None or told.request not in {Asked.WRITE, Asked.READ}:
+        return None
+    row = told.answer.value
+    return None if row["id"] is None else (row["id"], round(row["distance"], 1))
+
+
+def page_of(told: Told) -> Page | None:
+    """Return the rides that a list showed."""
+    if told.answer is None or told.error is not None or told.request is not Asked.LIST:
+        return None
+    page: Page = told.answer.value
+    return page
+
+
+def is_of_unknown_user(told: Told) -> bool:
+    """Tell whether a read was answered by a node that knows of no such user."""
+    return (
+        told.answer is not None and isinstance(told.error, Problem) and status_of(told) == HTTPStatus.UNAUTHORIZED
+    )
+
+
+def shown_lsn(told: Told) -> Lsn | None:
+    """Return how far the replica that served a read said, with the answer, that it has replayed."""
+    route = None if told.answer is None else told.answer.route
+    if route is None or route.said is None or not route.said.startswith("replica "):
+        return None
+    return Lsn.parse(route.said.split(" ")[1])
