@@ -213,7 +213,8 @@ class Feed:
         return {
             "kind": "tick",
             "t": self._journal.ms(now),
-            **totals(self._metrics.counts(), self._router.pools),
+            **totals(self._metrics.counts()),
+            "connections": {pool.name: {"in_use": pool.in_use, "idle": pool.idle} for pool in self._router.pools},
             **self._latencies.percentiles(now),
             "stale": self._checker.stale,
             "checked": self._checker.checked,

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rocket.consistency import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from rocket.api.witness import Told
-    from rocket.routing.connections import NodePool
 
 _LATEST = 2000
 _FEW_S = 5.0
@@ -38,7 +37,7 @@ class Latencies:
         }
 
 
-def totals(counts: Mapping[str, Any], pools: Iterable[NodePool]) -> dict[str, Any]:
+def totals(counts: Mapping[str, Any]) -> dict[str, Any]:
     """Make the figures of a tick of what the API has counted itself."""
     reasons, writes = counts["reasons"], dict(counts["writes"])
     return {
@@ -49,5 +48,4 @@ def totals(counts: Mapping[str, Any], pools: Iterable[NodePool]) -> dict[str, An
         "waited": reasons.get(Reason.WAITED, 0),
         "retried": reasons.get(Reason.RETRIED, 0),
         "fallbacks": sum(counts["fallbacks"].values()),
-        "connections": {pool.name: {"in_use": pool.in_use, "idle": pool.idle} for pool in pools},
     }

@@ -126,6 +126,7 @@ class TestReplicas:
             "reasons": {},
             "fallbacks": {},
             "reads_unavailable": 0,
+            "writes": {},
             "connections": {"primary": {"in_use": 0, "idle": 0}},
         }
 
