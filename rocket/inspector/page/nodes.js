@@ -43,7 +43,7 @@ export class NodeCards {
     parts.values = {};
     const list = make("dl");
     for (const name of ["receive", "replay", "behind", "late", "reads", "connections"]) {
-      parts.values[name] = make("dd", { text: "–" });
+      parts.values[name] = make("dd", { text: "–", "data-value": name });
       list.append(make("dt", { text: LABELS[name] ?? name }), parts.values[name]);
     }
     parts.receiveLabel = list.firstElementChild;

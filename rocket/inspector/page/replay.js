@@ -32,6 +32,8 @@ export class Replay {
     this.lives = [];
     /** Moments at which a life was ended on purpose: a look after one proves nothing of the time before it. */
     this.ends = [];
+    /** When something was last done to the node. */
+    this.disturbed = -Infinity;
     this.incarnation = null;
     this.status = null;
     this.role = null;
@@ -60,6 +62,7 @@ export class Replay {
   /** Takes in a `fault` event on this node. */
   disturb(event) {
     if (!event.ok) return;
+    this.disturbed = event.t;
     if (event.name === "kill" || event.name === "stop" || event.name === "restart") this.ends.push(event.t);
     for (const kind of ENDING[event.name] || []) this.end(kind, event.t);
     if (LASTING[event.name]) this.begin(LASTING[event.name], event.t);
@@ -67,6 +70,7 @@ export class Replay {
 
   /** What a tick says holds, whether or not its fault was seen. */
   settle(state, t) {
+    if (t <= this.disturbed) return; // it was asked before the last fault
     const holds = { paused: state.paused, "cut off": state.cut, slowed: state.delay_ms > 0, frozen: state.state === "frozen" };
     holds.stopped = state.state === "stopped";
     for (const [kind, held] of Object.entries(holds)) {

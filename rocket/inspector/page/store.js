@@ -173,7 +173,7 @@ export class Store {
 
   takeTick(event) {
     this.tick = event;
-    for (const [name, state] of Object.entries(event.states || {})) this.nodes[this.numbers.get(name) ?? -1]?.settle(state, event.t);
+    for (const [name, state] of Object.entries(event.states || {})) this.nodes[this.numbers.get(name) ?? -1]?.settle(state, event.states_at ?? event.t);
   }
 
   /** The row of the read with this event id; -1 if it is no longer held. */

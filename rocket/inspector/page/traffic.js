@@ -41,10 +41,12 @@ export class Traffic {
   }
 
   stale(tick) {
-    const found = byId("stale-count");
-    setText(found, count(tick.stale ?? 0));
-    byId("verdict").classList.toggle("bad", tick.stale > 0);
-    setText(byId("checked"), `of ${count(tick.checked ?? 0)} reads checked`);
+    const guaranteed = tick.stale_by_routing["never-stale"] ?? 0;
+    setText(byId("stale-count"), count(guaranteed));
+    byId("verdict").classList.toggle("bad", guaranteed > 0);
+    setText(byId("checked"), `of ${count(tick.checked)} reads checked`);
+    const others = Object.entries(tick.stale_by_routing).filter(([routing]) => routing !== "never-stale");
+    setText(byId("unguaranteed"), others.map(([routing, number]) => `${count(number)} under ${routing}`).join(", "));
   }
 
   /** Lists a stale read, the newest first. */

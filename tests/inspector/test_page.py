@@ -1,0 +1,174 @@
+"""The inspector's page in a real browser, on a whole system: it moves, its buttons do what they say, nothing is amiss.
+
+Needs playwright and a Chromium of the system's; `.ci/run` installs both, and sets BROWSER_REQUIRED so that nothing is
+skipped there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from tests.test_run_all import running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from playwright.async_api import Page
+
+REQUIRED = bool(os.environ.get("BROWSER_REQUIRED"))
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SOON_MS = 15_000
+PROMOTED_MS = 40_000
+WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+
+
+def _reason_to_skip() -> str | None:
+    try:
+        import playwright  # noqa: F401, PLC0415
+    except ImportError:
+        return "playwright is not installed: uv sync --group browser"
+    return None if CHROMIUM else "there is no Chromium on the PATH"
+
+
+MISSING = _reason_to_skip()
+pytestmark = pytest.mark.skipif(MISSING is not None and not REQUIRED, reason=MISSING or "")
+
+
+class Visit:
+    """A page that is open, and what went wrong on it."""
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.page = page
+        self.address = address
+        self.complaints: list[str] = []
+        self.hosts: Counter[str] = Counter()
+        page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.hosts.update([request.url.split("/")[2]]))
+
+    async def reads(self) -> dict[str, int]:
+        """Return how many reads each node has served, as its card says."""
+        return await self.page.evaluate("() => rocketInspector.store.tick?.reads ?? {}")
+
+    async def until(self, condition: str, argument: object = None, timeout_ms: float = SOON_MS) -> None:
+        """Wait until an expression in the page's own language holds."""
+        await self.page.wait_for_function(condition, arg=argument, timeout=timeout_ms)
+
+    def button(self, node: str, command: str) -> Any:
+        """Return the button of a node's card."""
+        return self.page.locator(f"article[data-node='{node}'] button[data-command='{command}']")
+
+
+@pytest_asyncio.fixture(scope="module")
+async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """Run the whole system with three replicas and traffic; give the address of the page."""
+    assert MISSING is None, MISSING
+    from tests.conftest import fresh_dir  # noqa: PLC0415
+
+    with fresh_dir() as kept_dir:
+        flags = ("--replicas", "3", "--postgres-port", "0", "--api-port", "0", "--simulator-rate", "60")
+        async with running(kept_dir, "-m", "rocket", "run-all", *flags) as program:
+            match = await program.prints(r"inspector: (http://\S+)")
+            yield match[1]
+
+
+@contextlib.asynccontextmanager
+async def visiting(address: str, size: dict[str, int], scheme: Any = "light") -> AsyncIterator[Visit]:
+    """Open the page in a browser of its own."""
+    from playwright.async_api import async_playwright  # noqa: PLC0415
+
+    async with async_playwright() as playwright:
+        # Chromium's own sandbox does not work for root, as whom CI runs.
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            page = await browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+            visit = Visit(page, address)
+            await page.goto(address)
+            await visit.until("() => rocketInspector.events > 50 && rocketInspector.store.tick")
+            yield visit
+            assert [] == visit.complaints
+            assert {address.split("/")[2]} == set(visit.hosts)
+        finally:
+            await browser.close()
+
+
+@pytest_asyncio.fixture
+async def visit(system: str) -> AsyncIterator[Visit]:
+    """Open the page at the width of a desk."""
+    async with visiting(system, WIDE) as visit:
+        yield visit
+
+
+async def test_the_diagram_moves_with_what_happens(visit: Visit) -> None:
+    """By itself, as drawn, until it is paused."""
+    canvas = visit.page.locator("#canvas")
+    before = await canvas.screenshot()
+    held = await visit.page.evaluate("() => rocketInspector.events")
+    await visit.until("(held) => rocketInspector.events > held + 100 && rocketInspector.fps > 10", held)
+    assert before != await canvas.screenshot()
+    await visit.page.locator("#stage").press("Space")
+    still = await canvas.screenshot()
+    await visit.until("(held) => rocketInspector.events > held + 200", held)
+    assert still == await canvas.screenshot()
+
+
+async def test_a_replica_that_is_paused_falls_behind_and_reads_leave_it(visit: Visit) -> None:
+    """By the button on its card, and back by the same button."""
+    pause = visit.button("replica2", "pause")
+    await pause.click()
+    await visit.until(
+        "() => document.querySelector(\"article[data-node='replica2'] [data-command='pause']\").ariaPressed === 'true'"
+    )
+    await visit.until("() => rocketInspector.store.nodes.get('replica2').lag_bytes > 4096")
+    before = await visit.reads()
+    await visit.until(
+        "(before) => ['replica0', 'replica1'].every(name => rocketInspector.store.tick.reads[name] > before[name] + 30)",
+        before,
+    )
+    after = await visit.reads()
+    assert after["replica2"] - before["replica2"] < 10
+    await pause.click()
+    await visit.until(
+        "(before) => rocketInspector.store.tick.reads.replica2 > before + 20", after["replica2"]
+    )
+
+
+async def test_the_same_clicks_are_stale_as_published_and_not_by_us(visit: Visit) -> None:
+    """The guided race: every stale read that the checker finds was routed as published."""
+    await visit.page.locator("button[data-scenario='race']").click()
+    await visit.until(
+        "() => /never-stale: 0 of [1-9]\\d* reads stale/.test(document.querySelector('main').innerText)",
+        timeout_ms=PROMOTED_MS,
+    )
+    stale = await visit.page.evaluate("() => rocketInspector.store.tick.stale_by_routing")
+    assert stale["article"] > 0
+    assert 0 == stale.get("never-stale", 0)
+    assert "0" == await visit.page.locator("[data-testid='stale-count']").inner_text()
+    first = visit.page.locator("button[data-read]").first
+    await first.click()
+    await visit.until("() => rocketInspector.pinned?.includes('floor')")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_on_a_phone_nothing_sticks_out(system: str, scheme: str) -> None:
+    """No part of the page is wider than the screen."""
+    async with visiting(system, PHONE, scheme) as visit:
+        assert 0 == await visit.page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
+
+
+async def test_promotion_shows_a_new_primary(visit: Visit) -> None:
+    """Its card says so, and the old primary's says that it follows; it is the last test here."""
+    await visit.button("replica0", "promote").click()
+    await visit.until(
+        "() => document.querySelector(\"article[data-node='replica0'] .role\").innerText === 'primary'"
+        " && document.querySelector(\"article[data-node='primary'] .role\").innerText === 'replica'",
+        timeout_ms=PROMOTED_MS,
+    )
