@@ -60,13 +60,22 @@ async def cluster() -> AsyncIterator[LocalCluster]:
         yield cluster
 
 
-@pytest.fixture
-def kept_dir() -> Iterator[Path]:
-    """A place for directories that the servers' account can enter, with a path short enough for sockets."""
+@contextlib.contextmanager
+def fresh_dir() -> Iterator[Path]:
+    """Make a place for directories that the servers' account can enter, with a path short enough for sockets."""
     path = Path(tempfile.mkdtemp(prefix="rocket-test-", dir=TEMPORARY))
     path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.fixture
+def kept_dir() -> Iterator[Path]:
+    """A fresh directory."""
+    with fresh_dir() as path:
+        yield path
 
 
 @pytest.fixture

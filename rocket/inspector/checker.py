@@ -52,7 +52,6 @@ class Checker:
 
     def __init__(self) -> None:
         self.checked = 0
-        self.stale = 0
         self._owed: OrderedDict[str, OrderedDict[int, Debt]] = OrderedDict()
         """By reader (a session's name, or its user's), and by ride."""
 
@@ -79,7 +78,6 @@ class Checker:
                     self._owe(reader, Debt(shown, told.done, epoch, written=False))
         if missing is None:
             return None
-        self.stale += 1
         return Stale(missing, _in_words(missing, told, session))
 
     def _look_at_write(self, told: Told, session: Session, epoch: Epoch | None) -> None:

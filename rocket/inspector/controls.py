@@ -38,8 +38,8 @@ class Controls:
     """Acts on the cluster by its one door, on the router, and on the simulator."""
 
     def __init__(self, reach: Reach, router: Router[str], journal: Journal) -> None:
-        self.states: dict[str, Any] | None = None
-        """What is known of the nodes; None if that is nothing, or nothing recent."""
+        self.states: tuple[float, dict[str, Any]] | None = None
+        """How the nodes are, and when (monotonic) that was asked; None if nothing recent is known."""
         self._reach = reach
         self._router = router
         self._journal = journal
@@ -109,13 +109,14 @@ class Controls:
 
     async def watch_nodes(self, run_dir: Path) -> None:
         """Ask how the nodes are, once a second; a cluster that does not say is not waited for for long."""
+        asked_at = time.monotonic()
         try:
             async with asyncio.timeout(_STATES_TIMEOUT_S):
                 nodes = await control.ask(run_dir, "status")
         except (RocketError, TimeoutError):
             self.states = None
         else:
-            self.states = {node["name"]: _state_of(node) for node in nodes}
+            self.states = asked_at, {node["name"]: _state_of(node) for node in nodes}
         await asyncio.sleep(_STATES_S)
 
 

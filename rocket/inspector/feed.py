@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 from rocket.api.witness import Asked, Told
@@ -44,7 +44,7 @@ class Feed:
     """The events, numbered from 1 on. The numbers go on for as long as the program runs."""
 
     def __init__(self, journal: Journal, router: Router[str], metrics: Metrics) -> None:
-        self.states: Callable[[], object] = lambda: None
+        self.states: Callable[[], tuple[float, object] | None] = lambda: None
         """Gives what is known of the nodes of a cluster that rocket runs."""
         self.last = 0
         """The number of the last event."""
@@ -63,6 +63,7 @@ class Feed:
         self._next = self._journal.end
         self._sessions = Sessions()
         self._checker = Checker()
+        self._stale: Counter[Routing] = Counter()
         self._latencies = Latencies()
         self._looks = Looks()
         self._board = Board()
@@ -207,18 +208,22 @@ class Feed:
         read = events.read_event(told, session, routing, self._board, self._router.policy, self._journal.ms)
         self._emit(read)
         if stale is not None:
+            self._stale[routing] += 1
             self._emit(events.stale_event(stale, read))
 
     def _tick(self, now: float) -> Event:
+        asked_at, states = self.states() or (now, None)
         return {
             "kind": "tick",
             "t": self._journal.ms(now),
             **totals(self._metrics.counts()),
             "connections": {pool.name: {"in_use": pool.in_use, "idle": pool.idle} for pool in self._router.pools},
             **self._latencies.percentiles(now),
-            "stale": self._checker.stale,
+            "stale": self._stale.total(),
+            "stale_by_routing": self._stale,
             "checked": self._checker.checked,
-            "states": self.states(),
+            "states": states,
+            "states_at": self._journal.ms(asked_at),
         }
 
     def _emit(self, event: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""The inspector's page in a real browser, on a whole system: it moves, its buttons do what they say, nothing is amiss.
+"""The inspector's page in a real browser, on a whole system: it moves, and its buttons do what they say.
 
-Needs playwright and a Chromium of the system's; `.ci/run` installs both, and sets BROWSER_REQUIRED so that nothing is
-skipped there.
+Needs playwright and a Chromium of the system's; `.ci/run` installs both, and sets BROWSER_REQUIRED so that nothing
+is skipped there.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from tests.conftest import fresh_dir
 from tests.test_run_all import running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
-    from playwright.async_api import Page
+    from playwright.async_api import ConsoleMessage, Page
 
 REQUIRED = bool(os.environ.get("BROWSER_REQUIRED"))
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -50,13 +50,18 @@ class Visit:
         self.address = address
         self.complaints: list[str] = []
         self.hosts: Counter[str] = Counter()
-        page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
+        page.on("console", self._hear)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.hosts.update([request.url.split("/")[2]]))
 
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            self.complaints.append(message.text)
+
     async def reads(self) -> dict[str, int]:
-        """Return how many reads each node has served, as its card says."""
-        return await self.page.evaluate("() => rocketInspector.store.tick?.reads ?? {}")
+        """Return how many reads each node has served, by the last tick."""
+        reads: dict[str, int] = await self.page.evaluate("() => rocketInspector.store.tick.reads")
+        return reads
 
     async def until(self, condition: str, argument: object = None, timeout_ms: float = SOON_MS) -> None:
         """Wait until an expression in the page's own language holds."""
@@ -68,11 +73,9 @@ class Visit:
 
 
 @pytest_asyncio.fixture(scope="module")
-async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+async def system() -> AsyncIterator[str]:
     """Run the whole system with three replicas and traffic; give the address of the page."""
     assert MISSING is None, MISSING
-    from tests.conftest import fresh_dir  # noqa: PLC0415
-
     with fresh_dir() as kept_dir:
         flags = ("--replicas", "3", "--postgres-port", "0", "--api-port", "0", "--simulator-rate", "60")
         async with running(kept_dir, "-m", "rocket", "run-all", *flags) as program:
@@ -110,35 +113,33 @@ async def visit(system: str) -> AsyncIterator[Visit]:
 async def test_the_diagram_moves_with_what_happens(visit: Visit) -> None:
     """By itself, as drawn, until it is paused."""
     canvas = visit.page.locator("#canvas")
-    before = await canvas.screenshot()
+    before, right = await canvas.screenshot(), await visit.page.evaluate("() => rocketInspector.view.right")
     held = await visit.page.evaluate("() => rocketInspector.events")
     await visit.until("(held) => rocketInspector.events > held + 100 && rocketInspector.fps > 10", held)
     assert before != await canvas.screenshot()
+    assert right < await visit.page.evaluate("() => rocketInspector.view.right")
     await visit.page.locator("#stage").press("Space")
-    still = await canvas.screenshot()
+    right = await visit.page.evaluate("() => rocketInspector.view.right")
     await visit.until("(held) => rocketInspector.events > held + 200", held)
-    assert still == await canvas.screenshot()
+    assert right == await visit.page.evaluate("() => rocketInspector.view.right")
 
 
 async def test_a_replica_that_is_paused_falls_behind_and_reads_leave_it(visit: Visit) -> None:
     """By the button on its card, and back by the same button."""
     pause = visit.button("replica2", "pause")
     await pause.click()
-    await visit.until(
-        "() => document.querySelector(\"article[data-node='replica2'] [data-command='pause']\").ariaPressed === 'true'"
-    )
-    await visit.until("() => rocketInspector.store.nodes.get('replica2').lag_bytes > 4096")
+    card = "document.querySelector(\"article[data-node='replica2']\")"
+    await visit.until(f"() => {card}.querySelector('[data-command=pause]').ariaPressed === 'true'")
+    await visit.until(f"() => {card}.querySelector('[data-value=behind]').innerText.endsWith('kB')")
     before = await visit.reads()
     await visit.until(
-        "(before) => ['replica0', 'replica1'].every(name => rocketInspector.store.tick.reads[name] > before[name] + 30)",
+        "(before) => [0, 1].every(n => rocketInspector.store.tick.reads[`replica${n}`] > before[`replica${n}`] + 30)",
         before,
     )
     after = await visit.reads()
     assert after["replica2"] - before["replica2"] < 10
     await pause.click()
-    await visit.until(
-        "(before) => rocketInspector.store.tick.reads.replica2 > before + 20", after["replica2"]
-    )
+    await visit.until("(before) => rocketInspector.store.tick.reads.replica2 > before + 20", after["replica2"])
 
 
 async def test_the_same_clicks_are_stale_as_published_and_not_by_us(visit: Visit) -> None:
@@ -154,7 +155,7 @@ async def test_the_same_clicks_are_stale_as_published_and_not_by_us(visit: Visit
     assert "0" == await visit.page.locator("[data-testid='stale-count']").inner_text()
     first = visit.page.locator("button[data-read]").first
     await first.click()
-    await visit.until("() => rocketInspector.pinned?.includes('floor')")
+    await visit.until("() => document.querySelector('#card').innerText.includes('Floor')")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -168,7 +169,7 @@ async def test_promotion_shows_a_new_primary(visit: Visit) -> None:
     """Its card says so, and the old primary's says that it follows; it is the last test here."""
     await visit.button("replica0", "promote").click()
     await visit.until(
-        "() => document.querySelector(\"article[data-node='replica0'] .role\").innerText === 'primary'"
-        " && document.querySelector(\"article[data-node='primary'] .role\").innerText === 'replica'",
+        "() => document.querySelector(\"article[data-node='replica0'] .badge\").innerText === 'primary'"
+        " && document.querySelector(\"article[data-node='primary'] .badge\").innerText === 'replica'",
         timeout_ms=PROMOTED_MS,
     )
