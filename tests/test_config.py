@@ -133,6 +133,18 @@ CASES = {
         (Given("yes", True), Given("no", False), Given("yes", True)),
         ("true", "1", "YES", "on", *HOSTILE),
     ),
+    "no_inspector": Case(
+        "ROCKET_NO_INSPECTOR",
+        False,
+        (Given("yes", True), Given("no", False), Given("yes", True)),
+        ("true", "1", "YES", "on", *HOSTILE),
+    ),
+    "inspector_token": Case(
+        "INSPECTOR_TOKEN",
+        "",
+        (Given("a-b_c.d~", "a-b_c.d~"), Given("1234567890", "1234567890"), Given("x" * 200, "x" * 200)),
+        ("short", "x" * 201, "white space", "semi;colon", *HOSTILE),
+    ),
     "allowed_hosts": Case(
         "ROCKET_ALLOWED_HOSTS", "", (Given("a.b", "a.b"), Given("c,d", "c,d"), Given("e", "e")), ()
     ),
@@ -296,7 +308,7 @@ def test_the_help_names_every_flag_variable_and_default() -> None:
 # --- what is wrong ---
 
 
-@pytest.mark.parametrize("name", [name for name in WITH_WRONG_VALUES if name != "server_logs"])
+@pytest.mark.parametrize("name", [name for name in WITH_WRONG_VALUES if not isinstance(CASES[name].default, bool)])
 def test_a_wrong_flag_is_refused_by_name(name: str, dotenv_file: Path) -> None:
     """The error begins with the flag, says what would be right, and shows what was given, on one line."""
     for text in CASES[name].wrong:
@@ -331,7 +343,9 @@ def assert_refusal(message: str, origin: str, text: str) -> None:
     assert message.isprintable()
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in {"server_logs", "allowed_hosts"}])
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if CASES[name].wrong and not isinstance(CASES[name].default, bool)]
+)
 def test_an_empty_flag_is_refused(name: str, dotenv_file: Path) -> None:
     """`--host ""` is a slip of a script, not a wish for the default."""
     with pytest.raises(InvalidSetting) as caught:

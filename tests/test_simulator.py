@@ -459,3 +459,39 @@ class TestTally:
     def test_a_run_without_answers_says_so(self) -> None:
         """Nothing read is not mistaken for nothing stale."""
         assert Tally().lines()[0] == "0 rides written, 0 reads: none answered"
+
+
+class TestChangingRate:
+    """Somebody turns a knob while it runs."""
+
+    async def test_it_goes_faster_stops_and_goes_on(self, stub: StubApi, url: str) -> None:
+        """Users come with the rate; at rate 0 nothing is begun."""
+        simulator = Simulator(url, chance=NoPauses(1))
+        async with running(simulator) as tally:
+            await until(lambda: tally.reads.total() >= 2)
+            assert 1 == len(stub.users)
+            simulator.rate = 200.0
+            await until(lambda: tally.reads.total() >= 20)
+            assert 100 == len(stub.users)
+            simulator.rate = 0
+            before = -1
+            while before != (before := len(stub.rides)):
+                await asyncio.sleep(0.1)  # as long as twenty rides would take
+            simulator.rate = None
+            await until(lambda: len(stub.rides) >= before + 2)
+
+    async def test_a_pause_does_not_keep_it_from_going_faster(self, url: str) -> None:
+        """The one client's ride goes on beside the others."""
+
+        class Chance(random.Random):
+            def uniform(self, a: float, b: float) -> float:
+                return 3600.0 if a == 0 else super().uniform(a, b)
+
+            def choice(self, seq: Any) -> Any:
+                return seq[0]
+
+        simulator = Simulator(url, chance=Chance(1))
+        async with running(simulator) as tally:
+            await until(lambda: tally.rides == 1)
+            simulator.rate = 100.0
+            await until(lambda: tally.reads.total() >= 5)

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from rocket.inspector.events import Event
     from rocket.inspector.journal import Happening, Journal
 
-_BEAT_S = 0.05
+BEAT_S = 0.05
 """Between two batches."""
 _TICK_S = 1.0
 _STAYS_WARM_S = 10.0
 """How long it goes on when nobody looks any more, so that who was cut off finds what they have missed."""
-_KEPT = 8192
+KEPT = 8192
 """Events that who comes back can be told."""
 _REQUESTS_PER_S = 600.0
 _REQUESTS_AT_ONCE = 60.0
@@ -52,7 +52,7 @@ class Feed:
         self._journal = journal
         self._router = router
         self._metrics = metrics
-        self._kept: deque[str] = deque(maxlen=_KEPT)
+        self._kept: deque[str] = deque(maxlen=KEPT)
         self._wanted = asyncio.Event()
         self._news = asyncio.Event()
         self._start_anew()
@@ -133,13 +133,13 @@ class Feed:
                     self._emit(self._tick(now))
                 if self.last != before:
                     self.wake()
-                await asyncio.sleep(_BEAT_S)
+                await asyncio.sleep(BEAT_S)
             self._wanted.clear()
             self._kept.clear()
 
     def follow(self) -> None:
         """Take in what has been noted since."""
-        self._allowance = min(_REQUESTS_AT_ONCE, self._allowance + _REQUESTS_PER_S * _BEAT_S)
+        self._allowance = min(_REQUESTS_AT_ONCE, self._allowance + _REQUESTS_PER_S * BEAT_S)
         self._looks.refill()
         if self._next < self._journal.begin:  # it went on for longer than the journal reaches
             self._start_anew()

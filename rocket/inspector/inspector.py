@@ -135,7 +135,7 @@ class Inspector:
             case command:
                 if command == "heal":
                     await self._stage.end()
-                elif command in {"routing", "simulator"}:
+                elif command in ("routing", "simulator"):
                     self._stage.refuse_while_playing()
                 said = await self._controls.carry_out(order)
         return web.json_response({"said": said}, headers=doors.SECURITY_HEADERS)

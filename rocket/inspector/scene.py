@@ -145,7 +145,8 @@ class Scene:
     def _seen_after(self, moment: float) -> bool:
         return self._primary_seen_at() > moment
 
-    async def _until(self, so: Callable[[], bool], what: str, patience_s: float = _PATIENCE_S) -> None:
+    async def _until(self, so: Callable[[], bool], what: str, patience_s: float | None = None) -> None:
+        patience_s = patience_s or _PATIENCE_S
         deadline = time.monotonic() + patience_s
         while not so():
             if time.monotonic() > deadline:

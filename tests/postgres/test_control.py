@@ -11,12 +11,13 @@ import pytest
 import pytest_asyncio
 
 from rocket.errors import ClusterNotFound
-from rocket.postgres import control, faults
+from rocket.postgres import catchup, control, faults
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rocket.postgres.cluster import LocalCluster
+    from rocket.postgres.node import Node
 
 
 @pytest_asyncio.fixture
@@ -165,3 +166,72 @@ async def test_answer_that_takes_too_long_is_said_to(
     for writer in writers:
         writer.close()
     server.close()
+
+
+@pytest.mark.usefixtures("downs")
+async def test_a_replica_that_is_cut_stays_up_and_gets_nothing_until_it_is_mended(cluster: LocalCluster) -> None:
+    """Also while it does not replay, and when it has been restarted in between."""
+    replica = cluster.node("replica0")
+    await control.ask(cluster.run_dir, "pause", node="replica0")
+    await control.ask(cluster.run_dir, "cut", node="replica0")
+    await control.ask(cluster.run_dir, "resume", node="replica0")
+    try:
+        for _ in range(2):
+            said = await status(cluster, "replica0")
+            assert ("up", True, None) == (said["state"], said["cut"], said["receiver"])
+            before = await received(replica)
+            primary = await cluster.primary.connect()
+            await primary.execute("SELECT pg_logical_emit_message(true, 'test', 'nobody gets this')")
+            await primary.close()
+            await catchup.replayed_by(cluster.node("replica1"), await catchup.flushed_by(cluster.primary))
+            assert before == await received(replica)
+            await control.ask(cluster.run_dir, "restart", node="replica0")
+    finally:
+        await control.ask(cluster.run_dir, "mend", node="replica0")
+    await cluster.wait_for_catchup()
+    assert not (await status(cluster, "replica0"))["cut"]
+
+
+async def received(node: Node) -> str:
+    """Return how far a replica has come."""
+    connection = await node.connect()
+    replayed: str = await connection.fetchval("SELECT pg_last_wal_replay_lsn()::text")
+    await connection.close()
+    return replayed
+
+
+@pytest.mark.usefixtures("downs")
+async def test_heal_undoes_all_that_was_done(cluster: LocalCluster) -> None:
+    """Whatever it was, every node is up afterwards and follows."""
+    for command, node in (
+        ("pause", "replica0"),
+        ("cut", "replica1"),
+        ("freeze", "replica0"),
+        ("stop", "replica1"),
+    ):
+        await control.ask(cluster.run_dir, command, node=node)
+    await control.ask(cluster.run_dir, "heal")
+    await control.ask(cluster.run_dir, "delay", node="replica0", delay_ms=3_600_000)
+    await control.ask(cluster.run_dir, "heal")
+    await cluster.wait_for_catchup()
+    said = await control.ask(cluster.run_dir, "status")
+    assert [("up", False, False, 0)] * 3 == [
+        (node["state"], node["paused"], node["cut"], node["delay_ms"]) for node in said
+    ]
+
+
+@pytest.mark.usefixtures("downs")
+async def test_commands_are_told_of(cluster: LocalCluster) -> None:
+    """Those that were carried out, and those that were refused; not mere questions."""
+    told: list[tuple[str, str | None, bool]] = []
+    cluster.on_command.append(lambda done: told.append((done.command, done.node, done.ok)))
+    try:
+        await control.ask(cluster.run_dir, "status")
+        await control.ask(cluster.run_dir, "heal")
+        with pytest.raises(control.Refused):
+            await control.ask(cluster.run_dir, "pause", node="primary")
+        await control.ask(cluster.run_dir, "kill", node="replica1", backend=True)
+    finally:
+        cluster.on_command.clear()
+    await cluster.wait_for_catchup()
+    assert [("heal", None, True), ("pause", "primary", False), ("kill-backend", "replica1", True)] == told

@@ -1,0 +1,89 @@
+"""The history that the inspector gives is one that `rocket check` judges."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from rocket import Routing
+from rocket.torture import checker, reader
+from rocket.torture.history import Outcome, Request
+from rocket.torture.verdict import Judgement, Rule
+from tests.conftest import paused
+from tests.inspector.rides import User
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rocket import Observer, Router
+    from rocket.postgres.cluster import LocalCluster
+    from rocket.torture.history import History
+    from rocket.torture.verdict import Verdict
+    from tests.inspector.conftest import Inspected
+
+
+async def judged(inspected: Inspected, path: Path, last: int = 1000) -> tuple[History, Verdict]:
+    """Take the history as its user does, and judge it."""
+    file = path / "history.jsonl"
+    async with inspected.client.get("/inspector/history", params={"last": last}) as response:
+        assert 200 == response.status
+        file.write_text(await response.text())
+    history = reader.read_history(file)
+    return history, checker.check(history)
+
+
+async def test_traffic_without_a_flaw_breaks_no_rule(
+    inspected: Inspected, observer: Observer, email: str, tmp_path: Path
+) -> None:
+    """Also with rides of one distance, concurrent requests, pages, old tokens, and clients without any."""
+    user, bare = User(inspected.client, email), User(inspected.client, email, tokens=False)
+    await user.join()
+    rides = [await user.write(2.5), await user.write(2.5)]
+    old = user.token
+    rides += [await user.write(3.0), await bare.write(2.5)]
+    for _ in range(3):
+        await observer.run_once()
+        await asyncio.gather(*(client.read(ride) for ride in rides for client in (user, bare)))
+        await asyncio.gather(*(user.read(ride, old) for ride in rides[:2]))
+        assert 200 == await user.page()
+        await bare.page(limit=2)
+        await user.page(limit=1, before=rides[-1])
+    assert 404 == await user.read(rides[-1] + 1000)
+    history, verdict = await judged(inspected, tmp_path)
+    assert {} == verdict.counts
+    assert all("garbled" not in reason for reason in verdict.reasons)
+    assert 4 == sum(op.request is Request.WRITE and op.outcome is Outcome.OK for op in history.ops)
+
+
+async def test_what_was_written_before_it_begins_is_not_held_against_anybody(
+    inspected: Inspected, email: str, tmp_path: Path
+) -> None:
+    """A ride that is shown, and whose write is not told of, was written earlier."""
+    user = User(inspected.client, email)
+    await user.join()
+    ride = await user.write()
+    await user.read(ride)
+    await user.page()
+    history, verdict = await judged(inspected, tmp_path, last=2)
+    assert {} == verdict.counts
+    assert [Request.WRITE, Request.READ, Request.LIST] == [op.request for op in history.ops]
+    assert Outcome.UNKNOWN is history.ops[0].outcome
+
+
+async def test_a_stale_read_is_convicted(
+    inspected: Inspected, router: Router[str], cluster: LocalCluster, email: str, tmp_path: Path
+) -> None:
+    """With the fault that stood behind it."""
+    user = User(inspected.client, email)
+    await user.join()
+    await cluster.wait_for_catchup()
+    await router.switch(Routing.RANDOM)
+    assert 200 == (await inspected.order(command="pause", node="replica0"))[0]
+    async with paused(cluster, "replica1"):
+        assert 404 == await user.read(await user.write())
+    assert 200 == (await inspected.order(command="resume", node="replica0"))[0]
+    history, verdict = await judged(inspected, tmp_path)
+    assert {Rule.READ_YOUR_WRITES: 1} == verdict.counts
+    assert Judgement.VIOLATED is verdict.judgement
+    (fault,) = history.faults
+    assert ("pause", "replica0", True) == (fault.name, fault.node, fault.at < history.ops[-1].at < fault.until)

@@ -1,0 +1,124 @@
+"""The guided scenarios show what they are there to show, and put everything back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from rocket.config import Settings
+from rocket.ending import Ending
+from rocket.inspector import scene
+from rocket.inspector.scenarios import SCENARIOS
+from rocket.orchestrator import whole_system
+from tests.inspector.conftest import HEADERS, Viewer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rocket.postgres.cluster import LocalCluster
+
+System = tuple["LocalCluster", aiohttp.ClientSession]
+STALE = re.compile(r"([a-z-]+): (\d+) of \d+ reads stale")
+
+
+@pytest_asyncio.fixture(scope="module")
+async def system() -> AsyncIterator[System]:
+    """A whole system of its own, which scenarios may turn upside down."""
+    task = asyncio.current_task()
+    assert task is not None
+    settings = Settings(replicas=2, postgres_port=0, api_port=0, observer_interval=0.25)
+    async with contextlib.AsyncExitStack() as stack:
+        cluster, url = await whole_system(settings, Ending(task), stack)
+        yield cluster, await stack.enter_async_context(aiohttp.ClientSession(url))
+
+
+async def order(http: aiohttp.ClientSession, **order: object) -> int:
+    """Order something; return the status."""
+    async with http.post("/inspector/control", json=order, headers=HEADERS) as response:
+        return response.status
+
+
+@contextlib.asynccontextmanager
+async def looking(http: aiohttp.ClientSession) -> AsyncIterator[Viewer]:
+    """Look at the events."""
+    async with http.get("/inspector/events", timeout=aiohttp.ClientTimeout(total=60)) as response:
+        viewer = Viewer(response)
+        await viewer.read()
+        yield viewer
+
+
+async def outcome(viewer: Viewer, name: str) -> dict[str, Any]:
+    """Wait for the end of a scenario, however it ends."""
+    async with asyncio.timeout(60):
+        while True:
+            for event in viewer.fresh:
+                if (event["kind"], event.get("name")) == ("scenario", name) and event["phase"] in {
+                    "ended",
+                    "failed",
+                }:
+                    return event
+            await viewer.read()
+
+
+def assert_back_to_normal(cluster: LocalCluster, viewer: Viewer) -> None:
+    """Nothing is held back, and reads are routed as before."""
+    for node in cluster.nodes.values():
+        assert (0, False, False, True) == (node.apply_delay_ms, node.cut, node.frozen, node.up.is_set())
+    routings = [event["routing"] for event in viewer.fresh if event["kind"] == "routing"]
+    assert ["never-stale"] == routings[-1:] or not routings
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_a_scenario_shows_stale_reads_by_the_wrong_rule_only(system: System, name: str) -> None:
+    """What its verdict says, the checker says too."""
+    cluster, http = system
+    async with looking(http) as viewer:
+        assert 200 == await order(http, command="scenario", name=name)
+        assert 409 == await order(http, command="scenario", name=name)
+        assert 409 == await order(http, command="routing", routing="random")
+        end = await outcome(viewer, name)
+    assert "ended" == end["phase"], end["text"]
+    counts = {routing: int(count) for routing, count in STALE.findall(end["text"])}
+    assert 0 == counts.pop("never-stale")
+    assert all(counts.values())
+    assert ("article" in counts, "random" in counts) == (name in {"race", "behind"}, name == "paused")
+    found = sum(event["kind"] == "stale" for event in viewer.fresh)
+    assert sum(counts.values()) == found
+    assert_back_to_normal(cluster, viewer)
+
+
+async def test_to_heal_ends_a_scenario_and_puts_everything_back(system: System) -> None:
+    """In the middle of it."""
+    cluster, http = system
+    async with looking(http) as viewer:
+        assert 200 == await order(http, command="scenario", name="race")
+        while not any((event["kind"], event.get("name")) == ("fault", "delay") for event in viewer.fresh):
+            await viewer.read()
+        assert 200 == await order(http, command="heal")
+        end = await outcome(viewer, "race")
+    assert ("failed", "It was ended.") == (end["phase"], end["text"])
+    assert_back_to_normal(cluster, viewer)
+    assert 409 != await order(http, command="routing", routing="never-stale")
+
+
+async def test_a_scenario_that_comes_to_nothing_says_why_and_puts_everything_back(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the primary falls silent."""
+    monkeypatch.setattr(scene, "_PATIENCE_S", 1.0)
+    cluster, http = system
+    async with looking(http) as viewer:
+        assert 200 == await order(http, command="scenario", name="race")
+        while not any(event["kind"] == "routing" for event in viewer.fresh):
+            await viewer.read()
+        cluster.primary.freeze()
+        end = await outcome(viewer, "race")
+    assert "failed" == end["phase"]
+    assert end["text"].startswith("It came to nothing: ")
+    assert_back_to_normal(cluster, viewer)
