@@ -133,7 +133,8 @@ async def test_a_replica_that_is_paused_falls_behind_and_reads_leave_it(visit: V
     await visit.until(f"() => {card}.querySelector('[data-value=behind]').innerText.endsWith('kB')")
     before = await visit.reads()
     await visit.until(
-        "(before) => [0, 1].every(n => rocketInspector.store.tick.reads[`replica${n}`] > before[`replica${n}`] + 30)",
+        "(before) => ['replica0', 'replica1'].every("
+        "name => rocketInspector.store.tick.reads[name] > before[name] + 30)",
         before,
     )
     after = await visit.reads()
