@@ -109,6 +109,8 @@ class Simulator:
         self._reconnect = reconnect
         self._chance = chance or random.Random()  # noqa: S311 - no secrets here
         self._emails: list[str] = []
+        self._tokens: dict[str, str] = {}
+        """The session token of each client, while none of its rides has it."""
         self._under_way: set[asyncio.Task[None]] = set()
 
     @property
@@ -187,6 +189,9 @@ class Simulator:
         email = self._chance.choice(self._emails)
         distance = round(self._chance.uniform(_SHORTEST_RIDE, _LONGEST_RIDE), 1)
         headers = {"Authorization": email}
+        # The tokens of rides that overlap are of two sessions: the later one begins with nothing.
+        if (token := self._tokens.pop(email, None)) is not None:
+            headers[_SESSION_HEADER] = token
         try:
             async with session.post("/rides", data={"distance": str(distance)}, headers=headers) as response:
                 if response.status != HTTPStatus.CREATED:
@@ -195,7 +200,7 @@ class Simulator:
                     await asyncio.sleep(_RETRY_S)
                     return
                 written = await response.json()
-                token = response.headers.get(_SESSION_HEADER)
+                _take_token(response, headers)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             _log.warning("ride not written: %r", error)
             self.tally.unwritten += 1
@@ -203,9 +208,9 @@ class Simulator:
             return
         self.tally.rides += 1
         await asyncio.sleep(pause_s)
-        if token is not None:
-            headers[_SESSION_HEADER] = token
         self.tally.reads[await self._read_back(session, headers, written)] += 1
+        if (token := headers.get(_SESSION_HEADER)) is not None:
+            self._tokens[email] = token
 
     async def _read_back(
         self, session: aiohttp.ClientSession, headers: dict[str, str], written: dict[str, object]
@@ -213,6 +218,7 @@ class Simulator:
         try:
             async with session.get(f"/rides/{written['id']}", headers=headers) as response:
                 body = await response.json(content_type=None)
+                _take_token(response, headers)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             _log.warning("no answer for ride %s: %r", written["id"], error)
             return Outcome.FAILED
@@ -231,3 +237,10 @@ class Simulator:
             written, node, reason, response.status, body,
         )  # fmt: skip
         return Outcome.STALE
+
+
+def _take_token(response: aiohttp.ClientResponse, headers: dict[str, str]) -> None:
+    """Let the next request bring the token that an answer gave; none, where it gave none."""
+    headers.pop(_SESSION_HEADER, None)
+    if (token := response.headers.get(_SESSION_HEADER)) is not None:
+        headers[_SESSION_HEADER] = token

@@ -202,6 +202,27 @@ class TestRightAnswers:
         assert asked[:2] == [(0, 2.0), (5.0, 1000.0)]
 
     @pytest.mark.parametrize(("reconnect", "connections"), [(False, 1), (True, 5)])
+    async def test_a_session_brings_what_the_last_answer_gave_it(self, stub: StubApi, url: str) -> None:
+        """From ride to ride; where an answer gave none, the next request brings none."""
+        brought: list[str | None] = []
+        given = ["a", "b", "c", None, "d", "e"]
+
+        def giving(answer: Answer) -> Answer:
+            async def answer_with_token(request: web.Request) -> web.StreamResponse:
+                brought.append(request.headers.get("Rocket-Session"))
+                response = await answer(request)
+                token = given[len(brought) - 1] if len(brought) <= len(given) else None
+                if token is not None:
+                    response.headers["Rocket-Session"] = token
+                return response
+
+            return answer_with_token
+
+        stub.on_write, stub.on_read = giving(stub.new_ride), giving(stub.ride)
+        async with running(Simulator(url, chance=NoPauses())):
+            await until(lambda: len(brought) > len(given))
+        assert [None, "a", "b", "c", None, "d", "e"] == brought[: len(given) + 1]
+
     async def test_connections_are_kept_unless_requests_shall_reach_several_processes(
         self, stub: StubApi, url: str, reconnect: bool, connections: int
     ) -> None:
