@@ -201,7 +201,6 @@ class TestRightAnswers:
             await until(lambda: tally.reads.total() >= 1)
         assert asked[:2] == [(0, 2.0), (5.0, 1000.0)]
 
-    @pytest.mark.parametrize(("reconnect", "connections"), [(False, 1), (True, 5)])
     async def test_a_session_brings_what_the_last_answer_gave_it(self, stub: StubApi, url: str) -> None:
         """From ride to ride; where an answer gave none, the next request brings none."""
         brought: list[str | None] = []
@@ -223,6 +222,7 @@ class TestRightAnswers:
             await until(lambda: len(brought) > len(given))
         assert [None, "a", "b", "c", None, "d", "e"] == brought[: len(given) + 1]
 
+    @pytest.mark.parametrize(("reconnect", "connections"), [(False, 1), (True, 5)])
     async def test_connections_are_kept_unless_requests_shall_reach_several_processes(
         self, stub: StubApi, url: str, reconnect: bool, connections: int
     ) -> None:
