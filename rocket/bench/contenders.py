@@ -15,6 +15,8 @@ class Contender:
     """What the API is told by `--routing`; None: it is not our API."""
     tokens: bool = False
     """Whether clients send back the session token that they were given."""
+    flags: tuple[str, ...] = ()
+    """What the API is told besides."""
 
 
 BARE = Contender("bare", "aiohttp alone: the same JSON from memory, no database")
@@ -25,6 +27,12 @@ ARTICLE = Contender("article", "the technique as published, on asyncpg's pool as
 NEVER_STALE = Contender("never-stale", "clients send back their token", "never-stale", tokens=True)
 TOKENLESS = Contender("never-stale-no-token", "the same, clients send none", "never-stale")
 
+UNSEEN = Contender(
+    "never-stale-unseen", "no inspector, and so no journal for it", "never-stale", tokens=True,
+    flags=("--no-inspector",),
+)  # fmt: skip
+
 CONTENDERS = {
-    contender.name: contender for contender in (BARE, IDLE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS)
+    contender.name: contender
+    for contender in (BARE, IDLE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS, UNSEEN)
 }

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rocket.bench.contenders import ARTICLE, IDLE, NEVER_STALE, PRIMARY, RANDOM, TOKENLESS
+from rocket.bench.contenders import ARTICLE, IDLE, NEVER_STALE, PRIMARY, RANDOM, TOKENLESS, UNSEEN
 from rocket.bench.figures import Spread, difference, ratio
 from rocket.bench.measures import (
+    INSPECTOR,
     MAX_WAIT_MS,
     PAUSED,
     QUERIES,
@@ -90,6 +91,10 @@ def _of_reads(figures: Figures) -> Iterator[Finding | None]:
         ratio,
     )
     yield _finding("reads/s while others write, never-stale ÷ random", spread, _AT_LEAST, 0.9)
+    spread = figures.compared(
+        (INSPECTOR.name, NEVER_STALE.name, "reads_per_s"), (INSPECTOR.name, UNSEEN.name, "reads_per_s"), ratio
+    )
+    yield _finding("reads/s, with an inspector at which nobody looks ÷ without", spread, _AT_LEAST, 0.98)
     for what, contender, relation, goal in (
         ("primary queries per read, never-stale with tokens", NEVER_STALE, _AT_MOST, 0.0),
         ("primary queries per read, never-stale without", TOKENLESS, _AT_MOST, 1.0),

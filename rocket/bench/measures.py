@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rocket.bench.contenders import ARTICLE, BARE, IDLE, NEVER_STALE, PRIMARY, RANDOM, TOKENLESS
+from rocket.bench.contenders import ARTICLE, BARE, IDLE, NEVER_STALE, PRIMARY, RANDOM, TOKENLESS, UNSEEN
 from rocket.bench.orders import Kind, Orders, Tally
 
 if TYPE_CHECKING:
@@ -213,7 +213,14 @@ PAUSED = Measure(
     Pace.STEADY,
 )
 WRITES = Measure("writes", "closed loop", (PRIMARY, ARTICLE, NEVER_STALE), _writes)
+INSPECTOR = Measure(
+    "inspector",
+    "reads in a closed loop, with the inspector's journal, at which nobody looks, and without",
+    (NEVER_STALE, UNSEEN),
+    _reads,
+)
 
 MEASURES = {
-    measure.name: measure for measure in (READS, READS_WHILE_WRITING, QUERIES, READ_AFTER_WRITE, PAUSED, WRITES)
+    measure.name: measure
+    for measure in (READS, READS_WHILE_WRITING, INSPECTOR, QUERIES, READ_AFTER_WRITE, PAUSED, WRITES)
 }

@@ -129,7 +129,7 @@ class Bench:
             return ["rocket.bench.bare"]
         return [
             *_API,
-            *("--routing", contender.routing),
+            *("--routing", contender.routing, *contender.flags),
             *("--data-dir", self._stage.data_dir),
             *("--postgres-port", str(self._stage.port)),
             *("--max-wait", f"{MAX_WAIT_MS:g}ms"),
