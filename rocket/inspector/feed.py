@@ -58,8 +58,9 @@ class Feed:
         self._start_anew()
 
     def _start_anew(self) -> None:
-        """Begin with the present; what was told before is forgotten."""
+        """Begin with the present; what was told before is forgotten, and a number stands for what was missed."""
         self._kept.clear()
+        self.last += 1
         self._next = self._journal.end
         self._sessions = Sessions()
         self._checker = Checker()
@@ -83,6 +84,7 @@ class Feed:
         if not self._wanted.is_set():
             self._start_anew()
             self._wanted.set()
+            self._journal.keep_many(many=True)
             board = self._router.board
             for status in (board.primary, *board.replicas):
                 if status is not None:
@@ -136,15 +138,17 @@ class Feed:
                 await asyncio.sleep(BEAT_S)
             self._wanted.clear()
             self._kept.clear()
+            self._journal.keep_many(many=False)
 
     def follow(self) -> None:
         """Take in what has been noted since."""
         self._allowance = min(_REQUESTS_AT_ONCE, self._allowance + _REQUESTS_PER_S * BEAT_S)
         self._looks.refill()
-        if self._next < self._journal.begin:  # it went on for longer than the journal reaches
-            self._start_anew()
+        begin = self._journal.begin
+        if self._next.requests < begin.requests or self._next.others < begin.others:
+            self._start_anew()  # more happened since the last look than the journal holds
         first, self._next = self._next, self._journal.end
-        for number, happening in enumerate(self._journal.since(first), first):
+        for number, happening in self._journal.since(first):
             try:
                 self._take(happening, number)
             except Exception:  # noqa: BLE001 - whoever looks shall never end what they look at

@@ -40,7 +40,7 @@ def history_lines(journal: Journal, last: int, routing: Routing, nodes: Sequence
     """Yield the lines of a history of the last so many requests that the journal still holds."""
     sessions, incidents = Sessions(), Incidents()
     named: deque[Named] = deque(maxlen=last)
-    for number, happening in enumerate(journal.since(0), journal.begin):
+    for number, happening in journal.since(journal.begin):
         if isinstance(happening, Told):
             named.append((number, happening, sessions.of(happening, number)))
         else:

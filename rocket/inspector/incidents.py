@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rocket.postgres.control import CarriedOut
 
 _UNDONE_BY = {"resume": "pause", "thaw": "freeze", "mend": "cut", "start": "stop"}
+_LASTING = {"pause", "freeze", "cut", "stop", "delay"}
 _PASSING = {"kill", "kill-backend", "restart", "promote"}
 """They last until the node is seen again."""
 
@@ -70,7 +71,7 @@ class Incidents:
         before = self._lasting.pop((undone, done.node), None)
         if before is not None:
             before.until = at
-        if done.command in _UNDONE_BY or (done.command == "delay" and not done.delay_ms):
+        if done.command not in _LASTING | _PASSING or (done.command == "delay" and not done.delay_ms):
             return
         detail = {} if done.delay_ms is None else {"delay_ms": done.delay_ms}
         incident = _Incident(done.command, done.node, done.began, None, detail)

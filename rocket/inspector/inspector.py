@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _NOT_OURS = "No faults on a cluster that rocket only attached to."
 _FAR = "Orders are taken from clients on this machine only; --inspector-token lets others in."
-_LAST = 10_000
-"""Requests that a history holds, unless another number is asked for."""
+_LAST = 10**6
+"""Requests that a history holds at most, if so many are still there."""
 
 
 class Inspector:
@@ -116,7 +116,7 @@ class Inspector:
     async def _history(self, request: web.Request) -> web.Response:
         doors.may_look(request, self._reach.token)
         last = request.query.get("last", str(_LAST))
-        if not (last.isascii() and last.isdigit() and 0 < int(last[:9]) <= 10**6):
+        if not (last.isascii() and last.isdigit() and 0 < int(last[:9]) <= _LAST):
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "'last' is a number of requests.")
         lines = history_lines(self.journal, int(last[:9]), self._router.routing, self._nodes)
         return web.Response(

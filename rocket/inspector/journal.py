@@ -1,4 +1,4 @@
-"""What happened, in the order in which it became known: a ring in memory, written on the hot path.
+"""What happened, in the order in which it became known: kept in memory, and written on the hot path.
 
 What is noted stays as it came. All that costs something (names, words, JSON) is made of it later, for those who
 look.
@@ -6,10 +6,13 @@ look.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import time
 from array import array
+from collections import deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from rocket.api.witness import Asked, Told
 
@@ -20,8 +23,9 @@ if TYPE_CHECKING:
     from rocket.consistency import PrimaryStatus, ReplicaStatus
     from rocket.postgres.control import CarriedOut
 
-_SIZE = 1 << 15
-"""How much is kept: a read takes about a kilobyte."""
+_FEW, _MANY = 64, 8192
+"""How many requests are kept, and how many other happenings. A request takes about a kilobyte: few stay in the
+processor's cache, while many are felt by every read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class Staged:
     text: str
 
 
+KeptT = TypeVar("KeptT")
 Happening: TypeAlias = Told | Seen | Gone | Faulted | Switched | Paced | Staged
 
 
@@ -87,29 +92,46 @@ class Page(NamedTuple):
     """Whether no older ones are left."""
 
 
-class Journal:
-    """The last happenings. Each has a number, from 0 on; the clock is the monotonic one."""
+class Place(NamedTuple):
+    """Where in the journal somebody is: how many of either kind there had been."""
 
-    def __init__(self, size: int = _SIZE) -> None:
+    requests: int
+    others: int
+
+
+class Journal:
+    """The last happenings; the clock is the monotonic one. Requests are numbered from 0 on."""
+
+    def __init__(self) -> None:
         self.zero = time.monotonic()
         """The moment that times count from, for whoever looks."""
         self.zero_wall = time.time()
         """The same moment by the clock on the wall."""
-        self.end = 0
-        """The number that the next happening gets."""
-        self._size = size
-        self._ring: list[Any] = [None] * size
+        self._requests: deque[Told] = deque()
+        self._others: deque[Seen | Gone | Faulted | Switched | Paced | Staged] = deque(maxlen=_MANY)
+        self._end = [0, 0]
+        self._most_requests = _FEW
 
-    def add(self, happening: Happening) -> None:
-        """Note something."""
-        self._ring[self.end % self._size] = happening
-        self.end += 1
+    def keep_many(self, *, many: bool) -> None:
+        """Keep many requests, as long as somebody looks, or few."""
+        self._most_requests = _MANY if many else _FEW
+        while len(self._requests) > self._most_requests:
+            self._requests.popleft()
+
+    def add(self, happening: Seen | Gone | Faulted | Switched | Paced | Staged) -> None:
+        """Note something that is no request."""
+        self._others.append(happening)
+        self._end[1] += 1
 
     def witness(self, told: Told) -> None:
         """Note a request of the API."""
         if told.request is Asked.LIST and told.answer is not None and told.error is None:
             told = _with_little_room(told, told.answer)
-        self.add(told)
+        requests = self._requests
+        requests.append(told)
+        self._end[0] += 1
+        if len(requests) > self._most_requests:
+            requests.popleft()
 
     def watch(self, board: Board) -> None:
         """Note from now on what the observer puts on a board."""
@@ -117,18 +139,39 @@ class Journal:
         board.on_gone.append(lambda name: self.add(Gone(time.monotonic(), name)))
 
     @property
-    def begin(self) -> int:
-        """The number of the oldest happening that is still there."""
-        return max(0, self.end - self._size)
+    def end(self) -> Place:
+        """The place behind all that has been noted."""
+        return Place(*self._end)
 
-    def since(self, number: int) -> Iterator[Happening]:
-        """Yield what has been noted from that number on, as far as it is still there."""
-        for each in range(max(number, self.begin), self.end):
-            yield self._ring[each % self._size]
+    @property
+    def begin(self) -> Place:
+        """The place before all that is still there."""
+        return Place(self._end[0] - len(self._requests), self._end[1] - len(self._others))
+
+    def since(self, place: Place) -> Iterator[tuple[int, Happening]]:
+        """Yield what was noted behind a place, as far as it is still there, in order.
+
+        Requests come with their numbers.
+        """
+        first = max(place.requests, self.begin.requests)
+        requests = enumerate(_last(self._requests, self._end[0] - first), first)
+        others = ((-1, other) for other in _last(self._others, self._end[1] - place.others))
+        return heapq.merge(requests, others, key=_noted_at)
 
     def ms(self, moment: float) -> float:
         """Return a monotonic moment in milliseconds since zero."""
         return round((moment - self.zero) * 1000, 3)
+
+
+def _last(kept: deque[KeptT], count: int) -> list[KeptT]:
+    last = list(itertools.islice(reversed(kept), count))
+    last.reverse()
+    return last
+
+
+def _noted_at(numbered: tuple[int, Happening]) -> float:
+    happening = numbered[1]
+    return happening.done if isinstance(happening, Told) else happening.at
 
 
 def _with_little_room(told: Told, answer: Answer[Any]) -> Told:

@@ -84,7 +84,7 @@ class LocalCluster:
         self.detours: dict[str, int] = {}
         """By the name of a replica: the port that it follows in place of the primary's, in the same directory."""
         self.on_command: list[Callable[[CarriedOut], None]] = []
-        """Called with each command that came in by the control socket and has been carried out, or refused."""
+        """Called with each command that was carried out or refused, and with each fault of a torture run."""
         self._installation = installation
         run.describe(
             directories.RunDescription(

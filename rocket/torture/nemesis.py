@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from rocket.errors import NodeNotRunning, RocketError, failing_plainly, in_words
+from rocket.postgres.control import CarriedOut
 from rocket.torture import injections
 from rocket.torture.history import Fault
 from rocket.torture.schedule import PRIMARY, REPLICA
@@ -85,12 +86,14 @@ class Nemesis:
             words = fault.name if node is None else f"{fault.name} {node.name}"
             async with injections.INJECTIONS[fault.name](self._target, node, fault.length_s) as detail:
                 _log.info("%6.1f s  %s", at, words)
+                self._tell(fault, node, f"is on for {fault.length_s:.1f} s")
                 self.under_way.append(words)
                 try:
                     await asyncio.sleep(at + fault.length_s - (time.monotonic() - self._zero))
                 finally:
                     self.under_way.remove(words)
             until = time.monotonic() - self._zero
+            self._tell(fault, node, "is over")
         self.happened[fault.name] += 1
         self._history.add(
             Fault(
@@ -101,6 +104,13 @@ class Nemesis:
                 detail=dict(detail),
             )
         )
+
+    def _tell(self, fault: PlannedFault, node: Node | None, said: str) -> None:
+        """Tell whoever watches the cluster."""
+        name = None if node is None else node.name
+        done = CarriedOut(fault.name, name, time.monotonic(), said, ok=True)
+        for tell in self._target.cluster.on_command:
+            tell(done)
 
     @contextlib.asynccontextmanager
     async def _node_for(self, fault: PlannedFault) -> AsyncIterator[Node | None]:

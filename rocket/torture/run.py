@@ -122,6 +122,7 @@ async def _start(
         stack,
     )
     traces.run_dir, traces.url = cluster.run_dir, url
+    _log.info("inspector: %s/inspector", url)
     links = await _links(cluster, stack)
     orders = [
         Orders(

@@ -11,6 +11,7 @@ import pytest
 
 from rocket.api import app as api
 from rocket.api.app import build_app, serve
+from rocket.api.witness import Told
 from rocket.inspector import feed, stream
 from rocket.inspector.inspector import Inspector
 from rocket.inspector.journal import Paced, Staged
@@ -73,10 +74,37 @@ async def test_who_was_away_for_too_long_is_told_so(inspected: Inspected) -> Non
         paces(inspected, 1.0)
         await viewer.until("simulator", rate=1.0)
         viewer.response.close()
-        paces(inspected, *map(float, range(feed.KEPT + 1)))
-        await first.until("simulator", rate=float(feed.KEPT))
+        for _ in range(2):
+            paces(inspected, *map(float, range(2, 2 + feed.KEPT // 2)), 1.5)
+            await first.until("simulator", rate=1.5)
+            first.events.clear()
         async with looking(inspected.client, viewer.last_id) as again:
             assert not again.hellos[0]["resumed"]
+
+
+async def test_what_happened_while_nobody_looked_is_not_taken_for_nothing(
+    inspected: Inspected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some time after the last viewer has gone, events are no longer made."""
+    async with looking(inspected.client) as viewer:
+        paces(inspected, 1.0)
+        await viewer.until("simulator", rate=1.0)
+        monkeypatch.setattr(feed, "_STAYS_WARM_S", 0.0)
+    await asyncio.sleep(4 * feed.BEAT_S)
+    async with looking(inspected.client, viewer.last_id) as again:
+        assert not again.hellos[0]["resumed"]
+
+
+async def test_a_viewer_is_told_when_more_happened_than_can_be_told(inspected: Inspected) -> None:
+    """It is greeted anew, and goes on from there."""
+    async with looking(inspected.client) as viewer:
+        paces(inspected, *map(float, range(20_000)))
+        async with asyncio.timeout(DEADLINE_S):
+            while len(viewer.hellos) == 1:
+                await viewer.read()
+        assert not viewer.hellos[1]["resumed"]
+        paces(inspected, 0.5)
+        await viewer.until("simulator", rate=0.5)
 
 
 async def test_too_many_requests_are_thinned_and_counted(inspected: Inspected, email: str) -> None:
@@ -85,10 +113,12 @@ async def test_too_many_requests_are_thinned_and_counted(inspected: Inspected, e
     await user.join()
     ride = await user.write()
     await user.read(ride)
-    (told,) = [each for each in inspected.journal.since(0) if getattr(each, "detail", None) == ride]
+    journal = inspected.journal
+    (told,) = [each for _, each in journal.since(journal.begin) if getattr(each, "detail", None) == ride]
+    assert isinstance(told, Told)
     async with looking(inspected.client) as viewer:
         for _ in range(1000):
-            inspected.journal.add(told)
+            journal.witness(told)
         paces(inspected, 7.0)
         await viewer.until("simulator", rate=7.0)
         await viewer.until("skipped")
