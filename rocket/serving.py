@@ -68,8 +68,8 @@ async def serving(
         await observer.run_once()  # so that the first reads find a board
         await stack.enter_async_context(background(observer.run(), "observer"))
         if listener is not None:
-            witness = None if inspector is None else inspector.journal.witness
-            app = build_app(router, allowed_hosts=service.allowed_hosts, witness=witness)
+            audience = None if inspector is None else inspector.journal.audience
+            app = build_app(router, allowed_hosts=service.allowed_hosts, audience=audience)
             if inspector is not None:
                 await stack.enter_async_context(inspector.serving(app))
             else:

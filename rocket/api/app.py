@@ -14,14 +14,13 @@ from rocket.api.hosts import known_hosts_only
 from rocket.api.keys import METRICS, ROUTER
 from rocket.api.metrics import Metrics
 from rocket.api.problems import MAX_BODY_BYTES, Problem, internal_error, problems
-from rocket.api.witness import WITNESS
+from rocket.api.witness import AUDIENCE, Audience
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
     from rocket import Router
-    from rocket.api.witness import Witness
 
     _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -33,11 +32,11 @@ _log = logging.getLogger("rocket.api")
 
 
 def build_app(
-    router: Router[str], *, allowed_hosts: Collection[str] = (), witness: Witness | None = None
+    router: Router[str], *, allowed_hosts: Collection[str] = (), audience: Audience | None = None
 ) -> web.Application:
     """Make the application; `allowed_hosts` are the names, beside localhost, that it answers to.
 
-    `witness` is told of each request that reached the router.
+    `audience` is told of each request that reached the router.
     """
     app = web.Application(
         middlewares=[problems, known_hosts_only(allowed_hosts)],
@@ -45,7 +44,7 @@ def build_app(
     )
     app[ROUTER] = router
     app[METRICS] = Metrics(router)
-    app[WITNESS] = witness
+    app[AUDIENCE] = audience or Audience()
     for method, path, handler in (
         ("POST", "/rides", rides.create),
         ("GET", "/rides", rides.page),

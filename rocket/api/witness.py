@@ -49,8 +49,17 @@ class Told(NamedTuple):
     error: BaseException | None
 
 
-WITNESS = web.AppKey[Any]("witness")
-"""The `Witness` who is told, on the event loop, of each request; None: nobody."""
+class Audience:
+    """Who is told of each request. As long as that is nobody, nothing is made up to be told."""
+
+    __slots__ = ("witness",)
+
+    def __init__(self) -> None:
+        self.witness: Witness | None = None
+        """Called on the event loop."""
+
+
+AUDIENCE = web.AppKey("audience", Audience)
 
 
 def tell(  # noqa: PLR0917 - as `Told` has them
@@ -64,7 +73,7 @@ def tell(  # noqa: PLR0917 - as `Told` has them
     error: BaseException | None = None,
 ) -> None:
     """Tell the witness, if there is one."""
-    witness: Witness | None = app[WITNESS]
+    witness = app[AUDIENCE].witness
     if witness is not None:
         witness(Told(request, at, time.monotonic(), subject, sent, detail, answer, error))
 

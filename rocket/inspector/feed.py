@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 BEAT_S = 0.05
 """Between two batches."""
 _TICK_S = 1.0
-_STAYS_WARM_S = 10.0
+_STAYS_WARM_S = 60.0
 """How long it goes on when nobody looks any more, so that who was cut off finds what they have missed."""
 KEPT = 8192
 """Events that who comes back can be told."""
@@ -84,7 +84,7 @@ class Feed:
         if not self._wanted.is_set():
             self._start_anew()
             self._wanted.set()
-            self._journal.keep_many(many=True)
+            self._journal.listen()
             board = self._router.board
             for status in (board.primary, *board.replicas):
                 if status is not None:
@@ -138,7 +138,7 @@ class Feed:
                 await asyncio.sleep(BEAT_S)
             self._wanted.clear()
             self._kept.clear()
-            self._journal.keep_many(many=False)
+            self._journal.do_not_listen()
 
     def follow(self) -> None:
         """Take in what has been noted since."""

@@ -55,7 +55,7 @@ class Inspector:
     @contextlib.asynccontextmanager
     async def serving(self, app: web.Application) -> AsyncIterator[None]:
         """Add the inspector's routes to an application and do its work for as long as the context lasts."""
-        feed = Feed(self.journal, self._router, app[METRICS])
+        feed = self._feed = Feed(self.journal, self._router, app[METRICS])
         feed.states = lambda: self._controls.states
         self._stream = Stream(feed)
         app.on_shutdown.append(self._stream.close)
@@ -118,6 +118,8 @@ class Inspector:
         last = request.query.get("last", str(_LAST))
         if not (last.isascii() and last.isdigit() and 0 < int(last[:9]) <= _LAST):
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "'last' is a number of requests.")
+        self._feed.look()  # whoever asks for one wants another one later
+        self._feed.look_away()
         lines = history_lines(self.journal, int(last[:9]), self._router.routing, self._nodes)
         return web.Response(
             text="".join(f"{line}\n" for line in lines),

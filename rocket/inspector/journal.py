@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
-from rocket.api.witness import Asked, Told
+from rocket.api.witness import Asked, Audience, Told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from rocket.consistency import PrimaryStatus, ReplicaStatus
     from rocket.postgres.control import CarriedOut
 
-_FEW, _MANY = 64, 8192
-"""How many requests are kept, and how many other happenings. A request takes about a kilobyte: few stay in the
-processor's cache, while many are felt by every read."""
+_MOST = 8192
+"""How many requests are kept, and how many other happenings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,31 +106,31 @@ class Journal:
         """The moment that times count from, for whoever looks."""
         self.zero_wall = time.time()
         """The same moment by the clock on the wall."""
-        self._requests: deque[Told] = deque()
-        self._others: deque[Seen | Gone | Faulted | Switched | Paced | Staged] = deque(maxlen=_MANY)
+        self.audience = Audience()
+        """What the API has to tell; of its requests, nothing is noted before `listen`."""
+        self._requests: deque[Told] = deque(maxlen=_MOST)
+        self._others: deque[Seen | Gone | Faulted | Switched | Paced | Staged] = deque(maxlen=_MOST)
         self._end = [0, 0]
-        self._most_requests = _FEW
 
-    def keep_many(self, *, many: bool) -> None:
-        """Keep many requests, as long as somebody looks, or few."""
-        self._most_requests = _MANY if many else _FEW
-        while len(self._requests) > self._most_requests:
-            self._requests.popleft()
+    def listen(self) -> None:
+        """Note every request from now on. That is felt by every read, so it is done for those who look alone."""
+        self.audience.witness = self._witness
+
+    def do_not_listen(self) -> None:
+        """Note no more requests, and forget those that were noted."""
+        self.audience.witness = None
+        self._requests.clear()
 
     def add(self, happening: Seen | Gone | Faulted | Switched | Paced | Staged) -> None:
         """Note something that is no request."""
         self._others.append(happening)
         self._end[1] += 1
 
-    def witness(self, told: Told) -> None:
-        """Note a request of the API."""
+    def _witness(self, told: Told) -> None:
         if told.request is Asked.LIST and told.answer is not None and told.error is None:
             told = _with_little_room(told, told.answer)
-        requests = self._requests
-        requests.append(told)
+        self._requests.append(told)
         self._end[0] += 1
-        if len(requests) > self._most_requests:
-            requests.popleft()
 
     def watch(self, board: Board) -> None:
         """Note from now on what the observer puts on a board."""

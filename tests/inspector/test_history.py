@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import pytest
+
 from rocket import Routing
 from rocket.torture import checker, reader
 from rocket.torture.history import Outcome, Request
@@ -30,6 +32,12 @@ async def judged(inspected: Inspected, path: Path, last: int = 1000) -> tuple[Hi
         file.write_text(await response.text())
     history = reader.read_history(file)
     return history, checker.check(history)
+
+
+@pytest.fixture(autouse=True)
+def _listening(inspected: Inspected) -> None:
+    """A history holds what was done since somebody looked."""
+    inspected.journal.listen()
 
 
 async def test_traffic_without_a_flaw_breaks_no_rule(
@@ -87,3 +95,15 @@ async def test_a_stale_read_is_convicted(
     assert Judgement.VIOLATED is verdict.judgement
     (fault,) = history.faults
     assert ("pause", "replica0", True) == (fault.name, fault.node, fault.at < history.ops[-1].at < fault.until)
+
+
+async def test_without_anybody_who_looks_nothing_is_kept(inspected: Inspected, email: str, tmp_path: Path) -> None:
+    """Not before, and not once the last has gone; to ask for a history is to look."""
+    inspected.journal.do_not_listen()
+    user = User(inspected.client, email)
+    await user.join()
+    assert () == (await judged(inspected, tmp_path))[0].ops
+    await user.write()
+    assert 1 == len((await judged(inspected, tmp_path))[0].ops)
+    inspected.journal.do_not_listen()
+    assert () == (await judged(inspected, tmp_path))[0].ops

@@ -109,16 +109,18 @@ async def test_a_viewer_is_told_when_more_happened_than_can_be_told(inspected: I
 
 async def test_too_many_requests_are_thinned_and_counted(inspected: Inspected, email: str) -> None:
     """Each is either told or counted."""
+    journal = inspected.journal
+    journal.listen()
     user = User(inspected.client, email)
     await user.join()
     ride = await user.write()
     await user.read(ride)
-    journal = inspected.journal
     (told,) = [each for _, each in journal.since(journal.begin) if getattr(each, "detail", None) == ride]
     assert isinstance(told, Told)
     async with looking(inspected.client) as viewer:
         for _ in range(1000):
-            journal.witness(told)
+            assert journal.audience.witness is not None
+            journal.audience.witness(told)
         paces(inspected, 7.0)
         await viewer.until("simulator", rate=7.0)
         await viewer.until("skipped")
