@@ -46,6 +46,7 @@ def service(cluster: LocalCluster) -> Service:
         observer_interval_s=0.05,
         observe=True,
         allowed_hosts=(),
+        no_inspector="Nobody sees all of it.",
     )
 
 
@@ -105,6 +106,14 @@ async def status_by_new_connection(url: str) -> int:
     """Connect, ask and hang up."""
     async with aiohttp.ClientSession() as session, session.get(f"{url}/livez") as response:
         return response.status
+
+
+async def test_they_have_no_inspector_and_say_why(url: str) -> None:
+    """Each sees only what happens to reach it."""
+    for path in ("/inspector", "/inspector/events"):
+        async with aiohttp.ClientSession() as session, session.get(url + path) as response:
+            assert 404 == response.status
+            assert {"error": "Nobody sees all of it."} == await response.json()
 
 
 async def write_ride(session: aiohttp.ClientSession, url: str, email: str) -> int:

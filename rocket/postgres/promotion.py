@@ -10,12 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import time
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-import psutil
 
 from rocket.errors import (
     NodeFrozen,
@@ -27,6 +25,7 @@ from rocket.errors import (
     in_words,
 )
 from rocket.postgres import making
+from rocket.postgres.faults import end_receiver
 from rocket.postgres.lineage import Lineage, position
 
 if TYPE_CHECKING:
@@ -214,7 +213,7 @@ async def _received(node: Node) -> int | None:
                     if receiver is None:
                         break
                     if not ended and time.monotonic() - began > _RECEIVER_PATIENCE_S:
-                        _end_receiver(node, receiver)
+                        end_receiver(node, receiver)
                         ended = True
                     await asyncio.sleep(_POLL_S)
             finally:
@@ -230,13 +229,6 @@ async def _state(connection: asyncpg.Connection[Any]) -> tuple[str | None, str |
     row = await connection.fetchrow(_RECEIVED)
     assert row is not None  # noqa: S101 - a SELECT without FROM has one
     return row["received"], row["replayed"], row["receiver"]
-
-
-def _end_receiver(node: Node, pid: int) -> None:
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        if process.cwd() == str(node.data_dir):
-            process.send_signal(signal.SIGTERM)
 
 
 async def _take_over(cluster: LocalCluster, new: Node, lineage: Lineage, received: Mapping[str, int]) -> None:

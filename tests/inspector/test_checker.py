@@ -132,6 +132,16 @@ def test_a_token_that_is_brought_twice_begins_another_session() -> None:
     assert [] == stale(write, *reads)
 
 
+def test_requests_of_one_session_never_overlap() -> None:
+    """A token that was handed out only after a request had begun is another's, which looks the same."""
+    write = told(Asked.WRITE, 0, 1, None, token(10))
+    read = told(Asked.READ, 1, 1, token(10), token(20))
+    beside = told(Asked.READ, 1.2, 1, token(20), token(30))
+    sessions = Sessions()
+    names = [sessions.of(one, number).name for number, one in enumerate((write, read, beside))]
+    assert ["s0", "s0", "s2"] == names
+
+
 def test_what_was_told_under_one_primary_is_not_owed_by_the_next() -> None:
     """It may have been lost, and that is reported in another way."""
     write = told(Asked.WRITE, 0, 1, None, token(10))

@@ -61,11 +61,14 @@ async def test_who_comes_back_is_told_all_that_was_missed(inspected: Inspected) 
     assert list(range(numbers[0], numbers[0] + len(numbers))) == numbers
 
 
-@pytest.mark.parametrize("last_id", ["1-feedbeef", "nonsense", "999999999"])
-async def test_who_comes_from_somewhere_else_is_told_so(inspected: Inspected, last_id: str) -> None:
+@pytest.mark.parametrize("run", ["-feedbeef", "", "x", "0" * 99])
+async def test_who_comes_from_somewhere_else_is_told_so(inspected: Inspected, run: str) -> None:
     """An id of another run, or none of ours, is no place to go on from."""
-    async with looking(inspected.client, last_id) as viewer:
-        assert not viewer.hellos[0]["resumed"]
+    async with looking(inspected.client) as viewer:
+        paces(inspected, 1.0)
+        await viewer.until("simulator", rate=1.0)
+        async with looking(inspected.client, viewer.last_id.partition("-")[0] + run) as other:
+            assert not other.hellos[0]["resumed"]
 
 
 async def test_who_was_away_for_too_long_is_told_so(inspected: Inspected) -> None:

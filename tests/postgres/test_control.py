@@ -174,6 +174,7 @@ async def test_a_replica_that_is_cut_stays_up_and_gets_nothing_until_it_is_mende
     replica = cluster.node("replica0")
     await control.ask(cluster.run_dir, "pause", node="replica0")
     await control.ask(cluster.run_dir, "cut", node="replica0")
+    assert (await status(cluster, "replica0"))["receiver"] is None
     await control.ask(cluster.run_dir, "resume", node="replica0")
     try:
         for _ in range(2):
