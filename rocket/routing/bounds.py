@@ -59,7 +59,9 @@ async def with_what_was_said(work: Work[ResultT], node: Connection) -> tuple[Res
     connection = behind(node)
     connection.note(None)  # one may have been left by a read that failed
     value = await work(node)
-    said = connection.take_note() or str(await connection.fetchval(_ASK))
+    said = connection.take_note()
+    if said is None:
+        said = str(await connection.fetchval(_ASK))
     if said.endswith(_NOT_STREAMING) and said.startswith("replica"):
         said = f"{said} {await connection.fetchval(_SHOWS)}"
     return value, said

@@ -85,7 +85,7 @@ class NodeConnection(_PlainConnection):
 
     def note(self, shown: str | None) -> None:
         """Keep what the last statement said of the node, until another one is sent."""
-        self._note = None if shown is None or self.is_closed() else (shown, self._protocol.queries_count)
+        self._note = None if shown is None else (shown, self._protocol.queries_count)
 
     def take_note(self) -> str | None:
         """Return what the last statement said, if anything, and forget it."""
@@ -160,7 +160,8 @@ class NodePool:
         """Whether each connection is reset when it is given back, as it is by asyncpg's pool as it comes."""
         self._pool: asyncpg.Pool[Any]
         self._connections: weakref.WeakSet[NodeConnection] = weakref.WeakSet()
-        self._gate = Gate(f"a connection to {name}", width=limits.connections, queue=limits.queue)
+        self.gate = Gate(f"a connection to {name}", width=limits.connections, queue=limits.queue)
+        """Lets as many in as there may be connections."""
 
     @classmethod
     async def to(cls, name: str, dsn: str, limits: Limits) -> NodePool:
@@ -196,7 +197,7 @@ class NodePool:
     @property
     def in_use(self) -> int:
         """How many of its connections are lent, or being opened to be."""
-        return self._gate.inside
+        return self.gate.inside
 
     @property
     def idle(self) -> int:
@@ -211,7 +212,7 @@ class NodePool:
         `ConnectionError` when there is none to be had, or when it is lost while it is lent, and `Overloaded`
         when too many wait for one.
         """
-        async with self._gate:
+        async with self.gate:
             try:
                 connection = await self._pool.acquire()
             except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:

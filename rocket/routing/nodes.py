@@ -67,7 +67,7 @@ class Nodes:
     def in_use(self, name: str) -> int:
         """How many connections to a node are at work."""
         pool = self._pools.get(name)
-        return 0 if pool is None else pool.in_use
+        return 0 if pool is None else pool.gate.inside
 
     def _drop(self, name: str) -> None:
         if (pool := self._pools.get(name)) is not None:
