@@ -27,12 +27,14 @@ _HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^][:]+))(:[0-9]*
 
 def known_hosts_only(names: Collection[str]) -> Middleware:
     """Return a middleware that refuses requests for any host but loopback and `names`."""
-    known = {"localhost", *(_plain(name) for name in names)}
+    known = {"localhost", *(plain for name in names if (plain := _plain(name)))}
 
     @functools.lru_cache(maxsize=256)
     def is_known(host: str) -> bool:
         match = _HOST.fullmatch(host)
-        name = "" if match is None else _plain(match["address"] or match["name"])
+        if match is None:
+            return False
+        name = _plain(match["address"] or match["name"])
         return name in known or _is_loopback(name)
 
     @web.middleware

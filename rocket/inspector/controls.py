@@ -85,8 +85,8 @@ class Controls:
         """Route by another rule; raise `Unavailable` if the primary has to be asked first, and does not answer."""
         if not isinstance(name, str) or name not in set(Routing):
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"A routing is one of {', '.join(Routing)}.")
-        routing, before = Routing(name), self._router.routing
-        await self._router.switch(routing)
+        routing = Routing(name)
+        before = await self._router.switch(routing)
         if routing is not before:
             self._journal.add(Switched(time.monotonic(), routing, before))
         return f"Reads are routed by '{routing}' from now on."

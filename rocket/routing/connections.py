@@ -194,6 +194,10 @@ class NodePool:
             connection.terminate()
         self._connections.clear()
 
+    async def expire(self) -> None:
+        """Have each connection that is open now end, at the latest when it is given back."""
+        await self._pool.expire_connections()
+
     @property
     def in_use(self) -> int:
         """How many of its connections are lent, or being opened to be."""

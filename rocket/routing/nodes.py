@@ -53,6 +53,11 @@ class Nodes:
         """The connections to each node."""
         return list(self._pools.values())
 
+    async def expire(self) -> None:
+        """Have each connection that is open now end, at the latest when it is given back."""
+        for pool in self.pools:
+            await pool.expire()
+
     def reset_always(self, always: bool) -> None:
         """Say whether every connection is reset when it is given back, or only where that is needed."""
         for pool in self.pools:

@@ -31,7 +31,7 @@ from rocket.routing.limits import Limits
 from rocket.routing.nodes import Nodes
 from rocket.routing.rules import Routing
 from rocket.routing.unguarded import UnguardedReads
-from rocket.routing.writer import FloorTaken, Writer
+from rocket.routing.writer import HAVE_IT_FLUSHED, FloorTaken, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +46,7 @@ SubjectT = TypeVar("SubjectT")
 
 _IS_PRIMARY = "SELECT pg_current_wal_flush_lsn()"
 """Fails on a server that is not the primary."""
+_WRITE_SOMETHING = "SELECT pg_logical_emit_message(true, 'rocket', '')"
 
 Tokens: TypeAlias = "SessionToken | Iterable[SessionToken] | None"
 """What a session brings: its token, or several where it has concurrent requests."""
@@ -164,23 +165,27 @@ class Router(Generic[SubjectT]):
         with self._without_floor:
             return await self._writer.write(work, subject, _in_order(token), floor_taken)
 
-    async def switch(self, routing: Routing) -> None:
-        """Route by another rule from now on.
+    async def switch(self, routing: Routing) -> Routing:
+        """Route by another rule from now on; return the one that was in force until then.
 
         Once this has returned with never-stale, the guarantee holds for all that was acknowledged, also for what
         was written under another rule. Raise `Unavailable`, with the reads' rule left as it was, if the primary
         cannot be asked what that is.
         """
         async with self._switching:
-            before, self._floor_taken = self._floor_taken, routing.floor_taken
-            if routing is Routing.NEVER_STALE is not self._routing:
+            before, taken_before = self._routing, self._floor_taken
+            self._floor_taken = routing.floor_taken
+            if routing is Routing.NEVER_STALE is not before:
                 try:
                     self._since = await self._all_written()
                 except BaseException:
-                    self._floor_taken = before
+                    self._floor_taken = taken_before
                     raise
             self._routing = routing
+            if before.as_asyncpg_comes and not routing.as_asyncpg_comes:
+                await self._nodes.expire()  # a reset takes away what makes them read-only
             self._nodes.reset_always(routing.as_asyncpg_comes)
+            return before
 
     async def _all_written(self) -> SessionToken:
         """Return a token that covers all writes that took no floor which holds, those under way included."""
@@ -192,6 +197,10 @@ class Router(Generic[SubjectT]):
             raise Unavailable("writes under way did not end in time") from None
 
         async def flushed(primary: Connection, status: PrimaryStatus) -> SessionToken:
+            # What was committed without being flushed (`synchronous_commit = off`) is so with a later commit.
+            async with primary.transaction():
+                await primary.execute(HAVE_IT_FLUSHED)
+                await primary.execute(_WRITE_SOMETHING)
             return SessionToken(status.epoch, Lsn.from_wire(await primary.fetchval(_IS_PRIMARY)))
 
         return await self._attempts.on_primary(flushed, route)
@@ -227,8 +236,7 @@ class Router(Generic[SubjectT]):
             route.tokens = (SessionToken(epoch, floor),)
         if (since := self._since) is not None:
             route.tokens = tuple(
-                token.after_write(since.write_floor) if token.epoch == since.epoch else token
-                for token in route.tokens
+                token.merged_with(since) if token.epoch == since.epoch else token for token in route.tokens
             )
         if len(route.tokens) > 1:  # only a primary can tell what has become of the earlier ones
             return await self._read_on_primary(work, subject, Reason.OTHER_EPOCH, route)

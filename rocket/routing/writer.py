@@ -44,7 +44,7 @@ FLUSHED = """(
 )"""
 """Has the transaction's COMMIT flushed before it returns: the floor is a flush LSN (design fact F2)."""
 
-_HAVE_IT_FLUSHED = f"SELECT {FLUSHED}"
+HAVE_IT_FLUSHED = f"SELECT {FLUSHED}"
 
 _LONGEST_BACKOFF_S = 0.1
 
@@ -164,7 +164,7 @@ class Writer(Generic[SubjectT]):
             return value
         flushed = await self._floors.mark(connection, subject, Lsn.UNKNOWN)
         if flushed is None:
-            await connection.execute(_HAVE_IT_FLUSHED)
+            await connection.execute(HAVE_IT_FLUSHED)
         return value
 
     async def _settle(self, connection: Connection, subject: SubjectT) -> Lsn:

@@ -530,6 +530,7 @@ class TestHeaders:
         [
             b"evil.example", b"localhost.evil.example", b"evil.example:5005", b"notlocalhost", b"", b"\xff",
             b"localhost@evil.example", b"127.0.0.1.evil.example", b"[::1].evil.example", b"2130706433", b"[evil]",
+            b"[", b"a]b",
         ],
     )  # fmt: skip
     @pytest.mark.parametrize("target", [b"GET /livez", b"GET /nowhere", b"POST /rides"])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from rocket import Board, Limits, Lsn, Reason, Router, Routing, SessionToken
+from rocket import Board, Limits, Lsn, Reason, Role, Router, Routing, SessionToken
 from rocket.api import queries
 from rocket.api.users import UserFloors
 from rocket.ending import background
@@ -196,6 +196,63 @@ async def test_replica_that_comes_back_behind_is_read_stale_as_published_and_not
                 assert (False, Reason.UNCHECKED) == (seen, reason)
     await observer.run_once()
     assert (await read_ride(router, email, ride_id))[0]
+
+
+async def test_an_unknown_floor_stays_unknown_across_switches(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """Of a write after the switch: what was flushed at the switch lies before it."""
+    await router.switch(Routing.ARTICLE)
+    assert Routing.ARTICLE is await router.switch(Routing.NEVER_STALE)
+    await cluster.wait_for_catchup()
+    async with paused(cluster):
+        await observer.run_once()
+        ride_id = await write_ride(router, email)
+        assert router.board.epoch is not None
+        token = SessionToken(router.board.epoch, Lsn.UNKNOWN)
+        assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id, token)
+
+
+async def test_after_the_published_technique_reads_are_read_only_again(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """Its pool resets connections, and with that what made them so."""
+    await router.switch(Routing.ARTICLE)
+    await write_ride(router, email)
+    await cluster.wait_for_catchup()
+    await recorded(observer, cluster, {replica.name for replica in cluster.replicas})
+    for _ in range(5):
+        await router.read(no_work, subject=email)
+    await router.switch(Routing.NEVER_STALE)
+    await cluster.wait_for_catchup()
+    await observer.run_once()
+    shows = "SHOW default_transaction_read_only"
+    answers = [await router.read(lambda node: node.fetchval(shows), subject=email) for _ in range(5)]
+    assert {("on", Role.REPLICA)} == {(answer.value, answer.role) for answer in answers}
+
+
+async def test_what_was_committed_and_not_flushed_is_covered_by_a_switch_back(
+    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+) -> None:
+    """As with `synchronous_commit = off`, where a COMMIT returns before it is flushed."""
+    await router.switch(Routing.RANDOM)
+    unflushed = "SET LOCAL synchronous_commit = off"
+
+    async def work(primary: Connection) -> int:
+        await primary.execute(unflushed)
+        await primary.fetchval(queries.INSERT_USER, email)
+        ride = await primary.fetchrow(queries.INSERT_RIDE, email, 1.5, None)
+        assert ride is not None
+        return int(ride["id"])
+
+    async with paused(cluster):
+        ride_id = (await router.write(work, subject=email)).value
+        await router.switch(Routing.NEVER_STALE)
+        await observer.run_once()
+        assert router.board.epoch is not None
+        token = SessionToken(router.board.epoch, Lsn(1))
+        seen, node, _ = await read_ride(router, email, ride_id, token)
+        assert (True, "primary") == (seen, node)
 
 
 async def test_switching_back_waits_for_writes_under_way(router: Router[str], email: str) -> None:
