@@ -157,7 +157,7 @@ async def door(router: Router[str]) -> AsyncIterator[Door]:
     """Run a server that also answers to the name Rides.Example, and return its address."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        async with serve(build_app(router, allowed_hosts=["Rides.Example"]), listening):
+        async with serve(build_app(router, allowed_hosts=["", "Rides.Example"]), listening):
             yield listening.getsockname()
 
 
