@@ -84,13 +84,16 @@ class NodeConnection(_PlainConnection):
     _protocol: Any  # asyncpg's own, whose count of queries its pool relies on as well
 
     def note(self, shown: str | None) -> None:
-        """Keep what the last statement said of the node, until another one is sent."""
+        """Keep what the last statement said of the node, until another one is sent.
+
+        A connection that was ended meanwhile has no protocol: to ask it is an `AttributeError`, as asyncpg has it.
+        """
         self._note = None if shown is None else (shown, self._protocol.queries_count)
 
     def take_note(self) -> str | None:
         """Return what the last statement said, if anything, and forget it."""
         note, self._note = self._note, None
-        if note is None or self.is_closed() or note[1] != self._protocol.queries_count:
+        if note is None or note[1] != self._protocol.queries_count:
             return None
         return note[0]
 

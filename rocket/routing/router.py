@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import time
@@ -291,15 +292,11 @@ class Router(Generic[SubjectT]):
         self, status: ReplicaStatus, work: Work[ResultT], route: Route
     ) -> tuple[ResultT, SessionToken]:
         """Run work on a connection that `status` vouches for; return the session's next token with the result."""
-
-        async def bounded(replica: Connection) -> tuple[ResultT, SessionToken]:
-            assert status.incarnation is not None  # noqa: S101 - it was compared with the connection's
-            token = route.tokens[0]
-            value, route.said = await bounds.with_what_was_said(work, replica)
-            bound = bounds.shown_by_replica(route.said, token.epoch)
-            return value, token.after_replica_read(status.name, status.incarnation, bound)
-
-        return await self._attempts.on_replica(status.name, status, bounded, route)
+        token = route.tokens[0]
+        bounded = functools.partial(bounds.read_on_replica, work, token.epoch)
+        value, route.said, bound = await self._attempts.on_replica(status.name, status, bounded, route)
+        assert status.incarnation is not None  # noqa: S101 - it was compared with the connection's
+        return value, token.after_replica_read(status.name, status.incarnation, bound)
 
     async def _read_on_primary(
         self, work: Work[ResultT], subject: SubjectT, reason: Reason, route: Route
