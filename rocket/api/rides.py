@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
@@ -57,7 +56,7 @@ async def _read(
             answer = await router.read(work, subject=email)
             if latest is not None and answer.token is not None:
                 if latest.epoch == answer.token.epoch:
-                    answer = replace(answer, token=answer.token.merged_with(latest))
+                    answer = answer._replace(token=answer.token.merged_with(latest))
                 else:  # promoted in between: only the primary can tell what has become of the session's floors
                     answer = await router.read(work, subject=email, token=tokens)
     except Unavailable as error:

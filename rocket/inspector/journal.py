@@ -11,7 +11,7 @@ import itertools
 import time
 from array import array
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from rocket.api.witness import Asked, Audience, Told
@@ -182,4 +182,4 @@ def _with_little_room(told: Told, answer: Answer[Any]) -> Told:
         array("d", (row["distance"] for row in rows[:limit])),
         complete=len(rows) <= limit,
     )
-    return told._replace(answer=replace(answer, value=page))
+    return told._replace(answer=answer._replace(value=page))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,8 +45,7 @@ class Route:
     """What the node that served it said of itself then (see `rocket.SHOWN`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[ResultT]):
+class Answer(NamedTuple, Generic[ResultT]):
     """What a read or write brought, and how it got there."""
 
     value: ResultT
