@@ -18,8 +18,10 @@ class Candidate(NamedTuple):
 
     name: str
     replay_lsn: Lsn
+    vouched_lsn: Lsn
+    """How far that is known to be WAL of the reign: what counts."""
     behind: int | None
-    """Bytes below the floor that held there, 0 if it was caught up; None if no floor is known."""
+    """Bytes from there to the floor that held, 0 if it was caught up; None if no floor is known."""
     obstacle: Reason | None
     """Why it could not serve the read; None if it could."""
 
@@ -50,7 +52,7 @@ def candidates_of(route: Route, board: Board, policy: Policy, *, guarded: bool) 
             behind = None if floor == Lsn.UNKNOWN else max(0, floor - status.vouched_lsn)
             if guarded:
                 why = obstacle(status, token, board, policy, route.decided_at)
-        candidates.append(Candidate(status.name, status.replay_lsn, behind, why))
+        candidates.append(Candidate(status.name, status.replay_lsn, status.vouched_lsn, behind, why))
     return candidates
 
 

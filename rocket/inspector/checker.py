@@ -50,8 +50,10 @@ class Stale:
 class Checker:
     """What every reader is owed, followed from request to request in the order in which they were done."""
 
-    def __init__(self) -> None:
+    def __init__(self, since: float = 0.0) -> None:
         self.checked = 0
+        self._since = since
+        """A read that began before this moment may have been routed by another rule than is in force."""
         self._owed: OrderedDict[str, OrderedDict[int, Debt]] = OrderedDict()
         """By reader (a session's name, or its user's), and by ride."""
 
@@ -71,7 +73,7 @@ class Checker:
             self._owed.pop(session.name, None)
         reader = session.name if session.by_token else _user(told)
         missing = next((debt for debt in self._missing(reader, told) if debt.epoch == epoch), None)
-        if session.by_token:
+        if session.by_token and told.at >= self._since:
             known: Mapping[int, Debt] = self._owed.get(reader, {})
             for shown in _shown(told):
                 if shown not in known or known[shown].epoch != epoch:
@@ -88,8 +90,12 @@ class Checker:
             if session.by_token:
                 self._owe(session.name, debt)
 
-    def forget_what_was_shown(self) -> None:
-        """Owe only what was written: without a guarantee, what was shown is covered by no token."""
+    def forget_what_was_shown(self, at: float) -> None:
+        """Owe only what was written, and what reads show that begin from then on: another rule is in force.
+
+        Without a guarantee, what was shown is covered by no token.
+        """
+        self._since = at
         for owed in self._owed.values():
             for ride in [ride for ride, debt in owed.items() if not debt.written]:
                 del owed[ride]

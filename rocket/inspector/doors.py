@@ -21,7 +21,7 @@ HEADER = "Rocket-Inspector"
 COOKIE = "rocket-inspector"
 _NO_TOKEN = "1"  # noqa: S105 - that it is there at all keeps other sites' pages out
 _LONGEST_ORDER = 4096
-_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")
+_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 """Headers of a proxy on this machine: the client is somewhere else."""
 _TYPES = {
     "html": "text/html; charset=utf-8",
@@ -62,6 +62,13 @@ def may_look(request: web.Request, token: str | None) -> None:
     if not any(each is not None and _same(each, token) for each in given):
         text = "The inspector asks clients on other machines for its token: /inspector?token=..."
         raise Problem(HTTPStatus.FORBIDDEN, text, SECURITY_HEADERS)
+
+
+def may_be_told(request: web.Request, token: str | None) -> None:
+    """Tell of requests only who may look, and no page but ours, since that is work for us; raise a 403."""
+    may_look(request, token)
+    if not _of_this_origin(request):
+        raise _refused("Of requests, the inspector tells no page of another site.")
 
 
 def may_act(request: web.Request, token: str | None) -> None:

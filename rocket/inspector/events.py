@@ -54,7 +54,13 @@ def read_event(  # noqa: PLR0917 - what it is made of
         "write_floor": _lsn(write_floor),
         "read_floor": _lsn(read_floor),
         "candidates": [
-            {"name": one.name, "replay_lsn": str(one.replay_lsn), "behind": one.behind, "obstacle": one.obstacle}
+            {
+                "name": one.name,
+                "replay_lsn": str(one.replay_lsn),
+                "vouched_lsn": str(one.vouched_lsn),
+                "behind": one.behind,
+                "obstacle": one.obstacle,
+            }
             for one in candidates
         ],
         "tried": [{"node": name, "error": why} for name, why in (route.failed.items() if route else ())],

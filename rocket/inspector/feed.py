@@ -49,6 +49,8 @@ class Feed:
         self.last = 0
         """The number of the last event."""
         self.viewers = 0
+        self._last_wanted = time.monotonic()
+        """When the last viewer went."""
         self._journal = journal
         self._router = router
         self._metrics = metrics
@@ -63,7 +65,7 @@ class Feed:
         self.last += 1
         self._next = self._journal.end
         self._sessions = Sessions()
-        self._checker = Checker()
+        self._checker = Checker(time.monotonic())
         self._stale: Counter[Routing] = Counter()
         self._latencies = Latencies()
         self._looks = Looks()
@@ -93,6 +95,7 @@ class Feed:
     def look_away(self) -> None:
         """Count one viewer less."""
         self.viewers -= 1
+        self._last_wanted = time.monotonic()
 
     def after(self, number: int) -> Sequence[str]:
         """Return the events behind one, each as JSON."""
@@ -124,10 +127,8 @@ class Feed:
         """Follow the journal while somebody looks; never returns."""
         while True:
             await self._wanted.wait()
-            last_wanted = last_tick = time.monotonic()
-            while (now := time.monotonic()) - last_wanted < _STAYS_WARM_S:
-                if self.viewers:
-                    last_wanted = now
+            last_tick = time.monotonic()
+            while (now := time.monotonic()) - self._last_wanted < _STAYS_WARM_S or self.viewers:
                 before = self.last
                 self.follow()
                 if now - last_tick >= _TICK_S:
@@ -168,7 +169,7 @@ class Feed:
                 self._take_loss(happening)
             case Switched(at, routing, before):
                 self._routings.append((at, routing))
-                self._checker.forget_what_was_shown()
+                self._checker.forget_what_was_shown(at)
                 self._emit({"kind": "routing", "t": ms(at), "routing": routing, "before": before})
             case Faulted():
                 self._emit(events.fault_event(happening, ms))

@@ -39,12 +39,12 @@ class Latencies:
 
 def totals(counts: Mapping[str, Any]) -> dict[str, Any]:
     """Make the figures of a tick of what the API has counted itself."""
-    reasons, writes = counts["reasons"], dict(counts["writes"])
+    reasons, writes = counts["reasons"], counts["writes"]
     return {
         "reads": counts["reads"],
         "reasons": reasons,
-        "writes": writes.pop("committed", 0),
-        "failed": counts["reads_unavailable"] + sum(writes.values()),
+        "writes": writes.get("committed", 0),
+        "failed": counts["reads_unavailable"] + writes.get("unavailable", 0) + writes.get("unknown", 0),
         "waited": reasons.get(Reason.WAITED, 0),
         "retried": reasons.get(Reason.RETRIED, 0),
         "fallbacks": sum(counts["fallbacks"].values()),

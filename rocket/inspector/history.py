@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rocket import Routing
-    from rocket.inspector.journal import Journal
+    from rocket.inspector.journal import Happening, Journal
 
 _WRONG = {HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT}
 """Answers to requests that were wrong in themselves."""
@@ -37,10 +37,23 @@ Named = tuple[int, Told, Session]
 
 
 def history_lines(journal: Journal, last: int, routing: Routing, nodes: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of a history of the last so many requests that the journal still holds."""
+    """Return the lines of a history of the last so many requests that the journal holds by now.
+
+    They are made one by one as they are asked for, in any thread.
+    """
+    return _lines(journal, journal.since(journal.begin), last, routing, nodes)
+
+
+def _lines(
+    journal: Journal,
+    happenings: Iterator[tuple[int, Happening]],
+    last: int,
+    routing: Routing,
+    nodes: Sequence[str],
+) -> Iterator[str]:
     sessions, incidents = Sessions(), Incidents()
     named: deque[Named] = deque(maxlen=last)
-    for number, happening in journal.since(journal.begin):
+    for number, happening in happenings:
         if isinstance(happening, Told):
             named.append((number, happening, sessions.of(happening, number)))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from datetime import UTC, datetime
@@ -48,6 +49,7 @@ class Inspector:
         self._reach = reach
         self._nodes = nodes
         self._interval_s = interval_s
+        self._one_history = asyncio.Lock()
         self._files = doors.page_files()
         self._controls = Controls(reach, router, self.journal)
         self._stage = Stage(reach, router, self._controls, self.journal)
@@ -110,19 +112,21 @@ class Inspector:
         return web.Response(body=body, headers={**doors.SECURITY_HEADERS, "Content-Type": content_type})
 
     async def _events(self, request: web.Request) -> web.Response:
-        doors.may_look(request, self._reach.token)
+        doors.may_be_told(request, self._reach.token)
         return self._stream.open(request, lambda: self._hello(request))
 
     async def _history(self, request: web.Request) -> web.Response:
-        doors.may_look(request, self._reach.token)
+        doors.may_be_told(request, self._reach.token)
         last = request.query.get("last", str(_LAST))
         if not (last.isascii() and last.isdigit() and 0 < int(last[:9]) <= _LAST):
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "'last' is a number of requests.")
         self._feed.look()  # whoever asks for one wants another one later
         self._feed.look_away()
-        lines = history_lines(self.journal, int(last[:9]), self._router.routing, self._nodes)
+        async with self._one_history:  # each is work for a second, and reads go on meanwhile
+            lines = history_lines(self.journal, int(last[:9]), self._router.routing, self._nodes)
+            text = await asyncio.to_thread(lambda: "".join(f"{line}\n" for line in lines))
         return web.Response(
-            text="".join(f"{line}\n" for line in lines),
+            text=text,
             headers={**doors.SECURITY_HEADERS, "Content-Type": "application/x-ndjson"},
         )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from rocket.api.witness import Asked, Audience, Told
+from rocket.inspector.told import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -127,7 +128,9 @@ class Journal:
         self._end[1] += 1
 
     def _witness(self, told: Told) -> None:
-        if told.request is Asked.LIST and told.answer is not None and told.error is None:
+        if told.error is not None:
+            told = told._replace(error=Failure(told.error, told.request))
+        elif told.request is Asked.LIST and told.answer is not None:
             told = _with_little_room(told, told.answer)
         self._requests.append(told)
         self._end[0] += 1
@@ -150,7 +153,7 @@ class Journal:
     def since(self, place: Place) -> Iterator[tuple[int, Happening]]:
         """Yield what was noted behind a place, as far as it is still there, in order.
 
-        Requests come with their numbers.
+        Requests come with their numbers. What is noted meanwhile is not among them.
         """
         first = max(place.requests, self.begin.requests)
         requests = enumerate(_last(self._requests, self._end[0] - first), first)

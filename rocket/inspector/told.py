@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rocket import InvalidToken, Lsn, OutcomeUnknown, Unavailable
 from rocket.api.problems import Problem
 from rocket.api.witness import Asked
+from rocket.errors import in_words
 from rocket.torture.history import Outcome
 
 if TYPE_CHECKING:
@@ -23,25 +24,41 @@ _STATUSES = {
 _WRITES = {Asked.JOIN, Asked.WRITE}
 
 
+class Failure(Exception):
+    """What is kept of a request's error: not the frames that it came through, with all that they hold."""
+
+    def __init__(self, error: BaseException, request: Asked) -> None:
+        super().__init__(in_words(error))
+        known = isinstance(error, Unavailable | InvalidToken | Problem) or request not in _WRITES
+        self.outcome = Outcome.FAIL if known else Outcome.UNKNOWN
+        self.status = _status_of_failure(error, request)
+        self.route = getattr(error, "route", None)
+
+
 def outcome_of(told: Told) -> Outcome:
     """Return what the client knows afterwards."""
-    if told.error is None:
-        return Outcome.OK
-    known = isinstance(told.error, Unavailable | InvalidToken | Problem) or told.request not in _WRITES
-    return Outcome.FAIL if known else Outcome.UNKNOWN
+    failure = _failure(told)
+    return Outcome.OK if failure is None else failure.outcome
 
 
 def status_of(told: Told) -> int:
     """Return the status of the answer, as the API gives it."""
-    if told.error is None:
-        return _status_of_success(told)
-    if isinstance(told.error, Problem):
-        return told.error.status
-    if isinstance(told.error, asyncio.CancelledError):  # by the API's last resort against requests that never end
-        return HTTPStatus.GATEWAY_TIMEOUT if told.request in _WRITES else HTTPStatus.SERVICE_UNAVAILABLE
+    failure = _failure(told)
+    return _status_of_success(told) if failure is None else failure.status
+
+
+def _failure(told: Told) -> Failure | None:
+    assert told.error is None or isinstance(told.error, Failure)  # noqa: S101 - the journal keeps no other
+    return told.error
+
+
+def _status_of_failure(error: BaseException, request: Asked) -> int:
+    if isinstance(error, Problem):
+        return error.status
+    if isinstance(error, asyncio.CancelledError):  # by the API's last resort against requests that never end
+        return HTTPStatus.GATEWAY_TIMEOUT if request in _WRITES else HTTPStatus.SERVICE_UNAVAILABLE
     return next(
-        (status for kind, status in _STATUSES.items() if isinstance(told.error, kind)),
-        HTTPStatus.INTERNAL_SERVER_ERROR,
+        (status for kind, status in _STATUSES.items() if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR
     )
 
 
@@ -76,9 +93,7 @@ def page_of(told: Told) -> Page | None:
 
 def is_of_unknown_user(told: Told) -> bool:
     """Tell whether a read was answered by a node that knows of no such user."""
-    return (
-        told.answer is not None and isinstance(told.error, Problem) and status_of(told) == HTTPStatus.UNAUTHORIZED
-    )
+    return told.answer is not None and told.error is not None and status_of(told) == HTTPStatus.UNAUTHORIZED
 
 
 def shown_lsn(told: Told) -> Lsn | None:

@@ -56,9 +56,15 @@ def words_of_read(
 
 def _behind(candidates: Sequence[Candidate]) -> list[str]:
     behind = sorted((one for one in candidates if one.behind), key=lambda one: one.behind or 0)
-    sentences = [f"{one.name} was at {one.replay_lsn}, {_bytes(one.behind or 0)} behind." for one in behind]
+    sentences = [f"{one.name} was at {_place(one)}, {_bytes(one.behind or 0)} behind." for one in behind]
     more = len(behind) - _MOST_NAMED
     return sentences[:_MOST_NAMED] + ([f"{more} more were further behind."] if more > 0 else [])
+
+
+def _place(one: Candidate) -> str:
+    if one.vouched_lsn == one.replay_lsn:
+        return f"{one.replay_lsn}"
+    return f"{one.vouched_lsn} for certain ({one.replay_lsn} as it said itself)"
 
 
 def _bytes(count: int) -> str:

@@ -98,11 +98,17 @@ def told(
     return Told(request, at, at + 0.5, "a@example.com", () if sent is None else (sent,), detail, answer, None)
 
 
+def verdicts(checker: Checker, *requests: Told, epoch: Epoch = FIRST) -> list[bool]:
+    """Tell of each request whether it is found stale."""
+    sessions = Sessions()
+    return [
+        checker.look_at(one, sessions.of(one, number), epoch) is not None for number, one in enumerate(requests)
+    ]
+
+
 def stale(*requests: Told, epoch: Epoch = FIRST) -> list[int]:
     """Return the places of those that are found stale."""
-    sessions, checker = Sessions(), Checker()
-    verdicts = [checker.look_at(one, sessions.of(one, number), epoch) for number, one in enumerate(requests)]
-    return [place for place, verdict in enumerate(verdicts) if verdict is not None]
+    return [place for place, verdict in enumerate(verdicts(Checker(), *requests, epoch=epoch)) if verdict]
 
 
 def test_a_session_goes_on_by_its_token() -> None:
@@ -147,3 +153,13 @@ def test_what_was_told_under_one_primary_is_not_owed_by_the_next() -> None:
     write = told(Asked.WRITE, 0, 1, None, token(10))
     read = told(Asked.READ, 1, 1, token(10), token(11, SECOND), found=False)
     assert [] == stale(write, read)
+
+
+@pytest.mark.parametrize(("begun", "found"), [(0.9, False), (1.1, True)])
+def test_what_a_read_under_way_at_a_switch_shows_is_not_owed(begun: float, *, found: bool) -> None:
+    """It may have been routed by the rule before, under which a token covers nothing that was shown."""
+    checker = Checker()
+    checker.forget_what_was_shown(1.0)
+    read = told(Asked.READ, begun, 1, token(10), token(10))
+    blind = told(Asked.READ, 2, 1, token(10), token(10), found=False)
+    assert [False, found] == verdicts(checker, read, blind)

@@ -66,6 +66,7 @@ async def order(client: Client, headers: dict[str, str], body: object = PAUSE) -
         (HEADERS | {"Sec-Fetch-Site": "same-site"}, "own page only"),
         (HEADERS | FAR, "on this machine only"),
         (HEADERS | {"Forwarded": "for=192.0.2.1"}, "on this machine only"),
+        (HEADERS | {"Via": "1.1 proxy.example"}, "on this machine only"),
     ],
 )
 async def test_an_order_from_elsewhere_is_refused(
@@ -149,6 +150,14 @@ async def test_without_a_cluster_of_its_own_nothing_is_done(
 async def test_only_clients_on_this_machine_may_look(inspected: Inspected, path: str) -> None:
     """What a proxy passes on is from somewhere else."""
     assert 403 == await status_of(inspected.client, path, FAR)
+
+
+async def test_no_page_of_another_site_is_told_of_requests(inspected: Inspected) -> None:
+    """It may lead to the page, and has nothing to fetch beside it."""
+    elsewhere, own = {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-origin"}
+    for path in ("/inspector/events", "/inspector/history"):
+        assert [403, 200] == [await status_of(inspected.client, path, headers) for headers in (elsewhere, own)]
+    assert 200 == await status_of(inspected.client, "/inspector", elsewhere)
 
 
 @pytest.mark.parametrize("headers", [FAR, {"Host": "rides.example.com"}])

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import threading
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from rocket import Routing
+from rocket.api.witness import Told
+from rocket.inspector import feed, history, inspector
 from rocket.torture import checker, reader
 from rocket.torture.history import Outcome, Request
 from rocket.torture.verdict import Judgement, Rule
 from tests.conftest import paused
+from tests.inspector.conftest import DEADLINE_S
 from tests.inspector.rides import User
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from rocket import Observer, Router
@@ -107,3 +114,59 @@ async def test_without_anybody_who_looks_nothing_is_kept(inspected: Inspected, e
     assert 1 == len((await judged(inspected, tmp_path))[0].ops)
     inspected.journal.do_not_listen()
     assert () == (await judged(inspected, tmp_path))[0].ops
+
+
+async def test_reads_go_on_while_a_history_is_made(
+    inspected: Inspected, email: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is much work, and none for the event loop."""
+    begun, served = threading.Event(), threading.Event()
+
+    def slow_lines(*args: Any) -> Iterator[str]:
+        begun.set()
+        assert served.wait(DEADLINE_S / 4)
+        yield from history.history_lines(*args)
+
+    monkeypatch.setattr(inspector, "history_lines", slow_lines)
+    user = User(inspected.client, email)
+    await user.join()
+    judging = asyncio.create_task(judged(inspected, tmp_path))
+    async with asyncio.timeout(DEADLINE_S):
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        assert 404 == await user.read(1)
+        served.set()
+        assert {} == (await judging)[1].counts
+
+
+async def test_who_asks_for_a_history_now_and_then_keeps_it_noting(
+    inspected: Inspected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time for a minute."""
+    passed_s = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed_s)
+    monkeypatch.setattr(feed, "time", clock)
+    for _ in range(3):
+        await judged(inspected, tmp_path)
+        passed_s += feed._STAYS_WARM_S - 5  # noqa: SLF001
+        await asyncio.sleep(4 * feed.BEAT_S)
+        assert inspected.journal.audience.witness is not None
+    passed_s += 5
+    async with asyncio.timeout(DEADLINE_S):
+        while inspected.journal.audience.witness is not None:
+            await asyncio.sleep(feed.BEAT_S)
+
+
+async def test_of_an_error_the_words_are_kept_and_not_its_frames(
+    inspected: Inspected, email: str, tmp_path: Path
+) -> None:
+    """Thousands are kept, and each frame holds whatever it worked with."""
+    async with inspected.client.post(
+        "/rides", json={"distance": 1}, headers={"Authorization": email}
+    ) as response:  # of a user whom nobody knows
+        assert 401 == response.status
+    (told,) = [each for _, each in inspected.journal.since(inspected.journal.begin) if isinstance(each, Told)]
+    assert told.error is not None
+    assert [None] * 3 == [told.error.__traceback__, told.error.__context__, told.error.__cause__]
+    (op,) = (await judged(inspected, tmp_path))[0].ops
+    assert (401, Outcome.FAIL, str(told.error)) == (op.status, op.outcome, op.error)

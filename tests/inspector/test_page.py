@@ -166,6 +166,27 @@ async def test_on_a_phone_nothing_sticks_out(system: str, scheme: str) -> None:
         assert 0 == await visit.page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
 
 
+async def test_the_speed_shown_is_the_one_in_force(visit: Visit) -> None:
+    """Also when another one is refused; the first one is that of one client."""
+    speed, shown = (
+        visit.page.locator("#speed"),
+        "(text) => document.querySelector('#speed-now').innerText === text",
+    )
+    await speed.press("Home")
+    await visit.until(shown, "one client")
+    await visit.until("() => !document.querySelector('#speed').ariaBusy")
+    await speed.fill("7")
+    await visit.until(shown, "50 reads/s")
+    await visit.until("() => !document.querySelector('#speed').ariaBusy")
+    refusal = {"status": 409, "json": {"error": "A scenario is going on."}}
+    await visit.page.route("**/inspector/control", lambda route: route.fulfill(**refusal))
+    await speed.press("End")
+    await visit.until("() => document.querySelector('#toasts').innerText.includes('going on')")
+    await visit.until(shown, "50 reads/s")
+    assert "7" == await speed.input_value()
+    visit.complaints.clear()  # the browser notes the 409
+
+
 async def test_promotion_shows_a_new_primary(visit: Visit) -> None:
     """Its card says so, and the old primary's says that it follows; it is the last test here."""
     await visit.button("replica0", "promote").click()

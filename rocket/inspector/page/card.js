@@ -190,7 +190,7 @@ function candidates(record) {
     const behind = one.behind === null || one.behind === undefined ? "–" : one.behind > 0 ? `${bytes(one.behind)} below` : "at or past";
     body.append(
       make("tr", { class: one.name === record.node ? "chosen" : null },
-        make("th", { scope: "row", text: one.name }), make("td", { text: one.replay_lsn ?? "–" }), make("td", { text: behind }),
+        make("th", { scope: "row", text: one.name }), make("td", { text: one.vouched_lsn ?? "–" }), make("td", { text: behind }),
         make("td", { class: fit ? "fit" : "unfit", text: fit ? "✓ fit" : `✗ ${one.obstacle}` })),
     );
   }

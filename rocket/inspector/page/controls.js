@@ -3,7 +3,8 @@
 
 import { byId, make, setText } from "./dom.js";
 
-export const RATES = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500];
+/** Rides a second; null: one client, as the simulator does by itself. */
+const RATES = [null, 0, 1, 2, 5, 10, 20, 50, 100, 200, 500];
 
 const ROUTINGS = {
   "never-stale": "to a replica that has replayed the session's floor, else a short wait, else the primary",
@@ -16,12 +17,13 @@ export class Controls {
   constructor(send) {
     this.send = send;
     this.routing = null;
+    this.rate = null;
     byId("heal").addEventListener("click", (event) => this.send({ command: "heal" }, event.currentTarget));
     byId("back-to-never-stale").addEventListener("click", (event) => this.send({ command: "routing", routing: "never-stale" }, event.currentTarget));
     const speed = byId("speed");
     speed.max = String(RATES.length - 1);
     speed.addEventListener("input", () => this.nameRate(RATES[speed.value]));
-    speed.addEventListener("change", () => this.send({ command: "simulator", rate: RATES[speed.value] }, speed));
+    speed.addEventListener("change", () => this.pace(RATES[speed.value], speed));
   }
 
   build(hello) {
@@ -43,6 +45,10 @@ export class Controls {
     if (!(await this.send({ command: "routing", routing }, input))) this.showRouting(this.routing);
   }
 
+  async pace(rate, speed) {
+    if (!(await this.send({ command: "simulator", rate }, speed))) this.showRate(this.rate);
+  }
+
   /** Shows which routing is in force, with a warning unless it is never-stale. */
   showRouting(routing) {
     this.routing = routing;
@@ -56,10 +62,13 @@ export class Controls {
       : `Routing is “${routing}”, not never-stale: stale reads are to be expected.`);
   }
 
+  /** Shows the rate that is in force, or the nearest one there is. */
   showRate(rate) {
+    this.rate = rate;
     const speed = byId("speed");
     if (document.activeElement === speed && speed.matches(":active")) return;
-    const nearest = rate === null ? 0 : RATES.reduce((best, one, number) => (Math.abs(one - rate) < Math.abs(RATES[best] - rate) ? number : best), 0);
+    const off = (one) => (one === rate ? 0 : one === null || rate === null ? Infinity : Math.abs(one - rate));
+    const nearest = RATES.reduce((best, one, number) => (off(one) < off(RATES[best]) ? number : best), 0);
     speed.value = String(nearest);
     this.nameRate(rate);
   }

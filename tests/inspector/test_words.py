@@ -1,0 +1,30 @@
+"""What is said of a request and of the figures is what was measured."""
+
+from __future__ import annotations
+
+from rocket import Lsn, Routing
+from rocket.api.witness import Asked, Told
+from rocket.errors import Unavailable
+from rocket.inspector.candidates import Candidate
+from rocket.inspector.figures import totals
+from rocket.inspector.told import Failure
+from rocket.inspector.words import words_of_read
+
+
+def test_how_far_behind_a_replica_was_is_told_from_where_it_was_for_certain() -> None:
+    """Without a WAL receiver, what it has replayed may be of another reign."""
+    read = Told(
+        Asked.READ, 0.0, 1.0, "a@example.com", (), 1, None, Failure(Unavailable("nobody answered"), Asked.READ)
+    )
+    sure = Candidate("replica0", Lsn(90), Lsn(90), 10, None)
+    unsure = Candidate("replica1", Lsn(120), Lsn(80), 20, None)
+    words = words_of_read(read, Routing.NEVER_STALE, Lsn(100), [unsure, sure], None)
+    assert "replica0 was at 0/5A, 10 bytes behind." in words
+    assert "replica1 was at 0/50 for certain (0/78 as it said itself), 20 bytes behind." in words
+
+
+def test_a_request_that_was_wrong_in_itself_has_not_failed() -> None:
+    """A write that was refused as such is counted as 'failed' by the API, and is no fault of a node."""
+    writes = {"committed": 9, "unavailable": 2, "unknown": 1, "failed": 5}
+    counts = {"reads": {}, "reasons": {}, "fallbacks": {}, "reads_unavailable": 4, "writes": writes}
+    assert (9, 7) == (totals(counts)["writes"], totals(counts)["failed"])
