@@ -28,6 +28,8 @@ _NODE_COMMANDS = {
 }  # fmt: skip
 _PATIENCE_S = 20.0
 """How long an order may take, before the API's own time limit for requests."""
+_HEAL_PATIENCE_S = 10.0
+"""As it may have waited for a scenario's end before."""
 _FASTEST = 1000.0
 """Rides a second that the simulator may be told to make."""
 _STATES_S = 1.0
@@ -47,8 +49,9 @@ class Controls:
     async def carry_out(self, order: Mapping[str, Any]) -> str:
         """Do what is ordered and say what came of it; raise `Problem`, in words for the client."""
         command = order.get("command")
+        patience_s = _HEAL_PATIENCE_S if command == "heal" else _PATIENCE_S
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(patience_s):
                 match command:
                     case "routing":
                         return await self.route(order.get("routing"))
@@ -57,7 +60,7 @@ class Controls:
                     case str() if command in _NODE_COMMANDS or command == "heal":
                         return await self.disturb(command, order.get("node"), order.get("delay_ms"))
         except TimeoutError:
-            text = f"'{command}' is not done after {_PATIENCE_S:g} s; it goes on."
+            text = f"'{command}' is not done after {patience_s:g} s; it goes on."
             raise Problem(HTTPStatus.GATEWAY_TIMEOUT, text) from None
         except Unavailable as error:
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"It cannot be switched now: {error}.") from None

@@ -17,6 +17,8 @@ from rocket.inspector.scenarios import SCENARIOS
 from rocket.inspector.scene import Scene
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from rocket import Router, Routing
     from rocket.inspector.controls import Controls
     from rocket.inspector.journal import Journal
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
     from rocket.inspector.scenarios import Scenario
 
 _LONGEST_S = 90.0
-_PUT_BACK_S = 60.0
+_ROUTE_S = 30.0
+_PATIENCE_S = 12.0
+"""How long an order waits for the end of a scenario; to heal all comes on top of it."""
 _RETRY_S = 0.2
 _REQUEST_S = 15.0
 
@@ -42,6 +46,8 @@ class Stage:
         self._next: Scenario | None = None
         self._ordered = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._ending = False
+        """Whether what is on is being put back, or will be as soon as it has noticed: nothing may cancel that."""
         self._over = False
         """Whether the whole program ends, and the cluster with it."""
 
@@ -68,10 +74,16 @@ class Stage:
             raise Problem(HTTPStatus.CONFLICT, f"The scenario '{self.playing}' is on; to heal all ends it.")
 
     async def end(self) -> None:
-        """End the scenario that is on, and wait until all is put back."""
-        if self._task is not None:
+        """End the scenario that is on, and wait until all is put back; raise a `Problem` if that takes long."""
+        if self._task is None:
+            return
+        if not self._ending:
+            self._ending = True
             self._task.cancel()
-            await asyncio.wait((self._task,), timeout=_PUT_BACK_S)
+        _, pending = await asyncio.wait((self._task,), timeout=_PATIENCE_S)
+        if pending:
+            text = f"The scenario '{self.playing}' has been ended; it is still being put back."
+            raise Problem(HTTPStatus.GATEWAY_TIMEOUT, text)
 
     async def run(self) -> None:
         """Play what is asked for; never returns."""
@@ -79,6 +91,7 @@ class Stage:
             await self._ordered.wait()
             self._ordered.clear()
             assert self._next is not None  # noqa: S101 - `begin` sets both
+            self._ending = False
             async with asyncio.TaskGroup() as group:
                 self._task = group.create_task(self._play(self._next), name=f"scenario {self._next.name}")
                 try:
@@ -109,25 +122,42 @@ class Stage:
                 foreseen = isinstance(error, RocketError | TimeoutError | OSError | aiohttp.ClientError)
                 _log.warning("scenario %s: %s", scenario.name, text, exc_info=not foreseen)
             finally:
+                self._ending = True
                 if not self._over:
-                    if not await self._put_back(routing, rate):
-                        phase, text = "failed", f"{text} Not everything is as it was: see the log, and heal all."
+                    if amiss := await self._put_back(routing, rate):
+                        phase, text = "failed", " ".join((text, *amiss))
                     scene.say(text, phase)
                     _log.info("scenario %s %s: %s", scenario.name, phase, text)
 
-    async def _put_back(self, routing: Routing, rate: float | None) -> bool:
-        """Make all as it was; tell whether that worked."""
+    async def _put_back(self, routing: Routing, rate: float | None) -> list[str]:
+        """Make each thing as it was, whatever becomes of the others; return what is not, in sentences."""
+        amiss = []
         try:
-            async with asyncio.timeout(_PUT_BACK_S):
-                await self._controls.disturb("heal")
-                while True:
-                    with contextlib.suppress(Unavailable):
-                        await self._controls.route(routing)
-                        return True
-                    await asyncio.sleep(_RETRY_S)
-        except (RocketError, TimeoutError) as error:
-            _log.warning("not everything is as it was before the scenario: %s", in_words(error))
-            return False
+            if (why := await _failure_of(self._controls.disturb("heal"))) is not None:
+                amiss.append(f"Not everything is healed: {why}. Heal all once more.")
+            if await _failure_of(self._route(routing)) is not None:
+                amiss.append(f"Reads are routed by '{self._router.routing}', not '{routing}' as before.")
         finally:
             if self._reach.simulator is not None:
                 self._controls.pace(rate)
+        return amiss
+
+    async def _route(self, routing: Routing) -> None:
+        """Route as before, as soon as that can be done; raise `TimeoutError`."""
+        async with asyncio.timeout(_ROUTE_S):
+            while True:
+                with contextlib.suppress(Unavailable):
+                    await self._controls.route(routing)
+                    return
+                await asyncio.sleep(_RETRY_S)
+
+
+async def _failure_of(work: Awaitable[object]) -> str | None:
+    """Do a part of putting back; say why it could not be done, or None."""
+    try:
+        await work
+    except Exception as error:  # noqa: BLE001 - the other parts are done all the same
+        foreseen = isinstance(error, RocketError | TimeoutError)
+        _log.warning("not all is as it was before the scenario: %s", in_words(error), exc_info=not foreseen)
+        return in_words(error)
+    return None

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _REQUEST_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 90.0  # a start may have to recover
 _LONGEST_DELAY_MS = 3_600_000
+_FAULTS = ("pause", "delay", "cut", "kill")
+"""What may act only once it has got through to a server, and so after a `heal` that came later."""
 
 _log = logging.getLogger("rocket.control")
 
@@ -75,7 +77,8 @@ class _Controller:
         self._cluster = cluster
         self._down = down
         self._api = api
-        self._at_work: set[asyncio.Task[None]] = set()
+        self._at_work: dict[asyncio.Task[None], str | None] = {}
+        """With the command that each carries out; None until it has been read."""
 
     async def drop(self) -> None:
         """Drop the commands that are being carried out: none acts on a cluster that is going down."""
@@ -87,17 +90,20 @@ class _Controller:
         """Carry out the one request that a connection brings."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in a task
-        self._at_work.add(task)
-        task.add_done_callback(self._at_work.discard)
+        self._at_work[task] = None
         try:
-            await self._answer(reader, writer)
+            await self._answer(task, reader, writer)
         finally:
+            del self._at_work[task]
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(
+        self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         try:
             async with asyncio.timeout(_REQUEST_TIMEOUT_S):
                 request = json.loads(await reader.readline())
+            self._at_work[task] = request["command"]
             answer = {"ok": await self._carry_out(request)}
         except (RocketError, ValueError, KeyError, TypeError, TimeoutError) as error:
             answer = {"error": str(error) or type(error).__name__}
@@ -135,7 +141,8 @@ class _Controller:
     async def _change(self, command: str, request: _Request) -> str:
         if command == "heal":
             _log.info("heal")
-            return await healing.heal(self._cluster)
+            faults_under_way = [task for task, command in self._at_work.items() if command in _FAULTS]
+            return await healing.heal(self._cluster, faults_under_way)
         node = self._cluster.node(request["node"])
         _log.info("%s %s", command, node.name)
         return f"{node.name} {await _NODE_COMMANDS[command](self._cluster, node, request)}"

@@ -6,34 +6,41 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from rocket.errors import NodeNotRunning, NotAReplica, RocketError, failing_plainly, in_words
+from rocket.errors import NodeNotRunning, NotAReplica, RocketError, in_words
 from rocket.postgres import faults
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from rocket.postgres.cluster import LocalCluster
     from rocket.postgres.node import Node
 
 _UP_TIMEOUT_S = 60.0
+_UNDER_WAY_TIMEOUT_S = 20.0  # more than any fault takes: to connect, to ask, to see a receiver end
 
 
 class NotHealed(RocketError):
     """A node is not back to normal; says which, and why."""
 
 
-async def heal(cluster: LocalCluster) -> str:
+async def heal(cluster: LocalCluster, under_way: Collection[asyncio.Task[None]] = ()) -> str:
     """Thaw, start, mend and resume every node, and end its delay; say so once all are up.
 
-    Raise `NotHealed` if one does not come.
+    Faults that are being done to it are waited for: they would come after what undoes them. Raise `NotHealed` if a
+    node does not come; the others are healed all the same.
     """
-    for node in cluster.nodes.values():
-        # Whatever becomes of it: its next start is a normal one.
-        node.apply_delay_ms, node.cut = 0, False
+    nodes = list(cluster.nodes.values())
+    for node in nodes:
         if node.frozen or node.halted:
             node.thaw()
-    with failing_plainly():
-        async with asyncio.TaskGroup() as group:
-            for node in cluster.nodes.values():
-                group.create_task(_heal(cluster, node), name=f"heal {node.name}")
+    if under_way:
+        await asyncio.wait(under_way, timeout=_UNDER_WAY_TIMEOUT_S)
+    for node in nodes:
+        # Whatever becomes of it: its next start is a normal one.
+        node.apply_delay_ms, node.cut = 0, False
+    for outcome in await asyncio.gather(*(_heal(cluster, node) for node in nodes), return_exceptions=True):
+        if outcome is not None:
+            raise outcome
     return "all nodes are up, and nothing holds them back"
 
 

@@ -13,9 +13,10 @@ import pytest_asyncio
 
 from rocket.config import Settings
 from rocket.ending import Ending
-from rocket.inspector import scene
+from rocket.inspector import scene, stage
 from rocket.inspector.scenarios import SCENARIOS
 from rocket.orchestrator import whole_system
+from rocket.postgres import healing
 from tests.inspector.conftest import HEADERS, Viewer
 
 if TYPE_CHECKING:
@@ -107,6 +108,56 @@ async def test_to_heal_ends_a_scenario_and_puts_everything_back(system: System) 
     assert 409 != await order(http, command="routing", routing="never-stale")
 
 
+async def begun(http: aiohttp.ClientSession, viewer: Viewer) -> None:
+    """Play a scenario until it has switched the routing."""
+    assert 200 == await order(http, command="scenario", name="race")
+    while not any(event["kind"] == "routing" for event in viewer.fresh):
+        await viewer.read()
+
+
+async def test_reads_are_routed_as_before_also_if_not_every_node_is_healed(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thing that cannot be put back does not keep the others from it, and is named."""
+    cluster, http = system
+
+    async def failing(*_: object) -> str:
+        raise healing.NotHealed("replica0 is not back")
+
+    async with looking(http) as viewer:
+        await begun(http, viewer)
+        with monkeypatch.context() as patch:
+            patch.setattr(healing, "heal", failing)
+            assert 409 == await order(http, command="heal")
+            end = await outcome(viewer, "race")
+        assert 200 == await order(http, command="heal")
+    assert "failed" == end["phase"]
+    assert "replica0 is not back" in end["text"]
+    assert_back_to_normal(cluster, viewer)
+
+
+async def test_to_heal_again_does_not_cancel_what_is_being_put_back(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for, but not for long."""
+    cluster, http = system
+    heal, let_go = healing.heal, asyncio.Event()
+
+    async def held(*given: Any) -> str:
+        await let_go.wait()
+        return await heal(*given)
+
+    monkeypatch.setattr(stage, "_PATIENCE_S", 0.1)
+    async with looking(http) as viewer:
+        await begun(http, viewer)
+        monkeypatch.setattr(healing, "heal", held)
+        assert [504, 504] == [await order(http, command="heal") for _ in range(2)]
+        let_go.set()
+        end = await outcome(viewer, "race")
+    assert ("failed", "It was ended.") == (end["phase"], end["text"])
+    assert_back_to_normal(cluster, viewer)
+
+
 async def test_a_scenario_that_comes_to_nothing_says_why_and_puts_everything_back(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,9 +165,7 @@ async def test_a_scenario_that_comes_to_nothing_says_why_and_puts_everything_bac
     monkeypatch.setattr(scene, "_PATIENCE_S", 1.0)
     cluster, http = system
     async with looking(http) as viewer:
-        assert 200 == await order(http, command="scenario", name="race")
-        while not any(event["kind"] == "routing" for event in viewer.fresh):
-            await viewer.read()
+        await begun(http, viewer)
         cluster.primary.freeze()
         end = await outcome(viewer, "race")
     assert "failed" == end["phase"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest_asyncio
 
 from rocket.errors import ClusterNotFound
 from rocket.postgres import catchup, control, faults
+from rocket.postgres.configuration import FILE_NAME
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -219,6 +221,42 @@ async def test_heal_undoes_all_that_was_done(cluster: LocalCluster) -> None:
     assert [("up", False, False, 0)] * 3 == [
         (node["state"], node["paused"], node["cut"], node["delay_ms"]) for node in said
     ]
+
+
+@pytest.mark.usefixtures("downs")
+async def test_heal_is_not_overtaken_by_a_fault_that_came_before_it(
+    cluster: LocalCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The delay waits for a server that is halted, and is set as soon as heal lets that go on."""
+    caplog.set_level("INFO", "rocket.control")
+    node = cluster.node("replica0")
+    assert node.process is not None
+    node.process.send_all(signal.SIGSTOP)
+    delaying = asyncio.create_task(control.ask(cluster.run_dir, "delay", node="replica0", delay_ms=7))
+    async with asyncio.timeout(10):
+        while "delay replica0" not in caplog.messages:
+            await asyncio.sleep(0.001)
+    node.frozen = True
+    await control.ask(cluster.run_dir, "heal")
+    assert "7 ms late" in await delaying
+    assert 0 == (await status(cluster, "replica0"))["delay_ms"]
+    assert "7ms" not in (node.data_dir / FILE_NAME).read_text()
+
+
+@pytest.mark.usefixtures("downs")
+async def test_a_node_that_cannot_be_healed_does_not_keep_the_others_from_it(cluster: LocalCluster) -> None:
+    """One fails at once, while the other one is still starting."""
+    await control.ask(cluster.run_dir, "stop", node="replica1")
+    in_the_way = cluster.node("replica0").data_dir / f"{FILE_NAME}.new"
+    in_the_way.mkdir()
+    try:
+        with pytest.raises(control.Refused, match="replica0 is not back"):
+            await control.ask(cluster.run_dir, "heal")
+        assert "up" == (await status(cluster, "replica1"))["state"]
+    finally:
+        in_the_way.rmdir()
+        await control.ask(cluster.run_dir, "heal")
+        await cluster.wait_for_catchup()
 
 
 @pytest.mark.usefixtures("downs")
