@@ -504,7 +504,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return cli.WRONG_USE_OF_JUDGES
     with applied(given.name):
         if given.pytest:
-            return int(pytest.main(["-q", "-p", "no:cacheprovider", *given.pytest]))
+            return int(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *given.pytest]))
         return cli.main(["torture", *arguments[end + 1 :]])
 
 
