@@ -89,7 +89,8 @@ class Simulator:
     """Makes traffic against an API, over HTTP and nothing else.
 
     Without a rate: one client that writes a ride, waits up to two seconds, and reads it back. With one: that
-    many rides a second in all, each read back at once or after such a pause, from as many clients as it takes.
+    many rides a second in all, each read back at once or after such a pause, from as many clients as it takes,
+    which keep their sessions from ride to ride.
     The rate may be changed at any time. Where several processes share the API's port, `reconnect` lets each
     request reach another one.
     """
@@ -209,7 +210,8 @@ class Simulator:
         self.tally.rides += 1
         await asyncio.sleep(pause_s)
         self.tally.reads[await self._read_back(session, headers, written)] += 1
-        if (token := headers.get(_SESSION_HEADER)) is not None:
+        token = headers.get(_SESSION_HEADER)
+        if token is not None and self._rate is not None:  # one client alone would stay on its replica for good
             self._tokens[email] = token
 
     async def _read_back(

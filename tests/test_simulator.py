@@ -218,7 +218,7 @@ class TestRightAnswers:
             return answer_with_token
 
         stub.on_write, stub.on_read = giving(stub.new_ride), giving(stub.ride)
-        async with running(Simulator(url, chance=NoPauses())):
+        async with running(Simulator(url, rate=2, chance=NoPauses())):
             await until(lambda: len(brought) > len(given))
         assert [None, "a", "b", "c", None, "d", "e"] == brought[: len(given) + 1]
 
