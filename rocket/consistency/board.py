@@ -31,7 +31,8 @@ class Board:
         self.primary: PrimaryStatus | None = None
         """The primary's last status; kept when it is out of reach, since `max_lag` is measured against it."""
         self._newest_timeline = 0
-        self._epoch: Epoch | None = None
+        self.epoch: Epoch | None = None
+        """The current reign; None while it is not known, or known to be over without its successor being found."""
         self.primary_is_lost = False
         """Whether the primary did not answer, as a primary, when it was last asked."""
         self.on_new_role: list[Callable[[str], None]] = []
@@ -48,11 +49,6 @@ class Board:
         if self._ring is None:
             self._ring = tuple(self._replicas.values())
         return self._ring
-
-    @property
-    def epoch(self) -> Epoch | None:
-        """The current reign; None while it is not known, or known to be over without its successor being found."""
-        return self._epoch
 
     def replica(self, name: str) -> ReplicaStatus | None:
         """Return the status of one replica, or None while it has none."""
@@ -79,7 +75,7 @@ class Board:
         """Put a replica's newest status up."""
         if status.epoch is not None and timeline_of(status.epoch) > self._newest_timeline:
             self._newest_timeline = timeline_of(status.epoch)
-            self._epoch = None
+            self.epoch = None
         if self.primary is not None and self.primary.name == status.name and status.name not in self._replicas:
             self.primary_is_lost = True
             self._tell(status.name)
@@ -117,7 +113,7 @@ class Board:
             self._tell(status.name)
             return False
         self._newest_timeline = timeline_of(status.epoch)
-        self._epoch = status.epoch
+        self.epoch = status.epoch
         self.primary = status
         self.primary_is_lost = False
         if before is not None and (before.name, before.epoch) != (status.name, status.epoch):

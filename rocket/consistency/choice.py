@@ -93,8 +93,8 @@ def choose(
     """
     fit = Reason.RETRIED if without else Reason.CAUGHT_UP
     best, lead = None, 0
-    own = None if token.node is None else board.replica(token.node)
-    if own is not None and own.name not in without and obstacle(own, token, board, policy, now) is None:
+    own = None if (node := token.node) is None or node in without else board.replica(node)
+    if own is not None and obstacle(own, token, board, policy, now) is None:
         best, lead = own, _LOYALTY
         if load(own.name) <= lead:
             return Choice(own, fit)  # nobody can be less busy by more than that
@@ -166,28 +166,20 @@ def obstacle(  # noqa: PLR0911 - in one piece: most reads come through here
     """Return why a replica may not serve a session's read; None if it may."""
     if now - status.observed_at > policy.lease_s:
         return Reason.NO_STATUS
-    if status.incarnation is None:
+    incarnation, epoch = status.incarnation, status.epoch
+    if incarnation is None:
         return Reason.NO_INCARNATION  # it would vouch for no connection
-    if not _within_max_lag(status, board, policy, now):
+    lag_bytes = 0 if (primary := board.primary) is None else primary.flush_lsn - status.replay_lsn
+    if policy.max_lag_bytes is not None and lag_bytes > policy.max_lag_bytes:
         return Reason.TOO_FAR_BEHIND
-    if status.epoch is None or status.epoch != board.epoch:
+    if policy.max_lag_s is not None and (board.lag_seconds(status, now) or 0.0) > policy.max_lag_s:
+        return Reason.TOO_FAR_BEHIND
+    if epoch is None or epoch != board.epoch:
         return Reason.OTHER_EPOCH
-    if board.has_diverged(status):
+    if lag_bytes < 0 and board.has_diverged(status):
         return Reason.DIVERGED
-    if token.epoch != status.epoch:
+    if token.epoch != epoch:
         return Reason.OTHER_EPOCH
-    if status.vouched_lsn < token.floor_on(status.name, status.incarnation):
+    if status.vouched_lsn < token.floor_on(status.name, incarnation):
         return Reason.NOT_CAUGHT_UP
     return None
-
-
-def _within_max_lag(status: ReplicaStatus, board: Board, policy: Policy, now: float) -> bool:
-    if policy.max_lag_bytes is not None:
-        lag_bytes = board.lag_bytes(status)
-        if lag_bytes is not None and lag_bytes > policy.max_lag_bytes:
-            return False
-    if policy.max_lag_s is not None:
-        lag_s = board.lag_seconds(status, now)
-        if lag_s is not None and lag_s > policy.max_lag_s:
-            return False
-    return True

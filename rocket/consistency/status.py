@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NewType
 
 from rocket.consistency.lsn import Lsn
@@ -48,16 +48,16 @@ class ReplicaStatus:
     epoch: Epoch | None = None
     """The newest epoch whose row the replica shows, provided that the row proves which history it follows."""
 
-    @property
-    def vouched_lsn(self) -> Lsn:
-        """How far what it has replayed is known to be WAL of `epoch`.
+    vouched_lsn: Lsn = field(init=False, compare=False, repr=False)
+    """How far what it has replayed is known to be WAL of `epoch`.
 
-        Without a WAL receiver it replays whatever it finds, so only what it had replayed by then is sure. What it
-        had received is not: a fork may lie before the end of that.
-        """
-        if self.streaming:
-            return self.replay_lsn
-        return min(self.replay_lsn, self.streamed_lsn or Lsn(0))
+    Without a WAL receiver it replays whatever it finds, so only what it had replayed by then is sure. What it had
+    received is not: a fork may lie before the end of that.
+    """
+
+    def __post_init__(self) -> None:
+        vouched = self.replay_lsn if self.streaming else min(self.replay_lsn, self.streamed_lsn or Lsn(0))
+        object.__setattr__(self, "vouched_lsn", vouched)
 
     def vouches_for(self, incarnation: Incarnation | None) -> bool:
         """Tell whether this status says anything about a connection opened in `incarnation`.

@@ -55,7 +55,7 @@ class SessionToken:
 
     def floor_on(self, node: str, incarnation: Incarnation | None) -> Lsn:
         """Return how much a replica, in an incarnation, must have replayed to serve the next read."""
-        if self.incarnation is not None and (node, incarnation) == (self.node, self.incarnation):
+        if incarnation is not None and incarnation == self.incarnation and node == self.node:
             return self.write_floor
         return max(self.write_floor, self.read_floor)
 

@@ -133,9 +133,8 @@ async def connect(dsn: str) -> NodeConnection:
 
 def behind(connection: Connection) -> NodeConnection:
     """Return the connection itself, behind a pool's proxy; raise `ConnectionError` if the pool has ended it."""
-    inner: NodeConnection | None = connection  # type: ignore[assignment] # all of them are our own
-    if isinstance(connection, asyncpg.pool.PoolConnectionProxy):
-        inner = connection._con  # type: ignore[attr-defined] # noqa: SLF001 - None once the pool has it back
+    # What is no proxy is the connection; a proxy has none once the pool has it back.
+    inner = cast("NodeConnection | None", getattr(connection, "_con", connection))
     if inner is None:
         raise ConnectionResetError("the connection was ended, since its node is not what it was")
     return inner

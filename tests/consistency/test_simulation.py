@@ -471,9 +471,9 @@ class AnswerKeptAfterAPromotion(Rules):
 class ForgetfulBoard(Board):
     """Takes the reign of the last primary for the current one, whatever replicas show."""
 
-    @property
-    def epoch(self) -> Epoch | None:
-        return None if self.primary is None else self.primary.epoch
+    def publish(self, status: ReplicaStatus) -> None:
+        super().publish(status)
+        self.epoch = None if self.primary is None else self.primary.epoch
 
 
 class LaterReignUnnoticed(Rules):
