@@ -1,14 +1,16 @@
 // @ts-check
-// The space-time diagram: one loop that draws what is on show, when something has changed.
+// The space-time diagram: one loop that shows the sheet on which it is painted, slid along with the clock, and has it
+// painted anew when something has changed.
 
 import { make, setText, sizedContext } from "./dom.js";
 import { writesOf } from "./items.js";
 import { Lanes } from "./lanes.js";
 import { paintCommits } from "./paint-commits.js";
-import { paintCrosshair, paintFlags, paintGrid, paintNow, paintRouting } from "./paint-frame.js";
+import { paintAnchor, paintCrosshair, paintFlags, paintGrid, paintNow, paintRouting } from "./paint-frame.js";
 import { paintBands, paintLooks, paintNames, paintRails, paintSpans } from "./paint-nodes.js";
 import { paintReads } from "./paint-reads.js";
 import { WAYS, stamp } from "./palette.js";
+import { Sheet } from "./sheet.js";
 
 export class Diagram {
   constructor(canvas, labels, store, view, palette) {
@@ -22,6 +24,7 @@ export class Diagram {
     this.frames = [];
     this.paint_ms = 0;
     this.seen = "";
+    this.sheet = new Sheet();
     this.afterDraw = [];
     this.scene = { pen: null, view, store, lanes: this.lanes, palette, hidden: this.hidden, chosenWrites: new Set(), share: 1 };
     this.frame = this.frame.bind(this);
@@ -41,7 +44,7 @@ export class Diagram {
     this.canvas.style.height = `${this.lanes.height}px`;
     this.labels.style.height = `${this.lanes.height}px`;
     this.labels.replaceChildren();
-    this.seen = "";
+    this.seen = this.sheet.look = "";
     this.nodeLabels = this.store.nodes.map((node) => {
       const role = make("span", { class: "role" });
       const label = make("li", { class: "node-label" }, make("b", { text: node.name }), role);
@@ -63,44 +66,57 @@ export class Diagram {
     requestAnimationFrame(this.frame);
     const { view, store } = this;
     view.advance();
-    const ids = `${this.hover?.kind}${this.hover?.id} ${this.pinned?.id} ${this.pointerX}`;
-    const state = `${view.left} ${view.span} ${store.version} ${this.palette.version} ${ids} ${this.canvas.clientWidth} ${window.devicePixelRatio} ${[...this.hidden]}`;
+    const look = `${view.span} ${this.palette.version} ${this.hover?.kind}${this.hover?.id} ${this.pinned?.id} ${this.canvas.clientWidth} ${window.devicePixelRatio} ${[...this.hidden]}`;
+    const state = `${look} ${view.left} ${store.version} ${this.pointerX}`;
     if (document.hidden || state === this.seen || !store.nodes.length) return;
     const sized = sizedContext(this.canvas);
     if (!sized) return;
     this.seen = state;
     const began = performance.now();
+    view.width = sized.width;
+    if (this.sheet.isStale(view, look, store.version)) {
+      this.paint(this.sheet.begin(sized, view, look, store.version));
+      this.nameLanes();
+    }
     this.draw(sized);
     this.paint_ms += (performance.now() - began - this.paint_ms) * 0.1;
     this.frames.push(began);
     for (const listener of this.afterDraw) listener();
   }
 
+  /** What every frame shows: the sheet, and what moves on its own. */
   draw({ context, width, height }) {
-    const { scene, view, store, palette } = this;
-    const zeroMs = this.zeroMs;
-    view.width = width;
+    const { scene, view } = this;
     scene.pen = context;
+    this.sheet.show(context, view, width, height);
+    paintAnchor(scene, this.zeroMs);
+    paintNow(scene);
+    if (this.pointerX !== null) paintCrosshair(scene, this.pointerX, this.pinned, this.zeroMs);
+  }
+
+  /** The whole scene, on the sheet. */
+  paint({ context, height, stretch }) {
+    const { scene, view, store, palette } = this;
+    scene.pen = context;
+    scene.view = stretch;
     scene.chosenWrites.clear();
     for (const item of [this.hover, this.pinned]) for (const row of writesOf(store, item)) scene.chosenWrites.add(row);
     context.globalAlpha = 1;
     context.fillStyle = palette.surface;
-    context.fillRect(0, 0, width, height);
+    context.fillRect(0, 0, stretch.width, height);
     paintRouting(scene);
-    paintGrid(scene, zeroMs);
+    paintGrid(scene, this.zeroMs);
     paintRails(scene);
     paintSpans(scene);
     paintBands(scene);
     paintLooks(scene);
-    this.paintTenures(context);
+    this.paintTenures(scene);
     paintCommits(scene);
     paintReads(scene);
     paintNames(scene);
     paintFlags(scene);
-    for (const item of [this.pinned, this.hover]) if (item) this.paintChosen(context, item);
-    paintNow(scene);
-    if (this.pointerX !== null) paintCrosshair(scene, this.pointerX, this.pinned, zeroMs);
-    this.nameLanes();
+    for (const item of [this.pinned, this.hover]) if (item) this.paintChosen(scene, item);
+    scene.view = view;
   }
 
   /** Wall clock, in milliseconds, at the journal's zero. */
@@ -109,8 +125,7 @@ export class Diagram {
   }
 
   /** Where a lane passes from one session to another. */
-  paintTenures(pen) {
-    const { view, store, lanes, palette } = this;
+  paintTenures({ pen, view, store, lanes, palette }) {
     pen.font = "10px ui-monospace, Menlo, Consolas, monospace";
     pen.textBaseline = "middle";
     pen.textAlign = "left";
@@ -146,8 +161,7 @@ export class Diagram {
     setText(this.laneLabels[this.lanes.count], this.pinned?.session ?? "others");
   }
 
-  paintChosen(pen, item) {
-    const { view, store, lanes, palette } = this;
+  paintChosen({ pen, view, store, lanes, palette }, item) {
     if (item.kind === "lane") return;
     pen.globalAlpha = 1;
     if (item.kind !== "read") {

@@ -32,11 +32,9 @@ export function setAttribute(element, name, value) {
   if (element.getAttribute(name) !== String(value)) element.setAttribute(name, String(value));
 }
 
-/** The 2D context of a canvas sized to its box and the screen's pixels, in CSS pixels; null while it has no size. */
-export function sizedContext(canvas) {
+/** The 2D context of a canvas sized to its box (or as told) and the screen's pixels, in CSS pixels; null while it has no size. */
+export function sizedContext(canvas, width = canvas.clientWidth, height = canvas.clientHeight) {
   const ratio = window.devicePixelRatio || 1;
-  const width = canvas.clientWidth;
-  const height = canvas.clientHeight;
   if (!width || !height) return null;
   const [across, down] = [Math.round(width * ratio), Math.round(height * ratio)];
   if (canvas.width !== across || canvas.height !== down) {

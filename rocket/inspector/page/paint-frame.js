@@ -5,10 +5,9 @@ import { ticksOf } from "./axis.js";
 import { clock, offset } from "./format.js";
 
 export function paintGrid({ pen, view, store, lanes, palette }, zeroMs) {
-  const { ticks, anchor } = ticksOf(view, zeroMs);
+  const { ticks } = ticksOf(view, zeroMs);
   pen.textBaseline = "middle";
   pen.textAlign = "left";
-  // Without a whole tick on show, the left edge says which second (or millisecond) the offsets count from.
   const anchored = !ticks.some((tick) => tick.whole);
   for (const tick of ticks) {
     const x = Math.round(view.x(tick.t)) + 0.5;
@@ -19,11 +18,6 @@ export function paintGrid({ pen, view, store, lanes, palette }, zeroMs) {
     pen.fillStyle = tick.whole ? palette.ink : palette.muted;
     pen.font = `${tick.whole ? "600 " : ""}11px ui-monospace, "SF Mono", Menlo, Consolas, monospace`;
     if (x > 2 && x < view.width - 24 && (!anchored || x > 96)) pen.fillText(tick.text, x + 4, 11);
-  }
-  if (anchored) {
-    pen.fillStyle = palette.ink;
-    pen.font = '600 11px ui-monospace, "SF Mono", Menlo, Consolas, monospace';
-    pen.fillText(anchor, 4, 11);
   }
   pen.fillStyle = palette.line;
   pen.fillRect(0, lanes.axis, view.width, 1);
@@ -39,6 +33,19 @@ export function paintGrid({ pen, view, store, lanes, palette }, zeroMs) {
       pen.fillText("nothing is remembered before this", 8, lanes.flags);
     }
   }
+}
+
+/** Without a whole tick on show, the left edge says which second (or millisecond) the offsets count from. */
+export function paintAnchor({ pen, view, palette }, zeroMs) {
+  const { ticks, anchor } = ticksOf(view, zeroMs);
+  if (ticks.some((tick) => tick.whole)) return;
+  pen.font = '600 11px ui-monospace, "SF Mono", Menlo, Consolas, monospace';
+  pen.textBaseline = "middle";
+  pen.textAlign = "left";
+  pen.fillStyle = palette.surface;
+  pen.fillRect(0, 2, 94, 18);
+  pen.fillStyle = palette.ink;
+  pen.fillText(anchor, 4, 11);
 }
 
 /** The words of a flag in the strip below the axis. */

@@ -55,6 +55,13 @@ export class View {
     return this.left + (x / this.width) * this.span;
   }
 
+  /** This stretch as it is now, of so many pixels at the same scale: one that time does not move. */
+  stretch(width) {
+    const { left, now } = this;
+    const span = this.span * (width / this.width);
+    return { left, right: left + span, span, width, now, x: (t) => ((t - left) / span) * width };
+  }
+
   follow(following) {
     if (this.following === following) return;
     this.following = following;
