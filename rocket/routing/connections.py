@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 import weakref
 from collections.abc import Awaitable, Callable
@@ -121,7 +122,7 @@ async def connect(dsn: str) -> NodeConnection:
         connection_class=NodeConnection,
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=CONNECT_TIMEOUT_S,
-        server_settings={"application_name": "rocket observer"},
+        server_settings={"application_name": f"rocket observer, process {os.getpid()}"},
     )
     try:
         await learn_where(connection)
