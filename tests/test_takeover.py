@@ -135,76 +135,62 @@ async def next_beat(primary: Connection) -> None:
 # --- an API process that hears nothing ---
 
 
-async def first_answers(http: aiohttp.ClientSession, path: str, headers: dict[str, str]) -> list[int]:
-    """Ask until there is an answer that is none of trouble; return the statuses."""
-    statuses: list[int] = []
-    async with asyncio.timeout(DEADLINE_S):
-        while not statuses or statuses[-1] == HTTPStatus.SERVICE_UNAVAILABLE:
-            async with http.get(path, headers=headers) as response:
-                statuses.append(response.status)
-                if response.status == HTTPStatus.SERVICE_UNAVAILABLE:
-                    assert "Retry-After" in response.headers
-            await asyncio.sleep(0.01)
-    return statuses
+async def session_of(router: Router[str], cluster: LocalCluster, email: str) -> tuple[str, dict[str, str]]:
+    """Write a ride that all replicas have; return its path, and the headers of the session that wrote it."""
+    ride = await write_ride(router, email)
+    async with on_primary(cluster) as primary:
+        floor = Lsn.from_wire(await primary.fetchval("SELECT pg_current_wal_flush_lsn()"))
+    await cluster.wait_for_catchup()
+    assert router.board.epoch is not None
+    return f"/rides/{ride}", {
+        "Authorization": email,
+        "Rocket-Session": str(SessionToken(router.board.epoch, floor)),
+    }
 
 
+async def read(http: aiohttp.ClientSession, path: str, headers: dict[str, str]) -> tuple[int, str | None]:
+    """Return the status, and the role of the node that answered."""
+    async with http.get(path, headers=headers) as response:
+        assert (HTTPStatus.SERVICE_UNAVAILABLE == response.status) == ("Retry-After" in response.headers)
+        return response.status, response.headers.get("Rocket-Served-As")
+
+
+@pytest.mark.parametrize("interval_s", [0.05, NEVER_S], ids=["observing", "knowing nothing new"])
 async def test_process_that_was_halted_for_longer_than_the_lease_reads_nothing_stale(
-    cluster: LocalCluster, email: str
+    cluster: LocalCluster, router: Router[str], email: str, interval_s: float
 ) -> None:
     """What it knew of the replicas was true of lives that are over: they have come back behind."""
-    headers = {"Authorization": email}
-    async with (
-        restart_point_now(cluster),
-        processes(service(cluster, 0.05, LEASE_S)) as ((worker,), url),
-        aiohttp.ClientSession(url) as http,
-    ):
-        ride = await write(http, email, headers)
-        await cluster.wait_for_catchup()
-        await first_answers(http, ride, headers)
-        assert "replica" == await role_of(http, ride, headers)
-        worker.freeze()
-        async with come_back_behind(cluster, email):
-            await asyncio.sleep(LEASE_S)
-            asked = asyncio.ensure_future(first_answers(http, ride, headers))
-            await asyncio.sleep(0.05)  # it finds the request when it wakes up
-            worker.thaw()
-            *refused, answered = await asked
-            assert HTTPStatus.OK == answered
-            assert {HTTPStatus.SERVICE_UNAVAILABLE} >= set(refused)
+    async with restart_point_now(cluster):
+        ride, headers = await session_of(router, cluster, email)
+        async with (
+            processes(service(cluster, interval_s, LEASE_S)) as ((worker,), url),
+            aiohttp.ClientSession(url) as http,
+        ):
+            assert (HTTPStatus.OK, "replica") == await read(http, ride, headers)
+            worker.freeze()
+            async with come_back_behind(cluster, email):
+                await asyncio.sleep(LEASE_S)
+                asked = asyncio.ensure_future(read(http, ride, headers))
+                await asyncio.sleep(0.05)  # it finds the request when it wakes up
+                worker.thaw()
+                answer = await asked
+                async with asyncio.timeout(DEADLINE_S):
+                    while interval_s < NEVER_S and answer[0] == HTTPStatus.SERVICE_UNAVAILABLE:
+                        answer = await read(http, ride, headers)
+    expected = (HTTPStatus.OK, "primary") if interval_s < NEVER_S else (HTTPStatus.SERVICE_UNAVAILABLE, None)
+    assert expected == answer
 
 
 async def test_process_that_hears_nothing_for_longer_than_the_lease_trusts_nobody(
     cluster: LocalCluster, router: Router[str], email: str
 ) -> None:
     """Neither replicas nor the primary, however well they are."""
-    await write_ride(router, email)
-    await cluster.wait_for_catchup()
-    assert router.board.epoch is not None
-    token = SessionToken(router.board.epoch, Lsn(1))  # any replica will do
-    headers = {"Authorization": email, "Rocket-Session": str(token)}
+    ride, headers = await session_of(router, cluster, email)
     async with (
         processes(service(cluster, NEVER_S, LEASE_S)) as (_, url),
         aiohttp.ClientSession(url) as http,
     ):
-        assert "replica" == await role_of(http, "/rides", headers)
+        assert (HTTPStatus.OK, "replica") == await read(http, ride, headers)
         await asyncio.sleep(LEASE_S)
         for asked in (headers, {"Authorization": email}):
-            async with http.get("/rides", headers=asked) as response:
-                assert HTTPStatus.SERVICE_UNAVAILABLE == response.status
-                assert "Retry-After" in response.headers
-
-
-async def write(http: aiohttp.ClientSession, email: str, headers: dict[str, str]) -> str:
-    """Write a user with a ride; return the ride's path, and put the session's token among the headers."""
-    async with http.post("/users", json={"email": email}) as response:
-        assert HTTPStatus.CREATED == response.status
-    async with http.post("/rides", json={"distance": 3}, headers=headers) as response:
-        assert HTTPStatus.CREATED == response.status
-        headers["Rocket-Session"] = response.headers["Rocket-Session"]
-        return f"/rides/{(await response.json())['id']}"
-
-
-async def role_of(http: aiohttp.ClientSession, path: str, headers: dict[str, str]) -> str:
-    """Read, and return the role of the node that answered."""
-    async with http.get(path, headers=headers) as response:
-        return response.headers["Rocket-Served-As"]
+            assert (HTTPStatus.SERVICE_UNAVAILABLE, None) == await read(http, ride, asked)

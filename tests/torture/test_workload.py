@@ -43,7 +43,7 @@ async def recorded(client: Client, kept_dir: Path, seconds: float) -> tuple[Op, 
     url = str(client.make_url("/"))
     with HistoryWriter.create(path, RUN) as history:
         async with aiohttp.ClientSession(url) as http:
-            workload = Workload(orders_for(url, path), http, history)
+            workload = Workload(orders_for(url, path), http, http, history)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await workload.run()
@@ -94,7 +94,7 @@ async def test_a_client_that_hangs_up_knows_nothing(client: Client, kept_dir: Pa
     url = str(client.make_url("/"))
     with HistoryWriter.create(path, RUN) as history:
         async with aiohttp.ClientSession(url) as http:
-            workload = Workload(orders_for(url, path), http, history)
+            workload = Workload(orders_for(url, path), http, http, history)
             workload.hang_up_until = 1e9
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
@@ -113,7 +113,7 @@ async def test_a_refused_connection_is_a_failure(kept_dir: Path, unused_tcp_port
         async with aiohttp.ClientSession(url) as http:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.2):
-                    await Workload(orders_for(url, path), http, history).run()
+                    await Workload(orders_for(url, path), http, http, history).run()
 
     refused = [op for op in read_history(path).ops if op.error != "cut off"]  # by the end of the test
     assert {(Request.JOIN, Outcome.FAIL)} == {(op.request, op.outcome) for op in refused}
