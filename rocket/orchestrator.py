@@ -251,8 +251,6 @@ async def _cluster(
 
 
 def schema_sql() -> str:
-    """Return the text of `schema.sql`: beside the package in a checkout, inside it once installed."""
-    beside = Path(__file__).parent.parent / "schema.sql"
-    if beside.is_file():
-        return beside.read_text()
-    return resources.files("rocket").joinpath("schema.sql").read_text()
+    """Return the text of `schema.sql`: inside the package once installed, beside it in a checkout."""
+    inside = resources.files("rocket").joinpath("schema.sql")
+    return (inside if inside.is_file() else Path(__file__).parent.parent / "schema.sql").read_text()

@@ -15,7 +15,7 @@ from rocket.errors import NodeNotRunning, RocketError, failing_plainly, in_words
 from rocket.postgres.control import CarriedOut
 from rocket.torture import injections
 from rocket.torture.history import Fault
-from rocket.torture.schedule import PRIMARY, PROCESS, REPLICA
+from rocket.torture.schedule import OF_PROCESSES, PRIMARY, PROCESS, REPLICA
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -121,6 +121,9 @@ class Nemesis:
             wanted = self._free_replicas
         elif fault.lane == PROCESS:
             wanted = self._free_processes
+        elif fault.name in OF_PROCESSES:
+            yield None
+            return
         elif fault.lane == PRIMARY:
             wanted = self._free_primary
         else:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rocket import Connection
 
 _POLL_S = 0.01
-_GIVEN_UP_S = 15.0
+_GIVEN_UP_S = 8.0
 
 _LOOK = """
     SELECT (SELECT application_name

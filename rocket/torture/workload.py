@@ -103,6 +103,7 @@ class Workload:
         self.hang_up_until = 0.0
         """Clients hang up all the time until then, in seconds since zero."""
         self._http = http
+        http._retry_connection = False  # noqa: SLF001 - what is sent again is counted here
         self.anew = anew
         """Opens a connection for each request."""
         self._orders = orders

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rocket.ending import Ending
     from rocket.serving import Service
 
-MODULE = "rocket.workers.worker"
-"""What a worker runs."""
+COMMAND = ("-m", "rocket.workers.worker")
+"""What a worker's Python runs."""
 
 _READY_S = 30.0
 """How long a worker may take to come up: on a machine that has better things to do, imports alone take seconds."""
@@ -119,7 +119,7 @@ class Worker:
             self._lines, self._line = await asyncio.open_unix_connection(sock=ours)
             try:
                 self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", MODULE),
+                    *(sys.executable, *COMMAND),
                     stdin=theirs.fileno(),
                     pass_fds=[] if self._orders.listener is None else [self._orders.listener],
                     # The terminal's Ctrl-C is for us alone; we take the workers down in order.
