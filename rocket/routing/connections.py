@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     _PlainConnection = asyncpg.Connection[asyncpg.Record]
 else:  # asyncpg's classes are generic in its stubs alone
     Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
+    """What work is given: a connection of asyncpg's, to the node that was chosen."""
     _PlainConnection = asyncpg.Connection
 
 ResultT = TypeVar("ResultT")
