@@ -45,6 +45,7 @@ _NODE_COMMANDS = {
     "mend": "let a replica reach its primary again",
     "promote": "make a replica the primary; the old primary goes down first, and then follows it",
 }
+_CLUSTER = "Run a local Postgres cluster, or act on one that runs (also inside run-all)."
 _COLUMNS = ("name", "role", "state", "pid", "port", "timeline", "lsn", "lag_bytes", "receiver", "replay")
 
 _log = logging.getLogger("rocket.run")
@@ -53,7 +54,8 @@ _log = logging.getLogger("rocket.run")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m rocket ...` and return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m rocket", description="Reads from Postgres replicas that are guaranteed never stale."
+        prog="rocket" if Path(sys.argv[0]).name == "rocket" else "python -m rocket",
+        description="Reads from Postgres replicas that are guaranteed never stale.",
     )
     parser.add_argument("--version", action="version", version=f"rocket {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -69,6 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             help="show the members of a running system, and who answers its reads",
             description="Show the members of a running system, as its API and its cluster tell of them. "
             "Exit codes: 0 shown; 1 there is none; 2 wrong use.",
+        )
+    )
+    _add_cluster_commands(
+        commands.add_parser(
+            "cluster", help="run a cluster by itself, or act on one that runs", description=_CLUSTER
         )
     )
     check = commands.add_parser(
@@ -96,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     )
     given = _parsed(parser, sys.argv[1:] if arguments is None else arguments)
+    if given.command == "cluster":
+        return _on_cluster(given)
     if given.command == "status":
         from rocket.status.command import show  # noqa: PLC0415 - run-all starts faster without
 
@@ -119,12 +128,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _guarded(lambda: _long_running(given, lambda settings: orchestrator.run_all(settings, parts)))
 
 
-def cluster_main(arguments: Sequence[str] | None = None, prog: str = "python cluster.py") -> int:
-    """Run `python cluster.py ...` and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description="Run a local Postgres cluster, or act on one that runs (also inside run-all)."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def cluster_main(arguments: Sequence[str] | None = None) -> int:
+    """Run `python cluster.py ...`, which is `rocket cluster ...`, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python cluster.py", description=_CLUSTER)
+    _add_cluster_commands(parser)
+    return _on_cluster(parser.parse_args(arguments))
+
+
+def _add_cluster_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="cluster_command", required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="run a cluster in the foreground until Ctrl-C")
     config.add_arguments(up, cluster_only=True)
     status = commands.add_parser("status", help="show the nodes of a running cluster")
@@ -147,8 +159,11 @@ def cluster_main(arguments: Sequence[str] | None = None, prog: str = "python clu
     for command in which:
         command.add_argument("--data-dir", metavar="DIR", help="the running cluster's data directory")
         command.add_argument("--postgres-port", metavar="P", help="a port of the running cluster")
-    given = parser.parse_args(arguments)
-    if given.command == "up":
+
+
+def _on_cluster(given: argparse.Namespace) -> int:
+    """Run a cluster, or do what is asked to one that runs; return the exit code."""
+    if given.cluster_command == "up":
         return _guarded(lambda: _long_running(given, orchestrator.run_cluster))
     return _guarded(lambda: run(_act(given)))
 
@@ -188,8 +203,8 @@ async def _act(given: argparse.Namespace) -> int:
     settings = config.load(given)
     run_dir = control.find(settings.data_dir, settings.port_asked_for)
     details = {name: value for name, value in vars(given).items() if name in {"node", "delay_ms", "backend"}}
-    said = await control.ask(run_dir, given.command, **details)
-    if given.command != "status":
+    said = await control.ask(run_dir, given.cluster_command, **details)
+    if given.cluster_command != "status":
         print(said)
     elif given.json:
         print(json.dumps(said, indent=2))

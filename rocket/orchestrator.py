@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rocket.config import Settings
     from rocket.inspector.reach import Reach
     from rocket.simulator import Simulator
+    from rocket.workers.processes import Workers
 
 DATABASE = "rocket-rides-scalable"
 OK, STALE = 0, 1
@@ -126,16 +127,20 @@ async def run_cluster(settings: Settings) -> int:
 
 
 async def whole_system(
-    settings: Settings, ending: Ending, stack: contextlib.AsyncExitStack
-) -> tuple[LocalCluster, str]:
-    """Bring up cluster, API and observer, for `stack` to take down; return the cluster and the API's URL."""
+    settings: Settings, ending: Ending, stack: contextlib.AsyncExitStack, observers: int = 0
+) -> tuple[LocalCluster, str, Workers | None]:
+    """Bring up cluster, API and observer, for `stack` to take down; return the cluster and the API's URL.
+
+    Then its workers, if it has several, and among them so many processes more that only observe.
+    """
     held = stack.enter_context(listeners(settings))
     url = url_of(settings, held)
     cluster = await _cluster(settings, ending, stack, _api(url, held))
     addresses = Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()})
     reach = _reach(settings, url, cluster, None)
-    await stack.enter_async_context(_served(_service(settings, addresses), held, settings, ending, reach))
-    return cluster, url
+    service = _service(settings, addresses)
+    workers = await stack.enter_async_context(_served(service, held, settings, ending, reach, observers=observers))
+    return cluster, url, workers
 
 
 def _api(url: str, held: Sequence[socket.socket]) -> Mapping[str, object] | None:
@@ -181,11 +186,17 @@ def _no_inspector(settings: Settings) -> str:
 
 
 def _served(
-    service: Service, held: Sequence[socket.socket], settings: Settings, ending: Ending, reach: Reach | None
-) -> contextlib.AbstractAsyncContextManager[None]:
+    service: Service,
+    held: Sequence[socket.socket],
+    settings: Settings,
+    ending: Ending,
+    reach: Reach | None,
+    *,
+    observers: int = 0,
+) -> contextlib.AbstractAsyncContextManager[Workers | None]:
     """Do what needs the database: in this process or, behind several listeners, in one for each."""
     if len(held) > 1:
-        return working(service, held, settings.log_format, ending)
+        return working(service, held, settings.log_format, ending, observers)
     return serving(service, held[0] if held else None, reach)
 
 
@@ -240,8 +251,6 @@ async def _cluster(
 
 
 def schema_sql() -> str:
-    """Return the text of `schema.sql`: beside the package in a checkout, inside it once installed."""
-    beside = Path(__file__).parent.parent / "schema.sql"
-    if beside.is_file():
-        return beside.read_text()
-    return resources.files("rocket").joinpath("schema.sql").read_text()
+    """Return the text of `schema.sql`: inside the package once installed, beside it in a checkout."""
+    inside = resources.files("rocket").joinpath("schema.sql")
+    return (inside if inside.is_file() else Path(__file__).parent.parent / "schema.sql").read_text()

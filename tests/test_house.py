@@ -41,6 +41,7 @@ JUDGING = tuple(
         "debts",
         "figures",
         "history",
+        "outages",
         "owed",
         "promotions",
         "reader",

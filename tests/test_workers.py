@@ -253,7 +253,7 @@ def test_port_of_another_rocket_is_refused(ours: int, theirs: int) -> None:
 
 def test_orders_arrive_as_they_were_given(service: Service) -> None:
     """Whatever the command line says of routing reaches the workers."""
-    orders = Orders(2, 17, "json", service)
+    orders = Orders(2, 17, "json", {"rocket.api": 40}, service)
     assert orders == Orders.read(orders.line())
 
 

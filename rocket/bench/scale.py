@@ -125,6 +125,9 @@ class _Simulated:
         self.incarnation = None if self._is_primary else Incarnation("1@1")
         self.epoch = _EPOCH if self._is_primary else None
 
+    def get_server_pid(self) -> int:
+        return 1
+
     def is_closed(self) -> bool:
         return False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 import weakref
 from collections.abc import Awaitable, Callable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     _PlainConnection = asyncpg.Connection[asyncpg.Record]
 else:  # asyncpg's classes are generic in its stubs alone
     Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
+    """What work is given: a connection of asyncpg's, to the node that was chosen."""
     _PlainConnection = asyncpg.Connection
 
 ResultT = TypeVar("ResultT")
@@ -121,7 +123,7 @@ async def connect(dsn: str) -> NodeConnection:
         connection_class=NodeConnection,
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=CONNECT_TIMEOUT_S,
-        server_settings={"application_name": "rocket observer"},
+        server_settings={"application_name": f"rocket observer, process {os.getpid()}"},
     )
     try:
         await learn_where(connection)

@@ -19,6 +19,15 @@ A pool's lease turns what asyncpg raises on a lost connection (`InterfaceError`,
 REFUSED = (*UNREACHABLE, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """All that can go wrong in opening a connection, and in talking over one that is ours alone."""
 
+ENDED = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    ConnectionError,
+)
+"""What is raised, in the middle of things or before, on a connection that the server has ended."""
+
 _NODE_CLASSES = (
     "08",  # connection exceptions
     "40",  # cancelled by a recovery conflict, deadlock with replay

@@ -11,7 +11,7 @@ from rocket.consistency import Epoch, Lsn, PrimaryStatus, ReplicaStatus, timelin
 from rocket.errors import in_words
 from rocket.routing import connections, status_table
 from rocket.routing.epochs import have_timelines_noted, reign_of
-from rocket.routing.failures import REFUSED, NotAsObserved
+from rocket.routing.failures import ENDED, REFUSED, NotAsObserved
 from rocket.routing.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -67,10 +67,11 @@ class _Reach:
 class NodeWatch:
     """Owns the observing connection to one node, and what the board says of it."""
 
-    def __init__(self, name: str, dsn: str, board: Board, *, roles_only: bool = False) -> None:
+    def __init__(self, name: str, dsn: str, board: Board, beat_s: float, *, roles_only: bool = False) -> None:
         self.name = name
         self._dsn = dsn
         self._board = board
+        self._beat_s = beat_s
         self._roles_only = roles_only
         self._connection: NodeConnection | None = None
         self._streamed: tuple[Epoch, Lsn] | None = None
@@ -83,7 +84,7 @@ class NodeWatch:
         """Publish the node's status, or take it away if it gives none; tell whether it answered as a replica."""
         try:
             async with asyncio.timeout(connections.CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
-                return await self._observe()
+                return await (self._observe_as_writer() if self._elected else self._observe())
         except Exception as error:  # noqa: BLE001 - one node never ends the observation of the others
             self._board.forget(self.name)
             self._reach.lost(error)
@@ -96,13 +97,26 @@ class NodeWatch:
             self.close()
             self._board.forget(self.name)
             self._connection = await connections.connect(self._dsn)
+        return await self._look(self._connection)
+
+    async def _observe_as_writer(self) -> bool:
+        """Do the same on a connection that its server ends if it falls silent, and is none the worse for it."""
+        assert self._connection is not None  # noqa: S101 - it is the one that was elected
+        try:
+            return await self._look(self._connection)
+        except ENDED:
+            self.close()
+            self._connection = await connections.connect(self._dsn)
+            return await self._look(self._connection)
+
+    async def _look(self, connection: NodeConnection) -> bool:
         asked_at = time.monotonic()
-        row = await self._connection.fetchrow(_STATUS, timeout=_ANSWER_TIMEOUT_S)
+        row = await connection.fetchrow(_STATUS, timeout=_ANSWER_TIMEOUT_S)
         assert row is not None  # noqa: S101 - it has no WHERE
         if not row["in_recovery"]:
-            await self._publish_primary(self._connection)
+            await self._publish_primary(connection)
             return False
-        self._publish_replica(self._connection, row, asked_at)
+        self._publish_replica(connection, row, asked_at)
         return True
 
     def _publish_replica(self, connection: NodeConnection, row: Record, asked_at: float) -> None:
@@ -165,7 +179,7 @@ class NodeWatch:
             await have_timelines_noted(connection)
             self._to_be_noted = False
         if not self._roles_only:
-            self._elected = self._elected or await status_table.elect(connection)
+            self._elected = self._elected or await status_table.elect(connection, self._beat_s)
             if self._elected:
                 await status_table.record(connection, self._board.replicas)
 
@@ -191,7 +205,9 @@ class Observer:
         """Brings what it sees to those who wait for it."""
         self.board = board
         self._interval_s = interval_s
-        self._watches = {name: NodeWatch(name, dsn, board, roles_only=roles_only) for name, dsn in nodes.items()}
+        self._watches = {
+            name: NodeWatch(name, dsn, board, interval_s, roles_only=roles_only) for name, dsn in nodes.items()
+        }
 
     async def run(self) -> None:
         """Observe until cancelled. A node out of reach holds up no other, and never ends it."""

@@ -13,10 +13,24 @@ if TYPE_CHECKING:
     from rocket.consistency import Lsn, ReplicaStatus
     from rocket.routing.connections import Connection
 
-_WRITERS_LOCK = 0x726F636B6574
+WRITERS_LOCK = 0x726F636B6574
 """Key of the advisory lock that elects the one process that writes the table."""
 
-_ELECT = "SELECT pg_try_advisory_lock($1)"
+_ELECT = """
+    SELECT CASE WHEN pg_try_advisory_lock($1) THEN
+        set_config('idle_session_timeout',
+                   CASE pg_backend_pid() WHEN $2 THEN $3 ELSE current_setting('idle_session_timeout') END,
+                   false)
+    END IS NOT NULL
+"""
+"""Whoever has the lock and falls silent (halted, cut off, on a machine that is gone) loses it with its session.
+
+Behind a transaction pooler the session is not the writer's own, and not its to end.
+"""
+
+_SILENT_BEATS = 3
+_SHORTEST_SILENCE_S = 1.0
+"""How long whoever has the lock may say nothing: so many beats, and no less than that."""
 
 _RECORD = """
     WITH seen AS (
@@ -33,9 +47,13 @@ _RECORD = """
 _CAUGHT_UP = "SELECT name FROM replica_statuses WHERE last_lsn >= $1"
 
 
-async def elect(primary: Connection) -> bool:
-    """Tell whether this connection is the one whose owner writes the table; it is so until it closes."""
-    return bool(await primary.fetchval(_ELECT, _WRITERS_LOCK))
+async def elect(primary: Connection, beat_s: float) -> bool:
+    """Tell whether this connection is the one whose owner writes the table; it is so until it closes.
+
+    The server ends it if the owner lets three beats pass, or a second, whichever takes longer.
+    """
+    silence_ms = round(1000 * max(_SILENT_BEATS * beat_s, _SHORTEST_SILENCE_S))
+    return bool(await primary.fetchval(_ELECT, WRITERS_LOCK, primary.get_server_pid(), f"{silence_ms}ms"))
 
 
 async def record(primary: Connection, statuses: Sequence[ReplicaStatus]) -> None:

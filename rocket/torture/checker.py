@@ -9,6 +9,7 @@ from rocket.torture.answers import look_at_answers
 from rocket.torture.debts import Debts
 from rocket.torture.figures import figures_of
 from rocket.torture.history import Request
+from rocket.torture.outages import look_for_outages
 from rocket.torture.rides import look_at_rides
 from rocket.torture.sufficiency import look_for_resumption, shortcomings
 from rocket.torture.tokens import look_at_tokens
@@ -36,6 +37,7 @@ def check(history: History) -> Verdict:
         look_at_tokens(session, findings)
     look_at_rides(history, findings)
     look_at_answers(history, findings)
+    look_for_outages(history, findings)
     debts = Debts(history, findings)
     debts.look_at(sessions)
     reasons = look_for_resumption(history, findings)

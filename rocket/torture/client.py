@@ -63,8 +63,12 @@ async def work() -> None:
     orders = Orders(**json.loads(await lines.readline()))
     connector = aiohttp.TCPConnector(limit=0)
     with HistoryWriter(Path(orders.history)) as history:
-        async with aiohttp.ClientSession(orders.url, connector=connector) as http:
-            workload = Workload(orders, http, history)
+        fresh = aiohttp.TCPConnector(limit=0, force_close=True)
+        async with (
+            aiohttp.ClientSession(orders.url, connector=connector) as http,
+            aiohttp.ClientSession(orders.url, connector=fresh) as anew,
+        ):
+            workload = Workload(orders, http, anew, history)
             with contextlib.suppress(_Ended), failing_plainly():
                 async with asyncio.TaskGroup() as group:
                     group.create_task(workload.run(), name="sessions")

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from rocket.consistency import Reason
 from rocket.torture.history import Op, Outcome, Request, Role
+from rocket.torture.outages import outages_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rocket.torture.history import Fault, History
+    from rocket.torture.outages import Outages
 
 READS = frozenset({Request.READ, Request.LIST})
 
@@ -53,6 +55,8 @@ class Figures:
     read_p99_ms: float | None
     longest_without_read_s: float
     """The longest stretch in which no read was answered."""
+    outages: Outages | None
+    """What came of the deaths of processes; None where there is one only."""
 
 
 def answered_reads(history: History) -> list[Op]:
@@ -82,6 +86,7 @@ def figures_of(history: History, *, lost_and_reported: int = 0, lost_without_tok
         read_p50_ms=_quantile_ms(latencies, 0.50),
         read_p99_ms=_quantile_ms(latencies, 0.99),
         longest_without_read_s=max(later - earlier for earlier, later in pairwise(moments)),
+        outages=outages_of(history),
     )
 
 

@@ -14,11 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-VERSION = 1
+VERSION = 2
 """Of the format."""
 
 PROMOTIONS = frozenset({"promotion", "promotion-lossy"})
 """The faults that may lose acknowledged writes."""
+
+TAKEN_OVER = "taken_over_s"
+"""Among the details of a fault of whoever writes the table of statuses: the seconds until another process did.
+
+None: it never did.
+"""
 
 
 class GarbledHistory(RocketError):
@@ -75,6 +81,8 @@ class Run:
     """The primary is one of them."""
     started_at: str
     """Wall clock, ISO 8601."""
+    processes: int = 1
+    """How many the API has."""
     version: int = VERSION
 
 
@@ -114,6 +122,8 @@ class Op:
     lost: str | None = None
     """The API's notice that a promotion may have lost what this session had been told."""
     error: str | None = None
+    again: bool = False
+    """Whether it was sent again, on a new connection, since the first one was lost before the answer came."""
 
     @property
     def shown(self) -> dict[float, int] | None:
@@ -137,6 +147,7 @@ class Fault:
     until: float
     """When it was over."""
     node: str | None = None
+    """Or the process of the API that it was done to."""
     detail: dict[str, Any] = field(default_factory=dict)
 
 

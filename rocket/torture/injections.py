@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ import asyncpg
 from rocket.ending import background
 from rocket.errors import NodeNotRunning, NotAReplica, RocketError, in_words
 from rocket.postgres import faults
+from rocket.torture import processes
 from rocket.torture.proxy import Mode
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rocket.postgres.node import Node
     from rocket.torture.clients import Clients
     from rocket.torture.proxy import Proxy
+    from rocket.workers.processes import Worker
 
 
 Detail = dict[str, Any]
@@ -67,6 +69,8 @@ class Target:
     links: Mapping[str, Proxy]
     """By the name of the node that follows through it."""
     clients: Clients
+    processes: Sequence[Worker]
+    """Those of the API, and those that only observe; none if one program does it all."""
     zero: float
     """The moment from which times are counted, by the monotonic clock."""
 
@@ -338,6 +342,10 @@ INJECTIONS: Mapping[str, Injection] = {
     "promotion-lossy": _promotion_lossy,
     "recovery-conflict": _recovery_conflict,
     "clients-hang-up": _clients_hang_up,
+    "api-killed": processes.killed,
+    "api-frozen": processes.frozen,
+    "writer-killed": processes.of_writer(processes.killed),
+    "writer-frozen": processes.of_writer(processes.frozen),
 }
 """Every fault, by its name."""
 

@@ -15,15 +15,16 @@ from rocket.errors import NodeNotRunning, RocketError, failing_plainly, in_words
 from rocket.postgres.control import CarriedOut
 from rocket.torture import injections
 from rocket.torture.history import Fault
-from rocket.torture.schedule import PRIMARY, REPLICA
+from rocket.torture.schedule import OF_PROCESSES, PRIMARY, PROCESS, REPLICA
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from rocket.postgres.node import Node
     from rocket.torture.history import HistoryWriter
     from rocket.torture.injections import Target
     from rocket.torture.schedule import PlannedFault
+    from rocket.workers.processes import Worker
 
 _FIND_S = 5.0
 """How long a fault may wait for a node that it can hit."""
@@ -105,7 +106,7 @@ class Nemesis:
             )
         )
 
-    def _tell(self, fault: PlannedFault, node: Node | None, said: str) -> None:
+    def _tell(self, fault: PlannedFault, node: Node | Worker | None, said: str) -> None:
         """Tell whoever watches the cluster."""
         name = None if node is None else node.name
         done = CarriedOut(fault.name, name, time.monotonic(), said, ok=True)
@@ -113,10 +114,16 @@ class Nemesis:
             tell(done)
 
     @contextlib.asynccontextmanager
-    async def _node_for(self, fault: PlannedFault) -> AsyncIterator[Node | None]:
-        """Choose the node to be hit, by its role now, and keep other faults off it; None: none in particular."""
+    async def _node_for(self, fault: PlannedFault) -> AsyncIterator[Node | Worker | None]:
+        """Choose what is to be hit, nodes by their roles now, and keep other faults off it; None: nothing yet."""
+        wanted: Callable[[], Sequence[Node | Worker]]
         if fault.lane.startswith(REPLICA) or fault.name in injections.HIT_A_REPLICA:
             wanted = self._free_replicas
+        elif fault.lane == PROCESS:
+            wanted = self._free_processes
+        elif fault.name in OF_PROCESSES:
+            yield None
+            return
         elif fault.lane == PRIMARY:
             wanted = self._free_primary
         else:
@@ -137,6 +144,9 @@ class Nemesis:
 
     def _free_replicas(self) -> list[Node]:
         return [node for node in self._target.cluster.replicas if self._is_free(node)]
+
+    def _free_processes(self) -> list[Worker]:
+        return [each for each in self._target.processes if each.serves and each.up and not each.frozen]
 
     def _free_primary(self) -> list[Node]:
         primary = self._target.cluster.primary

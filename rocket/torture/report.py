@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from rocket.torture.figures import Figures
     from rocket.torture.history import Fault
+    from rocket.torture.outages import Outages
     from rocket.torture.verdict import Verdict, Violation
 
 _ASKED = {
@@ -129,12 +130,23 @@ def _table(figures: Figures) -> Iterator[tuple[str, str, str]]:
         yield "reads not answered", outcome, f"{count}"
     yield "rides lost by promotion", "and reported", f"{figures.lost_and_reported}"
     yield "rides lost by promotion", "of sessions without tokens", f"{figures.lost_without_token}"
+    if figures.outages is not None:
+        yield from _of_outages(figures.outages)
     for name, fault in figures.faults.items():
         yield "faults", name, f"{fault.times} (met by {fault.ops_overlapped} requests)"
     if figures.read_p50_ms is not None and figures.read_p99_ms is not None:
         yield "read latency", "p50", f"{figures.read_p50_ms:.1f} ms"
         yield "read latency", "p99", f"{figures.read_p99_ms:.1f} ms"
     yield "longest stretch", "without a read answered", f"{figures.longest_without_read_s:.2f} s"
+
+
+def _of_outages(outages: Outages) -> Iterator[tuple[str, str, str]]:
+    yield "reads with tokens", "sent again, the connection lost", f"{outages.again}"
+    yield "reads with tokens", "not answered", f"{outages.not_answered - outages.excused}"
+    yield "reads with tokens", "not answered, the primary away", f"{outages.excused}"
+    for name, took_s in outages.taken_over_s.items():
+        middle = took_s[len(took_s) // 2]
+        yield f"{name}: new writer", "median, longest", f"{middle:.2f} s, {took_s[-1]:.2f} s"
 
 
 def _share(count: int, whole: int) -> str:

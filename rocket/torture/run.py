@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from rocket.torture.settings import TortureSettings
 
 CLIENT_PROCESSES = 2
+OBSERVERS = 2
+"""Processes that only observe, beside those of an API that has several."""
 _PROGRESS_S = 5.0
 _LEAK_S = 2.0
 """How long what is ending may take to be gone."""
@@ -59,6 +61,9 @@ class Traces:
             f"task {task.get_name()}" for task in asyncio.all_tasks() if task is not asyncio.current_task()
         )
         yield from (f"client process {pid}" for pid in self.clients if psutil.pid_exists(pid))
+        yield from (
+            f"process {child.pid}" for child in psutil.Process().children() if child.pid not in self.clients
+        )
         if self.run_dir is not None:
             if self.run_dir.exists():
                 yield f"directory {self.run_dir}"
@@ -85,6 +90,7 @@ async def torture(settings: TortureSettings) -> None:
         sessions=settings.sessions,
         faults=settings.faults,
         nodes=("primary", *(f"replica{number}" for number in range(settings.replicas))),
+        processes=settings.processes,
         started_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
     with HistoryWriter.create(settings.history, run) as history:
@@ -110,19 +116,23 @@ async def _start(
     settings: TortureSettings, zero: float, traces: Traces, ending: Ending, stack: contextlib.AsyncExitStack
 ) -> Target:
     """Bring up everything that faults can hit; `stack` takes it down."""
-    cluster, url = await orchestrator.whole_system(
+    several = settings.processes > 1
+    cluster, url, workers = await orchestrator.whole_system(
         Settings(
             replicas=settings.replicas,
             postgres_port=0,
             api_port=0,
+            api_workers=settings.processes,
             routing=settings.routing,
             postgres_bin=settings.postgres_bin,
         ),
         ending,
         stack,
+        observers=OBSERVERS if several else 0,
     )
     traces.run_dir, traces.url = cluster.run_dir, url
-    _log.info("inspector: %s/inspector", url)
+    if not several:
+        _log.info("inspector: %s/inspector", url)
     links = await _links(cluster, stack)
     orders = [
         Orders(
@@ -133,13 +143,14 @@ async def _start(
             process=number,
             processes=CLIENT_PROCESSES,
             sessions=len(range(number, settings.sessions, CLIENT_PROCESSES)),
+            reconnecting=several,
         )
         for number in range(CLIENT_PROCESSES)
     ]
     running = await stack.enter_async_context(clients.running(orders))
     traces.clients = running.pids
     await stack.enter_async_context(background(running.watch(), "clients"))
-    return Target(cluster, links, running, zero)
+    return Target(cluster, links, running, list(workers or ()), zero)
 
 
 async def _links(cluster: LocalCluster, stack: contextlib.AsyncExitStack) -> dict[str, Proxy]:

@@ -31,7 +31,10 @@ class Kind(NamedTuple):
     """How long it lasts at the most, where it is not over by itself."""
 
 
-REPLICA, PRIMARY, API = "replica", "primary", "api"
+REPLICA, PRIMARY, API, PROCESS = "replica", "primary", "api", "process"
+
+_ALONE = (PRIMARY, API, PROCESS)
+"""What there is one sequence for."""
 
 KINDS = {
     "replay-paused": Kind(REPLICA, 3.0),
@@ -54,8 +57,16 @@ KINDS = {
     "recovery-conflict": Kind(PRIMARY, 2.0),
     "pool-exhaustion": Kind(API, 1.5),
     "clients-hang-up": Kind(API, 2.0),
+    "api-killed": Kind(PROCESS, 2.0),
+    "api-frozen": Kind(PROCESS, 3.0),
+    # Whoever writes the table of statuses; how soon another one does is measured while the primary is well.
+    "writer-killed": Kind(PRIMARY, 2.0),
+    "writer-frozen": Kind(PRIMARY, 3.0),
 }
 """Every fault that there is, by name."""
+
+OF_PROCESSES = frozenset({"api-killed", "api-frozen", "writer-killed", "writer-frozen"})
+"""Faults of a process of ours: they need several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +90,7 @@ class PlannedFault:
 
 def shortest_duration_s(names: Collection[str]) -> float:
     """Return how many seconds it takes for each of these faults to happen once."""
-    busiest = max((sum(KINDS[name].lane == lane for name in names) for lane in (PRIMARY, API)), default=0)
+    busiest = max((sum(KINDS[name].lane == lane for name in names) for lane in _ALONE), default=0)
     of_replicas = -(-sum(KINDS[name].lane == REPLICA for name in names) // _LANES_FOR_REPLICAS)
     return _CALM_S + max(busiest, of_replicas) * SHORTEST_SLOT_S
 
@@ -117,7 +128,7 @@ def _rounds(duration_s: float, names: Collection[str]) -> int:
 
 def _lanes(names: list[str], replicas: int) -> Iterator[tuple[str, list[str]]]:
     """Deal the faults out to the sequences that run beside one another."""
-    for lane in (PRIMARY, API):
+    for lane in _ALONE:
         if of_lane := [name for name in names if KINDS[name].lane == lane]:
             yield lane, of_lane
     of_replicas = [name for name in names if KINDS[name].lane == REPLICA]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from rocket.config import ROUTINGS, parse_duration, parse_one_of, parse_path, parse_wait, parse_whole
 from rocket.errors import InvalidSetting
-from rocket.torture.schedule import KINDS, plan
+from rocket.torture.schedule import KINDS, OF_PROCESSES, plan
 
 if TYPE_CHECKING:
     import argparse
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _LARGEST_SEED = 999_999_999
 _MOST_SESSIONS = 1000
 _MOST_REPLICAS = 20
+_MOST_PROCESSES = 16
 
 _FLAGS = {
     "seed": ("N", "of the faults' schedule (default: random)"),
@@ -32,6 +33,10 @@ _FLAGS = {
     "sessions": ("N", "clients at a time (default: 24)"),
     "routing": ("HOW", "never-stale; or, to see it convicted: article, random (default: never-stale)"),
     "replicas": ("N", "replicas beside the primary (default: 4)"),
+    "processes": (
+        "N",
+        "processes of the API, up to 16; with several, they are killed and frozen, too (default: 1)",
+    ),
     "history": ("FILE", "where it is recorded (default: a temporary file, kept unless it held)"),
     "postgres-bin": ("DIR", "Postgres programs to use instead of those that come with rocket"),
 }
@@ -50,6 +55,7 @@ class TortureSettings:
     sessions: int
     routing: str
     replicas: int
+    processes: int
     history: Path
     keep: bool
     """Whether the history was asked for, and is kept whatever it says."""
@@ -77,8 +83,13 @@ class TortureSettings:
             replicas = parse_whole(given.replicas or "4", 0, _MOST_REPLICAS)
         with _named("--postgres-bin", given.postgres_bin):
             postgres_bin = None if given.postgres_bin is None else parse_path(given.postgres_bin)
-        named = {None: tuple(KINDS), "all": tuple(KINDS), "none": ()}
+        with _named("--processes", given.processes):
+            processes = parse_whole(given.processes or "1", 1, _MOST_PROCESSES)
+        every = tuple(name for name in KINDS if processes > 1 or name not in OF_PROCESSES)
+        named = {None: every, "all": every, "none": ()}
         faults = named[given.faults] if given.faults in named else tuple(given.faults.split(","))
+        if processes == 1 and (alone := OF_PROCESSES & set(faults)):
+            raise InvalidSetting(f"{', '.join(sorted(alone))}: for that there have to be several --processes")
         try:
             schedule = plan(seed, duration_s, faults, replicas)
         except ValueError as error:
@@ -91,6 +102,7 @@ class TortureSettings:
             sessions=sessions,
             routing=routing,
             replicas=replicas,
+            processes=processes,
             history=_history(given.history),
             keep=given.history is not None,
             postgres_bin=postgres_bin,

@@ -57,6 +57,10 @@ class Rule(enum.StrEnum):
     """The API answers with what it documents, and knows its users."""
     NOT_RESUMED = "not-resumed"
     """Once the faults are over, all replicas soon serve reads again."""
+    READ_NOT_ANSWERED = "read-not-answered"
+    """With several processes, whichever dies, a read with a token is answered, unless the primary is away."""
+    NOT_TAKEN_OVER = "not-taken-over"
+    """If the process that writes the table of statuses dies or falls silent, another one soon does."""
     LEAKED = "leaked"
     """The run leaves nothing behind."""
 

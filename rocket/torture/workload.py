@@ -36,6 +36,15 @@ _HANG_UP_AFTER_S = (0.0005, 0.012)
 _PAUSED = 0.5
 _LONGEST_PAUSE_S = 0.03
 _AFTER_FAILURE_S = 0.05
+_RECONNECT = 0.1
+"""Which part of the requests of a reconnecting client go over a connection of their own."""
+_LOST = (
+    aiohttp.ServerDisconnectedError,
+    aiohttp.ClientOSError,
+    aiohttp.ClientConnectionResetError,
+    aiohttp.ClientPayloadError,
+)
+"""What a client sees of a connection that is lost while it waits for an answer."""
 _PATIENCE_S = 15.0
 """Longer than the API lets anything take: who is not answered in that time never is."""
 _TOKEN = "Rocket-Session"  # noqa: S105 - the name of a header
@@ -57,6 +66,8 @@ class Orders:
     process: int
     processes: int
     sessions: int
+    reconnecting: bool = False
+    """Whether some requests go over a connection of their own, so that each process of the API gets some."""
 
 
 @dataclass(slots=True)
@@ -80,12 +91,21 @@ class Account:
 class Workload:
     """The sessions of one client process, and the file that they record in."""
 
-    def __init__(self, orders: Orders, http: aiohttp.ClientSession, history: HistoryWriter) -> None:
+    def __init__(
+        self,
+        orders: Orders,
+        http: aiohttp.ClientSession,
+        anew: aiohttp.ClientSession,
+        history: HistoryWriter,
+    ) -> None:
         self.counts: dict[str, int] = {}
         """Operations so far, by request and outcome: `read ok`."""
         self.hang_up_until = 0.0
         """Clients hang up all the time until then, in seconds since zero."""
-        self.http = http
+        self._http = http
+        http._retry_connection = False  # noqa: SLF001 - what is sent again is counted here
+        self.anew = anew
+        """Opens a connection for each request."""
         self._orders = orders
         self._history = history
         # Each process draws from its own seed; what is drawn when depends on the traffic all the same.
@@ -120,6 +140,13 @@ class Workload:
                 session = Session(self, account, tokens=self.chance.random() >= _WITHOUT_TOKEN)
                 session.take_over(account.token)
                 group.create_task(session.read_until(until), name=f"flood {number}")
+
+    @property
+    def http(self) -> aiohttp.ClientSession:
+        """What the next request goes by."""
+        if self._orders.reconnecting and self.chance.random() < _RECONNECT:
+            return self.anew
+        return self._http
 
     def session_name(self) -> str:
         """Return a name that no session of this run has had."""
@@ -235,13 +262,14 @@ class Session:
         came: dict[str, Any] = {"outcome": None, "ride": ride, "distance": distance}
         at, patience_s = self._workload.now(), self._patience_s()
         try:
-            async with (
-                asyncio.timeout(patience_s),
-                self._workload.http.request(
-                    "GET" if form is None else "POST", path, data=form, headers=headers
-                ) as response,
-            ):
-                came |= _answer(request, response, await response.text())
+            async with asyncio.timeout(patience_s):
+                try:
+                    came |= await _ask(self._workload.http, request, path, form, headers)
+                except _LOST as error:
+                    if form is not None or isinstance(error, aiohttp.ClientConnectorError):
+                        raise
+                    came["again"] = True
+                    came |= await _ask(self._workload.anew, request, path, form, headers)
         except aiohttp.ClientConnectorError as error:
             came |= {"outcome": Outcome.FAIL, "error": f"refused: {error}"}
         except TimeoutError:  # our own
@@ -290,6 +318,15 @@ class Session:
             if self._newest is not None:
                 self._earlier = [*self._earlier[-9:], self._newest]
             self._newest = self._account.token = token
+
+
+async def _ask(
+    http: aiohttp.ClientSession, request: Request, path: str, form: dict[str, str] | None, headers: LooseHeaders
+) -> dict[str, Any]:
+    """Send a request and return what the answer says, as fields of an `Op`."""
+    method = "GET" if form is None else "POST"
+    async with http.request(method, path, data=form, headers=headers) as response:
+        return _answer(request, response, await response.text())
 
 
 def _answer(request: Request, response: aiohttp.ClientResponse, body: str) -> dict[str, Any]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rocket import Policy, Routing
 from rocket.serving import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +19,11 @@ class Orders:
 
     number: int
     """From 1; marks its log lines."""
-    listener: int
-    """The descriptor of its own listening socket, which it inherits."""
+    listener: int | None
+    """The descriptor of its own listening socket, which it inherits; None: it only observes."""
     log_format: str
+    log_levels: Mapping[str, int]
+    """By logger, where the program that starts it has set one."""
     service: Service
 
     def line(self) -> bytes:

@@ -19,10 +19,13 @@ from rocket.postgres.restarts import RestartPolicy
 from rocket.workers.orders import Orders
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from rocket.ending import Ending
     from rocket.serving import Service
+
+COMMAND = ("-m", "rocket.workers.worker")
+"""What a worker's Python runs."""
 
 _READY_S = 30.0
 """How long a worker may take to come up: on a machine that has better things to do, imports alone take seconds."""
@@ -33,12 +36,24 @@ _log = logging.getLogger("rocket.workers")
 
 
 class Worker:
-    """One worker, in all its lives: they have a listening socket in common, and who connects in between waits."""
+    """One worker, in all its lives: they have a listening socket in common, and who connects in between waits.
 
-    def __init__(self, number: int, listener: socket.socket, log_format: str, service: Service) -> None:
-        self.name = f"worker {number}"
+    One without a listening socket only observes.
+    """
+
+    def __init__(self, number: int, listener: socket.socket | None, log_format: str, service: Service) -> None:
+        self.name = f"observer {number}" if listener is None else f"worker {number}"
+        self.serves = listener is not None
+        """Whether it answers requests."""
+        self.up = False
+        """Whether it is at work, as far as that is known here."""
+        self.frozen = False
+        """Whether it was halted, and not let go on since."""
+        self.crash_asked = False
+        """Whether its last death was asked for."""
         self._listener = listener
-        self._orders = Orders(number, listener.fileno(), log_format, service)
+        descriptor = None if listener is None else listener.fileno()
+        self._orders = Orders(number, descriptor, log_format, _levels_set(), service)
         self._process: asyncio.subprocess.Process | None = None
         self._lines: asyncio.StreamReader
         self._line: asyncio.StreamWriter
@@ -62,10 +77,28 @@ class Worker:
             raise WorkerFailedToStart(f"{self.name} failed to start: {in_words(error)}") from None
         if "ready" not in said:
             raise WorkerFailedToStart(f"{self.name} failed to start: {await self._ended(said)}")
+        self.up = True
 
     async def died(self) -> str:
         """Wait until it has ended; return how."""
-        return await self._ended(await self._heard())
+        said = await self._heard()
+        self.up = False
+        return await self._ended(said)
+
+    def crash(self) -> None:
+        """Have it die as by an accident, and come back; that counts for nothing."""
+        self.crash_asked = True
+        self.kill()
+
+    def freeze(self) -> None:
+        """Halt it: its connections stay, and it says nothing."""
+        self.frozen = True
+        self._send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.frozen = False
+        self._send(signal.SIGCONT)
 
     def kill(self) -> None:
         """End it without giving it a chance to answer what is in flight."""
@@ -73,8 +106,9 @@ class Worker:
 
     async def stop(self) -> None:
         """Have it answer what is in flight, and end; who takes too long is killed."""
-        # Nobody shall connect any more, but only its own copy would be closed.
-        self._listener.close()
+        if self._listener is not None:
+            # Nobody shall connect any more, but only its own copy would be closed.
+            self._listener.close()
         self._send(signal.SIGTERM)
         self._send(signal.SIGCONT)  # a halted one would take no notice
         await self._reaped()
@@ -85,11 +119,9 @@ class Worker:
             self._lines, self._line = await asyncio.open_unix_connection(sock=ours)
             try:
                 self._process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "rocket.workers.worker",
+                    *(sys.executable, *COMMAND),
                     stdin=theirs.fileno(),
-                    pass_fds=[self._orders.listener],
+                    pass_fds=[] if self._orders.listener is None else [self._orders.listener],
                     # The terminal's Ctrl-C is for us alone; we take the workers down in order.
                     start_new_session=True,
                 )
@@ -135,6 +167,9 @@ class Workers:
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._workers = workers
 
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._workers)
+
     async def start(self) -> None:
         """Start them all, at the same time; raise `WorkerFailedToStart`."""
         began = time.monotonic()
@@ -168,7 +203,8 @@ async def _keep(worker: Worker) -> None:
     policy = RestartPolicy()
     while True:
         how = await worker.died()
-        pause_s = policy.after_death(time.monotonic(), asked=False)
+        asked, worker.crash_asked, worker.frozen = worker.crash_asked, False, False
+        pause_s = policy.after_death(time.monotonic(), asked=asked)
         while True:
             if pause_s is None:
                 raise WorkerKeepsDying(f"{worker.name} keeps dying ({how})")
@@ -189,19 +225,33 @@ async def _keep(worker: Worker) -> None:
 
 @contextlib.asynccontextmanager
 async def working(
-    service: Service, listeners: Sequence[socket.socket], log_format: str, ending: Ending
-) -> AsyncIterator[None]:
+    service: Service,
+    listeners: Sequence[socket.socket],
+    log_format: str,
+    ending: Ending,
+    observers: int = 0,
+) -> AsyncIterator[Workers]:
     """Run a worker for each listener for as long as the context lasts, once all are ready.
 
-    Raise `WorkerFailedToStart` at the beginning, and `WorkerKeepsDying` out of the body.
+    Beside them run so many `observers`, which serve nobody. Raise `WorkerFailedToStart` at the beginning, and
+    `WorkerKeepsDying` out of the body.
     """
     workers = Workers(
-        [Worker(number, listener, log_format, service) for number, listener in enumerate(listeners, start=1)]
+        [
+            Worker(number, listener, log_format, service)
+            for number, listener in enumerate([*listeners, *[None] * observers], start=1)
+        ]
     )
     ending.on_hurry.append(workers.hurry)
     try:
         await workers.start()
         async with background(workers.keep(), "workers"):
-            yield
+            yield workers
     finally:
         await workers.stop()
+
+
+def _levels_set() -> dict[str, int]:
+    """Return the loggers that this program wants to hear less of, or more."""
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("rocket.")]
+    return {logger.name: logger.level for logger in loggers if logger.level}

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import sys
+from contextlib import nullcontext
 
 from rocket import logs
 from rocket.ending import Unwinding, background, ended_by_signals
@@ -35,9 +36,12 @@ async def work(inherited: socket.socket) -> int:
     async with asyncio.timeout(_ORDERS_S):
         orders = Orders.read(await lines.readline())
     logs.configure(orders.log_format, worker=orders.number)
+    for name, level in orders.log_levels.items():
+        logging.getLogger(name).setLevel(level)
     logging.getLogger("rocket.run").setLevel(logging.WARNING)  # the program says itself what it does
+    listening = nullcontext() if orders.listener is None else socket.socket(fileno=orders.listener)
     try:
-        with socket.socket(fileno=orders.listener) as listener, ended_by_signals() as ending:
+        with listening as listener, ended_by_signals() as ending:
             async with Unwinding(ending) as stack:
                 await stack.enter_async_context(background(_end_with(lines), "the program's life"))
                 await stack.enter_async_context(serving(orders.service, listener))

@@ -35,7 +35,7 @@ async def system() -> AsyncIterator[System]:
     assert task is not None
     settings = Settings(replicas=2, postgres_port=0, api_port=0, observer_interval=0.25)
     async with contextlib.AsyncExitStack() as stack:
-        cluster, url = await whole_system(settings, Ending(task), stack)
+        cluster, url, _ = await whole_system(settings, Ending(task), stack)
         yield cluster, await stack.enter_async_context(aiohttp.ClientSession(url))
 
 

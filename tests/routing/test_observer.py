@@ -228,7 +228,7 @@ async def test_backends_ended_under_its_hands_do_not_end_it(cluster: LocalCluste
         interval_s=0.001,
     )
     end_observers = (
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'rocket observer'"
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'rocket observer%'"
     )
     connections = [await node.connect() for node in cluster.nodes.values()]
     async with background(observer.run(), "observer"):

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import itertools
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import aiohttp
 import psutil
+from aiohttp import web
 
 from rocket.torture import clients
 from rocket.torture.history import HistoryWriter, Op, Outcome, Request, Role, Run
@@ -19,8 +21,8 @@ from rocket.torture.workload import MOST_RIDES, Orders, Workload
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from aiohttp import web
     from aiohttp.test_utils import TestClient
+    from pytest_aiohttp.plugin import AiohttpClient
 
     from rocket import Observer
 
@@ -43,7 +45,7 @@ async def recorded(client: Client, kept_dir: Path, seconds: float) -> tuple[Op, 
     url = str(client.make_url("/"))
     with HistoryWriter.create(path, RUN) as history:
         async with aiohttp.ClientSession(url) as http:
-            workload = Workload(orders_for(url, path), http, history)
+            workload = Workload(orders_for(url, path), http, http, history)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await workload.run()
@@ -94,7 +96,7 @@ async def test_a_client_that_hangs_up_knows_nothing(client: Client, kept_dir: Pa
     url = str(client.make_url("/"))
     with HistoryWriter.create(path, RUN) as history:
         async with aiohttp.ClientSession(url) as http:
-            workload = Workload(orders_for(url, path), http, history)
+            workload = Workload(orders_for(url, path), http, http, history)
             workload.hang_up_until = 1e9
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
@@ -113,10 +115,35 @@ async def test_a_refused_connection_is_a_failure(kept_dir: Path, unused_tcp_port
         async with aiohttp.ClientSession(url) as http:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.2):
-                    await Workload(orders_for(url, path), http, history).run()
+                    await Workload(orders_for(url, path), http, http, history).run()
 
     refused = [op for op in read_history(path).ops if op.error != "cut off"]  # by the end of the test
     assert {(Request.JOIN, Outcome.FAIL)} == {(op.request, op.outcome) for op in refused}
+
+
+async def test_a_read_whose_connection_is_lost_is_sent_again(
+    aiohttp_client: AiohttpClient, kept_dir: Path
+) -> None:
+    """On a new connection, once, as clients of HTTP do; a write is not: it may have been done."""
+    asked: Counter[str] = Counter()
+
+    async def lose_every_other(request: web.Request) -> web.Response:
+        asked[request.path] += 1
+        if asked[request.path] % 2 == 0 and request.transport is not None:
+            request.transport.abort()
+        if request.path == "/users":
+            return web.json_response({}, status=201)
+        return web.json_response({"rides": [], "next": None})
+
+    app = web.Application()
+    app.router.add_route("*", "/users", lose_every_other)
+    app.router.add_get("/rides", lose_every_other)
+    ops = await recorded(await aiohttp_client(app), kept_dir, 0.5)
+    lists = [op for op in ops if op.request is Request.LIST and op.error != "cut off"]
+
+    assert {True, False} == {op.again for op in lists if op.outcome is Outcome.OK}
+    assert not any(op.again for op in ops if op.request is not Request.LIST)
+    assert {Outcome.OK, Outcome.UNKNOWN} == {op.outcome for op in ops if op.request is Request.JOIN}
 
 
 async def test_client_processes_flood_and_end(client: Client, observer: Observer, kept_dir: Path) -> None:

@@ -37,11 +37,12 @@ from rocket.consistency import (
     merged,
     timeline_of,
 )
-from rocket.routing import bounds, epochs, router, writer
+from rocket.routing import bounds, epochs, router, status_table, writer
 from rocket.routing.failures import NotAsObserved
 from rocket.routing.nodes import Nodes
 from rocket.routing.observer import NodeWatch
 from rocket.routing.router import Router
+from rocket.workers import processes, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -68,12 +69,13 @@ class Scene:
     replicas: int
     seeds: tuple[int, ...]
     """One conviction is enough; the code as it is has to hold with the first."""
+    processes: int = 1
 
     def flags(self, seed: int) -> list[str]:
         """Return torture's flags."""
         return [
             "--faults", self.faults, "--duration", f"{self.duration_s}s", "--replicas", str(self.replicas),
-            "--seed", str(seed), "--calm", "3s",
+            "--seed", str(seed), "--calm", "3s", "--processes", str(self.processes),
         ]  # fmt: skip
 
 
@@ -83,6 +85,8 @@ LAG_AND_CRASHES = Scene("backend-killed,replay-paused,replica-killed", duration_
 """One replica stands still while reads fail on another."""
 LOST_TAIL = Scene("promotion-lossy", duration_s=3, replicas=2, seeds=(1, 2, 3))
 """A promotion that loses acknowledged writes."""
+SEVERAL_PROCESSES = Scene("writer-killed,writer-frozen,replay-slow", 6, replicas=2, seeds=(1, 2, 3), processes=2)
+"""Whoever writes the table of statuses dies, or falls silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,37 @@ def applied(name: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if name != UNPATCHED:
             VARIANTS[name].apply(patch)
+            patch.setattr(processes, "COMMAND", ("-m", "tests.torture.variants", name, "--worker"))
         yield
+
+
+# --- several processes ---
+
+
+@convicted_by(
+    "tests/test_takeover.py::test_another_observer_writes_when_the_one_that_did_is_halted", scene=SEVERAL_PROCESSES
+)
+def silent_writer_keeps_its_right(patch: pytest.MonkeyPatch) -> None:
+    """Whoever was elected to write the table of statuses stays so for as long as its connection lives."""
+
+    async def elect(primary: Connection, _beat_s: float) -> bool:
+        return bool(await primary.fetchval("SELECT pg_try_advisory_lock($1)", status_table.WRITERS_LOCK))
+
+    patch.setattr(status_table, "elect", elect)
+
+
+@convicted_by(
+    "tests/test_takeover.py::test_another_observer_writes_when_the_one_that_did_is_killed[0.05]",
+    scene=SEVERAL_PROCESSES,
+)
+def elected_once_and_for_all(patch: pytest.MonkeyPatch) -> None:
+    """Who is not elected on its first attempt never tries again."""
+    elect, tried = status_table.elect, set[str]()
+
+    async def once(primary: Connection, beat_s: float) -> bool:
+        return not (tried or tried.add("")) and await elect(primary, beat_s)
+
+    patch.setattr(status_table, "elect", once)
 
 
 # --- the floor of a write ---
@@ -488,6 +522,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture.variants", description=__doc__)
     parser.add_argument("name", nargs="?", choices=[UNPATCHED, *VARIANTS], metavar="NAME")
     parser.add_argument("--all", action="store_true", help="convict every variant")
+    parser.add_argument("--worker", action="store_true", help="be a process of an API that has several")
     parser.add_argument("--pytest", nargs="+", metavar="TEST", help="run these tests instead of torture")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -503,6 +538,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_usage()
         return cli.WRONG_USE_OF_JUDGES
     with applied(given.name):
+        if given.worker:
+            return worker.main()
         if given.pytest:
             return int(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *given.pytest]))
         return cli.main(["torture", *arguments[end + 1 :]])

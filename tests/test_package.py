@@ -1,0 +1,244 @@
+"""The package as others get it: built, installed away from the checkout, and used there.
+
+Needs uv; `.ci/run` has it, and sets PACKAGE_REQUIRED so that nothing is skipped there.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import inspect
+import itertools
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+import rocket
+from tests.conftest import fresh_dir
+from tests.test_run_all import ROOT, Program, assert_nothing_left, servers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+REQUIRED = bool(os.environ.get("PACKAGE_REQUIRED"))
+UV = shutil.which("uv") or "uv"
+needs_uv = pytest.mark.skipif(shutil.which("uv") is None and not REQUIRED, reason="there is no uv on the PATH")
+
+DEADLINE_S = 60.0
+USERS_SCRIPT = """\
+from rocket import Lsn, SessionToken
+floor: Lsn = SessionToken.parse("1~1-abcdefghij~0/16B3748~0/0").write_floor
+print(floor)
+"""
+
+
+class Installed:
+    """A fresh environment that has the wheel and what it depends on, and nothing else."""
+
+    def __init__(self, home: Path, wheel: Path, sdist: Path) -> None:
+        self.home = home
+        """A directory to work in, with no checkout above it."""
+        self.wheel = wheel
+        self.sdist = sdist
+        self.python = home / "env" / "bin" / "python"
+
+    @contextlib.asynccontextmanager
+    async def running(self, *arguments: str) -> AsyncIterator[Program]:
+        """Run the command `rocket`; it does not outlive the context."""
+        program = await started(self.home, str(self.python.with_name("rocket")), *arguments)
+        try:
+            yield program
+        finally:
+            if program.process.returncode is None:
+                program.process.kill()
+                await program.process.wait()
+
+    async def says(self, *arguments: str) -> str:
+        """Run `rocket` to its good end; return what it printed."""
+        async with self.running(*arguments) as program:
+            assert 0 == await program.ends(), program.output
+            return program.output
+
+
+async def started(cwd: Path, *command: str) -> Program:
+    """Start a command that knows nothing of the checkout, with `cwd`/tmp for temporary files."""
+    (cwd / "tmp").mkdir(exist_ok=True)
+    ours = ("ROCKET_", "PYTHON", "VIRTUAL_ENV", "UV_PROJECT")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=cwd,
+        env=environment | {"TMPDIR": str(cwd / "tmp"), "PYTHONUNBUFFERED": "1"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    return Program(process)
+
+
+async def done(cwd: Path, *command: str) -> tuple[int, str]:
+    """Run a command to its end; return exit code and output."""
+    program = await started(cwd, *command)
+    return await program.ends(DEADLINE_S), program.output
+
+
+async def install(home: Path, wheel: Path) -> None:
+    """Install a wheel into a new environment, from uv's cache if that holds all it needs."""
+    code, output = await done(
+        ROOT, UV, "export", "--no-emit-project", "--no-hashes", "-q", "-o", str(home / "known")
+    )
+    assert 0 == code, output
+    code, output = await done(home, UV, "venv", "-q", "--python", sys.executable, str(home / "env"))
+    assert 0 == code, output
+    into = (UV, "pip", "install", "-q", "--python", str(home / "env"), "-c", str(home / "known"), str(wheel))
+    code, output = await done(home, *into, "--offline")
+    if code:
+        code, output = await done(home, *into)
+    assert 0 == code, output
+
+
+@pytest_asyncio.fixture(scope="module")
+async def installed() -> AsyncIterator[Installed]:
+    """The package, built and installed."""
+    with fresh_dir() as home:
+        code, output = await done(
+            ROOT, UV, "build", "-q", "--out-dir", str(home / "dist")
+        )  # the sdist, then from it
+        assert 0 == code, output
+        (wheel,), (sdist,) = (home / "dist").glob("*.whl"), (home / "dist").glob("*.tar.gz")
+        await install(home, wheel)
+        yield Installed(home, wheel, sdist)
+
+
+@needs_uv
+async def test_what_is_built_holds_what_is_no_code(installed: Installed) -> None:
+    """Tables, page and types are in the wheel; the sdist has the tests and `cluster.py`, too."""
+    with zipfile.ZipFile(installed.wheel) as wheel:
+        names = set(wheel.namelist())
+    page = {f"rocket/inspector/page/{path.name}" for path in (ROOT / "rocket/inspector/page").iterdir()}
+    assert {"rocket/py.typed", "rocket/schema.sql", *page} <= names
+    assert not any(name.startswith("tests/") for name in names)
+    with tarfile.open(installed.sdist) as sdist:
+        of_sdist = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {"cluster.py", "schema.sql", "README.md", "tests/test_package.py", "docs/inspector.png"} <= of_sdist
+
+
+@needs_uv
+async def test_it_tells_its_version(installed: Installed) -> None:
+    """The command and the module say the same as the wheel's name."""
+    version = f"rocket {installed.wheel.name.split('-')[1]}\n"
+    assert version == f"rocket {rocket.__version__}\n"
+    assert version == await installed.says("--version")
+    assert (0, version) == await done(installed.home, str(installed.python), "-m", "rocket", "--version")
+
+
+@needs_uv
+async def test_types_are_seen_by_who_uses_it(installed: Installed) -> None:
+    """A script of three lines passes the strictest check against what is installed, and does what it says."""
+    script = installed.home / "script.py"
+    script.write_text(USERS_SCRIPT)
+    assert (0, "0/16B3748\n") == await done(installed.home, str(installed.python), str(script))
+    mypy = (sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(installed.home / "mypy"))
+    code, output = await done(installed.home, *mypy, "--python-executable", str(installed.python), str(script))
+    assert 0 == code, output
+    script.write_text(USERS_SCRIPT.replace("floor: Lsn", "floor: str"))
+    code, output = await done(installed.home, *mypy, "--python-executable", str(installed.python), str(script))
+    assert (1, True) == (code, 'variable has type "str"' in output), output
+
+
+@needs_uv
+async def test_cluster_and_api_run_where_it_is_installed(installed: Installed) -> None:
+    """A cluster by itself, disturbed by name; the API on it, with its page; and nothing is left."""
+    where = ("--data-dir", str(installed.home / "data"))
+    async with installed.running("cluster", "up", "--replicas", "1", "--postgres-port", "0", *where) as cluster:
+        await cluster.prints("Ctrl-C ends it")
+        await installed.says("cluster", "pause", "replica0", *where)
+        nodes = {
+            node["name"]: node for node in json.loads(await installed.says("cluster", "status", "--json", *where))
+        }
+        assert {"primary", "replica0"} == nodes.keys()
+        assert nodes["replica0"]["paused"]
+        await installed.says("cluster", "resume", "replica0", *where)
+        flags = ("--no-cluster", "--no-simulator", "--api-port", "0", "--duration", "3")
+        async with installed.running("run-all", *flags, *where) as program:
+            url = (await program.prints(r"ready after .* (http://\S+)"))[1]
+            await uses(url)
+            assert 0 == await program.ends(), program.output
+        await installed.says("cluster", "down", *where)
+        assert 0 == await cluster.ends(), cluster.output
+    assert [] == servers(installed.home)
+    assert_nothing_left(installed.home / "tmp")
+
+
+async def uses(url: str) -> None:
+    """Write a ride, read it back, and look at the page."""
+    async with aiohttp.ClientSession(url) as http:
+        async with http.post("/users", json={"email": "you@example.com"}) as response:
+            assert 201 == response.status
+        headers = {"Authorization": "you@example.com"}
+        async with http.post("/rides", json={"distance": 7}, headers=headers) as response:
+            ride = await response.json()
+            headers["Rocket-Session"] = response.headers["Rocket-Session"]
+        async with http.get(f"/rides/{ride['id']}", headers=headers) as response:
+            assert ride == await response.json()
+        async with http.get("/inspector") as response:
+            page = await response.text()
+        for name in re.findall(r'(?:src|href)="([^"#:]+)"', page):
+            async with http.get(f"/inspector/{name}" if "/" not in name else name) as response:
+                assert 200 == response.status, name
+
+
+# --- its documentation ---
+
+
+def documented(name: str) -> dict[str, str | None]:
+    """Return the docstring of a public name and of whatever is public in it."""
+    value: Any = getattr(rocket, name)
+    if inspect.isfunction(value):
+        return {name: value.__doc__}
+    if not inspect.isclass(value) or not value.__module__.startswith("rocket."):
+        return {name: said_of_constant(name)}
+    inside = {
+        f"{name}.{member}": getattr(what, "__func__", what).__doc__
+        for member, what in vars(value).items()
+        if not member.startswith("_")
+        and (callable(what) or isinstance(what, property | classmethod | staticmethod))
+    }
+    return {name: value.__doc__, **inside}
+
+
+def said_of_constant(name: str) -> str | None:
+    """Return what stands below a constant, or an alias, where it is defined."""
+    for path in Path(rocket.__file__).parent.rglob("*.py"):
+        for block in blocks(ast.parse(path.read_text())):
+            for assigned, said in itertools.pairwise(block):
+                targets = getattr(assigned, "targets", [getattr(assigned, "target", None)])
+                of_it = any(isinstance(target, ast.Name) and target.id == name for target in targets)
+                if of_it and isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant):
+                    return str(said.value.value)
+    return None
+
+
+def blocks(module: ast.Module) -> Iterator[list[ast.stmt]]:
+    """Yield what stands at the top of a module, also under an `if`."""
+    yield module.body
+    for statement in module.body:
+        if isinstance(statement, ast.If):
+            yield from (statement.body, statement.orelse)
+
+
+@pytest.mark.parametrize("name", rocket.__all__)
+def test_public_names_are_documented(name: str) -> None:
+    """Each says what it is for, and so do its methods and properties."""
+    silent = [where for where, said in documented(name).items() if not (said or "").strip()]
+    assert [] == silent
