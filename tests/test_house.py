@@ -72,8 +72,20 @@ ROOMS = {
     "rocket.postgres": Room(("rocket.errors", "rocket.postgres"), never=("aiohttp",)),
     "rocket.routing": Room(("rocket.errors", "rocket.consistency", "rocket.routing"), never=("aiohttp",)),
     # The public face, and what stands before it.
+    "rocket.health": Room(("rocket.consistency", "rocket.routing"), never=("aiohttp", "prometheus_client")),
+    "rocket.metrics": Room(
+        (
+            "rocket.__version__",
+            "rocket.errors",
+            "rocket.consistency",
+            "rocket.routing",
+            "rocket.health",
+            "rocket.metrics",
+        ),
+        never=("aiohttp",),
+    ),
     "rocket": Room(("rocket.errors", "rocket.consistency", "rocket.routing")),
-    "rocket.api": Room((*PUBLIC, "rocket.api")),
+    "rocket.api": Room((*PUBLIC, "rocket.health", "rocket.metrics", "rocket.api")),
     "rocket.simulator": Room(("rocket.config",), never=("asyncpg",)),
     "rocket.listeners": Room(("rocket.errors", "rocket.config", "rocket.postgres.directories")),
     "rocket.inspector": Room(
