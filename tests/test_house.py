@@ -64,7 +64,8 @@ ROOMS = {
         ("rocket.consistency", "rocket.errors"),
         never=("asyncio", "asyncpg", "aiohttp", "uvloop", "time", "datetime", "random", "threading"),
     ),
-    "rocket.logs": Room(("rocket.errors",)),
+    "rocket.request_id": Room(()),
+    "rocket.logs": Room(("rocket.errors", "rocket.request_id")),
     "rocket.ending": Room(("rocket.errors",)),
     "rocket.loop": Room(()),
     "rocket.table": Room(()),
@@ -85,7 +86,7 @@ ROOMS = {
         never=("aiohttp",),
     ),
     "rocket": Room(("rocket.errors", "rocket.consistency", "rocket.routing")),
-    "rocket.api": Room((*PUBLIC, "rocket.health", "rocket.metrics", "rocket.api")),
+    "rocket.api": Room((*PUBLIC, "rocket.health", "rocket.metrics", "rocket.request_id", "rocket.api")),
     "rocket.simulator": Room(("rocket.config",), never=("asyncpg",)),
     "rocket.listeners": Room(("rocket.errors", "rocket.config", "rocket.postgres.directories")),
     "rocket.inspector": Room(

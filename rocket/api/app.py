@@ -16,6 +16,7 @@ from rocket.api.hosts import known_hosts_only
 from rocket.api.keys import DRAINING, METRICS, ROUTER
 from rocket.api.metrics import Metrics
 from rocket.api.problems import MAX_BODY_BYTES, Problem, internal_error, problems
+from rocket.api.requests import told_apart
 from rocket.api.witness import AUDIENCE, Audience
 
 if TYPE_CHECKING:
@@ -34,14 +35,19 @@ _log = logging.getLogger("rocket.api")
 
 
 def build_app(
-    router: Router[str], *, allowed_hosts: Collection[str] = (), audience: Audience | None = None
+    router: Router[str],
+    *,
+    allowed_hosts: Collection[str] = (),
+    audience: Audience | None = None,
+    request_ids: bool = False,
 ) -> web.Application:
     """Make the application; `allowed_hosts` are the names, beside localhost, that it answers to.
 
-    `audience` is told of each request that reached the router.
+    `audience` is told of each request that reached the router. With `request_ids` each request has an id, which
+    its answer and its log lines carry, and a log line of its own.
     """
     app = web.Application(
-        middlewares=[problems, known_hosts_only(allowed_hosts)],
+        middlewares=[*([told_apart] if request_ids else []), problems, known_hosts_only(allowed_hosts)],
         client_max_size=MAX_BODY_BYTES,
     )
     app[ROUTER] = router
