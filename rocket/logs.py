@@ -11,6 +11,8 @@ import sys
 import time
 from typing import TextIO
 
+from rocket.request_id import REQUEST_ID
+
 _PREFIX = "rocket."
 
 
@@ -36,11 +38,12 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JsonFormatter(logging.Formatter):
-    """One object a line."""
+    """One object a line; with the id of the request that it is about, and whatever `fields` the record brings."""
 
     def __init__(self, worker: int | None) -> None:
         super().__init__()
         self._worker = {} if worker is None else {"worker": worker}
+        self._encode = json.JSONEncoder(ensure_ascii=False).encode
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
@@ -50,9 +53,12 @@ class _JsonFormatter(logging.Formatter):
             **self._worker,
             "message": record.getMessage(),
         }
+        if (request_id := REQUEST_ID.get()) is not None:
+            entry["request_id"] = request_id
+        entry.update(getattr(record, "fields", ()))
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        return self._encode(entry)
 
 
 class _Handler(logging.StreamHandler[TextIO]):

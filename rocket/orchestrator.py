@@ -164,6 +164,7 @@ def _service(settings: Settings, addresses: Addresses, *, observe: bool = True) 
         observer_interval_s=settings.observer_interval,
         observe=observe,
         allowed_hosts=(settings.host, *settings.allowed_hosts.split(",")),
+        request_ids=settings.log_format == "json",
         no_inspector=_no_inspector(settings),
     )
 

@@ -28,6 +28,8 @@ class Service:
     observe: bool
     """Whether replicas are observed, or nothing but roles."""
     allowed_hosts: tuple[str, ...]
+    request_ids: bool = False
+    """Whether each request has an id, and a log line of its own."""
     no_inspector: str = "The inspector is off."
     """What is answered where the inspector is not served."""
 
@@ -69,7 +71,12 @@ async def serving(
         await stack.enter_async_context(background(observer.run(), "observer"))
         if listener is not None:
             audience = None if inspector is None else inspector.journal.audience
-            app = build_app(router, allowed_hosts=service.allowed_hosts, audience=audience)
+            app = build_app(
+                router,
+                allowed_hosts=service.allowed_hosts,
+                audience=audience,
+                request_ids=service.request_ids,
+            )
             if inspector is not None:
                 await stack.enter_async_context(inspector.serving(app))
             else:

@@ -65,7 +65,8 @@ ROOMS = {
         ("rocket.consistency", "rocket.errors"),
         never=("asyncio", "asyncpg", "aiohttp", "uvloop", "time", "datetime", "random", "threading"),
     ),
-    "rocket.logs": Room(("rocket.errors",)),
+    "rocket.request_id": Room(()),
+    "rocket.logs": Room(("rocket.errors", "rocket.request_id")),
     "rocket.ending": Room(("rocket.errors",)),
     "rocket.loop": Room(()),
     "rocket.table": Room(()),
@@ -73,8 +74,20 @@ ROOMS = {
     "rocket.postgres": Room(("rocket.errors", "rocket.postgres"), never=("aiohttp",)),
     "rocket.routing": Room(("rocket.errors", "rocket.consistency", "rocket.routing"), never=("aiohttp",)),
     # The public face, and what stands before it.
+    "rocket.health": Room(("rocket.consistency", "rocket.routing"), never=("aiohttp", "prometheus_client")),
+    "rocket.metrics": Room(
+        (
+            "rocket.__version__",
+            "rocket.errors",
+            "rocket.consistency",
+            "rocket.routing",
+            "rocket.health",
+            "rocket.metrics",
+        ),
+        never=("aiohttp",),
+    ),
     "rocket": Room(("rocket.errors", "rocket.consistency", "rocket.routing")),
-    "rocket.api": Room((*PUBLIC, "rocket.api")),
+    "rocket.api": Room((*PUBLIC, "rocket.health", "rocket.metrics", "rocket.request_id", "rocket.api")),
     "rocket.simulator": Room(("rocket.config",), never=("asyncpg",)),
     "rocket.listeners": Room(("rocket.errors", "rocket.config", "rocket.postgres.directories")),
     "rocket.inspector": Room(

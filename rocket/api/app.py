@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -11,9 +13,10 @@ from aiohttp import web
 
 from rocket.api import health, rides, users
 from rocket.api.hosts import known_hosts_only
-from rocket.api.keys import METRICS, ROUTER
+from rocket.api.keys import DRAINING, METRICS, ROUTER
 from rocket.api.metrics import Metrics
 from rocket.api.problems import MAX_BODY_BYTES, Problem, internal_error, problems
+from rocket.api.requests import told_apart
 from rocket.api.witness import AUDIENCE, Audience
 
 if TYPE_CHECKING:
@@ -32,18 +35,24 @@ _log = logging.getLogger("rocket.api")
 
 
 def build_app(
-    router: Router[str], *, allowed_hosts: Collection[str] = (), audience: Audience | None = None
+    router: Router[str],
+    *,
+    allowed_hosts: Collection[str] = (),
+    audience: Audience | None = None,
+    request_ids: bool = False,
 ) -> web.Application:
     """Make the application; `allowed_hosts` are the names, beside localhost, that it answers to.
 
-    `audience` is told of each request that reached the router.
+    `audience` is told of each request that reached the router. With `request_ids` each request has an id, which
+    its answer and its log lines carry, and a log line of its own.
     """
     app = web.Application(
-        middlewares=[problems, known_hosts_only(allowed_hosts)],
+        middlewares=[*([told_apart] if request_ids else []), problems, known_hosts_only(allowed_hosts)],
         client_max_size=MAX_BODY_BYTES,
     )
     app[ROUTER] = router
     app[METRICS] = Metrics(router)
+    app[DRAINING] = asyncio.Event()
     app[AUDIENCE] = audience or Audience()
     for method, path, handler in (
         ("POST", "/rides", rides.create),
@@ -71,13 +80,18 @@ def leave_out(app: web.Application, path: str, why: str) -> None:
 
 @contextlib.asynccontextmanager
 async def serve(app: web.Application, listening: socket.socket) -> AsyncIterator[None]:
-    """Serve on a bound socket for as long as the context lasts; then let what is in flight end."""
+    """Serve on a bound socket for as long as the context lasts; then let what is in flight end.
+
+    Until that has ended whoever comes is still answered, and `GET /readyz` says that this is the end.
+    """
     runner = _Runner(app)
     await runner.setup()
     try:
         await web.SockSite(runner, listening).start()
         yield
     finally:
+        app[DRAINING].set()
+        await runner.drain()
         await runner.cleanup()
 
 
@@ -136,6 +150,15 @@ class _Runner(web.AppRunner):
             # Compressed bodies are refused: unpacked, they have no bound.
             auto_decompress=False,
         )
+
+    async def drain(self) -> None:
+        """Let the requests in flight end, for `_DRAIN_S` at the most, before anybody is turned away."""
+        assert self.server is not None  # noqa: S101 - it is set up
+        deadline = time.monotonic() + _DRAIN_S
+        await self.shutdown()  # what streams would not end by itself
+        self.server.pre_shutdown()  # those who ask nothing now
+        await asyncio.gather(*(connection.shutdown(_DRAIN_S) for connection in self.server.connections))
+        self._shutdown_timeout = max(0.1, deadline - time.monotonic())
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import asdict
 from http import HTTPStatus
 
 from aiohttp import web
 
-from rocket.api.keys import METRICS, ROUTER
+from rocket.api.keys import DRAINING, METRICS, ROUTER
+from rocket.health import Finding, examine
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_DRAINING = Finding("draining", "the server is shutting down")
 
 
 async def alive(_request: web.Request) -> web.Response:
@@ -19,14 +22,20 @@ async def alive(_request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """`GET /readyz`: whether requests can be answered now, and if not, what is missing."""
+    """`GET /readyz`: whether requests can be answered now, what is missing if not, and what slows them down."""
     router = request.app[ROUTER]
-    primary = await router.primary_answers()
-    observed = len(router.board.replicas)
-    missing = [] if primary else ["the primary does not answer"]
+    health = await examine(router)
+    missing = list(health.missing)
+    if request.app[DRAINING].is_set():
+        missing.insert(0, _DRAINING)
     return web.json_response(
-        {"ready": primary, "missing": missing, "replicas_observed": observed},
-        status=HTTPStatus.OK if primary else HTTPStatus.SERVICE_UNAVAILABLE,
+        {
+            "ready": not missing,
+            "missing": [asdict(finding) for finding in missing],
+            "degraded": [asdict(finding) for finding in health.degraded],
+            "replicas_observed": len(router.board.replicas),
+        },
+        status=HTTPStatus.SERVICE_UNAVAILABLE if missing else HTTPStatus.OK,
     )
 
 

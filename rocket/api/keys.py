@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from rocket import Router
@@ -9,3 +11,5 @@ from rocket.api.metrics import Metrics
 
 ROUTER = web.AppKey("router", Router[str])
 METRICS = web.AppKey("metrics", Metrics)
+DRAINING = web.AppKey("draining", asyncio.Event)
+"""Set as soon as the server has begun to stop."""

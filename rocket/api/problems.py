@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from rocket import InvalidToken, OutcomeUnknown, Unavailable
+from rocket.api.keys import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,6 +91,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         response = _in_our_words(error, request).response()
     except InvalidToken as error:
         _log.info("%s: %s", _called(request), error)
+        request.app[METRICS].count_refused_token()
         response = Problem(HTTPStatus.BAD_REQUEST, "The session token in Rocket-Session is invalid.").response()
     except (OutcomeUnknown, Unavailable, TimeoutError) as error:
         _log.warning("%s: %s", _called(request), str(error) or type(error).__name__)

@@ -60,7 +60,7 @@ async def _read(
                 else:  # promoted in between: only the primary can tell what has become of the session's floors
                     answer = await router.read(work, subject=email, token=tokens)
     except Unavailable as error:
-        app[METRICS].count_refused_read()
+        app[METRICS].count_refused_read(error)
         tell(app, asked, began, email, tokens, detail, None, error)
         raise
     if answer.value is None:

@@ -34,6 +34,11 @@ class Attempts:
         self._limits = limits
         self._primary_reads = Gate("a read on the primary", width=limits.primary_reads, queue=limits.queue)
 
+    @property
+    def waiting_for_primary(self) -> int:
+        """How many reads wait until the primary may take them."""
+        return self._primary_reads.waiting
+
     async def on_replica(
         self,
         name: str,

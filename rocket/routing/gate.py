@@ -16,24 +16,26 @@ class Gate:
     `Overloaded` at once if the queue is full.
     """
 
-    __slots__ = ("_places", "_queue", "_waiting", "_what", "inside")
+    __slots__ = ("_places", "_queue", "_what", "inside", "waiting", "width")
 
     def __init__(self, what: str, *, width: int, queue: int) -> None:
         self._what = what
         self._queue = queue
         self._places = asyncio.Semaphore(width)
-        self._waiting = 0
+        self.width = width
+        self.waiting = 0
+        """How many wait for a place."""
         self.inside = 0
-        """How many have a place."""
+        """How many have one."""
 
     async def __aenter__(self) -> None:
-        if self._places.locked() and self._waiting >= self._queue:
-            raise Overloaded(f"{self._waiting} wait already for {self._what}")
-        self._waiting += 1
+        if self._places.locked() and self.waiting >= self._queue:
+            raise Overloaded(f"{self.waiting} wait already for {self._what}")
+        self.waiting += 1
         try:
             await self._places.acquire()
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
         self.inside += 1
 
     async def __aexit__(self, *_: object) -> None:

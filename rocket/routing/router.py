@@ -143,6 +143,11 @@ class Router(Generic[SubjectT]):
         """The connections to each node."""
         return self._nodes.pools
 
+    @property
+    def primary_reads_waiting(self) -> int:
+        """How many reads wait until the primary may take them (see `Limits.primary_reads`)."""
+        return self._attempts.waiting_for_primary
+
     async def primary_answers(self) -> bool:
         """Tell whether the primary takes statements now."""
         try:

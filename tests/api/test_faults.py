@@ -326,15 +326,13 @@ async def until_a_lock_is_waited_for(connection: asyncpg.Connection[Any]) -> Non
         await asyncio.sleep(0.01)
 
 
-async def until_refused(address: tuple[str, int]) -> None:
-    """Wait until nobody listens there any more."""
-    while True:
-        try:
-            _, writer = await asyncio.open_connection(*address)
-        except ConnectionRefusedError:
-            return
-        writer.close()
-        await asyncio.sleep(0.01)
+async def said_by(address: tuple[str, int], path: str) -> tuple[int, Any]:
+    """Ask on a connection of its own."""
+    async with (
+        aiohttp.ClientSession(f"http://{address[0]}:{address[1]}") as session,
+        session.get(path) as response,
+    ):
+        return response.status, await response.json()
 
 
 class TestDraining:
@@ -343,7 +341,7 @@ class TestDraining:
     async def test_a_request_in_flight_is_still_answered(
         self, router: Router[str], cluster: LocalCluster, rider: str, listening: socket.socket
     ) -> None:
-        """New connections are refused, and who waits for the database gets an answer."""
+        """Who waits for the database gets an answer, and whoever asks meanwhile is told that this is the end."""
         address = listening.getsockname()
         async with (
             asyncio.timeout(DEADLINE_S),
@@ -356,12 +354,18 @@ class TestDraining:
             request = group.create_task(_ride(session, rider), name="request")
             await until_a_lock_is_waited_for(holder)
             ending = group.create_task(server.aclose(), name="ending")
-            await until_refused(address)
+            while (await said_by(address, "/readyz"))[0] != 503:
+                await asyncio.sleep(0.01)
+            status, body = await said_by(address, "/readyz")
+            assert (status, body["ready"], body["missing"][0]["code"]) == (503, False, "draining")
+            assert (await said_by(address, "/livez"))[0] == 200
             assert not request.done()
             assert not ending.done()
             await holder.execute("ROLLBACK")
             assert await request == 201
             await ending
+            with pytest.raises(aiohttp.ClientConnectorError):
+                await said_by(address, "/livez")
 
     async def test_a_request_that_never_ends_does_not_hold_up_the_end(
         self,

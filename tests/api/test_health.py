@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -9,10 +11,10 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from rocket import Board, Lsn, Router
+from rocket import Board, Lsn, Policy, Router
 from rocket.api.app import build_app
 from rocket.api.users import UserFloors
-from tests.conftest import paused
+from tests.conftest import dsns, paused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -89,14 +91,77 @@ async def test_it_is_ready_with_a_primary(client: Client) -> None:
     """With the primary alone everything can be answered, observed replicas or not."""
     response = await client.get("/readyz")
     assert response.status == 200
-    assert await response.json() == {"ready": True, "missing": [], "replicas_observed": 0}
+    body = await response.json()
+    assert (body["ready"], body["missing"], body["replicas_observed"]) == (True, [], 0)
 
 
 async def test_readiness_counts_the_replicas_observed(client: Client, observer: Observer) -> None:
     """How many replicas may serve is said beside."""
     await observer.run_once()
     response = await client.get("/readyz")
-    assert (await response.json())["replicas_observed"] == 2
+    assert await response.json() == {"ready": True, "missing": [], "degraded": [], "replicas_observed": 2}
+
+
+async def findings(client: Client) -> tuple[int, list[str], list[str]]:
+    """Ask for readiness; return the status, and the codes of what is missing and of what makes it slow."""
+    response = await client.get("/readyz")
+    body = await response.json()
+    assert all(finding["text"] for finding in (*body["missing"], *body["degraded"]))
+    return (
+        response.status,
+        [finding["code"] for finding in body["missing"]],
+        [finding["code"] for finding in body["degraded"]],
+    )
+
+
+async def test_replicas_that_may_not_serve_make_it_slow_and_not_unready(
+    client: Client, observer: Observer, board: Board
+) -> None:
+    """Reads go to the primary then; one fit replica is enough for none of that to be said."""
+    await observer.run_once()
+    board.forget("replica0")
+    assert await findings(client) == (200, [], [])
+    board.forget("replica1")
+    assert await findings(client) == (200, [], ["no-replica-fit"])
+
+
+async def test_a_primary_that_the_observer_lost_is_named(client: Client, board: Board) -> None:
+    """It may still answer: nothing may be asked of it until the observer has found it again."""
+    board.forget("primary")
+    assert await findings(client) == (503, ["primary-lost"], ["no-replica-fit"])
+
+
+async def test_an_observer_that_says_nothing_any_more_is_noticed(
+    cluster: LocalCluster, board: Board, aiohttp_client: AiohttpClient
+) -> None:
+    """The primary was not lost; it was not looked at for longer than its lease."""
+    policy = Policy(primary_lease_s=0.001)
+    async with await Router.open(dsns(cluster), UserFloors(), board, policy=policy) as router:
+        client = await aiohttp_client(build_app(router))
+        assert (await findings(client))[:2] == (503, ["observer-silent"])
+
+
+async def test_a_primary_that_has_frozen_is_noticed_in_time(client: Client, cluster: LocalCluster) -> None:
+    """The observer has not found out yet; nobody who asks is kept waiting."""
+    assert await findings(client) == (200, [], ["no-replica-fit"])
+    cluster.primary.freeze()
+    try:
+        async with asyncio.timeout(1.5):
+            assert await findings(client) == (503, ["primary-silent"], ["no-replica-fit"])
+    finally:
+        cluster.primary.thaw()
+
+
+async def test_a_primary_that_is_busy_is_not_taken_for_dead(client: Client, router: Router[str]) -> None:
+    """All its connections are at work: the observer, which has its own, is believed."""
+    (pool,) = (pool for pool in router.pools if pool.name == "primary")
+    async with contextlib.AsyncExitStack() as leases:
+        for _ in range(pool.gate.width):
+            await leases.enter_async_context(pool.lease())
+        assert await findings(client) == (200, [], ["no-replica-fit"])
+        seen = await samples(client)
+    assert seen[named("rocket_pool_connections", node="primary", state="in_use")] == pool.gate.width
+    assert seen[named("rocket_pool_connections_max", node="primary")] == pool.gate.width
 
 
 async def test_without_a_primary_it_is_not_ready(client_of_nothing: Client) -> None:
@@ -105,7 +170,8 @@ async def test_without_a_primary_it_is_not_ready(client_of_nothing: Client) -> N
     assert response.status == 503
     assert await response.json() == {
         "ready": False,
-        "missing": ["the primary does not answer"],
+        "missing": [{"code": "primary-unknown", "text": "no primary has been found yet"}],
+        "degraded": [],
         "replicas_observed": 0,
     }
     assert response.headers["Cache-Control"] == "no-store"
@@ -197,7 +263,8 @@ class TestMetrics:
             assert seen.get(
                 named("rocket_reads_total", node=name, role="replica", reason="caught-up"), 0
             ) == served.count(name)
-        assert seen[named("rocket_read_duration_seconds_count")] == 22
+        timed = [count for (name, _), count in seen.items() if name == "rocket_read_duration_seconds_count"]
+        assert sum(timed) == 22
 
     async def test_a_ride_that_is_not_there_is_a_read_too(self, client: Client, rider: str) -> None:
         """A 404 was answered by a node, and counts as any other read."""
@@ -220,17 +287,17 @@ class TestMetrics:
         await client_of_nothing.get("/rides", headers=headers)
         await client_of_nothing.post("/rides", data={"distance": "1"}, headers=headers)
         seen = await samples(client_of_nothing)
-        assert seen[named("rocket_reads_unavailable_total")] == 1
+        assert seen[named("rocket_reads_unavailable_total", reason="no-node")] == 1
         assert seen[named("rocket_writes_total", outcome="unavailable")] == 1
 
     @pytest.mark.parametrize(
-        "gauge", ["rocket_replica_lag_bytes", "rocket_replica_lag_seconds", "rocket_replica_status_age_seconds"]
+        "gauge", ["rocket_replica_lag_bytes", "rocket_replica_lag_seconds", "rocket_node_status_age_seconds"]
     )
     async def test_replicas_are_gauged(self, client: Client, observer: Observer, gauge: str) -> None:
         """Lag and age are there for each replica observed."""
         await observer.run_once()
         seen = await samples(client)
-        assert all(seen[named(gauge, replica=name)] >= 0 for name in REPLICAS)
+        assert all(seen[named(gauge, node=name)] >= 0 for name in REPLICAS)
 
     async def test_connections_are_gauged(self, client: Client, rider: str) -> None:
         """Connections are counted by node and state, those not opened yet as none."""

@@ -1,0 +1,121 @@
+"""Whether a router can do its work now, and if not, what is missing: in words, and in codes that last."""
+
+from __future__ import annotations
+
+import enum
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rocket.consistency import Lsn, Reason, SessionToken, obstacle
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rocket.consistency import Board, Policy
+    from rocket.routing.router import Router
+
+
+class Code(enum.StrEnum):
+    """What can be the matter; for alerts."""
+
+    PRIMARY_UNKNOWN = "primary-unknown"
+    """No primary has been found yet."""
+    PRIMARY_LOST = "primary-lost"
+    """The primary does not answer the observer, or is no primary any more, and no other one has been found."""
+    PRIMARY_SILENT = "primary-silent"
+    """The primary is in office, and yet does not answer this process."""
+    OBSERVER_SILENT = "observer-silent"
+    """The observer has said nothing of the primary for longer than the lease: it does not run, or is stuck."""
+    NO_REPLICA_FIT = "no-replica-fit"
+    """No replica may serve anybody: every read goes to the primary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What was found."""
+
+    missing: Sequence[Finding] = ()
+    """Why reads and writes cannot be carried out."""
+    degraded: Sequence[Finding] = ()
+    """What makes them slower, and not wrong."""
+
+
+async def examine(router: Router[Any]) -> Health:
+    """Look at what the router knows, and ask the primary for a sign of life. Takes a second at the most.
+
+    A primary whose connections are all at work is not asked: to wait for one would tell nothing. The observer has
+    a connection of its own to ask by.
+    """
+    now = time.monotonic()
+    missing = _of_primary(router.board, router.policy, now)
+    if missing is None and not _all_at_work(router) and not await router.primary_answers():
+        primary = router.board.primary
+        name = "" if primary is None else f", {primary.name},"
+        missing = Finding(Code.PRIMARY_SILENT, f"the primary{name} does not answer")
+    degraded = _of_replicas(router, now)
+    return Health(() if missing is None else (missing,), () if degraded is None else (degraded,))
+
+
+def _of_primary(board: Board, policy: Policy, now: float) -> Finding | None:
+    """Return what the board has against the primary."""
+    primary = board.primary
+    if primary is None:
+        return Finding(Code.PRIMARY_UNKNOWN, "no primary has been found yet")
+    if board.in_office(now, policy.primary_lease_s) is not None:
+        return None
+    age_s = now - primary.observed_at
+    if board.primary_is_lost:
+        return Finding(
+            Code.PRIMARY_LOST,
+            f"the primary, {primary.name}, was last in reach {age_s:.1f} s ago; no other is known",
+        )
+    if board.epoch is None:
+        return Finding(
+            Code.PRIMARY_LOST, f"the reign of {primary.name} is over, and its successor has not been found"
+        )
+    return Finding(
+        Code.OBSERVER_SILENT, f"the observer has said nothing of the primary, {primary.name}, for {age_s:.1f} s"
+    )
+
+
+def _of_replicas(router: Router[Any], now: float) -> Finding | None:
+    """Return why no replica may serve, if none may and there are any."""
+    board = router.board
+    if board.primary is None:
+        return None  # nobody can tell who is a replica
+    against = {
+        pool.name: obstacle_of(pool.name, board, router.policy, now)
+        for pool in router.pools
+        if pool.name != board.primary.name
+    }
+    if not against or None in against.values():
+        return None
+    why = ", ".join(f"{name}: {reason}" for name, reason in against.items())
+    return Finding(Code.NO_REPLICA_FIT, f"no replica may serve, so that every read goes to the primary ({why})")
+
+
+def obstacle_of(name: str, board: Board, policy: Policy, now: float) -> Reason | None:
+    """Return why a replica may not even serve a session that has written nothing; None if it may."""
+    status, epoch = board.replica(name), board.epoch
+    if status is None:
+        return Reason.NO_STATUS
+    if epoch is None:
+        return Reason.OTHER_EPOCH
+    return obstacle(status, SessionToken(epoch, Lsn(0)), board, policy, now)
+
+
+def _all_at_work(router: Router[Any]) -> bool:
+    primary = router.board.primary
+    return any(
+        primary is not None and pool.name == primary.name and pool.in_use >= pool.gate.width
+        for pool in router.pools
+    )

@@ -1,0 +1,216 @@
+"""The metrics of a router, in a registry of whoever uses it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram
+
+from rocket import Answer, Board, Limits, Observer, OutcomeUnknown, Policy, Reason, Role, Router, Unavailable
+from rocket.api.users import UserFloors
+from rocket.consistency import Epoch
+from rocket.ending import background
+from rocket.metrics import RouterMetrics
+from rocket.metrics.tallies import BOUNDS_S, Tally, as_histogram
+from tests.conftest import dsns, paused
+from tests.routing.test_observer import until
+from tests.routing.test_races import write_ride
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rocket import Connection
+    from rocket.postgres.cluster import LocalCluster
+
+
+class Watched:
+    """A router with metrics, as somebody may have it who knows nothing of our API."""
+
+    def __init__(self, router: Router[str]) -> None:
+        self.router = router
+        self.registry = CollectorRegistry()
+        self.metrics = RouterMetrics(router, registry=self.registry)
+
+    async def read(self, email: str, answer: Answer[Any] | None = None) -> Answer[int]:
+        """Read for a session that brings the token of an earlier answer."""
+        token = None if answer is None else answer.token
+        return await self.metrics.read(self.router.read(_one, subject=email, token=token))
+
+    def seen(self, name: str, **labels: str) -> float | None:
+        """Return one sample; None if it is not there."""
+        return self.registry.get_sample_value(name, labels)
+
+
+async def _one(node: Connection) -> int:
+    return int(await node.fetchval("SELECT 1"))
+
+
+@pytest_asyncio.fixture
+async def watched(cluster: LocalCluster) -> AsyncIterator[Watched]:
+    """A router whose observer looks when somebody waits, or else every ten seconds."""
+    await cluster.wait_for_catchup()
+    observer = Observer(dsns(cluster), Board(), interval_s=10.0)
+    async with background(observer.run(), "observer"):
+        await until(lambda: len(observer.board.replicas) == 2 and observer.board.primary is not None)
+        async with await Router.open(
+            dsns(cluster),
+            UserFloors(),
+            observer.board,
+            policy=Policy(lease_s=60.0, primary_lease_s=60.0, max_wait_s=5.0),
+            waiting=observer.waiting,
+            limits=Limits(attempt_s=0.2),
+        ) as router:
+            yield Watched(router)
+
+
+async def test_a_read_that_waits_is_counted_with_its_wait(
+    watched: Watched, cluster: LocalCluster, email: str
+) -> None:
+    """Once it was worth it, once in vain; both are reads like others besides."""
+    await write_ride(watched.router, email)
+    found = await watched.read(email)
+    assert found.reason is Reason.WAITED
+    assert watched.seen("rocket_read_wait_duration_seconds_count", outcome="caught-up") == 1
+    assert watched.seen("rocket_read_wait_duration_seconds_count", outcome="in-vain") == 0
+
+    watched.router.policy = dataclasses.replace(watched.router.policy, max_wait_s=0.05)
+    async with paused(cluster):
+        await write_ride(watched.router, email)
+        fallen_back = await watched.read(email)
+    assert fallen_back.reason is Reason.NOT_CAUGHT_UP
+    assert watched.seen("rocket_read_wait_duration_seconds_count", outcome="in-vain") == 1
+    waited_s = watched.seen("rocket_read_wait_duration_seconds_sum", outcome="in-vain")
+    assert waited_s is not None
+    assert waited_s >= 0.04  # counted from the decision on, by a clock that ticks in its own way
+    for answer in (found, fallen_back):
+        labels = {"node": answer.node, "role": answer.role, "reason": answer.reason}
+        assert watched.seen("rocket_reads_total", **labels) == 1
+
+
+async def test_a_replica_that_fails_a_read_is_counted(watched: Watched, cluster: LocalCluster, email: str) -> None:
+    """By its name, whoever answers in the end."""
+    await write_ride(watched.router, email)
+    answer = await watched.read(email)  # by a replica, which has a connection from now on
+    cluster.node(answer.node).freeze()
+    try:
+        answer_elsewhere = await watched.read(email, answer)
+    finally:
+        cluster.node(answer.node).thaw()
+    assert answer_elsewhere.node != answer.node
+    assert watched.seen("rocket_replica_failures_total", node=answer.node) == 1
+    assert watched.seen("rocket_replica_failures_total", node=answer_elsewhere.node) is None
+
+
+async def test_reads_that_are_turned_away_are_told_from_those_without_a_node(
+    watched: Watched, cluster: LocalCluster, email: str
+) -> None:
+    """More clients than may wait, and no primary at all, are not the same trouble."""
+    limits = Limits(connections=1, primary_reads=1, queue=0)
+    async with await Router.open(dsns(cluster), UserFloors(), watched.router.board, limits=limits) as router:
+        narrow = Watched(router)
+        await asyncio.gather(*(narrow.read(email) for _ in range(4)), return_exceptions=True)
+        assert (narrow.seen("rocket_reads_unavailable_total", reason="overloaded") or 0) >= 1
+        assert narrow.seen("rocket_reads_unavailable_total", reason="no-node") == 0
+        router.board.forget("primary")
+        with pytest.raises(Unavailable):
+            await narrow.read(email)
+        assert narrow.seen("rocket_reads_unavailable_total", reason="no-node") == 1
+        assert narrow.seen("rocket_primary_in_office") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [(None, "committed"), (OutcomeUnknown, "unknown"), (Unavailable, "unavailable"), (ValueError, "failed")],
+)
+async def test_a_write_is_counted_by_how_it_ends(
+    watched: Watched, error: type[Exception] | None, outcome: str
+) -> None:
+    """What it raises is raised as it is."""
+    with contextlib.ExitStack() as stack:
+        if error is not None:
+            stack.enter_context(pytest.raises(error))
+        with watched.metrics.write():
+            if error is not None:
+                raise error
+    outcomes = ("committed", "failed", "unknown", "unavailable")
+    assert {each: int(each == outcome) for each in outcomes} == {
+        each: watched.seen("rocket_writes_total", outcome=each) for each in outcomes
+    }
+
+
+async def test_nodes_are_told_as_the_board_has_them(watched: Watched) -> None:
+    """Who is the primary, who may serve, how long ago each was heard; and that a lost one was heard once."""
+    roles = {"primary": 1, "replica0": 0, "replica1": 0}
+    assert roles == {name: watched.seen("rocket_node_primary", node=name) for name in roles}
+    assert watched.seen("rocket_primary_in_office") == 1
+    assert watched.seen("rocket_replica_fit", node="primary") is None
+    watched.router.board.forget("replica1")
+    assert watched.seen("rocket_replica_fit", node="replica0") == 1
+    assert watched.seen("rocket_replica_fit", node="replica1") == 0
+    assert watched.seen("rocket_replica_lag_bytes", node="replica1") is None
+    first = watched.seen("rocket_node_status_age_seconds", node="replica1")
+    second = watched.seen("rocket_node_status_age_seconds", node="replica1")
+    assert first is not None
+    assert second is not None
+    assert 0 <= first < second
+
+
+async def test_promotions_are_counted(watched: Watched) -> None:
+    """Another reign of the same node counts as well; the first one that is seen does not."""
+    board = watched.router.board
+    assert board.primary is not None
+    assert watched.seen("rocket_epoch_changes_total") == 0
+    for epoch in ("2-aaaaaaaaaa", "2-aaaaaaaaaa", "3-bbbbbbbbbb"):
+        board.publish_primary(dataclasses.replace(board.primary, epoch=Epoch(epoch)))
+    assert watched.seen("rocket_epoch_changes_total") == 2
+
+
+async def test_a_registry_takes_one_router_only(watched: Watched) -> None:
+    """Two would tell the same figures twice, and nobody could say whose they are."""
+    with pytest.raises(ValueError, match="rocket_reads"):
+        RouterMetrics(watched.router, registry=watched.registry)
+
+
+def test_most_reads_are_counted_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The short way of those that were caught up leads to the same figures."""
+    router: Any = type("Router", (), {"board": Board(), "policy": Policy(), "pools": []})()
+    router.primary_reads_waiting = 0
+    metrics = RouterMetrics(router, registry=CollectorRegistry())
+    monkeypatch.setattr(time, "monotonic", lambda: 100.002)
+    for reason in (Reason.CAUGHT_UP, Reason.RETRIED, Reason.CAUGHT_UP):
+        metrics.count_read(Answer(None, "replica0", Role.REPLICA, reason), 100.0)
+    assert metrics.reads() == {
+        ("replica0", Role.REPLICA, Reason.CAUGHT_UP): 2,
+        ("replica0", Role.REPLICA, Reason.RETRIED): 1,
+    }
+    samples = {
+        sample.labels.get("le"): sample.value
+        for family in metrics.collect()
+        for sample in family.samples
+        if sample.name == "rocket_read_duration_seconds_bucket"
+    }
+    assert (samples["0.001"], samples["0.0025"], samples["+Inf"]) == (0, 3, 3)
+
+
+@given(st.lists(st.sampled_from([0.0, *BOUNDS_S, 7.0]) | st.floats(0, 10)))
+def test_a_tally_is_what_a_histogram_of_prometheus_is(durations_s: list[float]) -> None:
+    """The buckets' names, what falls on a bound, and the sum: as the client library has them."""
+    registry = CollectorRegistry()
+    theirs = Histogram("took_seconds", "Time.", buckets=BOUNDS_S, registry=registry)
+    ours = Tally()
+    for duration_s in durations_s:
+        theirs.observe(duration_s)
+        ours.add(duration_s)
+    buckets, total_s = as_histogram([ours])
+    assert buckets == [(le, registry.get_sample_value("took_seconds_bucket", {"le": le})) for le, _ in buckets]
+    assert len(buckets) == len(BOUNDS_S) + 1
+    assert total_s == registry.get_sample_value("took_seconds_sum")
+    assert ours.count == len(durations_s)
