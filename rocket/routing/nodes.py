@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from rocket.routing.limits import Limits
 
 
+_log = logging.getLogger("rocket.router")
+
+
 class Nodes:
     """A pool for each node, and the proof that goes with each connection which they lend.
 
@@ -28,7 +32,8 @@ class Nodes:
     """
 
     def __init__(self, pools: Mapping[str, NodePool], board: Board, policy: Policy, limits: Limits) -> None:
-        self._pools = pools
+        self._pools = dict(pools)
+        self._always_reset = False
         self._board = board
         self._policy = policy
         self._limits = limits
@@ -37,11 +42,36 @@ class Nodes:
     @classmethod
     async def open(cls, dsns: Mapping[str, str], board: Board, policy: Policy, limits: Limits) -> Self:
         """Make a pool for each node; raise `ValueError` for a name that a token cannot hold."""
-        for name in dsns:
-            if not NODE_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no name for a node: 1 to 63 of A-Z a-z 0-9 _ . -")
-        pools = {name: await NodePool.to(name, dsn, limits) for name, dsn in dsns.items()}
-        return cls(pools, board, policy, limits)
+        nodes = cls({}, board, policy, limits)
+        for name, dsn in dsns.items():
+            await nodes.add(name, dsn)
+        return nodes
+
+    async def add(self, name: str, dsn: str) -> None:
+        """Have one more node, or another address for one that is there; raise `ValueError` for a wrong name."""
+        if not NODE_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name for a node: 1 to 63 of A-Z a-z 0-9 _ . -")
+        pool = await NodePool.to(name, dsn, self._limits, lambda: self._doubt(name))
+        pool.resets_always = self._always_reset
+        before = self._pools.get(name)
+        self._pools[name] = pool
+        if before is not None:
+            self._board.trust(name)
+            await before.close(self._limits.attempt_s + self._limits.close_s)
+
+    async def remove(self, name: str) -> None:
+        """Have a node no more; what runs there is finished. Raise `KeyError` if there is none of that name."""
+        pool = self._pools.pop(name)
+        self._board.trust(name)
+        await pool.close(self._limits.attempt_s + self._limits.close_s)
+
+    def _doubt(self, name: str) -> None:
+        _log.warning(
+            "several servers share the address of %s: each read there checks by itself, in a transaction "
+            "(an address for each of them spares that)",
+            name,
+        )
+        self._board.doubt(name)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -60,6 +90,7 @@ class Nodes:
 
     def reset_always(self, always: bool) -> None:
         """Say whether every connection is reset when it is given back, or only where that is needed."""
+        self._always_reset = always
         for pool in self.pools:
             pool.resets_always = always
 
