@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Self
 
 from rocket.consistency import NODE_NAME
 from rocket.errors import Unavailable
-from rocket.routing.connections import NodePool, behind, throw_away
+from rocket.routing.connections import NodePool, behind, in_one_piece, throw_away
+from rocket.routing.epochs import must_reign
 from rocket.routing.failures import NotAsObserved
 
 if TYPE_CHECKING:
@@ -145,16 +146,48 @@ class Nodes:
     async def primary(self) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
         """Lend a connection to the primary, of its present reign, with its status; else raise `NotAsObserved`.
 
-        Raise `Unavailable` where no primary is known to be in office.
+        Behind a pooler it is lent inside a transaction. Raise `Unavailable` where no primary is known to be in
+        office.
         """
         primary = self.primary_in_office()
         async with self._lease(primary.name) as connection:
-            if behind(connection).epoch != primary.epoch:
-                throw_away(connection)
-                raise NotAsObserved(f"the connection to {primary.name} is not of epoch {primary.epoch}")
+            _must_not_be_of_another_reign(connection, primary.epoch)
+            if behind(connection).direct:
+                yield connection, primary
+            else:
+                async with in_reign(connection, primary.epoch):
+                    yield connection, primary
+
+    @contextlib.asynccontextmanager
+    async def primary_to_write_on(self) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
+        """Do the same outside of any transaction: behind a pooler, each is to prove by `in_reign` where it is."""
+        primary = self.primary_in_office()
+        async with self._lease(primary.name) as connection:
+            _must_not_be_of_another_reign(connection, primary.epoch)
             yield connection, primary
 
     def must_still_reign(self, epoch: Epoch) -> None:
         """Raise `NotAsObserved` unless what the primary of `epoch` has answered is the current primary's word."""
         if not self._board.reigns(epoch, time.monotonic(), self._policy.primary_lease_s):
             raise NotAsObserved(f"the primary of epoch {epoch} was replaced, or not observed, meanwhile")
+
+
+def _must_not_be_of_another_reign(connection: Connection, epoch: Epoch) -> None:
+    if (opened := behind(connection)).direct and opened.epoch != epoch:
+        throw_away(connection)
+        raise NotAsObserved(f"the connection is not to a primary of epoch {epoch}")
+
+
+@contextlib.asynccontextmanager
+async def _proved(connection: Connection, epoch: Epoch) -> AsyncIterator[None]:
+    async with in_one_piece(connection, read_only=False):
+        await must_reign(connection, epoch)
+        yield
+
+
+def in_reign(connection: Connection, epoch: Epoch) -> AbstractAsyncContextManager[None]:
+    """Have the body's statements answered by the primary of `epoch`, or none of them; else raise `NotAsObserved`.
+
+    A connection to the server itself has proved that when it was opened.
+    """
+    return contextlib.nullcontext() if behind(connection).direct else _proved(connection, epoch)

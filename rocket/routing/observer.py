@@ -28,12 +28,10 @@ if TYPE_CHECKING:
 _ANSWER_TIMEOUT_S = 1.0
 """A node that takes longer to say where it is, is out of reach."""
 
-BEHIND_A_POOLER = "a primary has to be reached without a pooler in between: give the server's own address"
-
 _WHY_CHECKED = {
     True: "hides its startup process: each read there checks by itself, in a transaction, and asks the primary "
     "what it may have shown (GRANT pg_monitor to rocket's role, or pg_read_all_stats, spares that)",
-    False: "is behind a connection pooler: each read there checks by itself, in a transaction "
+    False: "is behind a connection pooler: whatever is done there checks by itself, in a transaction, where it is "
     "(the server's own address spares that)",
 }
 """Said once where no status can vouch for a connection, by whether the connection is to the server itself."""
@@ -41,9 +39,11 @@ _WHY_CHECKED = {
 _log = logging.getLogger("rocket.observer")
 
 
-def _whole(connection: NodeConnection) -> contextlib.AbstractAsyncContextManager[None]:
+def _whole(connection: NodeConnection, *, read_only: bool = True) -> contextlib.AbstractAsyncContextManager[None]:
     """Have the body's statements answered by one server, where that is not so anyway."""
-    return contextlib.nullcontext() if connection.direct else connections.in_one_piece(connection)
+    if connection.direct:
+        return contextlib.nullcontext()
+    return connections.in_one_piece(connection, read_only=read_only)
 
 
 class _Reach:
@@ -125,28 +125,29 @@ class NodeWatch:
         else:
             self._board.publish(status)
         self._reach.found("a replica", f"replay LSN {status.replay_lsn}")
-        if status.incarnation is None and not self._said_why_checked:
+        if status.incarnation is None:
+            self._say_why_checked(connection)
+
+    def _say_why_checked(self, connection: NodeConnection) -> None:
+        if not self._said_why_checked and (connection.to_replica or not connection.direct):
             _log.warning("%s %s", self.name, _WHY_CHECKED[connection.direct])
             self._said_why_checked = True
 
     async def _publish_primary(self, connection: NodeConnection) -> None:
-        if not connection.direct:
-            self._board.forget(self.name)
-            if self._reach.found("a primary behind a pooler", BEHIND_A_POOLER):
-                _log.error("%s: %s", self.name, BEHIND_A_POOLER)
-            return
-        if connection.to_replica:
+        if connection.to_replica and connection.direct:
             # It is read-only. What the board said is over at once.
             self._board.forget(self.name)
             self.close()
             connection = self._connection = await connections.connect(self._dsn)
         asked_at = time.monotonic()
-        reign = await reign_of(connection)
+        async with _whole(connection, read_only=False):
+            reign = await reign_of(connection)
         status = PrimaryStatus(self.name, reign.flush_lsn, asked_at, reign.epoch)
         if not self._board.publish_primary(status):
             self._reach.found("no primary to follow", f"epoch {reign.epoch} is over, or a copy; it takes nothing")
             return
         self._reach.found("the primary", f"epoch {reign.epoch}, flush LSN {reign.flush_lsn}")
+        self._say_why_checked(connection)
         self._to_be_noted |= reign.is_new
         try:
             await self._write_down(connection)
@@ -161,8 +162,17 @@ class NodeWatch:
             await have_timelines_noted(connection)
             self._to_be_noted = False
         if not self._roles_only:
+            if not connection.direct:
+                await self._record_through_pooler(connection)
+                return
             self._elected = self._elected or await status_table.elect(connection)
             if self._elected:
+                await status_table.record(connection, self._board.replicas)
+
+    async def _record_through_pooler(self, connection: NodeConnection) -> None:
+        """Be elected for one beat at a time: a session there is not ours to keep a lock in."""
+        async with connections.in_one_piece(connection, read_only=False):
+            if await status_table.elect_for_now(connection):
                 await status_table.record(connection, self._board.replicas)
 
     def close(self) -> None:

@@ -222,6 +222,8 @@ class Router(Generic[SubjectT]):
             raise Unavailable("writes under way did not end in time") from None
 
         async def flushed(primary: Connection, status: PrimaryStatus) -> SessionToken:
+            if not behind(primary).direct:
+                raise NotAsObserved("behind a pooler, what was flushed cannot be told")  # it is in a transaction
             # What was committed without being flushed (`synchronous_commit = off`) is so with a later commit.
             async with primary.transaction():
                 await primary.execute(HAVE_IT_FLUSHED)
