@@ -32,6 +32,8 @@ _SILENT_BEATS = 3
 _SHORTEST_SILENCE_S = 1.0
 """How long whoever has the lock may say nothing: so many beats, and no less than that."""
 
+_ELECT_FOR_NOW = "SELECT pg_try_advisory_xact_lock($1)"
+
 _RECORD = """
     WITH seen AS (
         SELECT name, last_lsn FROM unnest($1::text[], $2::pg_lsn[]) AS seen(name, last_lsn)
@@ -54,6 +56,11 @@ async def elect(primary: Connection, beat_s: float) -> bool:
     """
     silence_ms = round(1000 * max(_SILENT_BEATS * beat_s, _SHORTEST_SILENCE_S))
     return bool(await primary.fetchval(_ELECT, WRITERS_LOCK, primary.get_server_pid(), f"{silence_ms}ms"))
+
+
+async def elect_for_now(primary: Connection) -> bool:
+    """Tell the same, for the transaction under way."""
+    return bool(await primary.fetchval(_ELECT_FOR_NOW, WRITERS_LOCK))
 
 
 async def record(primary: Connection, statuses: Sequence[ReplicaStatus]) -> None:

@@ -157,7 +157,10 @@ def elected_once_and_for_all(patch: pytest.MonkeyPatch) -> None:
     elect, tried = status_table.elect, set[str]()
 
     async def once(primary: Connection, beat_s: float) -> bool:
-        return not (tried or tried.add("")) and await elect(primary, beat_s)
+        if tried:
+            return False
+        tried.add("once")
+        return await elect(primary, beat_s)
 
     patch.setattr(status_table, "elect", once)
 
