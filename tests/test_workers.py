@@ -285,6 +285,7 @@ async def test_workers_end_at_once_when_the_program_is_killed(kept_dir: Path) ->
         url = (await program.prints(r"ready after .* (http://\S+)"))[1]
         workers = worker_processes(program.process.pid)
         assert 2 == len(workers)
+        workers[0].suspend()  # it would read of no end
         program.process.kill()
         try:
             await program.ends(timeout_s=5)  # its output lasts as long as one of them lives

@@ -282,7 +282,7 @@ def find(data_dir: Path | None, port: int | None) -> Path:
         f"port {min(description.ports.values())}, data directory {description.data_dir}" for _, description in runs
     )
     if not runs:
-        raise ClusterNotFound("no cluster of this user is running: start one with `python cluster.py up`")
+        raise ClusterNotFound("no cluster of this user is running: start one with `rocket cluster up`")
     if not fitting:
         raise ClusterNotFound(f"no such cluster is running; there are: {known}")
     raise ClusterNotFound(f"several clusters are running, name one by --postgres-port or --data-dir: {known}")

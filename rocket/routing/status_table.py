@@ -31,6 +31,7 @@ Behind a transaction pooler the session is not the writer's own, and not its to 
 _SILENT_BEATS = 3
 _SHORTEST_SILENCE_S = 1.0
 """How long whoever has the lock may say nothing: so many beats, and no less than that."""
+_LONGEST_SILENCE_MS = 2**31 - 1  # what the setting holds
 
 _ELECT_FOR_NOW = "SELECT pg_try_advisory_xact_lock($1)"
 
@@ -54,7 +55,7 @@ async def elect(primary: Connection, beat_s: float) -> bool:
 
     The server ends it if the owner lets three beats pass, or a second, whichever takes longer.
     """
-    silence_ms = round(1000 * max(_SILENT_BEATS * beat_s, _SHORTEST_SILENCE_S))
+    silence_ms = min(round(1000 * max(_SILENT_BEATS * beat_s, _SHORTEST_SILENCE_S)), _LONGEST_SILENCE_MS)
     return bool(await primary.fetchval(_ELECT, WRITERS_LOCK, primary.get_server_pid(), f"{silence_ms}ms"))
 
 

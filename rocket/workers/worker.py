@@ -8,9 +8,11 @@ and thus does not outlive whoever started it.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 from contextlib import nullcontext
@@ -25,6 +27,7 @@ from rocket.workers.orders import Orders
 OK, FAILED = 0, 1
 """Exit codes: it was asked to end; it could not go on."""
 
+_PR_SET_PDEATHSIG = 1
 _STANDARD_INPUT = 0
 _ORDERS_S = 10.0
 _LONGEST_LINE = 2**20
@@ -62,8 +65,15 @@ async def _end_with(lines: asyncio.StreamReader) -> None:
     os._exit(FAILED)
 
 
+def _die_with_parent() -> None:
+    """Have the system end this process with the program: a halted one reads no end of its input."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> int:
     """Run until told to end; return the exit code."""
+    _die_with_parent()
     try:
         inherited = socket.socket(fileno=_STANDARD_INPUT)
     except OSError:

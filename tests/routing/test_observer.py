@@ -12,6 +12,7 @@ import pytest
 from rocket import Board, Observer
 from rocket.ending import background
 from rocket.orchestrator import DATABASE
+from rocket.torture.takeover import look
 from tests.conftest import dsns, paused, recorded, table
 
 if TYPE_CHECKING:
@@ -98,6 +99,25 @@ async def test_only_one_observer_writes_the_table(cluster: LocalCluster, observe
     observer.close()
     await recorded(second, cluster, set())
     second.close()
+
+
+async def test_primary_that_ended_a_silent_writers_session_stays_in_office(
+    cluster: LocalCluster, observer: Observer, board: Board
+) -> None:
+    """It is none the worse for it, and is looked at on a new connection at once."""
+    await recorded(observer, cluster, {"replica0", "replica1"})
+    gone: list[str] = []
+    board.on_gone.append(gone.append)
+    primary = await cluster.primary.connect(DATABASE)
+    async with asyncio.timeout(10):
+        while (await look(primary)).writer is not None:
+            await asyncio.sleep(0.05)
+    await primary.close()
+    asked_at = time.monotonic()
+    await observer.run_once()
+    assert "primary" not in gone
+    assert board.primary is not None
+    assert board.primary.observed_at > asked_at
 
 
 async def test_lost_replica_loses_its_status_and_gets_it_back(

@@ -149,7 +149,7 @@ FAULT = Fault(name="crash", at=1.0, until=2.0)
         (changed(OK_PAGE, rides=[[{}, 0.7]]), "wrong value of 'rides'"),
         (changed(FAULT, detail=[]), "wrong value of 'detail'"),
         (changed(FAULT, until=0.5), "over before it began"),
-        (changed(RUN, version=2), "version 2"),
+        (changed(RUN, version=3), "version 3"),
         (changed(RUN, nodes="primary"), "wrong value of 'nodes'"),
         (changed(OK_PAGE, done=0.5), "done before it began"),
         (changed(OK_WRITE, distance=None), "without its distance"),

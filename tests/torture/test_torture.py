@@ -80,6 +80,8 @@ async def test_an_interrupted_run_is_void(kept_dir: Path) -> None:
         (["--routing", "lucky"], "--routing must be one of"),
         (["--history", "/nonexistent/file"], "cannot write /nonexistent/file"),
         (["--speed", "1"], "unrecognized arguments"),
+        (["--processes", "17"], "--processes must be a whole number"),
+        (["--faults", "writer-killed"], "for that there have to be several --processes"),
     ],
 )
 async def test_wrong_use_is_exit_code_64(kept_dir: Path, flags: list[str], words: str) -> None:
