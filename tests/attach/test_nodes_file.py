@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from rocket import Board, Observer, Policy, Role, Router
+from rocket import Board, Lsn, Observer, Policy, Reason, Role, Router, SessionToken
 from rocket.api import queries
 from rocket.api.users import UserFloors
+from rocket.consistency import Epoch
 from rocket.ending import background
 from rocket.errors import InvalidSetting
 from rocket.topology import follow, read_nodes
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
-    from rocket import Connection, SessionToken
+    from rocket import Connection
     from rocket.postgres.cluster import LocalCluster
 
 READS_A_SECOND = 200
@@ -145,6 +146,26 @@ async def test_a_file_that_will_not_do_changes_nothing_and_is_one_line(
     write_file(file, direct)
     await until(lambda: known(router) == set(direct))
     assert 1 == len(caplog.messages)
+
+
+async def test_a_read_under_way_ends_where_it_is(followed: tuple[Router[str], Path], email: str) -> None:
+    """A removal waits for it, and whoever comes meanwhile goes elsewhere."""
+    router, _ = followed
+    token = SessionToken(router.board.epoch or Epoch(""), Lsn(1))
+    begun = asyncio.Event()
+
+    async def slowly(node: Connection) -> None:
+        begun.set()
+        await node.execute("SELECT pg_sleep(0.3)")
+
+    reading = asyncio.create_task(router.read(slowly, subject=email, token=token))
+    await begun.wait()
+    removing = asyncio.create_task(router.remove("replica0"))
+    await asyncio.sleep(0)
+    elsewhere = await router.read(lambda node: node.fetchval("SELECT 1"), subject=email, token=token)
+    answer = await reading
+    await removing
+    assert ("primary", "replica0", Reason.CAUGHT_UP) == (elsewhere.node, answer.node, answer.reason)
 
 
 async def test_a_removed_replica_is_forgotten(followed: tuple[Router[str], Path], email: str) -> None:
