@@ -19,7 +19,7 @@ from rocket.postgres.account import server_account
 from tests.conftest import ROLES, fresh_dir
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
 
     from rocket.postgres.cluster import LocalCluster
@@ -37,8 +37,13 @@ def needs_pgbouncer() -> None:
 
 
 @contextlib.contextmanager
-def pgbouncer(cluster: LocalCluster, who: str = ROLES["monitor"], *settings: str) -> Iterator[dict[str, str]]:
-    """Run a PgBouncer in transaction mode before every node; give the nodes' addresses behind it."""
+def pgbouncer(
+    cluster: LocalCluster, who: str = ROLES["monitor"], *settings: str, files: Mapping[str, Path] | None = None
+) -> Iterator[dict[str, str]]:
+    """Run a PgBouncer in transaction mode before every node; give the nodes' addresses behind it.
+
+    `files` are copied to where it may read them, in `{home}` for its settings.
+    """
     needs_pgbouncer()
     assert PROGRAM is not None
     port = free_port()
@@ -46,8 +51,11 @@ def pgbouncer(cluster: LocalCluster, who: str = ROLES["monitor"], *settings: str
     with fresh_dir() as home:
         file = home / "pgbouncer.ini"
         file.write_text(_configuration(cluster, who, port, home, settings))
+        for name, path in (files or {}).items():
+            shutil.copy(path, home / name)
         if account is not None:
-            account.own(home)
+            for path in (home, *home.iterdir()):
+                account.own(path)
         log = (home / "log").open("wb")
         process = subprocess.Popen(  # noqa: S603 - the one that was found above
             [PROGRAM, "--quiet", file],
@@ -82,7 +90,7 @@ def _configuration(cluster: LocalCluster, who: str, port: int, home: Path, setti
             "default_pool_size = 2",
             "server_login_retry = 0.1",
             f"pidfile = {home / 'pid'}",
-            *settings,
+            *(setting.format(home=home) for setting in settings),
             "",
         ]
     )
