@@ -290,6 +290,13 @@ class TestMetrics:
         assert seen[named("rocket_reads_unavailable_total", reason="no-node")] == 1
         assert seen[named("rocket_writes_total", outcome="unavailable")] == 1
 
+    @pytest.mark.parametrize("token", ["1~1-aaaaaaaaaa~0/1~0/0", "nonsense"])
+    async def test_tokens_that_are_refused_are_counted(self, client: Client, rider: str, token: str) -> None:
+        """Those of another cluster, and those that are none."""
+        headers = {"Authorization": rider, "Rocket-Session": token}
+        assert (await client.get("/rides", headers=headers)).status == 400
+        assert (await samples(client))[named("rocket_session_tokens_refused_total")] == 1
+
     @pytest.mark.parametrize(
         "gauge", ["rocket_replica_lag_bytes", "rocket_replica_lag_seconds", "rocket_node_status_age_seconds"]
     )

@@ -156,11 +156,21 @@ async def test_nodes_are_told_as_the_board_has_them(watched: Watched) -> None:
     assert watched.seen("rocket_replica_fit", node="replica0") == 1
     assert watched.seen("rocket_replica_fit", node="replica1") == 0
     assert watched.seen("rocket_replica_lag_bytes", node="replica1") is None
-    first = watched.seen("rocket_node_status_age_seconds", node="replica1")
-    second = watched.seen("rocket_node_status_age_seconds", node="replica1")
-    assert first is not None
-    assert second is not None
-    assert 0 <= first < second
+
+
+async def test_a_node_has_an_age_also_when_it_is_lost(watched: Watched) -> None:
+    """Since it was last heard; where it never was, since the start."""
+    board = watched.router.board
+    for name in ("replica0", "replica1"):
+        status = board.replica(name)
+        assert status is not None
+        board.publish(dataclasses.replace(status, observed_at=time.monotonic() - 100))
+    board.forget("replica1")
+    for name in ("replica0", "replica1"):
+        assert 100 <= (watched.seen("rocket_node_status_age_seconds", node=name) or 0) < 160
+    unheard = Watched(watched.router)
+    assert 100 <= (unheard.seen("rocket_node_status_age_seconds", node="replica0") or 0) < 160
+    assert 0 < (unheard.seen("rocket_node_status_age_seconds", node="replica1") or 0) < 60
 
 
 async def test_promotions_are_counted(watched: Watched) -> None:
