@@ -11,11 +11,10 @@ import contextlib
 import gzip
 import json
 import logging
-import socket
 import time
 from dataclasses import dataclass
 from email.parser import BytesHeaderParser
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -23,16 +22,13 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rocket.api.app import build_app, serve
 from rocket.api.problems import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from email.message import Message
 
-    from rocket import Router
-
-    Door: TypeAlias = tuple[str, int]
+    from tests.api.conftest import Door
 
 DEADLINE_S = 5.0
 """For one exchange: much longer than it takes."""
@@ -150,15 +146,6 @@ def nothing_is_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> Iterator[
     yield
     records = [*caplog.get_records("call"), *caplog.get_records("teardown")]
     assert [record.getMessage() for record in records if record.levelno >= logging.ERROR] == []
-
-
-@pytest_asyncio.fixture
-async def door(router: Router[str]) -> AsyncIterator[Door]:
-    """Run a server that also answers to the name Rides.Example, and return its address."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        async with serve(build_app(router, allowed_hosts=["", "Rides.Example"]), listening):
-            yield listening.getsockname()
 
 
 @pytest_asyncio.fixture
