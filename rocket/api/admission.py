@@ -1,9 +1,9 @@
 """How many requests are let in, so that those are answered soon, and all others told at once to come later.
 
-What a flood takes away is the event loop: every answer waits for all the others of its turn. So the loop's turns
-are timed now and then. Once they take too long, no more requests are let in than keep them short, until nobody has
-to be refused any more. Who was refused and asks again too soon waits in a queue to be refused again, of which a
-few are heard in each turn: so it is the loop that sets the flood's pace.
+What a flood takes away is the event loop: every answer waits for all the others of its turn. So it is looked at
+now and then whether the loop still finds a moment to wait in. While it does not, and many are inside or turns take
+long, no more requests are let in than are answered soon. Who was refused and asks again too soon waits in a queue
+to be refused again, of which one is heard in each turn: so it is the loop that sets the flood's pace.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import time
 from collections import deque
 from http import HTTPStatus
@@ -27,17 +28,17 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_S = 1
 MOST = 256
-"""How many requests may be in hand at a time, whatever the loop does: they may all be waiting for a server."""
+"""How many requests may be inside at a time, whatever the loop does: they may all be waiting for a server."""
+CROWD = 48
+"""More than so many inside are overload, unless the loop finds time to wait."""
 LEAST = 12
-"""How many are let in even if the loop is slow; eight that ask without a break load one processor fully."""
+"""How many are let in at the least; eight that ask without a break keep the loop from ever waiting."""
+LONG_TURN_S = 0.005
+"""A turn of the loop that takes longer is overload too, unless it was by chance."""
 _PULSE_S = 0.01
-"""How often a turn is timed."""
-_SLOW_TURN_S = 0.005
-"""Two turns in a row that take longer are overload."""
-_SHORT_TURN_S = 0.001
-"""What a turn is brought down to then: an answer takes two or three."""
-HEARD_A_TURN = 4
-"""How many of those who ask too soon are heard in one turn."""
+"""How often the loop is looked at."""
+_QUIET_S = RETRY_AFTER_S + 0.5
+"""The overload is over when nobody had to be refused, or to wait to be heard, for so long."""
 MOST_BODIES = 1024
 """How many bodies may be waited for at a time, of 64 KiB at the most."""
 _FOR_WATCHERS = frozenset({"/livez", "/readyz", "/replicas", "/metrics"})
@@ -81,8 +82,10 @@ class Admission:
         """How many may be inside."""
         self.unasked = MOST
         """`MOST`, and none during an overload."""
-        self._was_slow = False
+        self._was_behind = False
         self._refused_before = 0
+        self._quiet_since = 0.0
+        self._waits = 0
         self._early: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -113,10 +116,9 @@ class Admission:
         await place
 
     def _hear(self) -> None:
-        for _ in range(min(HEARD_A_TURN, len(self._early))):
-            place = self._early.popleft()
-            if not place.done():
-                place.set_result(None)
+        place = self._early.popleft()
+        if not place.done():
+            place.set_result(None)
         if self._early:
             asyncio.get_running_loop().call_soon(self._hear)
 
@@ -134,24 +136,20 @@ class Admission:
             self._bodies -= 1
             self.inside += 1
 
-    # --- the loop's turns ---
+    # --- the loop ---
 
     @contextlib.contextmanager
-    def timing(self) -> Iterator[None]:
-        """Time the running loop's turns for as long as the context lasts."""
-        self._pulse_later()
+    def watching_the_loop(self) -> Iterator[None]:
+        """Let in fewer when the running loop cannot keep up, for as long as the context lasts."""
+        self._timer = asyncio.get_running_loop().call_later(_PULSE_S, self._pulse)
         try:
             yield
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            self._timer.cancel()
             self._timer = None
 
-    def _pulse_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_PULSE_S, self._pulse)
-
     def _pulse(self) -> None:
-        # A timer's callback runs before the others of its turn; the turn that follows is a whole one.
+        # A timer's callback comes before the others of its turn; the turn that follows is a whole one.
         loop = asyncio.get_running_loop()
         loop.call_soon(lambda: loop.call_soon(self._turned, time.monotonic()))
 
@@ -159,31 +157,31 @@ class Admission:
         if self._timer is None:
             return
         now = time.monotonic()
-        self.follow(now - began)
-        if self._was_slow:  # at once: the next one tells whether it was a chance
-            asyncio.get_running_loop().call_soon(self._turned, now)
-        else:
-            self._pulse_later()
+        # To wait for events is to give up the processor of one's own accord, which the system counts.
+        waits = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+        self.follow(now, now - began, waited=waits > self._waits)
+        self._waits = waits
+        self._timer = asyncio.get_running_loop().call_later(_PULSE_S, self._pulse)
 
-    def follow(self, turn_s: float) -> None:
-        """Let in more or fewer, now that a turn has taken so long."""
-        calm = self.unasked > 0
-        slow = turn_s > (_SLOW_TURN_S if calm else _SHORT_TURN_S)
-        if calm:
-            if slow and self._was_slow:
-                self.most, self.unasked = LEAST, 0
-                _log.warning("overload: a turn of the loop takes %.0f ms, so requests are refused", turn_s * 1000)
-        elif slow:
-            self.most = max(LEAST, self.most * 3 // 4)
-        elif self._early or self.refused != self._refused_before:
-            self.most = min(MOST, self.most + 1)
-        else:
-            self.most *= 2
-            if self.most >= MOST:
-                self.most = self.unasked = MOST
-                _log.warning("the overload is over; %d requests were refused since the start", self.refused)
+    def follow(self, now: float, turn_s: float, *, waited: bool) -> None:
+        """Let in more or fewer: the loop `waited` since the last time, or did not, and a turn took so long."""
+        refusing = self.refused != self._refused_before
         self._refused_before = self.refused
-        self._was_slow = slow
+        if refusing or self._early:
+            self._quiet_since = now
+        if self.unasked:
+            behind = not waited and (turn_s > LONG_TURN_S or self.inside > CROWD)
+            if behind and self._was_behind:
+                self.most, self.unasked, self._quiet_since = CROWD, 0, now
+                _log.warning("overload, with %d requests at a time: more are refused", self.inside)
+            self._was_behind = behind
+        elif now - self._quiet_since > _QUIET_S:
+            self.most = self.unasked = MOST
+            _log.warning("the overload is over; %d requests were refused since the start", self.refused)
+        elif waited:
+            self.most = min(MOST, self.most + self.most // 8 + 1)
+        elif refusing:
+            self.most = max(LEAST, self.most * 3 // 4)
 
 
 ADMISSION = web.AppKey("admission", Admission)

@@ -31,6 +31,7 @@ _KEEPALIVE_S = 30.0
 """How long a connection may go without a whole request: an idle one, and one whose request comes too slowly."""
 _LINGERING_S = 2.0
 """How long the rest of a body is waited for that is of no interest any more."""
+_AT_ONCE_S = 0.001
 _BACKLOG = 1024
 """How many connections may wait to be accepted: one is in each turn of the loop."""
 
@@ -85,7 +86,7 @@ async def serve(app: web.Application, listening: socket.socket) -> AsyncIterator
     connections.end_unread(listening)
     try:
         await web.SockSite(runner, listening, backlog=_BACKLOG).start()
-        with app[ADMISSION].timing():
+        with app[ADMISSION].watching_the_loop():
             yield
     finally:
         await runner.cleanup()
@@ -131,7 +132,8 @@ class _Server(web.Server):
         if len(self._connections) > self._most and not connections.make_room(
             self._connections, self._most // 16 + 1
         ):
-            transport.abort()
+            # Its task, which is about to begin, does not expect to have lost it by then.
+            self._loop.call_later(_AT_ONCE_S, transport.abort)
 
 
 def _handling(handler: Handler, admission: Admission) -> Handler:

@@ -42,7 +42,7 @@ async def body_parameter(request: web.Request, name: str) -> object:
                     body = await request.read()
     except TimeoutError:
         raise Problem(HTTPStatus.REQUEST_TIMEOUT, "The request body did not arrive in time.") from None
-    except (ConnectionError, web.RequestPayloadError):
+    except (ConnectionError, web.RequestPayloadError, RuntimeError):  # the last one if it was lost before
         raise Problem(HTTPStatus.BAD_REQUEST, "The request body did not arrive in full.") from None
     values = _values(request, body)
     value = values.get(name)

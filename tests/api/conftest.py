@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from typing import TYPE_CHECKING, TypeAlias
 
+import pytest
 import pytest_asyncio
 
 from rocket.api.app import build_app, serve
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from rocket import Router
 
@@ -24,3 +26,12 @@ async def door(router: Router[str]) -> AsyncIterator[Door]:
         listening.bind(("127.0.0.1", 0))
         async with serve(build_app(router, allowed_hosts=["", "Rides.Example"]), listening):
             yield listening.getsockname()
+
+
+@pytest.fixture
+def nothing_is_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Hold that what others send is no error of ours, leaves no traceback, and writes no lines of its own."""
+    yield
+    records = [*caplog.get_records("call"), *caplog.get_records("teardown")]
+    assert [record.getMessage() for record in records if record.levelno >= logging.ERROR] == []
+    assert [record.getMessage() for record in records if not record.getMessage().isprintable()] == []

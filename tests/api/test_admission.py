@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
@@ -15,6 +15,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from rocket.api import admission
 from rocket.api.admission import Admission, Manners
+from rocket.api.problems import Problem
 from tests.routing.test_observer import until
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 LONG_S, SHORT_S = 0.1, 0.0001
 """Turns of the loop."""
+PULSE_S = 0.01
 
 
 class Guests:
@@ -69,25 +71,57 @@ async def guests() -> AsyncIterator[Guests]:
     await guests.go()
 
 
-def overload(house: Admission) -> None:
-    """Have the loop turn too slowly, until no more than the fewest are let in."""
-    for _ in range(2):
-        house.follow(LONG_S)
-    assert not house.unasked
+class Loop:
+    """The loop as an admission sees it, in a time of its own."""
+
+    def __init__(self, house: Admission) -> None:
+        self.now = 1.0
+        self._house = house
+
+    def turns(self, turn_s: float, times: int = 1, *, waits: bool = False) -> None:
+        """Have it looked at some times, while it turns so quickly and finds time to wait, or not."""
+        for _ in range(times):
+            self.now += PULSE_S
+            self._house.follow(self.now, turn_s, waited=waits)
+
+    def overload(self) -> None:
+        """Have it fall behind, until no more than the fewest are let in."""
+        self.turns(LONG_S, 2)
+        while self._house.most > admission.LEAST:
+            self._house.refused += 1
+            self.turns(SHORT_S)
 
 
-def calm(house: Admission, pulses: int) -> None:
-    """Have the loop turn quickly for a while."""
-    for _ in range(pulses):
-        house.follow(SHORT_S)
+@pytest.fixture
+def loop(guests: Guests) -> Loop:
+    """One that has not been looked at."""
+    return Loop(guests.house)
 
 
-async def test_nobody_is_refused_while_the_loop_turns_quickly(guests: Guests) -> None:
-    """However many wait for a server, up to a bound that they have anyway."""
+async def test_nobody_is_refused_while_the_loop_finds_time_to_wait(guests: Guests, loop: Loop) -> None:
+    """However many wait for a server, up to a bound; and however long a turn takes."""
     await guests.stay(admission.MOST)
+    loop.turns(LONG_S, 10, waits=True)
 
+    assert guests.house.unasked
     assert 503 == (await guests.ask()).status
     assert [200] * admission.MOST == await guests.go()
+
+
+async def test_nobody_is_refused_while_few_ask_without_a_break(guests: Guests, loop: Loop) -> None:
+    """They keep the loop from ever waiting, and are answered soon all the same."""
+    await guests.stay(admission.CROWD)
+    loop.turns(SHORT_S, 100)
+
+    assert guests.house.unasked
+
+
+async def test_many_who_keep_the_loop_from_waiting_are_an_overload(guests: Guests, loop: Loop) -> None:
+    """Each of them waits for all the others, however short the turns are."""
+    await guests.stay(admission.CROWD + 1)
+    loop.turns(SHORT_S, 2)
+
+    assert 503 == (await guests.ask()).status
 
 
 async def test_a_refusal_says_when_to_come_back(guests: Guests) -> None:
@@ -106,18 +140,18 @@ async def test_a_refusal_says_when_to_come_back(guests: Guests) -> None:
     assert 1 == guests.house.refused
 
 
-async def test_one_slow_turn_is_no_overload(guests: Guests) -> None:
+async def test_one_slow_turn_is_no_overload(guests: Guests, loop: Loop) -> None:
     """A collection of garbage, say."""
-    guests.house.follow(LONG_S)
-    guests.house.follow(SHORT_S)
-    guests.house.follow(LONG_S)
+    loop.turns(LONG_S)
+    loop.turns(SHORT_S)
+    loop.turns(LONG_S)
 
     assert guests.house.unasked
 
 
-async def test_in_an_overload_few_are_let_in(guests: Guests) -> None:
+async def test_in_an_overload_few_are_let_in(guests: Guests, loop: Loop) -> None:
     """And those who are in stay."""
-    overload(guests.house)
+    loop.overload()
     await guests.stay(admission.LEAST)
 
     assert 503 == (await guests.ask()).status
@@ -126,18 +160,18 @@ async def test_in_an_overload_few_are_let_in(guests: Guests) -> None:
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/replicas", "/metrics"])
-async def test_who_watches_is_never_refused(guests: Guests, path: str) -> None:
+async def test_who_watches_is_never_refused(guests: Guests, loop: Loop, path: str) -> None:
     """Not even who asks again and again."""
-    overload(guests.house)
+    loop.overload()
     await guests.stay(admission.LEAST)
     manners = Manners()
 
     assert [200] * 3 == [(await guests.ask(path, manners)).status for _ in range(3)]
 
 
-async def test_who_comes_back_too_soon_is_refused_though_there_is_room(guests: Guests) -> None:
+async def test_who_comes_back_too_soon_is_refused_though_there_is_room(guests: Guests, loop: Loop) -> None:
     """It was told when to come; others are let in meanwhile."""
-    overload(guests.house)
+    loop.overload()
     await guests.stay(admission.LEAST)
     manners = Manners()
     await guests.ask(manners=manners)
@@ -149,45 +183,62 @@ async def test_who_comes_back_too_soon_is_refused_though_there_is_room(guests: G
     assert 200 == (await guests.ask(manners=manners)).status
 
 
-async def test_a_few_of_those_who_come_back_too_soon_are_heard_in_a_turn(guests: Guests) -> None:
+async def test_one_of_those_who_come_back_too_soon_is_heard_in_a_turn(guests: Guests, loop: Loop) -> None:
     """So what refusing them costs does not grow with their number."""
-    overload(guests.house)
-    rude = [Manners() for _ in range(10 * admission.HEARD_A_TURN)]
+    loop.overload()
+    rude = [Manners() for _ in range(20)]
     for manners in rude:
         manners.welcome_at = time.monotonic() + 60
     asking = [asyncio.ensure_future(guests.ask(manners=manners)) for manners in rude]
 
     answered = []
-    for _ in range(5):
+    for _ in range(10):
         await asyncio.sleep(0)
         answered.append(sum(each.done() for each in asking))
 
     most = max(later - earlier for earlier, later in itertools.pairwise(answered))
-    assert 0 < most <= admission.HEARD_A_TURN
+    assert 1 == most
     assert {503} == {answer.status for answer in await asyncio.gather(*asking)}
 
 
-async def test_more_are_let_in_as_soon_as_nobody_has_to_be_refused(guests: Guests) -> None:
-    """A tenth of a second after a flood it is as if it had not been."""
-    overload(guests.house)
-    calm(guests.house, 10)
+async def test_when_nobody_had_to_be_refused_for_a_while_everybody_is_let_in(guests: Guests, loop: Loop) -> None:
+    """Those who were have had the time to ask again."""
+    loop.overload()
+    loop.turns(SHORT_S, int(admission.RETRY_AFTER_S / PULSE_S))
+    assert not guests.house.unasked
 
-    await guests.stay(admission.LEAST + 1)
+    loop.turns(SHORT_S, 60)
 
-
-async def test_as_long_as_some_are_refused_more_are_let_in_slowly(guests: Guests) -> None:
-    """Those inside may wait for a server that hangs: then there is room for others, and no flood comes in."""
-    overload(guests.house)
-    for _ in range(10):
-        guests.house.refused += 1
-        calm(guests.house, 1)
-
-    assert admission.LEAST < guests.house.most <= admission.LEAST + 10
+    await guests.stay(admission.MOST)
 
 
-async def test_a_body_on_its_way_takes_nobodys_place(guests: Guests) -> None:
+async def test_while_some_have_to_wait_to_be_heard_the_overload_lasts(guests: Guests, loop: Loop) -> None:
+    """Without it they would all be heard at once."""
+    loop.overload()
+    asking = asyncio.ensure_future(guests.ask("/livez", Manners()))
+    await asking
+    manners = Manners()
+    manners.cheap = True
+    asking = asyncio.ensure_future(guests.ask("/nowhere", manners))
+    await asyncio.sleep(0)
+    loop.turns(SHORT_S, 1000)
+
+    assert not guests.house.unasked
+    await asking
+
+
+async def test_a_loop_that_finds_time_to_wait_lets_in_more(guests: Guests, loop: Loop) -> None:
+    """Those inside may wait for a server that hangs: then there is room for others."""
+    loop.overload()
+    guests.house.refused += 1
+    loop.turns(SHORT_S, 20, waits=True)
+
+    await guests.stay(5 * admission.LEAST)
+
+
+async def test_a_body_on_its_way_takes_nobodys_place(guests: Guests, loop: Loop) -> None:
     """Whoever sends it may take as long as that may take."""
-    overload(guests.house)
+    loop.overload()
     await guests.stay(admission.LEAST)
     with contextlib.ExitStack() as stack:
         stack.enter_context(guests.house.waiting_for_a_body())
@@ -200,23 +251,25 @@ async def test_bodies_on_their_way_have_a_bound(guests: Guests) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(admission.MOST_BODIES):
             stack.enter_context(guests.house.waiting_for_a_body())
-        with pytest.raises(admission.Problem) as refused:
+        with pytest.raises(Problem) as refused:
             stack.enter_context(guests.house.waiting_for_a_body())
         assert (503, "1") == (refused.value.status, refused.value.headers["Retry-After"])
 
 
 async def test_a_loop_that_is_held_up_is_noticed(guests: Guests) -> None:
     """And so is that it is not any more."""
-    loop = asyncio.get_running_loop()
+    running = asyncio.get_running_loop()
     busy = True
 
-    def hold_up(*_: Any) -> None:
+    def hold_up() -> None:
+        began = time.monotonic()
+        while time.monotonic() - began < 4 * admission.LONG_TURN_S:
+            """A sleep would be a wait."""
         if busy:
-            time.sleep(0.02)
-            loop.call_soon(hold_up)
+            running.call_soon(hold_up)
 
-    async with asyncio.timeout(5):
-        with guests.house.timing():
+    async with asyncio.timeout(10):
+        with guests.house.watching_the_loop():
             hold_up()
             await until(lambda: not guests.house.unasked)
             busy = False

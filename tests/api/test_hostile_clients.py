@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from tests.api.conftest import Door
 
+pytestmark = pytest.mark.usefixtures("nothing_is_logged_as_an_error")
+
 DEADLINE_S = 10.0
 LIVEZ = request(b"GET /livez")
 RIDE = request(b"GET /rides/1")
@@ -179,6 +181,9 @@ async def test_without_an_idle_one_new_connections_are_closed(door: Door, monkey
             writer.write(new_ride(FORM, b"Content-Length: 12"))
         reader, _ = await stack.enter_async_context(connection(door))
         assert await _is_closed(reader)
+    async with asyncio.timeout(DEADLINE_S):
+        while await _is_refused(door):
+            await asyncio.sleep(0.01)
 
 
 async def _is_closed(reader: asyncio.StreamReader) -> bool:
@@ -189,3 +194,11 @@ async def _is_closed(reader: asyncio.StreamReader) -> bool:
         return False
     except ConnectionError:
         return True
+
+
+async def _is_refused(door: Door) -> bool:
+    try:
+        await ask(door, LIVEZ)
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return True
+    return False

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from random import random as chance
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from rocket.bench.connection import Connection, Garbled
+from rocket.bench.figures import percentile
 from rocket.errors import in_words
 from rocket.loop import run
 
@@ -29,7 +31,7 @@ class Orders:
     path: str = ""
     """What they ask for; nothing: a ride of their own, with the latest token."""
     polite: bool = False
-    """Whether they wait as `Retry-After` says."""
+    """Whether they wait as `Retry-After` says, and up to as long again, each as chance has it."""
     anew: bool = False
     """Whether each request has a connection of its own."""
     from_s: float = 0.0
@@ -46,6 +48,20 @@ class Tally:
     """How often each status came, or each way to fail."""
     accepted_ms: list[float] = field(default_factory=list)
     refused_ms: list[float] = field(default_factory=list)
+
+
+class Times(NamedTuple):
+    """How long answers took that are of one kind."""
+
+    answers: int
+    p50_ms: float
+    p99_ms: float
+
+    @classmethod
+    def of(cls, samples_ms: list[float]) -> Times | None:
+        """Return what samples come to; None for none."""
+        ordered = sorted(samples_ms)
+        return cls(len(ordered), percentile(ordered, 50), percentile(ordered, 99)) if ordered else None
 
 
 async def crowd(orders: Orders) -> Tally:
@@ -79,7 +95,7 @@ async def _client(orders: Orders, tally: Tally, began: float) -> None:
             if orders.anew:
                 connection.close()
             if answer.status == REFUSED and orders.polite:
-                await asyncio.sleep(float(answer.header("Retry-After") or 0))
+                await asyncio.sleep(float(answer.header("Retry-After") or 0) * (1 + chance()))
             elif orders.pause_s:
                 await asyncio.sleep(orders.pause_s)
     finally:
@@ -94,6 +110,5 @@ def _count(tally: Tally, status: int, asked: float, *, timed: bool) -> None:
 
 
 if __name__ == "__main__":
-    os.set_blocking(sys.stdout.fileno(), True)  # uvloop's pipes are not
     made = run(crowd(Orders(**json.loads(sys.argv[1]))))
-    sys.stdout.write(json.dumps([made.statuses, made.accepted_ms, made.refused_ms]))
+    print(json.dumps([made.statuses, Times.of(made.accepted_ms), Times.of(made.refused_ms)]))
