@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import resource
 import time
@@ -38,12 +39,16 @@ LONG_TURN_S = 0.005
 _PULSE_S = 0.01
 """How often the loop is looked at."""
 _QUIET_S = RETRY_AFTER_S + 0.5
-"""The overload is over when nobody had to be refused, or to wait to be heard, for so long."""
+"""The overload is over when nobody had to be refused, or to wait to be heard, for so long.
+
+So it is when the loop has found time to wait so often that as many are let in as ever.
+"""
 MOST_BODIES = 1024
 """How many bodies may be waited for at a time, of 64 KiB at the most."""
 _FOR_WATCHERS = frozenset({"/livez", "/readyz", "/replicas", "/metrics"})
 """What is never refused, so that an overload can be watched; on one connection it has the pace of a flood, too."""
-_BODY = b'{"error": "There are too many requests. Please try again."}'
+_TEXT = "There are too many requests. Please try again."
+_BODY = json.dumps({"error": _TEXT}).encode()
 _HEADERS = {
     "Content-Type": "application/json; charset=utf-8",
     "Cache-Control": "no-store",
@@ -127,7 +132,7 @@ class Admission:
         """Leave one's place to others while a request's body is on its way; raise a 503 if too many are."""
         if self._bodies >= MOST_BODIES:
             self.refused += 1
-            raise too_many_requests()
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, {"Retry-After": str(RETRY_AFTER_S)})
         self._bodies += 1
         self.inside -= 1
         try:
@@ -175,19 +180,13 @@ class Admission:
                 self.most, self.unasked, self._quiet_since = CROWD, 0, now
                 _log.warning("overload, with %d requests at a time: more are refused", self.inside)
             self._was_behind = behind
-        elif now - self._quiet_since > _QUIET_S:
+        elif self.most >= MOST or now - self._quiet_since > _QUIET_S:
             self.most = self.unasked = MOST
             _log.warning("the overload is over; %d requests were refused since the start", self.refused)
         elif waited:
-            self.most = min(MOST, self.most + self.most // 8 + 1)
+            self.most += self.most // 16 + 1
         elif refusing:
             self.most = max(LEAST, self.most * 3 // 4)
 
 
 ADMISSION = web.AppKey("admission", Admission)
-
-
-def too_many_requests() -> Problem:
-    """Say that there is more to do than can be done soon; nothing was changed."""
-    text = "There are too many requests. Please try again."
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, text, {"Retry-After": str(RETRY_AFTER_S)})

@@ -212,6 +212,16 @@ async def test_when_nobody_had_to_be_refused_for_a_while_everybody_is_let_in(gue
     await guests.stay(admission.MOST)
 
 
+async def test_who_never_waits_is_let_in_again_when_the_loop_does(guests: Guests, loop: Loop) -> None:
+    """One client alone, however rude, is no overload."""
+    loop.overload()
+    for _ in range(60):
+        guests.house.refused += 1
+        loop.turns(SHORT_S, waits=True)
+
+    assert guests.house.unasked
+
+
 async def test_while_some_have_to_wait_to_be_heard_the_overload_lasts(guests: Guests, loop: Loop) -> None:
     """Without it they would all be heard at once."""
     loop.overload()
@@ -231,7 +241,7 @@ async def test_a_loop_that_finds_time_to_wait_lets_in_more(guests: Guests, loop:
     """Those inside may wait for a server that hangs: then there is room for others."""
     loop.overload()
     guests.house.refused += 1
-    loop.turns(SHORT_S, 20, waits=True)
+    loop.turns(SHORT_S, 30, waits=True)
 
     await guests.stay(5 * admission.LEAST)
 
