@@ -490,6 +490,21 @@ def test_a_parser_reads_or_says_what_would_be_right(text: str, parse: Callable[[
         assert str(error).startswith("must ")  # noqa: PT017 - most texts are refused, some are read
 
 
+@given(
+    text=st.text(max_size=20) | st.text("0123456789.smhinkKMGBib~-, ", max_size=20),
+    setting=st.sampled_from([each for each in fields(Settings) if each.metadata]),
+)
+@modest
+def test_any_text_is_a_value_of_a_setting_or_refused_on_one_line(text: str, setting: Any) -> None:
+    """Of every setting there is, also of those to come: nothing but a `ValueError` in one line comes out."""
+    try:
+        value = setting.metadata["read"](text)
+    except ValueError as error:
+        assert str(error).isprintable()  # noqa: PT017 - most texts are refused, some are read
+    else:
+        assert not isinstance(value, float) or 0 <= value < math.inf
+
+
 @given(rate=st.floats(1e-6, 10_000))
 @example(0.00014296102946003425)  # 20 decimals
 @modest

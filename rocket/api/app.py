@@ -7,11 +7,12 @@ import contextlib
 import logging
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from rocket.api import health, rides, users
+from rocket.api import connections, health, openapi, rides, users
+from rocket.api.admission import ADMISSION, Admission
 from rocket.api.hosts import known_hosts_only
 from rocket.api.keys import DRAINING, METRICS, ROUTER
 from rocket.api.metrics import Metrics
@@ -21,15 +22,20 @@ from rocket.api.witness import AUDIENCE, Audience
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from collections.abc import AsyncIterator, Collection
 
     from rocket import Router
-
-    _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+    from rocket.api.admission import Handler
 
 _DRAIN_S = 2.0
 """How long requests in flight may take to end when the server stops."""
 _KEEPALIVE_S = 30.0
+"""How long a connection may go without a whole request: an idle one, and one whose request comes too slowly."""
+_LINGERING_S = 2.0
+"""How long the rest of a body is waited for that is of no interest any more."""
+_AT_ONCE_S = 0.001
+_BACKLOG = 1024
+"""How many connections may wait to be accepted: one is in each turn of the loop."""
 
 _log = logging.getLogger("rocket.api")
 
@@ -54,6 +60,7 @@ def build_app(
     app[METRICS] = Metrics(router)
     app[DRAINING] = asyncio.Event()
     app[AUDIENCE] = audience or Audience()
+    app[ADMISSION] = Admission()
     for method, path, handler in (
         ("POST", "/rides", rides.create),
         ("GET", "/rides", rides.page),
@@ -63,6 +70,7 @@ def build_app(
         ("GET", "/readyz", health.ready),
         ("GET", "/replicas", health.replicas),
         ("GET", "/metrics", health.metrics),
+        ("GET", "/openapi.json", openapi.describe),
     ):
         app.router.add_route(method, path, handler)
     return app
@@ -86,17 +94,21 @@ async def serve(app: web.Application, listening: socket.socket) -> AsyncIterator
     """
     runner = _Runner(app)
     await runner.setup()
+    connections.end_unread(listening)
     try:
-        await web.SockSite(runner, listening).start()
-        yield
+        await web.SockSite(runner, listening, backlog=_BACKLOG).start()
+        with app[ADMISSION].watching_the_loop():
+            yield
     finally:
         app[DRAINING].set()
         await runner.drain()
         await runner.cleanup()
 
 
-class _Protocol(web.RequestHandler):
+class _Protocol(connections.Protocol):
     """Says in JSON what aiohttp would say in plain text of requests that are not HTTP."""
+
+    __slots__ = ()
 
     def handle_error(
         self,
@@ -118,21 +130,46 @@ class _Protocol(web.RequestHandler):
 
 
 class _Server(web.Server):
-    """Makes a `_Protocol` for each connection."""
+    """Makes a `_Protocol` for each connection, and room for it."""
+
+    def __init__(self, handler: Handler, *, most: int, **settings: Any) -> None:
+        super().__init__(handler, **settings)
+        self._most = most
 
     def __call__(self) -> _Protocol:
         return _Protocol(self, loop=self._loop, **self._kwargs)
 
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        # Many at a time, since to find them takes a look at all.
+        if len(self._connections) > self._most and not connections.make_room(
+            self._connections, self._most // 16 + 1
+        ):
+            # Its task, which is about to begin, does not expect to have lost it by then.
+            self._loop.call_later(_AT_ONCE_S, transport.abort)
 
-def _refusing_expectations(handler: _Handler) -> _Handler:
-    """Answer whoever expects more than `100-continue`; aiohttp looks at that before any middleware."""
 
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+def _handling(handler: Handler, admission: Admission) -> Handler:
+    """Return what handles a request from its very beginning: only what is let in gets to `handler`."""
+
+    async def expected(request: web.BaseRequest) -> web.StreamResponse:
+        # aiohttp looks at expectations before any middleware, and answers them in plain text.
         if request.headers.get("Expect", "100-continue").lower() == "100-continue":
             return await handler(request)
         response = Problem(HTTPStatus.EXPECTATION_FAILED, "Expectation Failed.").response()
         response.headers["Cache-Control"] = "no-store"
         return response
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        if admission.inside >= admission.unasked or "Expect" in request.headers:
+            protocol = request.protocol
+            assert isinstance(protocol, _Protocol)  # noqa: S101 - no other is made
+            return await admission.rationed(request, expected, protocol.manners)
+        admission.inside += 1
+        try:
+            return await handler(request)
+        finally:
+            admission.inside -= 1
 
     return handle
 
@@ -147,6 +184,7 @@ class _Runner(web.AppRunner):
             access_log=None,
             shutdown_timeout=_DRAIN_S,
             keepalive_timeout=_KEEPALIVE_S,
+            lingering_time=_LINGERING_S,
             # Compressed bodies are refused: unpacked, they have no bound.
             auto_decompress=False,
         )
@@ -163,7 +201,8 @@ class _Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         return _Server(
-            _refusing_expectations(made.request_handler),
+            _handling(made.request_handler, self.app[ADMISSION]),
+            most=connections.room(),
             request_factory=made.request_factory,
             loop=made._loop,  # noqa: SLF001
             **made._kwargs,  # noqa: SLF001

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
+from rocket.api.admission import ADMISSION
 from rocket.api.problems import (
     Problem,
     missing_parameter,
@@ -30,14 +31,18 @@ async def body_parameter(request: web.Request, name: str) -> object:
     """Return one parameter of a form or JSON body: a string, or whatever JSON holds.
 
     Raise a 422 where it is missing, a 400 where the body is not what it says, a 408 where it does not come,
-    and a 413 where it is too large.
+    a 413 where it is too large, and a 503 where too many have yet to come.
     """
     try:
-        async with asyncio.timeout(_BODY_TIMEOUT_S):
+        if request.content.is_eof():  # most bodies come with their heads
             body = await request.read()
+        else:
+            with request.app[ADMISSION].waiting_for_a_body():
+                async with asyncio.timeout(_BODY_TIMEOUT_S):
+                    body = await request.read()
     except TimeoutError:
         raise Problem(HTTPStatus.REQUEST_TIMEOUT, "The request body did not arrive in time.") from None
-    except (ConnectionError, web.RequestPayloadError):
+    except (ConnectionError, web.RequestPayloadError, RuntimeError):  # the last one if it was lost before
         raise Problem(HTTPStatus.BAD_REQUEST, "The request body did not arrive in full.") from None
     values = _values(request, body)
     value = values.get(name)

@@ -10,29 +10,29 @@ import asyncio
 import contextlib
 import gzip
 import json
-import logging
-import socket
+import math
+import re
 import time
 from dataclasses import dataclass
 from email.parser import BytesHeaderParser
-from typing import TYPE_CHECKING, TypeAlias
-from urllib.parse import quote, quote_plus
+from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rocket.api.app import build_app, serve
+from rocket.api.parameters import BIGINT_MAX
 from rocket.api.problems import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from email.message import Message
 
-    from rocket import Router
+    from tests.api.conftest import Door
 
-    Door: TypeAlias = tuple[str, int]
+pytestmark = pytest.mark.usefixtures("nothing_is_logged_as_an_error")
 
 DEADLINE_S = 5.0
 """For one exchange: much longer than it takes."""
@@ -142,23 +142,6 @@ def refusal(answer: Answer) -> tuple[int, str]:
     assert set(body) == {"error"}
     assert isinstance(body["error"], str)
     return answer.status, body["error"]
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Hold that what others send is no error of ours, and leaves no traceback."""
-    yield
-    records = [*caplog.get_records("call"), *caplog.get_records("teardown")]
-    assert [record.getMessage() for record in records if record.levelno >= logging.ERROR] == []
-
-
-@pytest_asyncio.fixture
-async def door(router: Router[str]) -> AsyncIterator[Door]:
-    """Run a server that also answers to the name Rides.Example, and return its address."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        async with serve(build_app(router, allowed_hosts=["", "Rides.Example"]), listening):
-            yield listening.getsockname()
 
 
 @pytest_asyncio.fixture
@@ -533,7 +516,7 @@ class TestHeaders:
             b"[", b"a]b",
         ],
     )  # fmt: skip
-    @pytest.mark.parametrize("target", [b"GET /livez", b"GET /nowhere", b"POST /rides"])
+    @pytest.mark.parametrize("target", [b"GET /livez", b"GET /nowhere", b"POST /rides", b"GET /openapi.json"])
     async def test_unknown_hosts_are_refused(self, door: Door, target: bytes, host: bytes) -> None:
         """A name that somebody else may have pointed here is not answered to, on any path."""
         status, text = refusal(await ask(door, request(target, b"Host: " + host)))
@@ -550,9 +533,39 @@ class TestHeaders:
         """The machine itself and the names allowed are served, with any port."""
         assert (await ask(door, request(b"GET /livez", b"Host: " + host))).status == 200
 
+    @pytest.mark.parametrize(
+        "token", [b"1~\xff", b"\xc3\xa4", b"a\tb", b"\x1b[31m", b"1~1-gu8rxrjtrj~0/1~0/1\xa0"]
+    )
+    async def test_hostile_tokens_are_refused(self, door: Door, token: bytes) -> None:
+        """What is no token is not repeated, neither to the client nor in the log."""
+        answer = await ask(door, request(b"GET /rides/1", b"Rocket-Session: " + token))
+        assert refusal(answer) in {(400, "The session token in Rocket-Session is invalid."), NOT_HTTP}
+
+    @pytest.mark.parametrize("method", [b"OPTIONS", b"GET", b"POST"])
+    @pytest.mark.parametrize("path", [b"/rides", b"/rides/1", b"/users", b"/livez", b"/openapi.json", b"/nowhere"])
+    async def test_pages_of_other_sites_are_let_in_nowhere(self, door: Door, method: bytes, path: bytes) -> None:
+        """No answer lets a browser show it to another origin, nor send what a form could not."""
+        answer = await ask(
+            door,
+            request(
+                method + b" " + path,
+                b"Origin: https://evil.example",
+                b"Access-Control-Request-Method: GET",
+                b"Access-Control-Request-Headers: Authorization",
+            ),
+        )
+        assert [name for name in answer.headers if name.lower().startswith("access-control")] == []
+
 
 class TestTargets:
     """Paths, queries and methods."""
+
+    @pytest.mark.parametrize("path", [b"/rides/1%0d%0aX-Injected:%201", b"/%0d%0aX-Injected:%201"])
+    async def test_a_target_writes_no_headers(self, door: Door, path: bytes) -> None:
+        """What is repeated of it is repeated in JSON."""
+        answer = await ask(door, request(b"GET " + path))
+        assert refusal(answer)[0] in {401, 404}
+        assert answer.headers["X-Injected"] is None
 
     @pytest.mark.parametrize(
         "given_id",
@@ -690,6 +703,45 @@ NOT_REQUESTS = {
 }
 
 
+HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: localhost\r\n\r\n"
+SMUGGLED = {
+    "length and chunks": new_ride(b"Content-Length: %d" % (5 + len(HIDDEN)), CHUNKED, body=b"0\r\n\r\n" + HIDDEN),
+    "chunks and length": new_ride(CHUNKED, b"Content-Length: 5", body=b"0\r\n\r\n" + HIDDEN),
+    "two lengths": new_ride(b"Content-Length: 0", b"Content-Length: %d" % len(HIDDEN), body=HIDDEN),
+    "a list of lengths": new_ride(b"Content-Length: 0, %d" % len(HIDDEN), body=HIDDEN),
+    "a signed length": new_ride(b"Content-Length: +0", body=HIDDEN),
+    "a length with a space": new_ride(b"Content-Length: 0 0", body=HIDDEN),
+    "a space before the colon": new_ride(b"Transfer-Encoding : chunked", body=b"0\r\n\r\n" + HIDDEN),
+    "an encoding twice": new_ride(CHUNKED, CHUNKED, body=b"0\r\n\r\n" + HIDDEN),
+    "chunked, and then not": new_ride(b"Transfer-Encoding: chunked, identity", body=b"0\r\n\r\n" + HIDDEN),
+    "not quite chunked": new_ride(b"Transfer-Encoding: xchunked", body=b"0\r\n\r\n" + HIDDEN),
+    "chunked in quotes": new_ride(b'Transfer-Encoding: "chunked"', body=b"0\r\n\r\n" + HIDDEN),
+    "a folded encoding": new_ride(b"Transfer-Encoding:\r\n chunked", body=b"0\r\n\r\n" + HIDDEN),
+    "a chunk of hexadecimal prefix": new_ride(CHUNKED, body=b"0x0\r\n\r\n" + HIDDEN),
+    "a signed chunk": new_ride(CHUNKED, body=b"+0\r\n\r\n" + HIDDEN),
+    "a chunk after a space": new_ride(CHUNKED, body=b" 0\r\n\r\n" + HIDDEN),
+    "a chunk with a bare line feed": new_ride(CHUNKED, body=b"0\n\n" + HIDDEN),
+    "a header with a bare line feed": new_ride(b"X: y\nContent-Length: 0", b"Content-Length: 5", body=HIDDEN),
+    "a header with a bare carriage return": new_ride(b"X: y\rContent-Length: 0", body=HIDDEN),
+}
+"""Requests of which some see one, and others two."""
+
+
+class TestSmuggling:
+    """What a proxy before us might have seen otherwise."""
+
+    @pytest.mark.parametrize("sent", SMUGGLED.values(), ids=SMUGGLED)
+    async def test_an_ambiguous_request_is_refused_and_nothing_behind_it_is_read(
+        self, door: Door, sent: bytes
+    ) -> None:
+        """Nobody knows where the next request begins, so there is none."""
+        async with connection(door) as (reader, writer):
+            writer.write(sent)
+            assert refusal(await answer_from(reader)) == NOT_HTTP
+            with contextlib.suppress(ConnectionError):
+                assert b"hidden" not in await reader.read()
+
+
 class TestNotHttp:
     """Bytes that are no request."""
 
@@ -778,6 +830,19 @@ BODIES = st.binary(max_size=200) | st.lists(st.sampled_from(FRAGMENTS), max_size
 TYPES = st.sampled_from([JSON, FORM, MULTIPART, FORM + b"; charset=utf-16", JSON + b"; charset=utf-7", b"X: y"])
 ONE_LINE = st.binary(max_size=60).map(lambda value: value.translate(None, b"\r\n"))
 
+NUMBERS = (
+    st.integers(-1, 102).map(str)
+    | st.integers(BIGINT_MAX - 1, BIGINT_MAX + 1).map(str)
+    | st.text(max_size=8)
+    | st.text("0123456789+-. eE_", max_size=8)
+)
+_PLAIN_NUMBER = re.compile(r"[-+.0-9eE]*")
+
+
+def _is_from(text: str, least: int, most: int) -> bool:
+    return re.fullmatch("[0-9]{1,19}", text) is not None and least <= int(text) <= most
+
+
 anything = settings(
     max_examples=80,
     deadline=None,  # the first example opens connections
@@ -813,6 +878,31 @@ class TestAnything:
         """No bytes are credentials, unless somebody signed up with them."""
         answer = await ask(door, request(b"GET /rides/1", b"Authorization: " + credentials))
         assert refusal(answer)[0] in {400, 401}
+
+    @anything
+    @given(limit=NUMBERS, before=NUMBERS)
+    async def test_any_query_is_right_or_refused(self, door: Door, limit: str, before: str) -> None:
+        """What is within its bounds gets as far as the credentials, and nothing else does."""
+        query = urlencode({"limit": limit, "before": before}, errors="surrogatepass").encode()
+        right = _is_from(limit, 1, 100) and _is_from(before, 1, BIGINT_MAX)
+        assert refusal(await ask(door, request(b"GET /rides?" + query)))[0] == (401 if right else 422)
+
+    @anything
+    @given(header=st.sampled_from([b"Rocket-Session", b"Idempotency-Key", b"Host", b"Expect"]), value=ONE_LINE)
+    async def test_any_bytes_in_a_header_are_refused(self, door: Door, header: bytes, value: bytes) -> None:
+        """No bytes in a header that we read make a ride for nobody."""
+        sent = new_ride(FORM, header + b": " + value, body=b"distance=1")
+        assert refusal(await ask(door, sent))[0] in {400, 401, 417, 421}
+
+    @anything
+    @given(value=st.floats() | st.integers() | st.text(max_size=20) | st.booleans() | st.none())
+    async def test_any_value_is_a_distance_or_refused(self, door: Door, value: object) -> None:
+        """It is a finite number, or a 422."""
+        with contextlib.suppress(ValueError, OverflowError):
+            number = math.nan if value is None or isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+            answer = await ask(door, new_ride(JSON, body=json.dumps({"distance": value}).encode()))
+            plain = not isinstance(value, str) or _PLAIN_NUMBER.fullmatch(value.strip())
+            assert refusal(answer)[0] == (401 if math.isfinite(number) and plain else 422)
 
     @anything
     @given(sent=st.binary(max_size=100).filter(lambda sent: sent.strip(b"\r\n")))  # empty lines are waited out

@@ -1,0 +1,53 @@
+"""The API as a program of its own, on a cluster of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rocket.bench.processes import Server, serving
+from rocket.ending import Ending, Unwinding, background, ended_by_signals
+from rocket.orchestrator import DATABASE, schema_sql
+from rocket.postgres import control
+from rocket.postgres.cluster import ClusterSettings, local_cluster
+from rocket.postgres.supervisor import supervise
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+
+@contextlib.asynccontextmanager
+async def staged(
+    replicas: int = 2, settle: Callable[[], None] | None = None
+) -> AsyncIterator[tuple[Server, Path]]:
+    """Run both for as long as the context lasts; yield the server and the file that has its log.
+
+    A signal ends the context, as it ends rocket itself. The server's process calls `settle` first.
+    """
+    with ended_by_signals() as ending:
+        async with Unwinding(ending) as stack:
+            yield await _up(replicas, settle, ending, stack)
+
+
+async def _up(
+    replicas: int, settle: Callable[[], None] | None, ending: Ending, stack: contextlib.AsyncExitStack
+) -> tuple[Server, Path]:
+    cluster = await stack.enter_async_context(
+        local_cluster(ClusterSettings(replicas=replicas, port=0, database=DATABASE, schema=schema_sql()))
+    )
+    ending.on_hurry.append(cluster.hurry)
+    await stack.enter_async_context(background(supervise(cluster), "supervisor"))
+    await stack.enter_async_context(control.listening(cluster, lambda: ending.ask("down was asked for")))
+    await cluster.wait_for_catchup()
+    log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rocket-fuzz-"))) / "api.log"
+    command = ["rocket", "run-all", "--no-cluster", "--no-simulator", "--api-port", "0"]
+    found_by = ["--postgres-port", str(cluster.primary.port)]
+    return await stack.enter_async_context(serving([*command, *found_by], log, settle)), log
+
+
+def errors_in(log: Path) -> list[str]:
+    """Return the lines of a log that tell of an error of ours."""
+    lines = log.read_text(errors="replace").splitlines()
+    return [line for line in lines if " ERROR: " in line or line.startswith("Traceback")]
