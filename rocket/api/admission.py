@@ -39,10 +39,7 @@ LONG_TURN_S = 0.005
 _PULSE_S = 0.01
 """How often the loop is looked at."""
 _QUIET_S = RETRY_AFTER_S + 0.5
-"""The overload is over when nobody had to be refused, or to wait to be heard, for so long.
-
-So it is when the loop has found time to wait so often that as many are let in as ever.
-"""
+"""The overload is over when for so long nobody had to be refused, nor many to wait to be heard."""
 MOST_BODIES = 1024
 """How many bodies may be waited for at a time, of 64 KiB at the most."""
 _FOR_WATCHERS = frozenset({"/livez", "/readyz", "/replicas", "/metrics"})
@@ -96,7 +93,7 @@ class Admission:
 
     async def rationed(self, request: web.BaseRequest, handler: Handler, manners: Manners) -> web.StreamResponse:
         """Answer a request of somebody with these manners, one way or the other."""
-        too_soon = time.monotonic() < manners.welcome_at
+        too_soon = self.most < MOST and time.monotonic() < manners.welcome_at
         if too_soon or manners.cheap:
             await self._turn()
         if request.path not in _FOR_WATCHERS and (too_soon or self.inside >= self.most):
@@ -172,7 +169,7 @@ class Admission:
         """Let in more or fewer: the loop `waited` since the last time, or did not, and a turn took so long."""
         refusing = self.refused != self._refused_before
         self._refused_before = self.refused
-        if refusing or self._early:
+        if refusing or len(self._early) > LEAST:
             self._quiet_since = now
         if self.unasked:
             behind = not waited and (turn_s > LONG_TURN_S or self.inside > CROWD)
@@ -180,11 +177,11 @@ class Admission:
                 self.most, self.unasked, self._quiet_since = CROWD, 0, now
                 _log.warning("overload, with %d requests at a time: more are refused", self.inside)
             self._was_behind = behind
-        elif self.most >= MOST or now - self._quiet_since > _QUIET_S:
+        elif now - self._quiet_since > _QUIET_S:
             self.most = self.unasked = MOST
             _log.warning("the overload is over; %d requests were refused since the start", self.refused)
         elif waited:
-            self.most += self.most // 16 + 1
+            self.most = min(MOST, self.most + self.most // 16 + 1)
         elif refusing:
             self.most = max(LEAST, self.most * 3 // 4)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MOST_CONNECTIONS = 10_000
-"""Each takes about 20 KB as long as it is idle."""
+"""Each takes about 5 KB as long as it is idle."""
 _RESERVED = 600
 """Descriptors for everything else: mostly Postgres, of whose nodes there may be 31 with 11 connections each."""
 _UNSENT_BYTES = 16 * 1024

@@ -224,29 +224,28 @@ async def test_when_nobody_had_to_be_refused_for_a_while_everybody_is_let_in(gue
     await guests.stay(admission.MOST)
 
 
-async def test_who_never_waits_is_let_in_again_when_the_loop_does(guests: Guests, loop: Loop) -> None:
-    """One client alone, however rude, is no overload."""
-    loop.overload()
-    for _ in range(60):
-        guests.house.refused += 1
-        loop.turns(SHORT_S, waits=True)
-
-    assert guests.house.unasked
-
-
-async def test_while_some_have_to_wait_to_be_heard_the_overload_lasts(guests: Guests, loop: Loop) -> None:
+async def test_while_many_have_to_wait_to_be_heard_the_overload_lasts(guests: Guests, loop: Loop) -> None:
     """Without it they would all be heard at once."""
     loop.overload()
-    asking = asyncio.ensure_future(guests.ask("/livez", Manners()))
-    await asking
-    manners = Manners()
-    manners.cheap = True
-    asking = asyncio.ensure_future(guests.ask("/nowhere", manners))
+    idle = [Manners() for _ in range(2 * admission.LEAST)]
+    await heard_in_a_turn(guests, "/nowhere", idle)
+    asking = [asyncio.ensure_future(guests.ask("/nowhere", each)) for each in idle]
     await asyncio.sleep(0)
     loop.turns(SHORT_S, 1000)
 
     assert not guests.house.unasked
-    await asking
+    await asyncio.gather(*asking)
+
+
+async def test_who_never_waits_is_let_in_once_the_loop_does(guests: Guests, loop: Loop) -> None:
+    """One client alone, however rude, is no overload."""
+    loop.overload()
+    await guests.stay(admission.LEAST)
+    manners = Manners()
+    assert 503 == (await guests.ask(manners=manners)).status
+    loop.turns(SHORT_S, 60, waits=True)
+
+    assert 200 == (await guests.ask(manners=manners)).status
 
 
 async def test_a_loop_that_finds_time_to_wait_lets_in_more(guests: Guests, loop: Loop) -> None:
