@@ -50,7 +50,7 @@ class Health:
 
 
 async def examine(router: Router[Any]) -> Health:
-    """Look at what the router knows, and ask the primary for a sign of life. Takes a second at the most.
+    """Look at what the router knows, and ask the primary for a sign of life, for `Limits.attempt_s` at the most.
 
     A primary whose connections are all at work is not asked: to wait for one would tell nothing. The observer has
     a connection of its own to ask by.

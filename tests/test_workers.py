@@ -102,9 +102,9 @@ async def sessions_with_each(url: str, stack: contextlib.AsyncExitStack) -> dict
     return sessions
 
 
-async def status_by_new_connection(url: str) -> int:
+async def status_by_new_connection(url: str, path: str = "/livez") -> int:
     """Connect, ask and hang up."""
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/livez") as response:
+    async with aiohttp.ClientSession() as session, session.get(url + path) as response:
         return response.status
 
 
@@ -200,10 +200,10 @@ async def test_worker_that_takes_too_long_to_come_up_is_killed(
         assert [] == worker_processes()
 
 
-async def test_end_answers_what_is_in_flight_and_refuses_what_comes_after(
+async def test_end_answers_what_is_in_flight_and_tells_who_comes_after(
     cluster: LocalCluster, service: Service, email: str
 ) -> None:
-    """A write that waits for a lock gets its answer."""
+    """A write that waits for a lock gets its answer; until then its worker says that it is not ready any more."""
     started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     asked = asyncio.Event()
 
@@ -224,11 +224,14 @@ async def test_end_answers_what_is_in_flight_and_refuses_what_comes_after(
             while not await lock.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
                 await asyncio.sleep(0.005)
             asked.set()
-            with contextlib.suppress(aiohttp.ClientConnectorError):
-                while await status_by_new_connection(url):
-                    pass
+            status = 200
+            while status != 503:
+                with contextlib.suppress(aiohttp.ClientError):  # the other one has ended, and its connections
+                    status = await status_by_new_connection(url, "/readyz")
             assert not write.done()
         assert 201 == await write
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await status_by_new_connection(url)
     await lock.close()
     assert [] == worker_processes()
 

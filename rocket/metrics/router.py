@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
-_CAUGHT_UP = Reason.CAUGHT_UP
+_STRAIGHT = {
+    Reason.CAUGHT_UP: Role.REPLICA,
+    Reason.UNCHECKED: Role.REPLICA,
+    Reason.ASKED: Role.PRIMARY,
+}
+"""Ways on which a read has neither waited nor failed anywhere, each to nodes in one role: most reads go these."""
 _OUTCOMES = ("committed", "failed", "unknown", "unavailable")
 _WHY_UNAVAILABLE = ("no-node", "overloaded")
 _ENDS_OF_WAITS = ("caught-up", "in-vain")
@@ -46,8 +51,8 @@ class RouterMetrics(Collector):
     """
 
     def __init__(self, router: Router[Any], *, registry: CollectorRegistry = REGISTRY) -> None:
-        self._caught_up: dict[str, Tally] = {}
-        """By node: most reads come this way, so it is the short one."""
+        self._straight_reads: dict[str, dict[str, Tally]] = {reason.value: {} for reason in _STRAIGHT}
+        """By reason and node; texts, since an enumeration's members take long to look up."""
         self._other_reads: defaultdict[tuple[str, Role, Reason], Tally] = defaultdict(Tally)
         self._writes: dict[str, Tally] = {outcome: Tally() for outcome in _OUTCOMES}
         self._waits: dict[str, Tally] = {end: Tally() for end in _ENDS_OF_WAITS}
@@ -73,11 +78,12 @@ class RouterMetrics(Collector):
     def count_read(self, answer: Answer[Any], began: float) -> None:
         """Count a read that was answered; `began` is in monotonic seconds."""
         took_s = time.monotonic() - began
-        if answer.reason is _CAUGHT_UP:  # it has neither waited nor failed anywhere
+        tallies = self._straight_reads.get(answer.reason._value_)
+        if tallies is not None:
             try:
-                tally = self._caught_up[answer.node]
+                tally = tallies[answer.node]
             except KeyError:
-                tally = self._caught_up[answer.node] = Tally()
+                tally = tallies[answer.node] = Tally()
             tally.total_s += took_s
             tally.buckets[bisect_left(BOUNDS_S, took_s)] += 1
             return
@@ -132,12 +138,12 @@ class RouterMetrics(Collector):
         return {outcome: tally.count for outcome, tally in self._writes.items() if tally.count}
 
     def _reads(self) -> dict[tuple[str, Role, Reason], Tally]:
-        # Copies, at one go: a registry may be asked by another thread.
-        caught_up = self._caught_up.copy()
-        return {
-            **{(node, Role.REPLICA, _CAUGHT_UP): tally for node, tally in caught_up.items()},
-            **self._other_reads.copy(),
-        }
+        # Copies, each made at one go: a registry may be asked by another thread.
+        reads = self._other_reads.copy()
+        for reason, role in _STRAIGHT.items():
+            for node, tally in self._straight_reads[reason.value].copy().items():
+                reads[node, role, reason] = tally
+        return reads
 
     def describe(self) -> Iterator[Metric]:
         """Yield the same: so a registry finds out whether it has such metrics already."""
