@@ -208,7 +208,7 @@ def _long_running(given: argparse.Namespace, run_all: Any) -> int:
 async def _act(given: argparse.Namespace) -> int:
     settings = config.load(given)
     run_dir = control.find(settings.data_dir, settings.port_asked_for)
-    if given.command == "env":
+    if given.cluster_command == "env":
         by_tcp = given.tcp or not os.access(run_dir / "s", os.X_OK)
         print(_exports((await control.ask(run_dir, "addresses", by_tcp=by_tcp))["nodes"]))
         return 0

@@ -119,9 +119,11 @@ class _Simulated:
     """What a connection to a node is to its watch, but for the network: it answers at once."""
 
     opened_at = 0.0
+    direct = True
 
     def __init__(self, dsn: str) -> None:
         self._is_primary = dsn == "primary"
+        self.to_replica = not self._is_primary
         self.incarnation = None if self._is_primary else Incarnation("1@1")
         self.epoch = _EPOCH if self._is_primary else None
 
@@ -141,6 +143,7 @@ class _Simulated:
             "replay_lsn": int(_FLOOR),
             "receive_lsn": int(_FLOOR),
             "streamed_timeline": 1,
+            "receiver_is_hidden": False,
             "applied_timeline": 1,
             "epoch": _EPOCH,
             "flush_lsn": int(_FLOOR),
