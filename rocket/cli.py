@@ -14,6 +14,7 @@ from rocket.bench import settings as bench_settings
 from rocket.errors import RocketError, SetupError
 from rocket.loop import run
 from rocket.postgres import control
+from rocket.schema import own_tables
 from rocket.status import settings as status_settings
 from rocket.table import NOTHING, aligned
 from rocket.torture import settings as torture_settings
@@ -95,7 +96,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "failed, or a read of never-stale was stale; 2 wrong use.",
         )
     )
+    schema = commands.add_parser(
+        "schema",
+        help="print the SQL that makes rocket's own tables in your database",
+        description="Print the SQL for rocket's own tables, to be run on the primary. Harmless to apply again.",
+    )
+    schema.add_argument("--role", metavar="NAME", help="with the grants that rocket's role needs")
     given = _parsed(parser, sys.argv[1:] if arguments is None else arguments)
+    if given.command == "schema":
+        print(own_tables(given.role), end="")
+        return 0
     if given.command == "status":
         from rocket.status.command import show  # noqa: PLC0415 - run-all starts faster without
 

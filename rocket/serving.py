@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rocket import Board, Observer, Policy, Router, Routing
+from rocket import Policy, Router, Routing
 from rocket.ending import background
 
 if TYPE_CHECKING:
@@ -44,29 +44,23 @@ async def serving(
     from rocket.api.app import build_app, leave_out, serve  # noqa: PLC0415
     from rocket.api.users import UserFloors  # noqa: PLC0415
 
-    board = Board()
-    observer = Observer(
-        service.nodes, board, interval_s=service.observer_interval_s, roles_only=not service.observe
-    )
     async with contextlib.AsyncExitStack() as stack:
         router = await stack.enter_async_context(
             await Router.open(
                 service.nodes,
                 UserFloors(),
-                board,
                 policy=service.policy,
-                waiting=observer.waiting,
                 routing=service.routing,
+                observe=service.observe,
+                observer_interval_s=service.observer_interval_s,
             )
         )
-        stack.callback(observer.close)
+        await stack.enter_async_context(background(router.observing(), "observer"))
         inspector = None
         if reach is not None:
             from rocket.inspector.inspector import Inspector  # noqa: PLC0415 - the same
 
             inspector = Inspector(router, reach, tuple(service.nodes), service.observer_interval_s)
-        await observer.run_once()  # so that the first reads find a board
-        await stack.enter_async_context(background(observer.run(), "observer"))
         if listener is not None:
             audience = None if inspector is None else inspector.journal.audience
             app = build_app(router, allowed_hosts=service.allowed_hosts, audience=audience)

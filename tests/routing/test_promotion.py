@@ -16,8 +16,9 @@ from rocket import Board, Lsn, Observer, OutcomeUnknown, Reason, Role, Router, S
 from rocket.api import queries
 from rocket.api.users import UserFloors
 from rocket.ending import background
-from rocket.orchestrator import DATABASE, schema_sql
+from rocket.orchestrator import DATABASE
 from rocket.postgres.cluster import ClusterSettings, local_cluster
+from rocket.schema import schema_sql
 from tests.conftest import dsns
 from tests.routing.test_observer import until
 from tests.routing.test_races import lose_a_backend
