@@ -17,6 +17,7 @@ from rocket.bench import settings as bench_settings
 from rocket.errors import RocketError, SetupError
 from rocket.loop import run
 from rocket.postgres import control
+from rocket.schema import tables
 from rocket.status import settings as status_settings
 from rocket.table import NOTHING, aligned
 from rocket.torture import settings as torture_settings
@@ -105,23 +106,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "failed, or a read of never-stale was stale; 2 wrong use.",
         )
     )
+    schema = commands.add_parser(
+        "schema",
+        help="print the SQL that makes rocket's own tables in your database",
+        description="Print the SQL for rocket's own tables, to be run on the primary. Harmless to apply again.",
+    )
+    schema.add_argument("--role", metavar="NAME", help="with the grants that rocket's role needs")
+    schema.add_argument(
+        "--demo", action="store_true", help="with the tables of the demonstration, users and rides"
+    )
     given = _parsed(parser, sys.argv[1:] if arguments is None else arguments)
-    if given.command == "cluster":
-        return _on_cluster(given)
-    if given.command == "status":
-        from rocket.status.command import show  # noqa: PLC0415 - run-all starts faster without
+    return _COMMANDS[given.command](given)
 
-        return _guarded(lambda: show(given))
-    if given.command == "bench":
-        from rocket.bench.command import measure  # noqa: PLC0415 - the same
 
-        return _guarded(lambda: measure(given))
-    if given.command in _JUDGES:
-        from rocket.torture.command import judge, torture_and_judge  # noqa: PLC0415 - the same
+def _print_schema(given: argparse.Namespace) -> int:
+    print(tables(given.role, demonstration=given.demo), end="")
+    return 0
 
-        if given.command == "check":
-            return _guarded(lambda: judge(given.file, as_text=not given.json), WRONG_USE_OF_JUDGES)
-        return _guarded(lambda: torture_and_judge(given), WRONG_USE_OF_JUDGES)
+
+def _show_status(given: argparse.Namespace) -> int:
+    from rocket.status.command import show  # noqa: PLC0415 - run-all starts faster without
+
+    return _guarded(lambda: show(given))
+
+
+def _measure(given: argparse.Namespace) -> int:
+    from rocket.bench.command import measure  # noqa: PLC0415 - the same
+
+    return _guarded(lambda: measure(given))
+
+
+def _judge(given: argparse.Namespace) -> int:
+    from rocket.torture.command import judge, torture_and_judge  # noqa: PLC0415 - the same
+
+    if given.command == "check":
+        return _guarded(lambda: judge(given.file, as_text=not given.json), WRONG_USE_OF_JUDGES)
+    return _guarded(lambda: torture_and_judge(given), WRONG_USE_OF_JUDGES)
+
+
+def _run_all(given: argparse.Namespace) -> int:
     parts = orchestrator.Parts(
         cluster=not given.no_cluster,
         api=not given.no_api,
@@ -203,6 +226,17 @@ def _long_running(given: argparse.Namespace, run_all: Any) -> int:
     settings = config.load(given)
     logs.configure(settings.log_format)
     return int(run(run_all(settings)))
+
+
+_COMMANDS = {
+    "run-all": _run_all,
+    "cluster": _on_cluster,
+    "schema": _print_schema,
+    "status": _show_status,
+    "bench": _measure,
+    "torture": _judge,
+    "check": _judge,
+}
 
 
 async def _act(given: argparse.Namespace) -> int:

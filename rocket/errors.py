@@ -76,6 +76,10 @@ class NoSuchNode(SetupError):
     """The cluster has no node of that name."""
 
 
+class TablesUnusable(SetupError):
+    """The database lacks rocket's own tables, or does not let rocket's role use them; says what to run."""
+
+
 # --- the local cluster ---
 
 
@@ -142,6 +146,10 @@ class InvalidToken(RoutingError):
 
 class OutcomeUnknown(RoutingError):
     """The write may have happened, or not: its connection was lost during COMMIT, or its primary was replaced."""
+
+
+class WriteInRead(RoutingError):
+    """Work that writes was given to a session's `read`. Nothing was changed; `write` is the place for it."""
 
 
 class TaskDied(RocketError):

@@ -8,8 +8,6 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rocket import Policy, Routing, topology
@@ -19,6 +17,7 @@ from rocket.listeners import listeners, url_of
 from rocket.postgres import control, server_logs
 from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
 from rocket.postgres.supervisor import supervise
+from rocket.schema import schema_sql
 from rocket.serving import Service, serving
 from rocket.workers.processes import working
 
@@ -265,9 +264,3 @@ async def _cluster(
     if settings.server_logs:
         await stack.enter_async_context(background(server_logs.forward(cluster), "server logs"))
     return cluster
-
-
-def schema_sql() -> str:
-    """Return the text of `schema.sql`: inside the package once installed, beside it in a checkout."""
-    inside = resources.files("rocket").joinpath("schema.sql")
-    return (inside if inside.is_file() else Path(__file__).parent.parent / "schema.sql").read_text()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rocket import Board, Observer, Policy, Router, Routing
+from rocket import Policy, Router, Routing
 from rocket.ending import background
 from rocket.topology import follow
 
@@ -50,30 +50,23 @@ async def serving(
     from rocket.api.app import build_app, leave_out, serve  # noqa: PLC0415
     from rocket.api.users import UserFloors  # noqa: PLC0415
 
-    board = Board()
-    observer = Observer(
-        service.nodes, board, interval_s=service.observer_interval_s, roles_only=not service.observe
-    )
     async with contextlib.AsyncExitStack() as stack:
         router = await stack.enter_async_context(
             await Router.open(
                 service.nodes,
                 UserFloors(),
-                board,
                 policy=service.policy,
-                waiting=observer.waiting,
                 routing=service.routing,
-                observer=observer,
+                observe=service.observe,
+                observer_interval_s=service.observer_interval_s,
             )
         )
-        stack.callback(observer.close)
+        await stack.enter_async_context(background(router.observing(), "observer"))
         inspector = None
         if reach is not None:
             from rocket.inspector.inspector import Inspector  # noqa: PLC0415 - the same
 
             inspector = Inspector(router, reach, tuple(service.nodes), service.observer_interval_s)
-        await observer.run_once()  # so that the first reads find a board
-        await stack.enter_async_context(background(observer.run(), "observer"))
         if service.nodes_file is not None:
             following = follow(Path(service.nodes_file), service.nodes, router)
             await stack.enter_async_context(background(following, "nodes file"))

@@ -82,9 +82,15 @@ async def _trouble_with(name: str, dsn: str) -> tuple[str, bool]:
         return f"{name}: {in_words(error)}", True
     assert row is not None  # noqa: S101 - an aggregate
     if row["tables"]:
-        return f"{name} has no table {row['tables']}: run `python -m rocket schema` for what makes them", True
+        return (
+            f"{name} has no table {row['tables']}: run `python -m rocket schema --demo` for what makes them",
+            True,
+        )
     if row["privileges"]:
-        return f"{name}: the role lacks {row['privileges']} (see `python -m rocket schema`)", True
+        return (
+            f"{name}: the role lacks {row['privileges']} (see `python -m rocket schema --demo --role NAME`)",
+            True,
+        )
     return "", False
 
 

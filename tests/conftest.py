@@ -20,11 +20,12 @@ from rocket import Board, Observer, Policy, Router, Routing
 from rocket.api.app import build_app
 from rocket.api.users import UserFloors
 from rocket.ending import background
-from rocket.orchestrator import DATABASE, schema_sql
+from rocket.orchestrator import DATABASE
 from rocket.postgres import faults
 from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
 from rocket.postgres.installation import SUPERUSER
 from rocket.postgres.supervisor import supervise
+from rocket.schema import schema_sql
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -71,6 +71,7 @@ ROOMS = {
     "rocket.ending": Room(("rocket.errors",)),
     "rocket.loop": Room(()),
     "rocket.table": Room(()),
+    "rocket.schema": Room(()),
     # What knows a database.
     "rocket.postgres": Room(("rocket.errors", "rocket.postgres"), never=("aiohttp",)),
     "rocket.routing": Room(("rocket.errors", "rocket.consistency", "rocket.routing"), never=("aiohttp",)),
@@ -87,8 +88,12 @@ ROOMS = {
         ),
         never=("aiohttp",),
     ),
-    "rocket": Room(("rocket.errors", "rocket.consistency", "rocket.routing")),
-    "rocket.api": Room((*PUBLIC, "rocket.health", "rocket.metrics", "rocket.request_id", "rocket.api")),
+    "rocket": Room(("rocket.errors", "rocket.config", "rocket.consistency", "rocket.routing")),
+    "rocket.web": Room((*PUBLIC, "rocket.web")),
+    "rocket.web.asgi": Room((*PUBLIC, "rocket.web"), never=("aiohttp", "starlette", "fastapi")),
+    "rocket.api": Room(
+        (*PUBLIC, "rocket.health", "rocket.metrics", "rocket.request_id", "rocket.web", "rocket.api")
+    ),
     "rocket.simulator": Room(("rocket.config",), never=("asyncpg",)),
     "rocket.listeners": Room(("rocket.errors", "rocket.config", "rocket.postgres.directories")),
     "rocket.inspector": Room(
@@ -97,6 +102,7 @@ ROOMS = {
             "rocket.errors",
             "rocket.consistency",
             "rocket.postgres",
+            "rocket.routing.explanation",
             "rocket.api",
             "rocket.simulator",
             "rocket.ending",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from rocket.api.sessions import HEADER
+from rocket.web.carriers import HEADER
 
 if TYPE_CHECKING:
     from rocket import Answer

@@ -17,9 +17,9 @@ from rocket.api.problems import (
     not_found,
     wrong_idempotency_key,
 )
-from rocket.api.sessions import tokens_of
 from rocket.api.users import who_asks
 from rocket.api.witness import Asked, tell, telling
+from rocket.web.aiohttp import tokens_of
 
 if TYPE_CHECKING:
     from aiohttp import web

@@ -10,8 +10,8 @@ from rocket.api import parameters, queries
 from rocket.api.answers import answer_json
 from rocket.api.keys import METRICS, ROUTER
 from rocket.api.problems import invalid_credentials, missing_credentials
-from rocket.api.sessions import tokens_of
 from rocket.api.witness import Asked, telling
+from rocket.web.aiohttp import tokens_of
 
 if TYPE_CHECKING:
     from aiohttp import web

@@ -19,6 +19,7 @@ from rocket.errors import ClusterNotFound, RocketError, in_words
 from rocket.postgres import control, directories
 from rocket.postgres.cluster import ClusterSettings, local_cluster
 from rocket.postgres.supervisor import supervise
+from rocket.schema import schema_sql
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -157,7 +158,7 @@ async def _own_cluster(settings: BenchSettings, ending: Ending, stack: contextli
                 port=0,
                 postgres_bin=settings.postgres_bin,
                 database=orchestrator.DATABASE,
-                schema=orchestrator.schema_sql(),
+                schema=schema_sql(),
             )
         )
     )

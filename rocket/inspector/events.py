@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from rocket import Lsn, Routing
 from rocket.api.witness import Asked
 from rocket.errors import in_words
-from rocket.inspector.candidates import candidates_of, floor_of
+from rocket.inspector.candidates import candidates_with_obstacles
 from rocket.inspector.told import outcome_of, page_of, ride_of, shown_lsn, status_of
 from rocket.inspector.words import words_of_read, words_of_write
+from rocket.routing.explanation import floor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ def read_event(  # noqa: PLR0917 - what it is made of
     floor = write_floor = read_floor = None
     candidates: Sequence[Any] = ()
     if route is not None:
-        candidates = candidates_of(route, board, policy, guarded=guarded)
+        candidates = candidates_with_obstacles(route, board, policy, guarded=guarded)
         if goes_by_floor:
             floor = floor_of(route, None if answer is None else answer.node)
         if goes_by_floor and route.tokens:
@@ -69,7 +70,7 @@ def read_event(  # noqa: PLR0917 - what it is made of
         "ride": told.detail if told.request is Asked.READ else None,
         "found": (ride_of(told) is not None) if found else None,
         "rides": None if page is None else len(page.rides),
-        "words": words_of_read(told, routing, floor, candidates, waited_ms),
+        "words": words_of_read(told, routing, floor, candidates),
     }
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from rocket.consistency import Lsn
+from rocket.routing.writer import FLUSHED
+
 if TYPE_CHECKING:
-    from rocket.consistency import Lsn
     from rocket.routing.connections import Connection
 
 SubjectT_contra = TypeVar("SubjectT_contra", contravariant=True)
 
 
 class FloorStore(Protocol[SubjectT_contra]):
-    """A row for each subject (a user, say) on the primary that holds the floor of its reads.
+    """Holds, on the primary, the floor of each subject's reads (a user's, say), and a lock for its writes.
 
-    An application passes one to `Router`, which calls it on connections to the primary. What an implementation
-    raises by itself (an unknown user, say) reaches the caller of `read` or `write` as it is.
+    `SubjectLocks` and `FloorTable` come along; an application may have a store of its own, with a column of its
+    users' table, say. It passes one to `Router`, which calls it on connections to the primary. What an
+    implementation raises by itself (an unknown user, say) reaches the caller of `read` or `write` as it is.
     """
 
     async def look_up(self, primary: Connection, subject: SubjectT_contra) -> Lsn | None:
@@ -42,5 +46,119 @@ class FloorStore(Protocol[SubjectT_contra]):
         """Wait until every write of the subject that has begun to commit is visible on the primary.
 
         A replica can show a commit before the primary does (design fact F13). In a statement of its own, take a
-        lock in shared mode that each write of the subject holds until it is visible: the subject's row, say.
+        lock that each write of the subject holds until it is visible: the subject's row, say, in shared mode.
         """
+
+
+_LOCK_CLASS = 0x726F636B
+"""The first of the two keys of an advisory lock on a subject: keeps out of the way of the application's own."""
+
+_HOLD = f"SELECT {FLUSHED} FROM pg_advisory_xact_lock_shared($1, $2)"  # noqa: S608 - our own text
+_WAIT = "SELECT FROM pg_advisory_xact_lock($1, $2)"
+_FLUSH_LSN = "SELECT pg_current_wal_flush_lsn()"
+
+
+class SubjectLocks:
+    """Keeps no floors, and needs no table: without a token a read goes to the primary. A router's default.
+
+    A subject is a text. Each of its writes holds, from just before COMMIT until it is visible, an advisory lock in
+    shared mode on the subject, so that a session which comes from a replica to the primary can wait for what it
+    has seen there (design fact F13). None is a subject as well, that of all who name none: their writes do not
+    wait for each other, yet such a session then waits for those of all of them.
+    """
+
+    async def look_up(self, primary: Connection, subject: str | None) -> Lsn | None:  # noqa: ARG002 - it keeps none
+        """Return None: only the primary will do, which the read itself finds out to be one."""
+        return None
+
+    async def mark(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:  # noqa: ARG002
+        """Hold the subject's lock until the write is visible, and have the COMMIT flushed."""
+        flushed: str | None = await primary.fetchval(_HOLD, *_lock_of(subject))
+        return flushed
+
+    async def settle(self, primary: Connection, subject: str | None) -> Lsn:  # noqa: ARG002
+        """Return the flush LSN."""
+        return Lsn.from_wire(await primary.fetchval(_FLUSH_LSN))
+
+    async def wait_for_writes(self, primary: Connection, subject: str | None) -> None:
+        """Wait for all who hold the subject's lock now; those who come later have to wait for that."""
+        await primary.execute(_WAIT, *_lock_of(subject))
+
+
+_LOOK_UP = """
+    SELECT (SELECT min_lsn FROM rocket_floors WHERE subject = $1) AS min_lsn,
+           pg_current_wal_flush_lsn() AS flush_lsn
+"""
+_FINISH = """
+    UPDATE rocket_floors
+       SET min_lsn = pg_current_wal_flush_lsn()
+     WHERE subject = (SELECT subject FROM rocket_floors
+                       WHERE subject = $1 AND min_lsn = 'FFFFFFFF/FFFFFFFF'
+                         FOR NO KEY UPDATE SKIP LOCKED)
+       AND set_config('synchronous_commit', 'off', true) = 'off'
+    RETURNING min_lsn
+"""
+"""Puts an LSN where a crashed writer left the mark; waits for nobody who is still writing."""
+
+_MARK = f"""
+    INSERT INTO rocket_floors AS known (subject, min_lsn)
+    SELECT $3::text, $4::pg_lsn FROM pg_advisory_xact_lock_shared($1, $2)
+    ON CONFLICT (subject) DO UPDATE SET min_lsn = excluded.min_lsn
+    RETURNING {FLUSHED}
+"""  # noqa: S608 - the same
+_SETTLE = """
+    WITH settled AS (
+        UPDATE rocket_floors
+           SET min_lsn = pg_current_wal_flush_lsn()
+         WHERE subject = $1
+           AND min_lsn = 'FFFFFFFF/FFFFFFFF'
+           -- A crash before this is flushed leaves the mark: slower, never stale.
+           AND set_config('synchronous_commit', 'off', true) = 'off'
+        RETURNING min_lsn
+    )
+    SELECT coalesce((SELECT min_lsn FROM settled), pg_current_wal_flush_lsn())
+"""
+"""Runs after COMMIT, so either LSN covers the write. A concurrent write of the same subject makes the UPDATE wait
+for its row and compute anew, or has put an LSN there itself."""
+
+
+class FloorTable(SubjectLocks):
+    """Keeps floors in the table `rocket_floors`: without a token, too, a replica may serve once it has the writes.
+
+    A subject that has no row has not written through this store, or its row was deleted, which may be done at any
+    time: then its floor is the flush LSN of the moment. Writes of one subject wait for each other from just before
+    COMMIT. For None no floor is kept: without subject and token a read goes to the primary.
+    """
+
+    async def look_up(self, primary: Connection, subject: str | None) -> Lsn | None:
+        """Return the subject's floor."""
+        if subject is None:
+            return None
+        row = await primary.fetchrow(_LOOK_UP, subject)
+        assert row is not None  # noqa: S101 - it has no FROM
+        if row["min_lsn"] is None:
+            return Lsn.from_wire(row["flush_lsn"])
+        floor = Lsn.from_wire(row["min_lsn"])
+        if floor == Lsn.UNKNOWN:
+            settled = await primary.fetchval(_FINISH, subject)
+            return floor if settled is None else Lsn.from_wire(settled)
+        return floor
+
+    async def mark(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:
+        """Set the subject's floor, hold its lock until the write is visible, and have the COMMIT flushed."""
+        if subject is None:
+            return await super().mark(primary, subject, floor)
+        flushed: str | None = await primary.fetchval(_MARK, *_lock_of(subject), subject, floor.wire)
+        return flushed
+
+    async def settle(self, primary: Connection, subject: str | None) -> Lsn:
+        """Put the flush LSN where the mark stands, and return it."""
+        if subject is None:
+            return await super().settle(primary, subject)
+        return Lsn.from_wire(await primary.fetchval(_SETTLE, subject))
+
+
+def _lock_of(subject: str | None) -> tuple[int, int]:
+    """Return the keys of the subject's lock; two subjects may share one: then they wait more than they must."""
+    text = b"" if subject is None else subject.encode()
+    return _LOCK_CLASS, zlib.crc32(text) - (1 << 31)

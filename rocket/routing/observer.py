@@ -86,17 +86,22 @@ class NodeWatch:
         self._said_why_checked = False
         self._writes = _Reach(f"writing on {name}")
         self._reach = _Reach(name)
+        self.failure: Exception | None = None
+        """What kept the node from being observed when that was last tried; None if nothing did."""
 
     async def observe(self) -> bool:
         """Publish the node's status, or take it away if it gives none; tell whether it answered as a replica."""
         try:
             async with asyncio.timeout(connections.CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
-                return await (self._observe_as_writer() if self._elected else self._observe())
+                is_replica = await (self._observe_as_writer() if self._elected else self._observe())
         except Exception as error:  # noqa: BLE001 - one node never ends the observation of the others
+            self.failure = error
             self._board.forget(self.name)
             self._reach.lost(error)
             self.close()
             return False
+        self.failure = None
+        return is_replica
 
     async def _observe(self) -> bool:
         if self._connection is None or self._connection.is_closed():
@@ -261,6 +266,11 @@ class Observer:
         await asyncio.gather(*(watch.observe() for watch in self._watches.values()))
         if self.board.primary is not None and self.board.primary.name in self._watches:
             await self._watches[self.board.primary.name].observe()
+
+    @property
+    def failures(self) -> Mapping[str, Exception]:
+        """What kept nodes from being observed when they were last asked, by name."""
+        return {name: watch.failure for name, watch in self._watches.items() if watch.failure is not None}
 
     def close(self) -> None:
         """Drop every connection."""

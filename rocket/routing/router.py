@@ -7,7 +7,7 @@ import functools
 import logging
 import random
 import time
-from typing import TYPE_CHECKING, Generic, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeAlias, TypeVar, Unpack, cast, overload
 
 from rocket.consistency import (
     Board,
@@ -25,14 +25,18 @@ from rocket.routing import bounds, checks
 from rocket.routing.answer import Answer, Role, Route
 from rocket.routing.attempts import Attempts, NodeFailed
 from rocket.routing.connections import behind
-from rocket.routing.crowd import Crowd
 from rocket.routing.epochs import standing_of
 from rocket.routing.failures import REFUSED, NotAsObserved
+from rocket.routing.floors import SubjectLocks
 from rocket.routing.limits import Limits
 from rocket.routing.nodes import Nodes
+from rocket.routing.observation import Observation
+from rocket.routing.observer import Observer
 from rocket.routing.rules import Routing
+from rocket.routing.session import Session
+from rocket.routing.unfloored import UnflooredWrites
 from rocket.routing.unguarded import UnguardedReads
-from rocket.routing.writer import HAVE_IT_FLUSHED, FloorTaken, Writer
+from rocket.routing.writer import FloorTaken, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
     from rocket.consistency import Epoch, PrimaryStatus, ReplicaStatus
     from rocket.routing.connections import Connection, NodePool, Work
     from rocket.routing.floors import FloorStore
-    from rocket.routing.observer import Observer
+    from rocket.routing.options import Options
     from rocket.routing.waiting import Waiting
 
 ResultT = TypeVar("ResultT")
@@ -48,7 +52,6 @@ SubjectT = TypeVar("SubjectT")
 
 _IS_PRIMARY = "SELECT pg_current_wal_flush_lsn()"
 """Fails on a server that is not the primary."""
-_WRITE_SOMETHING = "SELECT pg_logical_emit_message(true, 'rocket', '')"
 
 Tokens: TypeAlias = "SessionToken | Iterable[SessionToken] | None"
 """What a session brings: its token, or several where it has concurrent requests."""
@@ -60,10 +63,11 @@ class Router(Generic[SubjectT]):
     """Sends work to the primary or to a replica, so that no read is stale.
 
     Work is a coroutine function that is given an asyncpg connection. It may be run more than once, so it must
-    keep its effects inside the database. Reads run on connections in which every transaction is read-only.
+    keep its effects inside the database. `session` is the way to it; `read` and `write` are the same without
+    somebody who keeps the token.
 
-    Statuses come from `board`, which an `Observer` keeps. It says which node is the primary; without statuses of
-    replicas every read goes there.
+    A router belongs to the event loop on which it was opened. Close it with `aclose`, or use it as an asynchronous
+    context manager.
     """
 
     def __init__(
@@ -76,13 +80,12 @@ class Router(Generic[SubjectT]):
         waiting: Waiting | None,
         limits: Limits,
         routing: Routing,
-        observer: Observer | None = None,
     ) -> None:
         self.board = board
-        self._observer = observer
         self.policy = policy
         self._routing = routing
         self._nodes = nodes
+        self._observation: Observation | None = None
         self._floors = floors
         self._waiting = waiting
         self._limits = limits
@@ -90,44 +93,74 @@ class Router(Generic[SubjectT]):
         self._unguarded = UnguardedReads(nodes, self._attempts, board, self._look_up)
         self._writer = Writer(nodes, floors, limits)
         self._floor_taken = routing.floor_taken
-        self._without_floor = Crowd()
-        """Writes under way whose floor, if any, does not hold."""
+        self._unfloored = UnflooredWrites(self._attempts, limits)
         self._since: SessionToken | None = None
         """Covers whatever was written while the routing did not guarantee anything; None if it always did."""
         self._switching = asyncio.Lock()
+        self._closed = False
         nodes.reset_always(routing.as_asyncpg_comes)
 
+    @overload
+    @classmethod
+    async def open(cls, nodes: Mapping[str, str], **options: Unpack[Options]) -> Router[str | None]: ...
+
+    @overload
     @classmethod
     async def open(
         cls,
         nodes: Mapping[str, str],
         floors: FloorStore[SubjectT],
-        board: Board,
+        board: Board | None = None,
+        **options: Unpack[Options],
+    ) -> Self: ...
+
+    @classmethod
+    async def open(
+        cls,
+        nodes: Mapping[str, str],
+        floors: FloorStore[SubjectT] | None = None,
+        board: Board | None = None,
         *,
         policy: Policy | None = None,
         waiting: Waiting | None = None,
         limits: Limits | None = None,
         routing: Routing = Routing.NEVER_STALE,
-        observer: Observer | None = None,
-    ) -> Self:
+        observe: bool = True,
+        observer_interval_s: float = 0.5,
+    ) -> Self | Router[str | None]:
         """Make a router for nodes by name, each given as a DSN, whatever their roles are.
 
-        `waiting` is that of the observer which keeps the board; without it no read waits for a replica. `observer`
-        is that one itself: it then gets to know what `add` and `remove` are told.
-        Connections are opened when they are needed: nodes may be down. Close it with `aclose`, or use it as
-        an asynchronous context manager. Raise `ValueError` for a name that a token cannot hold.
+        It observes them, every `observer_interval_s` seconds and once before this returns; with `observe` false it
+        only finds out which one is the primary, where then every read goes. Nodes may be down, all of them even.
+        `floors` says what reads without a token have to see: `SubjectLocks` unless another store is given.
+
+        With a `board`, which an `Observer` of somebody else's keeps, it does not observe. `waiting` is that
+        observer's, without which no read waits for a replica.
+
+        Raise `ValueError` for a name that a token cannot hold, and `TablesUnusable`.
         """
         policy, limits = policy or Policy(), limits or Limits()
-        return cls(
+        observation = None
+        if board is None:
+            observer = Observer(nodes, board := Board(), interval_s=observer_interval_s, roles_only=not observe)
+            observation, waiting = Observation(observer), observer.waiting
+        router = cls(
             await Nodes.open(nodes, board, policy, limits),
-            floors,
+            cast("FloorStore[SubjectT]", SubjectLocks()) if floors is None else floors,
             board,
             policy=policy,
             waiting=waiting,
             limits=limits,
             routing=routing,
-            observer=observer,
         )
+        router._observation = observation
+        try:
+            if observation is not None:
+                await observation.begin()
+        except BaseException:
+            await router.aclose()
+            raise
+        return router
 
     async def add(self, name: str, dsn: str) -> None:
         """Have one more node, or another address for one that is there; no read fails because of it.
@@ -135,16 +168,16 @@ class Router(Generic[SubjectT]):
         Raise `ValueError` for a name that a token cannot hold, and for an address that cannot be one.
         """
         await self._nodes.add(name, dsn)
-        if self._observer is not None:
-            self._observer.add(name, dsn)
+        if self._observation is not None:
+            self._observation.observer.add(name, dsn)
 
     async def remove(self, name: str) -> None:
         """Have a node no more; raise `KeyError` if there is none of that name.
 
         Reads under way there come to their end, later ones go elsewhere. Without the primary nothing is written.
         """
-        if self._observer is not None:
-            self._observer.remove(name)
+        if self._observation is not None:
+            self._observation.observer.remove(name)
         await self._nodes.remove(name)
 
     async def __aenter__(self) -> Self:
@@ -154,8 +187,37 @@ class Router(Generic[SubjectT]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close every connection."""
-        await self._nodes.close()
+        """End the observer, and close every connection. More than once is harmless."""
+        if not self._closed:
+            self._closed = True
+            if self._observation is not None:
+                await self._observation.end()
+            await self._nodes.close()
+
+    async def observing(self) -> None:
+        """Wait until the router is closed; raise what its observer died of, if it does so before.
+
+        Without an observer nothing is read or written any more, once `Policy`'s leases are over. It does not die
+        of nodes, whatever they do. That it died is logged, too.
+        """
+        if self._observation is not None:
+            await self._observation.lasts()
+
+    def session(
+        self,
+        subject: SubjectT | None = None,
+        token: str | SessionToken | Iterable[str | SessionToken] | None = None,
+        *,
+        lenient: bool = False,
+    ) -> Session[SubjectT]:
+        """Go on with the session of whoever brings `token`, as `Session.token` gave it out, or begin one.
+
+        It may bring several, also in one text with commas between them: they are merged. `subject` names whom the
+        writes belong to; see the `FloorStore` in use for what that does, and for what its absence does. Raise
+        `InvalidToken` for what no router gave out. `lenient` has it dropped instead, now or once the primary tells
+        that it is none of its own: for cookies, of which a browser cannot rid itself.
+        """
+        return Session(self, subject, token, lenient=lenient)
 
     @property
     def routing(self) -> Routing:
@@ -192,7 +254,7 @@ class Router(Generic[SubjectT]):
         floor_taken = self._floor_taken
         if floor_taken is FloorTaken.AFTER_COMMIT:
             return await self._writer.write(work, subject, _in_order(token), floor_taken)
-        with self._without_floor:
+        with self._unfloored.under_way:
             return await self._writer.write(work, subject, _in_order(token), floor_taken)
 
     async def switch(self, routing: Routing) -> Routing:
@@ -207,7 +269,7 @@ class Router(Generic[SubjectT]):
             self._floor_taken = routing.floor_taken
             if routing is Routing.NEVER_STALE is not before:
                 try:
-                    self._since = await self._all_written()
+                    self._since = await self._unfloored.all_covered()
                 except BaseException:
                     self._floor_taken = taken_before
                     raise
@@ -216,26 +278,6 @@ class Router(Generic[SubjectT]):
                 await self._nodes.expire()  # a reset takes away what makes them read-only
             self._nodes.reset_always(routing.as_asyncpg_comes)
             return before
-
-    async def _all_written(self) -> SessionToken:
-        """Return a token that covers all writes that took no floor which holds, those under way included."""
-        route = Route(time.monotonic() + self._limits.write_s, ())
-        try:
-            async with asyncio.timeout(self._limits.write_s):
-                await self._without_floor.gone()
-        except TimeoutError:
-            raise Unavailable("writes under way did not end in time") from None
-
-        async def flushed(primary: Connection, status: PrimaryStatus) -> SessionToken:
-            if not behind(primary).direct:
-                raise NotAsObserved("behind a pooler, what was flushed cannot be told")  # it is in a transaction
-            # What was committed without being flushed (`synchronous_commit = off`) is so with a later commit.
-            async with primary.transaction():
-                await primary.execute(HAVE_IT_FLUSHED)
-                await primary.execute(_WRITE_SOMETHING)
-            return SessionToken(status.epoch, Lsn.from_wire(await primary.fetchval(_IS_PRIMARY)))
-
-        return await self._attempts.on_primary(flushed, route)
 
     async def read(self, work: Work[ResultT], *, subject: SubjectT, token: Tokens = None) -> Answer[ResultT]:
         """Run `work` on a node that shows every acknowledged write, and all that earlier reads have shown.

@@ -16,10 +16,11 @@ from multidict import CIMultiDict
 from rocket import Board, Lsn, Observer, Policy, Router, Routing, SessionToken
 from rocket.api import queries
 from rocket.api.app import build_app
-from rocket.api.sessions import HEADER, tokens_of
 from rocket.api.users import UserFloors
 from rocket.consistency import merged
 from rocket.orchestrator import DATABASE
+from rocket.web.aiohttp import tokens_of
+from rocket.web.carriers import HEADER
 from tests.conftest import dsns, paused
 
 if TYPE_CHECKING:

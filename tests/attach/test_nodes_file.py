@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from rocket import Board, Lsn, Observer, Policy, Reason, Role, Router, SessionToken
+from rocket import Lsn, Reason, Role, Router, SessionToken
 from rocket.api import queries
 from rocket.api.users import UserFloors
 from rocket.consistency import Epoch
@@ -47,15 +47,11 @@ async def followed(
     nodes = dsns(cluster, "primary", "replica0", who=ROLES["monitor"])
     file = tmp_path / "nodes"
     write_file(file, nodes)
-    observer = Observer(nodes, Board(), interval_s=0.05)
     async with (
-        await Router.open(
-            nodes, UserFloors(), observer.board, policy=Policy(), waiting=observer.waiting, observer=observer
-        ) as router,
-        background(observer.run(), "observer"),
+        await Router.open(nodes, UserFloors(), observer_interval_s=0.05) as router,
         background(follow(file, nodes, router), "nodes file"),
     ):
-        await until(lambda: len(observer.board.replicas) == 1 and observer.board.primary is not None)
+        await until(lambda: len(router.board.replicas) == 1 and router.board.primary is not None)
         yield router, file
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from rocket.bench.processes import Server, serving
 from rocket.ending import Ending, Unwinding, background, ended_by_signals
-from rocket.orchestrator import DATABASE, schema_sql
+from rocket.orchestrator import DATABASE
 from rocket.postgres import control
 from rocket.postgres.cluster import ClusterSettings, local_cluster
 from rocket.postgres.supervisor import supervise
+from rocket.schema import schema_sql
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -5,10 +5,10 @@ from __future__ import annotations
 from rocket import Lsn, Routing
 from rocket.api.witness import Asked, Told
 from rocket.errors import Unavailable
-from rocket.inspector.candidates import Candidate
 from rocket.inspector.figures import totals
 from rocket.inspector.told import Failure
 from rocket.inspector.words import words_of_read
+from rocket.routing.explanation import Candidate
 
 
 def test_how_far_behind_a_replica_was_is_told_from_where_it_was_for_certain() -> None:
@@ -18,7 +18,7 @@ def test_how_far_behind_a_replica_was_is_told_from_where_it_was_for_certain() ->
     )
     sure = Candidate("replica0", Lsn(90), Lsn(90), 10, None)
     unsure = Candidate("replica1", Lsn(120), Lsn(80), 20, None)
-    words = words_of_read(read, Routing.NEVER_STALE, Lsn(100), [unsure, sure], None)
+    words = words_of_read(read, Routing.NEVER_STALE, Lsn(100), [unsure, sure])
     assert "replica0 was at 0/5A, 10 bytes behind." in words
     assert "replica1 was at 0/50 for certain (0/78 as it said itself), 20 bytes behind." in words
 

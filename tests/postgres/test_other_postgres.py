@@ -11,10 +11,11 @@ import pytest
 import pytest_asyncio
 
 from rocket.ending import background
-from rocket.orchestrator import DATABASE, schema_sql
+from rocket.orchestrator import DATABASE
 from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
 from rocket.postgres.process import server_processes
 from rocket.postgres.supervisor import supervise
+from rocket.schema import schema_sql
 from tests.conftest import REPLICAS
 
 # Collected here again: `cluster` below takes the place of the one on the wheel's Postgres.

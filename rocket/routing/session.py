@@ -1,0 +1,159 @@
+"""A session: one client's reads and writes, and the token that ties each to those before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+import asyncpg
+
+from rocket.consistency import SessionToken, merged
+from rocket.errors import InvalidToken, WriteInRead
+from rocket.routing.connections import behind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from rocket.routing.answer import Answer
+    from rocket.routing.connections import Connection, Work
+    from rocket.routing.epochs import LostTail
+    from rocket.routing.router import Router
+
+ResultT = TypeVar("ResultT")
+SubjectT = TypeVar("SubjectT")
+
+_MOST_TOKENS = 16
+"""A client with concurrent requests may hold several."""
+
+_READ_ONLY = "SET default_transaction_read_only = on"
+"""As it is on a replica. The pool takes it back with the connection."""
+
+
+class Session(Generic[SubjectT]):
+    """What one client wrote and saw, so that its next read shows all of that.
+
+    `Router.session` makes one, mostly for a request or a job. Several tasks may use it at once: whatever any of
+    them has got an answer to, every read that begins afterwards shows.
+    """
+
+    def __init__(
+        self,
+        router: Router[SubjectT],
+        subject: SubjectT | None,
+        token: str | SessionToken | Iterable[str | SessionToken] | None,
+        *,
+        lenient: bool = False,
+    ) -> None:
+        self.subject = subject
+        """Whom its writes belong to; may be set once that is known, before the first read or write."""
+        self.last: Answer[Any] | None = None
+        """The last answer: which node gave it, and why; `rocket.explain` makes words of it."""
+        self.lost: LostTail | None = None
+        """Set if a promotion may have cost the session what it was promised. The client should be told."""
+        self._router = router
+        self._lenient = lenient
+        self._tokens: Sequence[SessionToken] = tokens_from(token, lenient=lenient)
+
+    @property
+    def token(self) -> str | None:
+        """What the client shall bring next time, as text: printable ASCII without spaces; None if nothing yet."""
+        return ",".join(map(str, self._tokens)) or None
+
+    async def read(self, work: Work[ResultT]) -> ResultT:
+        """Run `work` where it sees all that the session has written and seen; return what it returns.
+
+        It may be run again, on another node, if one fails. In every place it may only read: raise `WriteInRead`
+        if it does not. Else raise as `Router.read` does.
+        """
+
+        async def only_reading(node: Connection) -> ResultT:
+            if behind(node).epoch is not None:  # the primary; connections to replicas are like that from the start
+                await node.execute(_READ_ONLY)
+            return await work(node)
+
+        while True:
+            sent = self._tokens
+            try:
+                answer = await self._router.read(only_reading, subject=cast("SubjectT", self.subject), token=sent)
+            except InvalidToken:
+                if not self._drops(sent):
+                    raise
+            except asyncpg.ReadOnlySQLTransactionError as error:
+                raise WriteInRead(
+                    f"this work writes, so it has to go through the session's write: {error}"
+                ) from error
+            else:
+                return self._went_on(sent, answer)
+
+    async def write(self, work: Work[ResultT]) -> ResultT:
+        """Run `work` in a transaction on the primary; return what it returns, once it is committed.
+
+        It may be run again, in a new transaction, if it was rolled back. What it wrote, the session's next reads
+        see, wherever they go: nothing has to be done for that. It may as well only read. Raise as `Router.write`
+        does.
+        """
+        while True:
+            sent = self._tokens
+            try:
+                answer = await self._router.write(work, subject=cast("SubjectT", self.subject), token=sent)
+            except InvalidToken:
+                if not self._drops(sent):
+                    raise
+            else:
+                return self._went_on(sent, answer)
+
+    def _drops(self, sent: Sequence[SessionToken]) -> bool:
+        """Do without tokens that are not of this cluster, and tell so, where that is allowed."""
+        if self._lenient and self._tokens is sent:
+            self._tokens = ()
+        return self._lenient and bool(sent)
+
+    def _went_on(self, sent: Sequence[SessionToken], answer: Answer[ResultT]) -> ResultT:
+        self.last = answer
+        self.lost = self.lost or answer.lost
+        if answer.token is None:
+            pass  # a routing for comparison, which promises nothing
+        elif self._tokens is sent:
+            self._tokens = (answer.token,)
+        else:  # another request was answered meanwhile
+            self._tokens = _merged((*self._tokens, answer.token))
+        return answer.value
+
+
+def tokens_from(
+    given: str | SessionToken | Iterable[str | SessionToken] | None, *, lenient: bool = False
+) -> Sequence[SessionToken]:
+    """Read the tokens that a client brings, several in one text with commas; raise `InvalidToken`.
+
+    With `lenient`, what is none is left out, and there may be any number of them.
+    """
+    tokens: list[SessionToken] = []
+    for each in _one_by_one(given):
+        if len(tokens) == _MOST_TOKENS and not lenient:
+            raise InvalidToken(f"more than {_MOST_TOKENS} session tokens")
+        try:
+            tokens.append(each if isinstance(each, SessionToken) else SessionToken.parse(each))
+        except ValueError as error:
+            if not lenient:
+                raise InvalidToken(str(error)) from None
+    return tokens
+
+
+def _one_by_one(
+    given: str | SessionToken | Iterable[str | SessionToken] | None,
+) -> Iterator[str | SessionToken]:
+    if given is None:
+        return
+    for each in (given,) if isinstance(given, str | SessionToken) else given:
+        if isinstance(each, str):
+            yield from filter(None, map(str.strip, each.split(",")))  # a list may have empty elements
+        else:
+            yield each
+
+
+def _merged(tokens: Sequence[SessionToken]) -> Sequence[SessionToken]:
+    """Return as few tokens as say the same; those that contradict each other are left for the router to refuse."""
+    try:
+        latest, earlier = merged(tokens)
+    except ValueError:
+        return tokens
+    return tokens if latest is None else (latest, *earlier)

@@ -1,0 +1,119 @@
+"""Sessions for ASGI applications: FastAPI, Starlette and the like."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+
+from rocket.web.carriers import Carrier, Header
+from rocket.web.problems import FORESEEN, Problem, problem_of
+from rocket.web.responses import NOT_TO_BE_CACHED, session_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rocket import Router, Session
+
+SubjectT = TypeVar("SubjectT")
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_BEGINNINGS = {"http.response.start", "websocket.accept"}
+"""Messages that carry the response's headers."""
+_POLICY_VIOLATION = 1008
+
+
+class RocketMiddleware(Generic[SubjectT]):
+    """Puts a `rocket.Session` at hand for each request: `request.state.rocket`, or `scope["state"]["rocket"]`.
+
+    Its token comes in and goes out by `carrier`: with every response of a request that has read or written, errors
+    and streams included. The headers of a stream hold what was read before its first byte. What the framework
+    answers after an error that nobody handled (a 500) passes by every middleware, and acknowledges nothing.
+
+    A `rocket.Unavailable` that reaches it becomes a 503 with Retry-After, `OutcomeUnknown` a 504, `InvalidToken` a
+    400. `router` returns the router, once there is one; `subject` names whom a request's writes belong to, which a
+    handler may also do by setting `session.subject`.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        router: Callable[[], Router[SubjectT]],
+        *,
+        subject: Callable[[Scope], SubjectT | None] | None = None,
+        carrier: Carrier | None = None,
+    ) -> None:
+        self._app = app
+        self._router = router
+        self._subject = subject
+        self._carrier = carrier or Header()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or pass on what is none."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        begun = False
+        session: Session[SubjectT] | None = None
+
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            if message["type"] in _BEGINNINGS:
+                begun = True
+                if session is not None:
+                    message = {**message, "headers": self._with_session(session, scope, message)}
+            await send(message)
+
+        try:
+            session = self._session(scope)
+            scope["state"] = {**scope.get("state", {}), "rocket": session}
+            await self._app(scope, receive, send_on)
+        except FORESEEN as error:
+            if begun:
+                raise
+            await _answer(problem_of(error, _called(scope)), scope, send_on)
+
+    def _session(self, scope: Scope) -> Session[SubjectT]:
+        return self._router().session(
+            None if self._subject is None else self._subject(scope),
+            self._carrier.bring(functools.partial(_values, scope["headers"])),
+            lenient=self._carrier.lenient,
+        )
+
+    def _with_session(
+        self, session: Session[SubjectT], scope: Scope, message: Message
+    ) -> list[tuple[bytes, bytes]]:
+        headers = list(message.get("headers", ()))
+        values = functools.partial(_values, scope["headers"])
+        fields = session_fields(session, self._carrier, values, secure=scope.get("scheme") in {"https", "wss"})
+        if session.last is not None and not _values(headers, "cache-control"):
+            fields = [*fields, NOT_TO_BE_CACHED]
+        return headers + _encoded(fields)
+
+
+def _values(headers: Iterable[tuple[bytes, bytes]], name: str) -> Sequence[str]:
+    wanted = name.encode()
+    return [value.decode("latin-1") for key, value in headers if key.lower() == wanted]
+
+
+def _encoded(fields: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode(), value.encode("latin-1")) for name, value in fields]
+
+
+def _called(scope: Scope) -> str:
+    # As it was encoded: a decoded path could write lines of its own into the log.
+    path = scope.get("raw_path") or scope["path"].encode()
+    return f"{scope.get('method', 'websocket')} {path!r}"
+
+
+async def _answer(problem: Problem, scope: Scope, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": problem.text})
+        return
+    await send({"type": "http.response.start", "status": problem.status, "headers": _encoded(problem.fields)})
+    await send({"type": "http.response.body", "body": problem.body})

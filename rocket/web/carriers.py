@@ -1,0 +1,103 @@
+"""How a session's token travels between a client and a service."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from rocket import Session
+
+    Values = Callable[[str], Sequence[str]]
+    """Returns all values of a request's header, by its name in lower case."""
+
+HEADER = "Rocket-Session"
+
+_COOKIE_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+class Carrier(Protocol):
+    """Takes a session's tokens out of a request, and puts them into its response."""
+
+    lenient: bool
+    """Whether tokens that are not of this cluster are dropped, rather than refused with a 400."""
+
+    def bring(self, values: Values) -> Sequence[str]:
+        """Return the texts that a request brings."""
+
+    def hand_out(self, session: Session[Any], values: Values, *, secure: bool) -> Sequence[tuple[str, str]]:
+        """Return header fields for the response to that request; `secure` says that it came by TLS."""
+
+
+class Header:
+    """The header `Rocket-Session`, both ways: for clients that are programs.
+
+    A client sends back the latest one; after concurrent requests all that it got, in headers or with commas. Every
+    response to a request that read or wrote has it.
+    """
+
+    lenient = False
+
+    def bring(self, values: Values) -> Sequence[str]:
+        """Return every value of the header."""
+        return values(HEADER.lower())
+
+    def hand_out(
+        self,
+        session: Session[Any],
+        values: Values,  # noqa: ARG002 - what was brought does not matter
+        *,
+        secure: bool,  # noqa: ARG002 - nor how
+    ) -> Sequence[tuple[str, str]]:
+        """Return the header, if the session was used."""
+        return [] if session.last is None or session.token is None else [(HEADER, session.token)]
+
+
+class Cookie:
+    """Cookies: for browsers, whose concurrent requests are covered as well.
+
+    Each response sets a cookie of a name of its own, `NAME.` and some random digits, and clears those that its
+    request brought, since the new token covers them. So a browser whose requests overlap holds several for a while
+    rather than the last one that came, and brings them all. Nothing is set where nothing has changed.
+
+    A cookie that is malformed, or of another cluster, is cleared and counts for nothing: nobody can tell a browser
+    in words to drop it. Services of one host with different clusters have to take different names: cookies know no
+    ports.
+    """
+
+    lenient = True
+
+    def __init__(self, name: str = "rocket-session") -> None:
+        if not _COOKIE_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name for a cookie")
+        self.name = name
+        self._is_ours = re.compile(rf"{re.escape(name)}\.[0-9a-f]{{8}}").fullmatch
+
+    def bring(self, values: Values) -> Sequence[str]:
+        """Return the value of each cookie of ours."""
+        return [text for _, text in self._ours(values)]
+
+    def hand_out(self, session: Session[Any], values: Values, *, secure: bool) -> Sequence[tuple[str, str]]:
+        """Return what makes the browser hold the session's tokens and no others."""
+        attributes = "; Path=/; HttpOnly; SameSite=Lax" + ("; Secure" if secure else "")
+        tokens = [] if session.token is None else session.token.split(",")
+        missing = dict.fromkeys(tokens)
+        fields = []
+        for name, text in self._ours(values):
+            if text in missing:
+                del missing[text]
+            else:
+                fields.append(("Set-Cookie", f"{name}={attributes}; Max-Age=0"))
+        return fields + [
+            ("Set-Cookie", f"{self.name}.{secrets.token_hex(4)}={token}{attributes}") for token in missing
+        ]
+
+    def _ours(self, values: Values) -> Iterator[tuple[str, str]]:
+        for line in values("cookie"):
+            for pair in line.split(";"):
+                name, _, text = pair.strip().partition("=")
+                if self._is_ours(name):
+                    yield name, text.strip('"')
