@@ -120,6 +120,7 @@ async def test_primary_that_ended_a_silent_writers_session_stays_in_office(
     assert board.primary.observed_at > asked_at
 
 
+@pytest.mark.vouched
 async def test_lost_replica_loses_its_status_and_gets_it_back(
     cluster: LocalCluster, observer: Observer, board: Board, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,6 +216,7 @@ async def test_role_that_may_not_see_the_startup_process_vouches_for_nothing(clu
     assert not status.vouches_for(status.incarnation)
 
 
+@pytest.mark.vouched
 async def test_whatever_a_node_does_the_observer_goes_on(
     observer: Observer, board: Board, caplog: pytest.LogCaptureFixture
 ) -> None:
