@@ -143,7 +143,7 @@ def _table(figures: Figures) -> Iterator[tuple[str, str, str]]:
 def _of_outages(outages: Outages) -> Iterator[tuple[str, str, str]]:
     yield "reads with tokens", "sent again, the connection lost", f"{outages.again}"
     yield "reads with tokens", "not answered", f"{outages.not_answered - outages.excused}"
-    yield "reads with tokens", "not answered, the primary away", f"{outages.excused}"
+    yield "reads with tokens", "refused, primary away or API flooded", f"{outages.excused}"
     for name, took_s in outages.taken_over_s.items():
         middle = took_s[len(took_s) // 2]
         yield f"{name}: new writer", "median, longest", f"{middle:.2f} s, {took_s[-1]:.2f} s"
