@@ -57,10 +57,10 @@ def build_app(
         client_max_size=MAX_BODY_BYTES,
     )
     app[ROUTER] = router
-    app[METRICS] = Metrics(router)
+    app[ADMISSION] = Admission()
+    app[METRICS] = Metrics(router, app[ADMISSION])
     app[DRAINING] = asyncio.Event()
     app[AUDIENCE] = audience or Audience()
-    app[ADMISSION] = Admission()
     for method, path, handler in (
         ("POST", "/rides", rides.create),
         ("GET", "/rides", rides.page),

@@ -6,20 +6,26 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from rocket import Role
 from rocket.metrics import RouterMetrics
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
+    from prometheus_client.core import Metric
+
     from rocket import Router
+    from rocket.api.admission import Admission
 
 
 class Metrics(RouterMetrics):
     """The metrics of one application, as `GET /metrics` and `GET /replicas` tell them."""
 
-    def __init__(self, router: Router[str]) -> None:
+    def __init__(self, router: Router[str], admission: Admission) -> None:
+        self._admission = admission
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         super().__init__(router, registry=self._registry)
@@ -41,6 +47,16 @@ class Metrics(RouterMetrics):
             "reads_unavailable": self.reads_unavailable(),
             "writes": self.writes(),
         }
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what the router's metrics are, and who is let in."""
+        yield from super().collect()
+        yield CounterMetricFamily(
+            "rocket_requests_refused",
+            "Requests refused at once, since there were too many.",
+            value=self._admission.refused,
+        )
+        yield GaugeMetricFamily("rocket_requests_inside", "Requests in hand.", value=self._admission.inside)
 
     def text(self) -> bytes:
         """Return everything in the text format."""

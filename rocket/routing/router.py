@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
-import random
 import time
 from typing import TYPE_CHECKING, Generic, Self, TypeAlias, TypeVar, Unpack, cast, overload
 
 from rocket.consistency import (
     Board,
-    Choice,
-    Lsn,
     Policy,
     Reason,
     SessionToken,
-    choose,
     merged,
-    worth_waiting_for,
 )
 from rocket.errors import InvalidToken, Unavailable
-from rocket.routing import bounds, checks
-from rocket.routing.answer import Answer, Role, Route
-from rocket.routing.attempts import Attempts, NodeFailed
-from rocket.routing.connections import behind
-from rocket.routing.epochs import standing_of
+from rocket.routing.answer import Answer, Route
+from rocket.routing.attempts import Attempts
 from rocket.routing.failures import REFUSED, NotAsObserved
 from rocket.routing.floors import SubjectLocks
+from rocket.routing.guarded import GuardedReads
 from rocket.routing.limits import Limits
 from rocket.routing.nodes import Nodes
 from rocket.routing.observation import Observation
@@ -41,8 +33,7 @@ from rocket.routing.writer import FloorTaken, Writer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from rocket.consistency import Epoch, PrimaryStatus, ReplicaStatus
-    from rocket.routing.connections import Connection, NodePool, Work
+    from rocket.routing.connections import NodePool, Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.options import Options
     from rocket.routing.waiting import Waiting
@@ -82,20 +73,16 @@ class Router(Generic[SubjectT]):
         routing: Routing,
     ) -> None:
         self.board = board
-        self.policy = policy
         self._routing = routing
         self._nodes = nodes
         self._observation: Observation | None = None
-        self._floors = floors
-        self._waiting = waiting
         self._limits = limits
         self._attempts = Attempts(nodes, limits)
-        self._unguarded = UnguardedReads(nodes, self._attempts, board, self._look_up)
+        self._guarded = GuardedReads(nodes, self._attempts, board, floors, policy, waiting, limits)
+        self._unguarded = UnguardedReads(nodes, self._attempts, board, self._guarded.look_up)
         self._writer = Writer(nodes, floors, limits)
         self._floor_taken = routing.floor_taken
         self._unfloored = UnflooredWrites(self._attempts, limits)
-        self._since: SessionToken | None = None
-        """Covers whatever was written while the routing did not guarantee anything; None if it always did."""
         self._switching = asyncio.Lock()
         self._closed = False
         nodes.reset_always(routing.as_asyncpg_comes)
@@ -220,6 +207,11 @@ class Router(Generic[SubjectT]):
         return Session(self, subject, token, lenient=lenient)
 
     @property
+    def policy(self) -> Policy:
+        """How old and how far behind a replica may be and still serve."""
+        return self._guarded.policy
+
+    @property
     def routing(self) -> Routing:
         """The rule in force for reads."""
         return self._routing
@@ -269,7 +261,7 @@ class Router(Generic[SubjectT]):
             self._floor_taken = routing.floor_taken
             if routing is Routing.NEVER_STALE is not before:
                 try:
-                    self._since = await self._unfloored.all_covered()
+                    self._guarded.since = await self._unfloored.all_covered()
                 except BaseException:
                     self._floor_taken = taken_before
                     raise
@@ -290,7 +282,7 @@ class Router(Generic[SubjectT]):
         try:
             match self._routing:
                 case Routing.NEVER_STALE:
-                    return await self._read_never_stale(work, subject, route)
+                    return await self._guarded.read(work, subject, route)
                 case Routing.ARTICLE:
                     return await self._unguarded.as_published(work, subject, route)
                 case Routing.RANDOM:
@@ -300,119 +292,6 @@ class Router(Generic[SubjectT]):
         except Unavailable as error:
             error.route = route
             raise
-
-    async def _read_never_stale(self, work: Work[ResultT], subject: SubjectT, route: Route) -> Answer[ResultT]:
-        if not route.tokens:
-            floor, epoch = await self._look_up(subject, route)
-            if floor is None or floor == Lsn.UNKNOWN:
-                reason = Reason.NO_FLOOR if floor is None else Reason.WRITE_IN_PROGRESS
-                return await self._read_on_primary(work, subject, reason, route)
-            route.tokens = (SessionToken(epoch, floor),)
-        if (since := self._since) is not None:
-            route.tokens = tuple(
-                token.merged_with(since) if token.epoch == since.epoch else token for token in route.tokens
-            )
-        if len(route.tokens) > 1:  # only a primary can tell what has become of the earlier ones
-            return await self._read_on_primary(work, subject, Reason.OTHER_EPOCH, route)
-        while len(route.failed) < self._limits.replicas_tried:
-            choice = self._choice(route)
-            if choice.reason is Reason.NOT_CAUGHT_UP and not route.failed:
-                choice = await self._after_waiting(choice, route)
-            status = choice.status
-            if status is None:
-                return await self._read_on_primary(work, subject, choice.reason, route)
-            try:
-                value, next_token = await self._read_on_replica(status, work, route)
-            except NodeFailed as failure:
-                _log.info("%s failed a read, trying elsewhere: %s", status.name, failure)
-                route.failed = {**route.failed, status.name: str(failure)}
-            else:
-                return Answer(value, status.name, Role.REPLICA, choice.reason, next_token, None, route)
-        return await self._read_on_primary(work, subject, Reason.REPLICAS_FAILED, route)
-
-    def _choice(self, route: Route) -> Choice:
-        route.decided_at = now = time.monotonic()
-        route.statuses = self.board.replicas
-        return choose(
-            route.tokens[0],
-            self.board,
-            self.policy,
-            now=now,
-            start=random.getrandbits(16),
-            load=self._nodes.in_use,
-            without=route.failed,
-        )
-
-    async def _after_waiting(self, choice: Choice, route: Route) -> Choice:
-        """Wait a little where none is caught up, but some may be in no time; choose again."""
-        if self._waiting is None or not self.policy.max_wait_s:
-            return choice
-        names = worth_waiting_for(
-            route.tokens[0], self.board, self.policy, now=route.decided_at, start=random.getrandbits(16)
-        )
-        if not names:
-            return choice
-
-        def caught_up() -> ReplicaStatus | None:
-            return self._choice(route).status
-
-        began = route.decided_at
-        status = await self._waiting.until(names, caught_up, min(self.policy.max_wait_s, route.deadline - began))
-        route.waited_s = time.monotonic() - began
-        return choice if status is None else Choice(status, Reason.WAITED)
-
-    async def _read_on_replica(
-        self, status: ReplicaStatus, work: Work[ResultT], route: Route
-    ) -> tuple[ResultT, SessionToken]:
-        """Run work on a connection that `status` vouches for; return the session's next token with the result."""
-        token = route.tokens[0]
-        if status.incarnation is None:
-            return await self._read_on_checked_replica(status.name, work, route)
-        bounded = functools.partial(bounds.read_on_replica, work, token.epoch)
-        value, route.said, bound = await self._attempts.on_replica(status.name, status, bounded, route)
-        return value, token.after_replica_read(status.name, status.incarnation, bound)
-
-    async def _read_on_checked_replica(
-        self, name: str, work: Work[ResultT], route: Route
-    ) -> tuple[ResultT, SessionToken]:
-        """Do the same where no status can vouch for a connection; the token then names no life."""
-        token = route.tokens[0]
-        checked = functools.partial(
-            checks.read_on_replica, work, name=name, token=token, board=self.board, policy=self.policy
-        )
-        value, route.said, bound = await self._attempts.on_replica(name, None, checked, route)
-        if bound is None:
-            try:
-                bound = await self._attempts.on_primary(functools.partial(checks.shown_at_most, token), route)
-            except Unavailable as error:
-                raise NodeFailed(f"what it may have shown cannot be told: {error}") from error
-        return value, token.after_replica_read(name, None, bound)
-
-    async def _read_on_primary(
-        self, work: Work[ResultT], subject: SubjectT, reason: Reason, route: Route
-    ) -> Answer[ResultT]:
-        async def bounded(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
-            epoch = status.epoch
-            standing = await standing_of(route.tokens, primary, epoch)
-            if any(token.node is not None for token in route.tokens):
-                await self._floors.wait_for_writes(primary, subject)
-            value, route.said = await bounds.with_what_was_said(work, primary)
-            flush_lsn = bounds.shown_by_primary(route.said, epoch)
-            token = standing.token or SessionToken(epoch, Lsn(0))
-            if token.is_beyond(flush_lsn):
-                raise InvalidToken("the token lies beyond all that the primary has written")
-            token = token.after_primary_read(flush_lsn)
-            return Answer(value, status.name, Role.PRIMARY, reason, token, standing.lost, route)
-
-        return await self._attempts.on_primary(bounded, route)
-
-    async def _look_up(self, subject: SubjectT, route: Route) -> tuple[Lsn | None, Epoch]:
-        async def look_up(primary: Connection, status: PrimaryStatus) -> tuple[Lsn | None, Epoch]:
-            floor = await self._floors.look_up(primary, subject)
-            behind(primary).left_clean = True
-            return floor, status.epoch
-
-        return await self._attempts.on_primary(look_up, route)
 
 
 def _in_order(tokens: Tokens) -> Sequence[SessionToken]:

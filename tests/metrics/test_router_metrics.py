@@ -81,7 +81,7 @@ async def test_a_read_that_waits_is_counted_with_its_wait(
     assert watched.seen("rocket_read_wait_duration_seconds_count", outcome="caught-up") == 1
     assert watched.seen("rocket_read_wait_duration_seconds_count", outcome="in-vain") == 0
 
-    watched.router.policy = dataclasses.replace(watched.router.policy, max_wait_s=0.05)
+    watched.router._guarded.policy = dataclasses.replace(watched.router.policy, max_wait_s=0.05)  # noqa: SLF001
     async with paused(cluster):
         await write_ride(watched.router, email)
         fallen_back = await watched.read(email)

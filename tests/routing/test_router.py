@@ -107,7 +107,7 @@ async def test_replica_beyond_max_lag_serves_nobody(
     """Not even one whose floor it has reached."""
     ride_id = await write_ride(router, email)
     await cluster.wait_for_catchup()
-    router.policy = Policy(max_lag_bytes=10_000)
+    router._guarded.policy = Policy(max_lag_bytes=10_000)  # noqa: SLF001
     async with paused(cluster):
         connection = await cluster.primary.connect(DATABASE)
         await connection.execute("SELECT pg_logical_emit_message(true, 'test', repeat('x', 20000))")
@@ -123,7 +123,7 @@ async def test_replica_unheard_of_for_a_lease_serves_nobody(
     ride_id = await write_ride(router, email)
     await cluster.wait_for_catchup()
     await observer.run_once()
-    router.policy = Policy(lease_s=0.0)
+    router._guarded.policy = Policy(lease_s=0.0)  # noqa: SLF001
     assert (True, "primary", Reason.NO_STATUS) == await read_ride(router, email, ride_id)
 
 

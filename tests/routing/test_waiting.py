@@ -72,15 +72,15 @@ async def test_wait_ends_when_replay_goes_on(cluster: LocalCluster, patient: Rou
         async with paused(cluster):
             ride_id = await write_ride(patient, email)
             reading = group.create_task(read_ride(patient, email, ride_id), name="reading")
-            assert patient._waiting is not None  # noqa: SLF001
-            await until(lambda: patient._waiting._wanted.total() > 0)  # type: ignore[union-attr]  # noqa: SLF001
+            assert patient._guarded._waiting is not None  # noqa: SLF001
+            await until(lambda: patient._guarded._waiting._wanted.total() > 0)  # type: ignore[union-attr]  # noqa: SLF001
             assert not reading.done()
         assert (True, Reason.WAITED) == ((await reading)[0], (await reading)[2])
 
 
 async def test_wait_is_bounded(cluster: LocalCluster, patient: Router[str], email: str) -> None:
     """Then the primary answers."""
-    patient.policy = Policy(lease_s=2 * LONG_S, max_wait_s=0.1)
+    patient._guarded.policy = Policy(lease_s=2 * LONG_S, max_wait_s=0.1)  # noqa: SLF001
     async with paused(cluster):
         ride_id = await write_ride(patient, email)
         began = time.monotonic()
@@ -151,9 +151,9 @@ async def test_replica_that_vanishes_while_waited_for_costs_no_answer(
     await cluster.wait_for_catchup()
     async with paused(cluster):
         ride_id = await write_ride(patient, email)
-        patient.policy = Policy(lease_s=2 * LONG_S, max_wait_s=0.5)
+        patient._guarded.policy = Policy(lease_s=2 * LONG_S, max_wait_s=0.5)  # noqa: SLF001
         reading = asyncio.ensure_future(read_ride(patient, email, ride_id))
-        await until(lambda: patient._waiting._wanted.total() > 0)  # type: ignore[union-attr]  # noqa: SLF001
+        await until(lambda: patient._guarded._waiting._wanted.total() > 0)  # type: ignore[union-attr]  # noqa: SLF001
         for node in cluster.replicas:
             await faults.kill_backend(node)
         assert (await reading)[0]

@@ -37,11 +37,11 @@ from rocket.consistency import (
     merged,
     timeline_of,
 )
-from rocket.routing import bounds, epochs, router, status_table, writer
+from rocket.routing import bounds, epochs, guarded, router, status_table, writer
 from rocket.routing.failures import NotAsObserved
+from rocket.routing.guarded import GuardedReads
 from rocket.routing.nodes import Nodes
 from rocket.routing.observer import NodeWatch
-from rocket.routing.router import Router
 from rocket.workers import processes, worker
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def no_check(patch: pytest.MonkeyPatch) -> None:
         seen = [status for status in board.replicas if status.name not in without]
         return Choice(random.choice(seen), Reason.CAUGHT_UP) if seen else Choice(None, Reason.NO_STATUS)
 
-    patch.setattr(router, "choose", any_of)
+    patch.setattr(guarded, "choose", any_of)
 
 
 class _CheckedInTheStatement:
@@ -249,13 +249,13 @@ class _CheckedInTheStatement:
 @convicted_by(f"{_RACES}test_a_read_that_began_before_the_write_was_replayed_is_not_believed")
 def check_in_the_reads_own_statement(patch: pytest.MonkeyPatch) -> None:
     """The replay LSN is read in the read's own statement: later than that statement's snapshot (F5)."""
-    read = Router._read_on_replica  # noqa: SLF001
+    read = GuardedReads._read_on_replica  # noqa: SLF001
 
     def choose_any(token: SessionToken, board: Board, policy: Policy, **more: Any) -> Choice:
         return choose(replace(token, write_floor=Lsn(0), read_floor=Lsn(0)), board, policy, **more)
 
     async def checked(
-        self: Router[Any], status: ReplicaStatus, work: Any, route: Route
+        self: GuardedReads[Any], status: ReplicaStatus, work: Any, route: Route
     ) -> tuple[Any, SessionToken]:
         floor = route.tokens[0].floor_on(status.name, status.incarnation)
 
@@ -264,8 +264,8 @@ def check_in_the_reads_own_statement(patch: pytest.MonkeyPatch) -> None:
 
         return await read(self, status, inside, route)
 
-    patch.setattr(router, "choose", choose_any)
-    patch.setattr(Router, "_read_on_replica", checked)
+    patch.setattr(guarded, "choose", choose_any)
+    patch.setattr(GuardedReads, "_read_on_replica", checked)
 
 
 def _compare_differently(patch: pytest.MonkeyPatch, reaches: Callable[[Lsn, Lsn], bool]) -> None:
@@ -336,15 +336,15 @@ def status_kept_across_a_restart(patch: pytest.MonkeyPatch) -> None:
 @convicted_by(scene=LAG_AND_CRASHES)
 def floor_dropped_on_retry(patch: pytest.MonkeyPatch) -> None:
     """After a replica has failed a read, any other will do."""
-    choose_fit = Router._choice  # noqa: SLF001
+    choose_fit = GuardedReads._choice  # noqa: SLF001
 
-    def without_floor(self: Router[Any], route: Route) -> Choice:
+    def without_floor(self: GuardedReads[Any], route: Route) -> Choice:
         if route.failed:
             (token,) = route.tokens
             route.tokens = (replace(token, write_floor=Lsn(0), read_floor=Lsn(0)),)
         return choose_fit(self, route)
 
-    patch.setattr(Router, "_choice", without_floor)
+    patch.setattr(GuardedReads, "_choice", without_floor)
 
 
 # --- reigns ---
@@ -398,7 +398,7 @@ def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
     _see_the_current_epoch(patch, lambda _streamed, _epoch: True)
     patch.setattr(choice, "obstacle", of_any_reign)
     patch.setattr(router, "merged", merged_as_one)
-    patch.setattr(router, "standing_of", standing_of)
+    patch.setattr(guarded, "standing_of", standing_of)
     patch.setattr(writer, "standing_of", standing_of)
 
 
