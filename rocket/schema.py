@@ -19,7 +19,8 @@ GRANT pg_monitor TO {role};
 """
 _DEMONSTRATION_GRANTS = """
 -- The same for the demonstration.
-GRANT SELECT, INSERT, UPDATE ON users, rides TO {role};
+GRANT SELECT, INSERT, UPDATE ON users TO {role};
+GRANT SELECT, INSERT ON rides TO {role};
 """
 
 
