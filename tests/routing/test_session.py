@@ -237,7 +237,11 @@ async def test_several_routers_on_plain_asyncio(cluster: LocalCluster) -> None:
     async def main() -> set[str]:
         return await asyncio.create_task(use(), name="main")
 
-    left = await asyncio.to_thread(lambda: asyncio.Runner(loop_factory=asyncio.new_event_loop).run(main()))
+    def run() -> set[str]:
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            return runner.run(main())
+
+    left = await asyncio.to_thread(run)
     assert "rocket observer" not in left
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HEADER = "Rocket-Session"
 FOREIGN = "1~1-aaaaaaaaaa~0/1~0/0"
+WRITE = "SELECT pg_logical_emit_message(true, 'test', 'something')"
 
 
 @pytest_asyncio.fixture
@@ -88,7 +89,7 @@ async def by_asgi(router: Router[str | None], scheme: str, *cookies: str) -> lis
     """Write in a request that brings these cookies; return what is to be set."""
 
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
-        await scope["state"]["rocket"].write(lambda db: db.fetchval("SELECT 1"))
+        await scope["state"]["rocket"].write(lambda db: db.execute(WRITE))
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body"})
 
