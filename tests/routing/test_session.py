@@ -1,0 +1,321 @@
+"""Sessions on a router that observes by itself, and the floor stores that come along."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+import pytest_asyncio
+
+from rocket import (
+    FloorTable,
+    InvalidToken,
+    Lsn,
+    Policy,
+    Reason,
+    Role,
+    Router,
+    SubjectLocks,
+    TablesUnusable,
+    Unavailable,
+    WriteInRead,
+    explain,
+    nodes_from_environment,
+)
+from rocket.errors import InvalidSetting
+from rocket.orchestrator import DATABASE
+from rocket.routing.observer import Observer
+from rocket.schema import own_tables
+from tests.conftest import dsns, paused
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import asyncpg
+
+    from rocket import Connection
+    from rocket.postgres.cluster import LocalCluster
+
+ResultT = TypeVar("ResultT")
+
+FOREIGN = "1~1-aaaaaaaaaa~0/1~0/0"
+"""A token of another cluster."""
+BEAT_S = 0.05
+DEADLINE_S = 15.0
+
+
+class Notes:
+    """A table of its own for a test."""
+
+    def __init__(self) -> None:
+        self.table = f"notes_{secrets.token_hex(4)}"
+
+    async def make(self, db: Connection) -> None:
+        """Make the table."""
+        await db.execute(f"CREATE TABLE {self.table} (id int)")
+
+    async def add(self, db: Connection) -> None:
+        """Write a row."""
+        await db.execute(f"INSERT INTO {self.table} VALUES (1)")  # noqa: S608
+
+    async def count(self, db: Connection) -> int:
+        """Return how many rows are seen."""
+        found: int = await db.fetchval(f"SELECT count(*)::int FROM {self.table}")  # noqa: S608
+        return found
+
+
+@pytest_asyncio.fixture(params=[SubjectLocks(), FloorTable()], ids=["locks", "table"])
+async def opened(cluster: LocalCluster, request: pytest.FixtureRequest) -> AsyncIterator[Router[str | None]]:
+    """A router that was opened by one call, with each store."""
+    policy = Policy(max_wait_s=1.0)
+    async with await Router.open(
+        dsns(cluster), request.param, policy=policy, observer_interval_s=BEAT_S
+    ) as router:
+        yield router
+
+
+@pytest_asyncio.fixture
+async def notes(opened: Router[str | None]) -> Notes:
+    """An empty table, on each node."""
+    notes = Notes()
+    await opened.session("setup").write(notes.make)
+    return notes
+
+
+async def test_a_session_sees_what_it_wrote_and_says_how(opened: Router[str | None], notes: Notes) -> None:
+    """The first reads find a board; nothing has to be done for the floor; the token carries it elsewhere."""
+    session = opened.session("ann")
+    for number in range(1, 6):
+        await session.write(notes.add)
+        assert number == await session.read(notes.count)
+    assert session.last is not None
+    assert Role.REPLICA == session.last.role
+    words = explain(session.last)
+    assert words.startswith("Floor ")
+    assert f"{session.last.node} " in words
+    assert words.endswith("and served the read.")
+    elsewhere = opened.session("ann", session.token)  # a job, say, that got it with its payload
+    assert 5 == await elsewhere.read(notes.count)
+
+
+async def test_concurrent_requests_of_a_session_lose_no_floor(opened: Router[str | None], notes: Notes) -> None:
+    """An answer that comes late does not take back what another one has brought."""
+    session = opened.session("ann")
+    go_on = asyncio.Event()
+
+    async def held(db: Connection) -> int:
+        found = await notes.count(db)
+        await go_on.wait()
+        return found
+
+    slow = asyncio.create_task(session.read(held))
+    await asyncio.sleep(0)
+    await session.write(notes.add)
+    covered = opened.session("ann", session.token)._tokens[0].write_floor  # noqa: SLF001
+    go_on.set()
+    await slow
+    assert covered <= opened.session("ann", session.token)._tokens[0].write_floor  # noqa: SLF001
+    assert 1 == await session.read(notes.count)
+
+
+async def test_without_a_token_the_store_says_what_a_read_has_to_see(
+    opened: Router[str | None], notes: Notes
+) -> None:
+    """Locks know of no floor, so the primary answers; the table's floor lets replicas answer."""
+    for _ in range(3):
+        await opened.session("ann").write(notes.add)
+    for subject in ("ann", "somebody who never wrote"):
+        anew = opened.session(subject)
+        assert 3 == await anew.read(notes.count)
+        assert anew.last is not None
+        by_table = isinstance(opened._floors, FloorTable)  # noqa: SLF001
+        assert (Role.REPLICA if by_table else Role.PRIMARY) == anew.last.role
+    anonymous = opened.session()
+    assert 3 == await anonymous.read(notes.count)
+    assert anonymous.last is not None
+    assert (Role.PRIMARY, Reason.NO_FLOOR) == (anonymous.last.role, anonymous.last.reason)
+
+
+async def test_work_that_writes_is_refused_by_read(
+    cluster: LocalCluster, opened: Router[str | None], notes: Notes
+) -> None:
+    """On a replica as on the primary, where the connection takes writes again afterwards."""
+    on_replica, on_primary = opened.session("ann"), opened.session()
+    await on_replica.write(notes.add)
+    await on_replica.read(notes.count)
+    for session in (on_replica, on_primary):
+        with pytest.raises(WriteInRead, match="session's write"):
+            await session.read(notes.add)
+    async with paused(cluster):
+        for _ in range(3):
+            await on_primary.write(notes.add)
+            assert "on" == await opened.session().read(
+                lambda db: db.fetchval("SHOW default_transaction_read_only")
+            )
+    assert 4 == await on_primary.read(notes.count)
+
+
+async def test_an_invalid_token_is_refused_or_dropped(opened: Router[str | None], notes: Notes) -> None:
+    """Garbage at once, what is foreign once the primary has said so; a lenient session begins anew."""
+    with pytest.raises(InvalidToken):
+        opened.session("ann", "garbage")
+    with pytest.raises(InvalidToken):
+        await opened.session("ann", FOREIGN).read(notes.count)
+    for bad in ("garbage", FOREIGN):
+        session = opened.session("ann", bad, lenient=True)
+        assert 0 == await session.read(notes.count)
+        assert session.token is not None
+        assert FOREIGN not in session.token
+
+
+class Held:
+    """Holds a write between its mark and its COMMIT."""
+
+    def __init__(self, floors: SubjectLocks) -> None:
+        self._floors = floors
+        self.marked, self.go_on = asyncio.Event(), asyncio.Event()
+        self.look_up, self.settle, self.wait_for_writes = floors.look_up, floors.settle, floors.wait_for_writes
+
+    async def mark(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:
+        """Mark, and wait."""
+        flushed = await self._floors.mark(primary, subject, floor)
+        self.marked.set()
+        await self.go_on.wait()
+        return flushed
+
+
+async def waits_for_a_lock(admin: asyncpg.Connection[asyncpg.Record]) -> bool:
+    """Tell whether somebody waits for an advisory lock."""
+    found = await admin.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)"
+    )
+    return bool(found)
+
+
+@pytest.mark.parametrize("subject", ["ann", None])
+async def test_on_the_primary_after_a_replica_a_read_waits_for_commits_under_way(
+    cluster: LocalCluster, opened: Router[str | None], notes: Notes, subject: str | None
+) -> None:
+    """A replica may have shown them already, also a subject's first (design fact F13)."""
+    held = Held(opened._floors)  # type: ignore[arg-type] # noqa: SLF001
+    reader = opened.session(subject)
+    await reader.read(notes.count)  # by the primary, maybe
+    await opened.session("another").write(notes.add)
+    while reader.last is None or reader.last.role is not Role.REPLICA:
+        await reader.read(notes.count)
+    admin = await cluster.primary.connect(DATABASE)
+    async with (
+        await Router.open(dsns(cluster), held, observer_interval_s=BEAT_S) as writers,
+        paused(cluster),
+    ):
+        opened.policy = Policy(lease_s=0.0)  # no replica will do
+        writing = asyncio.create_task(writers.session(subject).write(notes.add))
+        await held.marked.wait()
+        reading = asyncio.create_task(reader.read(notes.count))
+        async with asyncio.timeout(DEADLINE_S):
+            while not await waits_for_a_lock(admin):
+                assert not reading.done()
+        held.go_on.set()
+        await writing
+        assert 2 == await reading
+    await admin.close()
+
+
+async def test_several_routers_on_plain_asyncio(cluster: LocalCluster) -> None:
+    """Nothing is shared between them, and no loop is preferred; nobody is left behind."""
+
+    async def use() -> set[str]:
+        async with await Router.open(dsns(cluster)) as one, await Router.open(dsns(cluster)) as other:
+            assert 1 == await one.session().read(lambda db: db.fetchval("SELECT 1"))
+            assert 2 == await other.session().write(lambda db: db.fetchval("SELECT 2"))
+            await one.aclose()
+        return {task.get_name() for task in asyncio.all_tasks()} - {"main"}
+
+    async def main() -> set[str]:
+        return await asyncio.create_task(use(), name="main")
+
+    def run() -> set[str]:
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            return runner.run(main())
+
+    left = await asyncio.to_thread(run)
+    assert "rocket observer" not in left
+
+
+async def test_nodes_that_are_down_do_not_keep_a_router_from_opening() -> None:
+    """Nor is anything answered then."""
+    async with await Router.open({"primary": "postgresql://x@/x?host=/nowhere"}) as router:
+        with pytest.raises(Unavailable) as caught:
+            await router.session().read(lambda db: db.fetchval("SELECT 1"))
+    assert "Nobody answered: no primary is known to be in office." == explain(caught.value)
+
+
+async def test_an_observer_that_dies_is_heard(
+    cluster: LocalCluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever waits for it, and in the log."""
+
+    async def die(_self: Observer) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Observer, "run", die)
+    with caplog.at_level(logging.ERROR, "rocket.observer"):
+        async with await Router.open(dsns(cluster)) as router:
+            with pytest.raises(RuntimeError, match="a bug"):
+                await router.observing()
+    assert "the observer died" in caplog.text
+
+
+async def test_a_database_without_the_tables_says_what_to_run_and_that_suffices(cluster: LocalCluster) -> None:
+    """As a role that is no superuser, by what `rocket schema --role` prints, applied twice."""
+    name = f"bare{secrets.token_hex(4)}"
+    admin = await cluster.primary.connect(DATABASE)
+    await admin.execute(f"CREATE DATABASE {name}; ")
+    await admin.execute(f'CREATE ROLE "{name} ""x""" LOGIN')
+    nodes = {node: cluster.node(node).dsn(name) for node in cluster.nodes}
+    with pytest.raises(TablesUnusable, match="python -m rocket schema"):
+        await Router.open(nodes)
+    owner = await cluster.primary.connect(name)
+    for _ in range(2):
+        await owner.execute(own_tables(f'{name} "x"'))
+    assert not await owner.fetchval("SELECT to_regclass('users') IS NOT NULL")
+    granted = await owner.fetch(
+        "SELECT table_name || ' ' || string_agg(privilege_type, ' ' ORDER BY privilege_type) AS what"
+        "  FROM information_schema.role_table_grants WHERE grantee = $1 GROUP BY table_name ORDER BY 1",
+        f'{name} "x"',
+    )
+    assert {
+        "epoch_marker TRUNCATE",
+        "epochs INSERT SELECT",
+        "replica_statuses DELETE INSERT SELECT UPDATE",
+        "rocket_floors DELETE INSERT SELECT UPDATE",
+    } == {row["what"] for row in granted}
+    await owner.close()
+    await cluster.wait_for_catchup()
+    async with await Router.open(nodes) as router:
+        assert 1 == await router.session().write(lambda db: db.fetchval("SELECT 1"))
+    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await admin.execute(f'DROP ROLE "{name} ""x"""')
+    await admin.close()
+
+
+def test_nodes_come_from_the_environment() -> None:
+    """A DSN may hold equals signs."""
+    environment = {"ROCKET_PRIMARY": "postgresql://p", "ROCKET_REPLICAS": " r0=postgresql://r?a=b  r1=x "}
+    expected = {"primary": "postgresql://p", "r0": "postgresql://r?a=b", "r1": "x"}
+    assert expected == nodes_from_environment(environment)
+
+
+@pytest.mark.parametrize(
+    "replicas", ["postgresql://u:secret@h/d?a=b", "r0=", "r0=secret r0=secret", "primary=secret"]
+)
+def test_wrong_nodes_in_the_environment_are_told_of_without_their_secrets(replicas: str) -> None:
+    """There is a password in it, perhaps."""
+    with pytest.raises(InvalidSetting) as caught:
+        nodes_from_environment({"ROCKET_PRIMARY": "x", "ROCKET_REPLICAS": replicas})
+    assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidSetting, match="ROCKET_PRIMARY"):
+        nodes_from_environment({})
