@@ -11,6 +11,8 @@ import asyncio
 import os
 import re
 import sys
+import tempfile
+from pathlib import Path
 
 import aiohttp
 
@@ -34,16 +36,18 @@ CHECKS = (
 EMAIL = "fuzz@example.com"
 LONGEST_S = 300.0
 FEWEST = 5000
+HERE = Path(__file__).parents[2]
 
 
-async def schemathesis(url: str, cases: int, seed: int | None) -> tuple[int, str]:
-    """Run it; return its exit code and what it said."""
+async def schemathesis(url: str, cases: int, seed: int | None, directory: str) -> tuple[int, str]:
+    """Run it in a directory, where it keeps what it finds; return its exit code and what it said."""
     flags = ["--checks", ",".join(CHECKS), "--max-examples", str(cases), "--header", f"Authorization: {EMAIL}"]
     flags += ["--request-timeout", "10", "--continue-on-failure", "--no-color"]
     flags += ["--seed", str(seed)] if seed is not None else []
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", *flags,
-        stdout=asyncio.subprocess.PIPE, env={**os.environ, "SCHEMATHESIS_HOOKS": "tests.fuzz.hooks"},
+        stdout=asyncio.subprocess.PIPE, cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(HERE), "SCHEMATHESIS_HOOKS": "tests.fuzz.hooks"},
     )  # fmt: skip
     assert process.stdout is not None
     said = ""
@@ -66,7 +70,8 @@ async def fuzz(cases: int, seed: int | None) -> int:
     async with staged() as (server, log):
         async with aiohttp.ClientSession(server.url) as session:
             (await session.post("/users", data={"email": EMAIL})).raise_for_status()
-        code, said = await schemathesis(server.url, cases, seed)
+        with tempfile.TemporaryDirectory(prefix="rocket-fuzz-") as directory:
+            code, said = await schemathesis(server.url, cases, seed, directory)
         errors = errors_in(log)
     made = sum(int(count) for count in re.findall(r"^  ([0-9]+) generated", said, re.MULTILINE))
     print(*errors[:20], sep="\n")

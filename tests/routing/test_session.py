@@ -28,7 +28,7 @@ from rocket import (
 from rocket.errors import InvalidSetting
 from rocket.orchestrator import DATABASE
 from rocket.routing.observer import Observer
-from rocket.schema import own_tables
+from rocket.schema import tables
 from tests.conftest import dsns, paused
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ async def test_without_a_token_the_store_says_what_a_read_has_to_see(
         anew = opened.session(subject)
         assert 3 == await anew.read(notes.count)
         assert anew.last is not None
-        by_table = isinstance(opened._floors, FloorTable)  # noqa: SLF001
+        by_table = isinstance(opened._guarded._floors, FloorTable)  # noqa: SLF001
         assert (Role.REPLICA if by_table else Role.PRIMARY) == anew.last.role
     anonymous = opened.session()
     assert 3 == await anonymous.read(notes.count)
@@ -200,7 +200,7 @@ async def test_on_the_primary_after_a_replica_a_read_waits_for_commits_under_way
     cluster: LocalCluster, opened: Router[str | None], notes: Notes, subject: str | None
 ) -> None:
     """A replica may have shown them already, also a subject's first (design fact F13)."""
-    held = Held(opened._floors)  # type: ignore[arg-type] # noqa: SLF001
+    held = Held(opened._guarded._floors)  # type: ignore[arg-type] # noqa: SLF001
     reader = opened.session(subject)
     await reader.read(notes.count)  # by the primary, maybe
     await opened.session("another").write(notes.add)
@@ -211,7 +211,7 @@ async def test_on_the_primary_after_a_replica_a_read_waits_for_commits_under_way
         await Router.open(dsns(cluster), held, observer_interval_s=BEAT_S) as writers,
         paused(cluster),
     ):
-        opened.policy = Policy(lease_s=0.0)  # no replica will do
+        opened._guarded.policy = Policy(lease_s=0.0)  # noqa: SLF001  # no replica will do
         writing = asyncio.create_task(writers.session(subject).write(notes.add))
         await held.marked.wait()
         reading = asyncio.create_task(reader.read(notes.count))
@@ -280,7 +280,7 @@ async def test_a_database_without_the_tables_says_what_to_run_and_that_suffices(
         await Router.open(nodes)
     owner = await cluster.primary.connect(name)
     for _ in range(2):
-        await owner.execute(own_tables(f'{name} "x"'))
+        await owner.execute(tables(f'{name} "x"'))
     assert not await owner.fetchval("SELECT to_regclass('users') IS NOT NULL")
     granted = await owner.fetch(
         "SELECT table_name || ' ' || string_agg(privilege_type, ' ' ORDER BY privilege_type) AS what"
