@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
 
-from rocket import InvalidToken, SessionToken, tokens_from
+from rocket import InvalidToken, Session, SessionToken, tokens_from
 from rocket.web.carriers import HEADER, Carrier, Header
 from rocket.web.problems import FORESEEN, problem_of
 from rocket.web.responses import NOT_TO_BE_CACHED, session_fields
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SubjectT = TypeVar("SubjectT")
 
-KEY = "rocket"
+SESSION = web.RequestKey("rocket", Session)
 """Under which a request holds its session."""
 
 
@@ -32,7 +32,7 @@ def setup(
     subject: Callable[[web.Request], SubjectT | None] | None = None,
     carrier: Carrier | None = None,
 ) -> None:
-    """Put a `rocket.Session` at hand for each request of an application: `request["rocket"]`.
+    """Put a `rocket.Session` at hand for each request of an application: `request[SESSION]`.
 
     Its token comes in and goes out by `carrier` (`Header` unless another one is given): with every response of a
     request that has read or written, whatever becomes of it, streams included. The headers of a stream hold what
@@ -47,7 +47,7 @@ def setup(
     @web.middleware
     async def at_hand(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            request[KEY] = router().session(
+            request[SESSION] = router().session(
                 None if subject is None else subject(request),
                 carries.bring(functools.partial(_values, request)),
                 lenient=carries.lenient,
@@ -58,7 +58,7 @@ def setup(
             return web.Response(body=problem.body, status=problem.status, headers=dict(problem.fields))
 
     async def hand_out(request: web.Request, response: web.StreamResponse) -> None:
-        session = request.get(KEY)
+        session = request.get(SESSION)
         if session is None:
             return
         values = functools.partial(_values, request)

@@ -36,7 +36,7 @@ async def plain(cluster: LocalCluster) -> AsyncIterator[Router[str | None]]:
 
 async def handle(request: web.Request) -> web.StreamResponse:
     """Write, and end as the path says."""
-    session = request["rocket"]
+    session = request[for_aiohttp.SESSION]
     match request.path:
         case "/quiet":
             return web.Response()
