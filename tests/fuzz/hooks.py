@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import schemathesis  # type: ignore[import-not-found, unused-ignore]  # in the group `fuzz`
+import schemathesis  # type: ignore[import-not-found, unused-ignore]  # of the group `fuzz`
 
 _TIMELINE = re.compile(r"(1~)[1-9][0-9]{0,9}(-[0-9a-z]{8,32}~)")
 
