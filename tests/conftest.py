@@ -25,7 +25,7 @@ from rocket.postgres import faults
 from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
 from rocket.postgres.installation import SUPERUSER
 from rocket.postgres.supervisor import supervise
-from rocket.schema import schema_sql
+from rocket.schema import tables
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -42,13 +42,8 @@ ROLES = {"monitor": "rocket_monitor", "plain": "rocket_plain"}
 _MAKE_ROLES = """
     CREATE ROLE rocket_monitor LOGIN;
     CREATE ROLE rocket_plain LOGIN;
-    GRANT pg_monitor TO rocket_monitor;
-    GRANT SELECT, INSERT, UPDATE ON users TO rocket_monitor, rocket_plain;
-    GRANT SELECT, INSERT ON rides TO rocket_monitor, rocket_plain;
-    GRANT SELECT, INSERT, UPDATE, DELETE ON replica_statuses TO rocket_monitor, rocket_plain;
-    GRANT SELECT, INSERT ON epochs TO rocket_monitor, rocket_plain;
-    GRANT TRUNCATE ON epoch_marker TO rocket_monitor, rocket_plain;
 """
+_TAKE_BACK = "REVOKE pg_monitor FROM rocket_plain;"
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - private directories are made in it
 ROOM_BYTES = 4 * 2**30
@@ -127,8 +122,9 @@ def email() -> str:
 
 
 def schema() -> str:
-    """Return what makes the tables, and roles that may use them."""
-    return schema_sql() + _MAKE_ROLES
+    """Return what makes the tables, and roles with the rights that `rocket schema` gives them, or less."""
+    granted = (tables(role, demonstration=True) for role in ("rocket_monitor", "rocket_plain"))
+    return "".join((_MAKE_ROLES, *granted, _TAKE_BACK))
 
 
 def role() -> str:

@@ -54,8 +54,9 @@ class Notes:
         self.table = f"notes_{secrets.token_hex(4)}"
 
     async def make(self, db: Connection) -> None:
-        """Make the table."""
+        """Make the table, for everybody."""
         await db.execute(f"CREATE TABLE {self.table} (id int)")
+        await db.execute(f"GRANT ALL ON {self.table} TO PUBLIC")
 
     async def add(self, db: Connection) -> None:
         """Write a row."""
@@ -78,10 +79,13 @@ async def opened(cluster: LocalCluster, request: pytest.FixtureRequest) -> Async
 
 
 @pytest_asyncio.fixture
-async def notes(opened: Router[str | None]) -> Notes:
+async def notes(cluster: LocalCluster) -> Notes:
     """An empty table, on each node."""
     notes = Notes()
-    await opened.session("setup").write(notes.make)
+    admin = await cluster.primary.connect(DATABASE)
+    await notes.make(admin)
+    await admin.close()
+    await cluster.wait_for_catchup()
     return notes
 
 
