@@ -27,8 +27,10 @@ from rocket import (
 )
 from rocket.errors import InvalidSetting
 from rocket.orchestrator import DATABASE
+from rocket.postgres.installation import SUPERUSER
 from rocket.routing.observer import Observer
 from rocket.schema import tables
+from tests.attach.between import pgbouncer
 from tests.conftest import dsns, paused
 
 if TYPE_CHECKING:
@@ -156,6 +158,22 @@ async def test_work_that_writes_is_refused_by_read(
                 lambda db: db.fetchval("SHOW default_transaction_read_only")
             )
     assert 4 == await on_primary.read(notes.count)
+
+
+async def test_work_that_writes_is_refused_behind_a_pooler_too(cluster: LocalCluster) -> None:
+    """Whoever gets the session next can write in it."""
+    notes = Notes()
+    with pgbouncer(cluster, SUPERUSER) as nodes:
+        async with await Router.open(nodes, observer_interval_s=BEAT_S) as router:
+            await router.session("ann").write(notes.make)
+            for _ in range(3):
+                with pytest.raises(WriteInRead):
+                    await router.session("ann").read(notes.add)
+                await router.session("ann").write(notes.add)
+            reader = router.session("ann")
+            assert 3 == await reader.read(notes.count)
+            assert reader.last is not None
+            assert Role.PRIMARY == reader.last.role
 
 
 async def test_an_invalid_token_is_refused_or_dropped(opened: Router[str | None], notes: Notes) -> None:
