@@ -26,6 +26,8 @@ _MOST_TOKENS = 16
 
 _READ_ONLY = "SET default_transaction_read_only = on"
 """As it is on a replica. The pool takes it back with the connection."""
+_READ_ONLY_NOW = "SET TRANSACTION READ ONLY"
+"""Behind a pooler each read is in a transaction, and the connection cannot tell whether it is on the primary."""
 
 
 class Session(Generic[SubjectT]):
@@ -66,7 +68,10 @@ class Session(Generic[SubjectT]):
         """
 
         async def only_reading(node: Connection) -> ResultT:
-            if behind(node).epoch is not None:  # the primary; connections to replicas are like that from the start
+            connection = behind(node)
+            if not connection.direct:
+                await node.execute(_READ_ONLY_NOW)
+            elif connection.epoch is not None:  # the primary; replicas' connections are like that from the start
                 await node.execute(_READ_ONLY)
             return await work(node)
 
@@ -104,7 +109,8 @@ class Session(Generic[SubjectT]):
     def _drops(self, sent: Sequence[SessionToken]) -> bool:
         """Do without tokens that are not of this cluster, and tell so, where that is allowed."""
         if self._lenient and self._tokens is sent:
-            self._tokens = ()
+            kept = tuple(token for token in sent if token.epoch == self._router.board.epoch)
+            self._tokens = () if len(kept) == len(sent) else kept
         return self._lenient and bool(sent)
 
     def _went_on(self, sent: Sequence[SessionToken], answer: Answer[ResultT]) -> ResultT:

@@ -27,8 +27,10 @@ from rocket import (
 )
 from rocket.errors import InvalidSetting
 from rocket.orchestrator import DATABASE
+from rocket.postgres.installation import SUPERUSER
 from rocket.routing.observer import Observer
 from rocket.schema import tables
+from tests.attach.between import pgbouncer
 from tests.conftest import dsns, paused
 
 if TYPE_CHECKING:
@@ -162,6 +164,22 @@ async def test_work_that_writes_is_refused_by_read(
     assert 4 == await on_primary.read(notes.count)
 
 
+async def test_work_that_writes_is_refused_behind_a_pooler_too(cluster: LocalCluster) -> None:
+    """Whoever gets the session next can write in it."""
+    notes = Notes()
+    with pgbouncer(cluster, SUPERUSER) as nodes:
+        async with await Router.open(nodes, observer_interval_s=BEAT_S) as router:
+            await router.session("ann").write(notes.make)
+            for _ in range(3):
+                with pytest.raises(WriteInRead):
+                    await router.session("ann").read(notes.add)
+                await router.session("ann").write(notes.add)
+            reader = router.session("ann")
+            assert 3 == await reader.read(notes.count)
+            assert reader.last is not None
+            assert Role.PRIMARY == reader.last.role
+
+
 async def test_an_invalid_token_is_refused_or_dropped(opened: Router[str | None], notes: Notes) -> None:
     """Garbage at once, what is foreign once the primary has said so; a lenient session begins anew."""
     with pytest.raises(InvalidToken):
@@ -171,6 +189,20 @@ async def test_an_invalid_token_is_refused_or_dropped(opened: Router[str | None]
     for bad in ("garbage", FOREIGN):
         session = opened.session("ann", bad, lenient=True)
         assert 0 == await session.read(notes.count)
+        assert session.token is not None
+        assert FOREIGN not in session.token
+
+
+async def test_a_foreign_token_takes_no_other_with_it(cluster: LocalCluster, opened: Router[str | None]) -> None:
+    """Among a browser's cookies, say: what the session wrote before it had a name is covered all the same."""
+    notes = Notes()
+    await opened.session("ann").write(notes.make)
+    await cluster.wait_for_catchup()
+    async with paused(cluster):
+        unnamed = opened.session()
+        await unnamed.write(notes.add)
+        session = opened.session("ann", [FOREIGN, unnamed.token or ""], lenient=True)
+        assert 1 == await session.read(notes.count)
         assert session.token is not None
         assert FOREIGN not in session.token
 
@@ -226,6 +258,31 @@ async def test_on_the_primary_after_a_replica_a_read_waits_for_commits_under_way
         await writing
         assert 2 == await reading
     await admin.close()
+
+
+async def test_behind_a_pooler_a_read_on_the_primary_holds_no_write_up(cluster: LocalCluster) -> None:
+    """It waits for those under way, by a lock that would otherwise be held for as long as it takes."""
+    with pgbouncer(cluster, SUPERUSER) as nodes:
+        async with await Router.open(nodes, observer_interval_s=BEAT_S) as router:
+            reader = router.session("ann")
+            await reader.write(lambda db: db.fetchval("SELECT pg_logical_emit_message(true, 'test', '')"))
+            async with asyncio.timeout(DEADLINE_S):
+                while reader.last is None or reader.last.role is not Role.REPLICA:
+                    await reader.read(lambda db: db.fetchval("SELECT 1"))
+            router._guarded.policy = Policy(lease_s=0.0)  # noqa: SLF001  # no replica will do
+            begun, written = asyncio.Event(), asyncio.Event()
+
+            async def slow(db: Connection) -> int:
+                begun.set()
+                await written.wait()
+                return int(await db.fetchval("SELECT 1"))
+
+            reading = asyncio.create_task(reader.read(slow))
+            await asyncio.wait_for(begun.wait(), DEADLINE_S)
+            await router.session("ann").write(lambda db: db.fetchval("SELECT 1"))
+            written.set()
+            assert 1 == await reading
+            assert reader.last.role is Role.PRIMARY
 
 
 async def test_several_routers_on_plain_asyncio(cluster: LocalCluster) -> None:
