@@ -1,0 +1,82 @@
+"""Asks Patroni's REST API for its members: one member after the other, until one answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from rocket.errors import RocketError, in_words
+from rocket.patroni.members import parse_cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rocket.patroni.members import Member
+
+_ANSWER_S = 2.0
+"""A member that is slower is as good as none: it may be frozen, or have no way to the store behind it."""
+_OK = 200
+
+
+class PatroniSilent(RocketError):
+    """No member of Patroni's answered."""
+
+
+class RestClient:
+    """Asks the addresses that it was given, and those that the members have named since."""
+
+    def __init__(self, urls: Iterable[str]) -> None:
+        self._given = tuple(urls)
+        self._named: tuple[str, ...] = ()
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_S))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def members(self) -> tuple[Member, ...]:
+        """Return the members, as the first to answer lists them; raise `PatroniSilent` if none answers in time.
+
+        Who answered last is asked first.
+        """
+        failures = []
+        for url in dict.fromkeys((*self._named, *self._given)):
+            try:
+                members = await self._ask(url)
+            except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
+                failures.append(f"{without_secrets(url)}: {in_words(error)}")
+                continue
+            named = (base_url(member.api_url) for member in members)
+            self._named = tuple(dict.fromkeys((url, *(one for one in named if one))))
+            return members
+        raise PatroniSilent(f"Patroni does not answer ({'; '.join(failures)})")
+
+    async def _ask(self, url: str) -> tuple[Member, ...]:
+        async with self._session.get(f"{url}/cluster") as answer:
+            if answer.status != _OK:
+                raise ValueError(f"it answers with status {answer.status}")
+            return parse_cluster(await answer.text())
+
+
+def base_url(text: str) -> str:
+    """Return where a REST API is, of the address that names something there; "" for what is no such address."""
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        return ""
+    return f"{parts.scheme}://{parts.netloc}" if usable else ""
+
+
+def without_secrets(url: str) -> str:
+    """Return an address without the name and the password in it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
