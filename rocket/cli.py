@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rocket import __version__, config, logs, orchestrator
+from rocket.addresses import PRIMARY
 from rocket.bench import settings as bench_settings
 from rocket.errors import RocketError, SetupError
 from rocket.loop import run
@@ -134,6 +137,9 @@ def cluster_main(arguments: Sequence[str] | None = None, prog: str = "python clu
         commands.add_parser("down", help="end a running cluster, and the program that runs it"),
         commands.add_parser("heal", help="undo all that was done to the nodes: everything back to normal"),
     ]
+    env = commands.add_parser("env", help='print where the nodes are, for eval "$(python cluster.py env)"')
+    env.add_argument("--tcp", action="store_true", help="by TCP, with the password, rather than by socket")
+    which.append(env)
     for name, what in _NODE_COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("node", metavar="NODE", help="primary, replica0, ...")
@@ -187,6 +193,10 @@ def _long_running(given: argparse.Namespace, run_all: Any) -> int:
 async def _act(given: argparse.Namespace) -> int:
     settings = config.load(given)
     run_dir = control.find(settings.data_dir, settings.port_asked_for)
+    if given.command == "env":
+        by_tcp = given.tcp or not os.access(run_dir / "s", os.X_OK)
+        print(_exports((await control.ask(run_dir, "addresses", by_tcp=by_tcp))["nodes"]))
+        return 0
     details = {name: value for name, value in vars(given).items() if name in {"node", "delay_ms", "backend"}}
     said = await control.ask(run_dir, given.command, **details)
     if given.command != "status":
@@ -196,6 +206,13 @@ async def _act(given: argparse.Namespace) -> int:
     else:
         print("\n".join(_table(said)))
     return 0
+
+
+def _exports(nodes: dict[str, str]) -> str:
+    """Return what a shell has to evaluate so that programs find these nodes."""
+    primary = nodes.pop(PRIMARY)
+    replicas = " ".join(f"{name}={dsn}" for name, dsn in nodes.items())
+    return f"export ROCKET_PRIMARY={shlex.quote(primary)} ROCKET_REPLICAS={shlex.quote(replicas)}"
 
 
 def _table(nodes: list[dict[str, Any]]) -> list[str]:

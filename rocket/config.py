@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dotenv
 
+from rocket.addresses import PRIMARY, parse_dsn, parse_replicas
 from rocket.errors import InvalidSetting
 
 if TYPE_CHECKING:
@@ -134,10 +135,19 @@ def parse_path(value: str) -> Path:
 
 
 def _setting(
-    default: Any, env: str, read: Callable[[str], Any], metavar: str, what: str, *, also_cluster: bool = False
+    default: Any,
+    env: str,
+    read: Callable[[Any], Any],
+    metavar: str,
+    what: str,
+    *,
+    also_cluster: bool = False,
+    secret: bool = False,
+    repeated: bool = False,
 ) -> Any:
     metadata = {
-        "env": env, "read": read, "metavar": metavar, "help": what, "cluster": also_cluster,
+        "env": env, "read": read, "metavar": metavar, "help": what, "cluster": also_cluster, "secret": secret,
+        "repeated": repeated,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 
@@ -221,6 +231,19 @@ class Settings:
         "", "INSPECTOR_TOKEN", parse_token, "TOKEN",
         "who brings it may use the inspector from anywhere; without one, clients on this machine may",
     )  # fmt: skip
+    primary: str | None = _setting(
+        None, "ROCKET_PRIMARY", parse_dsn, "DSN",
+        "with --no-cluster: the primary of a cluster that is there", secret=True,
+    )  # fmt: skip
+    replica: tuple[tuple[str, str], ...] = _setting(
+        (), "ROCKET_REPLICAS", parse_replicas, "NAME=DSN",
+        "with --primary: a replica; may be given again and again, in the environment with spaces between",
+        secret=True, repeated=True,
+    )  # fmt: skip
+    nodes_file: Path | None = _setting(
+        None, "ROCKET_NODES_FILE", parse_path, "FILE",
+        "with --no-cluster: the nodes of a cluster that is there, NAME DSN a line; read again when it changes",
+    )  # fmt: skip
     given: frozenset[str] = frozenset()
     """The names of those that somebody gave."""
 
@@ -228,6 +251,17 @@ class Settings:
     def port_asked_for(self) -> int | None:
         """The port by which a running cluster is to be found, if one was named."""
         return self.postgres_port or None if "postgres_port" in self.given else None
+
+    @property
+    def nodes(self) -> dict[str, str] | None:
+        """The DSNs of the nodes that were given one by one; None if there is none. Raise `InvalidSetting`."""
+        if self.primary is None:
+            if self.replica:
+                raise InvalidSetting("--replica goes with --primary, also in the environment")
+            return None
+        if self.nodes_file is not None:
+            raise InvalidSetting("the nodes are given twice: by --primary and by --nodes-file")
+        return {PRIMARY: self.primary, **dict(self.replica)}
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, cluster_only: bool = False) -> None:
@@ -239,9 +273,10 @@ def add_arguments(parser: argparse.ArgumentParser, *, cluster_only: bool = False
             help_text = f"{each.metadata['help']} [{each.metadata['env']}=yes]"
             parser.add_argument(flag(each.name), action="store_const", const="yes", help=help_text)
             continue
-        default = "" if each.default in {None, ""} else f" (default: {_shown(each.default)})"
+        default = "" if each.default in {None, "", ()} else f" (default: {_shown(each.default)})"
         parser.add_argument(
             flag(each.name),
+            action="append" if each.metadata["repeated"] else "store",
             metavar=each.metadata["metavar"],
             help=f"{each.metadata['help']}{default} [{each.metadata['env']}]",
         )
@@ -277,7 +312,8 @@ def load(
                 try:
                     values[each.name] = each.metadata["read"](given)
                 except ValueError as error:
-                    raise InvalidSetting(f"{origin} {error}, not {given!r}") from None
+                    shown = "" if each.metadata["secret"] else f", not {given!r}"
+                    raise InvalidSetting(f"{origin} {error}{shown}") from None
                 break
     return Settings(**values, given=frozenset(values))
 

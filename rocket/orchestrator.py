@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rocket import Policy, Routing
+from rocket import Policy, Routing, topology
 from rocket.ending import Ending, Unwinding, background, ended_by_signals
 from rocket.errors import InvalidSetting
 from rocket.listeners import listeners, url_of
@@ -76,6 +76,7 @@ async def run_all(settings: Settings, parts: Parts) -> int:
                 from rocket.simulator import Simulator  # noqa: PLC0415 - as in rocket.serving
 
                 simulator = Simulator(url, rate=settings.simulator_rate, reconnect=len(held) > 1)
+            _must_agree(settings, parts)
             if parts.cluster or parts.api or parts.observer:
                 addresses = await _addresses(settings, parts, ending, stack, api)
                 service = _service(settings, addresses, observe=parts.observer)
@@ -148,6 +149,7 @@ def _service(settings: Settings, addresses: Addresses, *, observe: bool = True) 
         _log.warning("without an observer no replica is known: every never-stale read goes to the primary")
     return Service(
         nodes=addresses.nodes,
+        nodes_file=None if settings.nodes_file is None else str(settings.nodes_file.absolute()),
         routing=Routing(settings.routing),
         policy=Policy(
             lease_s=settings.lease,
@@ -209,8 +211,22 @@ async def _addresses(
         threading.Thread(target=_import_http, name="imports").start()
         cluster = await _cluster(settings, ending, stack, api)
         return Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()}, cluster)
+    given = settings.nodes if settings.nodes_file is None else topology.read_nodes(settings.nodes_file)
+    if given is not None:
+        await topology.must_be_usable(given)
+        _log.info("attached to %s", ", ".join(given))
+        return Addresses(given)
     run_dir = control.find(settings.data_dir, settings.port_asked_for)
     return Addresses(**await control.ask(run_dir, "addresses"))
+
+
+def _must_agree(settings: Settings, parts: Parts) -> None:
+    """Raise `InvalidSetting` where a cluster that is there is named, and one of our own is asked for."""
+    if parts.cluster and (settings.nodes or settings.nodes_file):
+        raise InvalidSetting(
+            "a cluster that is there is named (--primary or --nodes-file, or the environment): "
+            "give --no-cluster to use it"
+        )
 
 
 async def _cluster(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rocket import Board, Observer, Policy, Router, Routing
 from rocket.ending import background
+from rocket.topology import follow
 
 if TYPE_CHECKING:
     import socket
@@ -28,6 +30,8 @@ class Service:
     observe: bool
     """Whether replicas are observed, or nothing but roles."""
     allowed_hosts: tuple[str, ...]
+    nodes_file: str | None = None
+    """Where the nodes are read from, again and again; None if they stay as they are."""
     no_inspector: str = "The inspector is off."
     """What is answered where the inspector is not served."""
 
@@ -57,6 +61,7 @@ async def serving(
                 policy=service.policy,
                 waiting=observer.waiting,
                 routing=service.routing,
+                observer=observer,
             )
         )
         stack.callback(observer.close)
@@ -67,6 +72,9 @@ async def serving(
             inspector = Inspector(router, reach, tuple(service.nodes), service.observer_interval_s)
         await observer.run_once()  # so that the first reads find a board
         await stack.enter_async_context(background(observer.run(), "observer"))
+        if service.nodes_file is not None:
+            following = follow(Path(service.nodes_file), service.nodes, router)
+            await stack.enter_async_context(background(following, "nodes file"))
         if listener is not None:
             audience = None if inspector is None else inspector.journal.audience
             app = build_app(router, allowed_hosts=service.allowed_hosts, audience=audience)

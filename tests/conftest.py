@@ -23,6 +23,7 @@ from rocket.ending import background
 from rocket.orchestrator import DATABASE, schema_sql
 from rocket.postgres import faults
 from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
+from rocket.postgres.installation import SUPERUSER
 from rocket.postgres.supervisor import supervise
 
 if TYPE_CHECKING:
@@ -33,6 +34,20 @@ if TYPE_CHECKING:
     from pytest_aiohttp.plugin import AiohttpClient
 
 REPLICAS = 2
+
+ROLES = {"monitor": "rocket_monitor", "plain": "rocket_plain"}
+"""Of no more than `pg_monitor`, and of less, by the words that `--role` takes."""
+
+_MAKE_ROLES = """
+    CREATE ROLE rocket_monitor LOGIN;
+    CREATE ROLE rocket_plain LOGIN;
+    GRANT pg_monitor TO rocket_monitor;
+    GRANT SELECT, INSERT, UPDATE ON users TO rocket_monitor, rocket_plain;
+    GRANT SELECT, INSERT ON rides TO rocket_monitor, rocket_plain;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON replica_statuses TO rocket_monitor, rocket_plain;
+    GRANT SELECT, INSERT ON epochs TO rocket_monitor, rocket_plain;
+    GRANT TRUNCATE ON epoch_marker TO rocket_monitor, rocket_plain;
+"""
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - private directories are made in it
 ROOM_BYTES = 4 * 2**30
@@ -47,6 +62,32 @@ hypothesis.settings.register_profile("rocket", deadline=None)
 hypothesis.settings.load_profile("rocket")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests of the router be run as a role with few rights."""
+    parser.addoption("--role", choices=list(ROLES), help="who the router is to the servers (default: a superuser)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep what `dsns` has to know."""
+    global _role  # noqa: PLW0603 - one for the whole run
+    _role = ROLES.get(config.getoption("--role"))
+    config.addinivalue_line("markers", "vouched: needs statuses that vouch for connections, and so pg_monitor")
+    config.addinivalue_line("markers", "superuser: needs a role that may do anything")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what a role that may not see enough has other rules for."""
+    role = config.getoption("--role")
+    for item in items:
+        if role == "plain" and item.get_closest_marker("vouched"):
+            item.add_marker(pytest.mark.skip("needs a role that sees which life of its server a replica is in"))
+        if role is not None and item.get_closest_marker("superuser"):
+            item.add_marker(pytest.mark.skip("needs a role that may do anything"))
+
+
+_role: str | None = None
+
+
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run every test on the loop that the program runs on."""
     return {"uvloop": uvloop.new_event_loop}
@@ -55,7 +96,7 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 @pytest_asyncio.fixture(scope="session")
 async def cluster() -> AsyncIterator[LocalCluster]:
     """A primary and two replicas that stream, kept alive for the whole run."""
-    settings = ClusterSettings(replicas=REPLICAS, port=0, database=DATABASE, schema=schema_sql())
+    settings = ClusterSettings(replicas=REPLICAS, port=0, database=DATABASE, schema=schema())
     async with local_cluster(settings) as cluster, background(supervise(cluster), "supervisor"):
         yield cluster
 
@@ -84,9 +125,22 @@ def email() -> str:
     return f"{secrets.token_hex(6)}@example.com"
 
 
-def dsns(cluster: LocalCluster, *names: str) -> dict[str, str]:
-    """Return the addresses of a cluster's nodes (all, if none is named)."""
-    return {name: cluster.node(name).dsn(DATABASE) for name in names or cluster.nodes}
+def schema() -> str:
+    """Return what makes the tables, and roles that may use them."""
+    return schema_sql() + _MAKE_ROLES
+
+
+def role() -> str:
+    """Return who the router is to the servers."""
+    return _role or SUPERUSER
+
+
+def dsns(cluster: LocalCluster, *names: str, who: str | None = None) -> dict[str, str]:
+    """Return the addresses of a cluster's nodes (all, if none is named), for `who`, else for `role`."""
+    who = f"//{who or role()}@"
+    return {
+        name: cluster.node(name).dsn(DATABASE).replace(f"//{SUPERUSER}@", who) for name in names or cluster.nodes
+    }
 
 
 @pytest_asyncio.fixture

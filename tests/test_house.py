@@ -59,7 +59,8 @@ SHOWING = tuple(f"rocket.status.{name}" for name in ("members", "overview", "rep
 ROOMS = {
     # At the bottom.
     "rocket.errors": Room(()),
-    "rocket.config": Room(("rocket.errors",)),
+    "rocket.addresses": Room(()),
+    "rocket.config": Room(("rocket.errors", "rocket.addresses")),
     "rocket.consistency": Room(
         ("rocket.consistency", "rocket.errors"),
         never=("asyncio", "asyncpg", "aiohttp", "uvloop", "time", "datetime", "random", "threading"),
@@ -89,7 +90,8 @@ ROOMS = {
             "rocket.inspector",
         )
     ),
-    "rocket.serving": Room((*PUBLIC, "rocket.api", "rocket.ending", "rocket.inspector")),
+    "rocket.topology": Room((*PUBLIC, "rocket.addresses", "rocket.errors"), never=("aiohttp",)),
+    "rocket.serving": Room((*PUBLIC, "rocket.api", "rocket.ending", "rocket.inspector", "rocket.topology")),
     "rocket.workers": Room(
         (
             *PUBLIC,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rocket.consistency.status import timeline_of
@@ -30,6 +31,7 @@ class Board:
         self._ring: tuple[ReplicaStatus, ...] | None = ()
         self.primary: PrimaryStatus | None = None
         """The primary's last status; kept when it is out of reach, since `max_lag` is measured against it."""
+        self._doubted: set[str] = set()
         self._newest_timeline = 0
         self.epoch: Epoch | None = None
         """The current reign; None while it is not known, or known to be over without its successor being found."""
@@ -79,10 +81,26 @@ class Board:
         if self.primary is not None and self.primary.name == status.name and status.name not in self._replicas:
             self.primary_is_lost = True
             self._tell(status.name)
+        if status.name in self._doubted:
+            status = replace(status, incarnation=None)
         self._replicas[status.name] = status
         self._ring = None
         for tell in self.on_status:
             tell(status)
+
+    def doubt(self, name: str) -> None:
+        """From now on, take what is seen under this name for what one of several servers says.
+
+        It vouches for no connection: a status has no incarnation any more.
+        """
+        self._doubted.add(name)
+        if (status := self._replicas.get(name)) is not None:
+            self._replicas[name] = replace(status, incarnation=None)
+            self._ring = None
+
+    def trust(self, name: str) -> None:
+        """Take back what `doubt` said: the name stands for another server, or for none."""
+        self._doubted.discard(name)
 
     def forget(self, name: str) -> None:
         """Take a node's status away: it is out of reach; of a primary, what was last seen stays."""

@@ -31,8 +31,6 @@ class Reason(enum.StrEnum):
     """To the primary: a write of the session has no known commit LSN yet."""
     NO_STATUS = "no-status"
     """To the primary: the observer has seen no replica lately."""
-    NO_INCARNATION = "no-incarnation"
-    """To the primary: no replica shows which life of its server it is in (see `Incarnation`)."""
     TOO_FAR_BEHIND = "too-far-behind"
     """To the primary: every replica seen lies beyond `max_lag`."""
     OTHER_EPOCH = "other-epoch"
@@ -151,7 +149,6 @@ def worth_waiting_for(
 
 _OBSTACLES = (
     Reason.NO_STATUS,
-    Reason.NO_INCARNATION,
     Reason.TOO_FAR_BEHIND,
     Reason.OTHER_EPOCH,
     Reason.DIVERGED,
@@ -167,8 +164,6 @@ def obstacle(  # noqa: PLR0911 - in one piece: most reads come through here
     if now - status.observed_at > policy.lease_s:
         return Reason.NO_STATUS
     incarnation, epoch = status.incarnation, status.epoch
-    if incarnation is None:
-        return Reason.NO_INCARNATION  # it would vouch for no connection
     lag_bytes = 0 if (primary := board.primary) is None else primary.flush_lsn - status.replay_lsn
     if policy.max_lag_bytes is not None and lag_bytes > policy.max_lag_bytes:
         return Reason.TOO_FAR_BEHIND

@@ -34,7 +34,7 @@ class ReplicaStatus:
     replay_lsn: Lsn
     """All WAL up to here had been replayed, so every commit at or below it was visible."""
     incarnation: Incarnation | None
-    """None where the observer's role may not see it: such a status vouches for no connection."""
+    """None where it cannot be known: such a status vouches for no connection, and each read checks by itself."""
     observed_at: float
     """Monotonic seconds at which the question was sent: the status is at least as old as that says."""
     answered_at: float = 0.0

@@ -44,7 +44,7 @@ class SessionToken:
     node: str | None = None
     """The replica that served the last read; None after a read on the primary, or none at all."""
     incarnation: Incarnation | None = None
-    """The incarnation of `node` at that time; None if several replicas have been read since the primary was."""
+    """The incarnation of `node` at that time; None where it is unknown, or several have been read since."""
     _text: str | None = field(default=None, init=False, compare=False, repr=False)
     """How it was written, where it was read: what did not change need not be written anew."""
 
@@ -65,7 +65,7 @@ class SessionToken:
         earlier = _NOTHING if self.write_floor == Lsn.UNKNOWN else self.write_floor
         return replace(self, write_floor=max(earlier, flush_lsn))
 
-    def after_replica_read(self, node: str, incarnation: Incarnation, bound: Lsn | None) -> SessionToken:
+    def after_replica_read(self, node: str, incarnation: Incarnation | None, bound: Lsn | None) -> SessionToken:
         """Return the token after a read on a replica that cannot have shown more than `bound`.
 
         None stands for a bound that could not be told (design fact F6): then only the same incarnation of that

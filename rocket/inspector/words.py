@@ -21,7 +21,6 @@ _TO_THE_PRIMARY = {
     Reason.NO_FLOOR: "Nothing is known of what its user wrote last",
     Reason.WRITE_IN_PROGRESS: "Its user's last write has no known position yet",
     Reason.NO_STATUS: "No replica was observed lately",
-    Reason.NO_INCARNATION: "No replica shows which life it is in",
     Reason.TOO_FAR_BEHIND: "Every replica lies too far behind",
     Reason.OTHER_EPOCH: "No replica is known to follow this primary, or the token is of an earlier one",
     Reason.DIVERGED: "The replicas have replayed what this primary never wrote",

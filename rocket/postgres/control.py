@@ -121,7 +121,7 @@ class _Controller:
             case "status":
                 return await faults.describe(self._cluster)
             case "addresses":
-                return self._addresses()
+                return self._addresses(by_tcp=bool(request.get("by_tcp")))
             case "api":
                 return self._api
             case "down":
@@ -153,9 +153,12 @@ class _Controller:
         for tell in self._cluster.on_command:
             tell(done)
 
-    def _addresses(self) -> dict[str, object]:
-        database = self._cluster.settings.database
-        return {"nodes": {name: node.dsn(database) for name, node in self._cluster.nodes.items()}}
+    def _addresses(self, *, by_tcp: bool) -> dict[str, object]:
+        database, nodes = self._cluster.settings.database, self._cluster.nodes
+        if by_tcp:
+            password = self._cluster.password_file.read_text().rpartition(":")[2]
+            return {"nodes": {name: node.tcp_dsn(database, password) for name, node in nodes.items()}}
+        return {"nodes": {name: node.dsn(database) for name, node in nodes.items()}}
 
 
 async def _pause(_cluster: LocalCluster, node: Node, _request: _Request) -> str:

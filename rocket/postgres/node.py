@@ -307,6 +307,12 @@ class Node:
         host = quote(str(self.installation.socket_dir), safe="")
         return f"postgresql://{SUPERUSER}@/{quote(database, safe='')}?host={host}&port={self.port}"
 
+    def tcp_dsn(self, database: str, password: str) -> str:
+        """Return its address for those who cannot get to the private socket."""
+        return (
+            f"postgresql://{SUPERUSER}:{quote(password, safe='')}@127.0.0.1:{self.port}/{quote(database, safe='')}"
+        )
+
 
 def ending(exit_code: int | None) -> str:
     """Say in words how a server's process ended."""

@@ -40,7 +40,9 @@ goes back to an earlier timeline. Every read pays for this, so it touches no tab
 `pg_stat_wal_receiver` where it costs the least.
 """
 
-_ASKED = f"SELECT {SHOWN}"
+ASKED = f"SELECT {SHOWN}"
+"""The same in a statement of its own."""
+
 _NOT_STREAMING = " 0"
 _SHOWS = "SELECT coalesce((SELECT epoch FROM epochs ORDER BY timeline DESC LIMIT 1), '-')"
 """Where a replica does not stream, the newest reign's row tells, also afterwards: it never goes back."""
@@ -84,7 +86,7 @@ async def read_on_replica(
 async def _ask(connection: NodeConnection, said: str | None) -> str:
     """Let a node say what it did not say by itself, or not in full."""
     if said is None:
-        said = str(await connection.fetchval(_ASKED))
+        said = str(await connection.fetchval(ASKED))
     if said.startswith("replica") and said.endswith(_NOT_STREAMING):
         said = f"{said} {await connection.fetchval(_SHOWS)}"
     return said

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
@@ -37,28 +38,32 @@ CONNECT_TIMEOUT_S = 2.0
 """A server that takes longer to let one in is not one to read from."""
 
 _RELEASE_TIMEOUT_S = 1.0
+_CACHED_STATEMENTS = 100
+_LIVES_REMEMBERED = 32
 _IDLE_S = 300.0  # a pool gives connections that nobody used for so long back to the server
 
 _WHERE = """
-    SELECT pg_backend_pid() AS backend_pid,
-           CASE WHEN pg_is_in_recovery() THEN
+    SELECT direct, in_recovery,
+           CASE WHEN direct AND in_recovery THEN
                (SELECT pid || '@' || (extract(epoch FROM backend_start) * 1000000)::bigint
                   FROM pg_stat_activity
                  WHERE backend_type = 'startup')
            END AS incarnation,
-           CASE WHEN NOT pg_is_in_recovery() THEN
+           CASE WHEN direct AND NOT in_recovery THEN
                (SELECT epoch FROM epochs
                  WHERE timeline = ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int)
            END AS epoch,
            -- A replica that gets promoted does not take a write through here.
-           CASE WHEN pg_is_in_recovery()
+           CASE WHEN direct AND in_recovery
                 THEN set_config('default_transaction_read_only', 'on', false)
            END,
            -- The snapshot of a read must be younger than its check.
-           CASE WHEN pg_is_in_recovery()
+           CASE WHEN direct AND in_recovery
                 THEN set_config('default_transaction_isolation', 'read committed', false)
            END
+      FROM (SELECT pg_backend_pid() = $1 AS direct, pg_is_in_recovery() AS in_recovery OFFSET 0) AS here
 """
+"""Behind a pooler the session is everybody's, and nothing is set in it."""
 
 _log = logging.getLogger("rocket.router")
 
@@ -67,21 +72,28 @@ class NodeConnection(_PlainConnection):
     """A connection that knows what its server was when it was opened.
 
     It is good for one incarnation of a replica, whose crash would have ended it, or for one reign of a primary,
-    which is restarted before it becomes a replica. Only a promotion it outlives (design fact F14).
+    which is restarted before it becomes a replica. Only a promotion it outlives (design fact F14). Behind a
+    transaction pooler it is good for nothing but the transaction under way.
     """
 
-    __slots__ = ("_note", "epoch", "incarnation", "left_clean", "opened_at")
+    __slots__ = ("_note", "direct", "epoch", "incarnation", "left_clean", "opened_at", "to_replica")
 
+    direct: bool
+    """Whether its server is the one that let it in, and not a pooler."""
+    to_replica: bool
+    """Whether the server was in recovery when it was opened."""
     incarnation: Incarnation | None
     """The startup process's life; None on a primary, and where it cannot be known."""
     epoch: Epoch | None
-    """The reign; None on a replica, and where it has no name yet."""
+    """The reign; None on a replica, where it has no name yet, and behind a pooler."""
     opened_at: float
     """Monotonic seconds after which the server was asked."""
     left_clean: bool
     """Whether whoever has it has left nothing in its session: then it needs no reset."""
     _note: tuple[str, int] | None
     _protocol: Any  # asyncpg's own, whose count of queries its pool relies on as well
+    _stmt_cache: Any  # asyncpg's own
+    _stmt_cache_enabled: bool
 
     def note(self, shown: str | None) -> None:
         """Keep what the last statement said of the node, until another one is sent.
@@ -102,16 +114,48 @@ async def learn_where(connection: NodeConnection) -> None:
     """Ask a new connection what its server is, and make it read-only on a replica.
 
     Behind a transaction pooler a connection outlives its server: there the backend is not the one that the
-    protocol announced, and the incarnation stays unknown.
+    protocol announced, and neither incarnation nor epoch are known.
     """
     connection._note = None  # noqa: SLF001 - it has no __init__ of its own
     connection.left_clean = False
     connection.opened_at = time.monotonic()
-    row = await connection.fetchrow(_WHERE, timeout=CONNECT_TIMEOUT_S)
-    assert row is not None  # noqa: S101 - it has no FROM
-    direct = row["backend_pid"] == connection.get_server_pid()
-    connection.incarnation = Incarnation(row["incarnation"]) if direct and row["incarnation"] else None
-    connection.epoch = Epoch(row["epoch"]) if direct and row["epoch"] else None
+    row = await connection.fetchrow(_WHERE, connection.get_server_pid(), timeout=CONNECT_TIMEOUT_S)
+    assert row is not None  # noqa: S101 - it has one row
+    connection.direct = row["direct"]
+    connection.to_replica = row["in_recovery"]
+    connection.incarnation = Incarnation(row["incarnation"]) if row["incarnation"] else None
+    connection.epoch = Epoch(row["epoch"]) if row["epoch"] else None
+    if connection.direct:
+        _cache_statements(connection)
+
+
+def _cache_statements(connection: NodeConnection) -> None:
+    """Have statements kept prepared on the server, which asyncpg has to be told before it connects.
+
+    Nobody knows by then whether there is a pooler, which would mix up the statements of its clients.
+    """
+    connection._stmt_cache_enabled = True  # noqa: SLF001
+    connection._stmt_cache.set_max_size(_CACHED_STATEMENTS)  # noqa: SLF001
+
+
+@contextlib.asynccontextmanager
+async def in_one_piece(connection: Connection, *, read_only: bool = True) -> AsyncIterator[None]:
+    """Have all statements of the body run on one backend, and so in one life of one server.
+
+    Each sees what is visible when it begins. What the body raises rolls back and is raised as it is; a connection
+    that is lost, or whose time is over, is left as it is, to be thrown away.
+    """
+    transaction = connection.transaction(isolation="read_committed", readonly=read_only)
+    await transaction.start()
+    try:
+        yield
+    except UNREACHABLE:
+        raise
+    except Exception:
+        with contextlib.suppress(*REFUSED):
+            await transaction.rollback()
+        raise
+    await transaction.commit()
 
 
 async def connect(dsn: str) -> NodeConnection:
@@ -121,6 +165,7 @@ async def connect(dsn: str) -> NodeConnection:
         connection_class=NodeConnection,
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=CONNECT_TIMEOUT_S,
+        statement_cache_size=0,  # see `_cache_statements`
         server_settings={"application_name": "rocket observer"},
     )
     try:
@@ -153,11 +198,34 @@ def throw_away(connection: Connection) -> None:
         connection.terminate()
 
 
+class Lives:
+    """The incarnations found behind one address: a single server has them one after another."""
+
+    def __init__(self) -> None:
+        self._present: Incarnation | None = None
+        self._since = 0.0
+        self._past: deque[Incarnation] = deque(maxlen=_LIVES_REMEMBERED)
+
+    def betray_several(self, connection: NodeConnection) -> bool:
+        """Take note of a connection's; tell whether it is back after another one, as no single server's comes."""
+        found = connection.incarnation
+        if found is None or found == self._present:
+            return False
+        if found in self._past:
+            return connection.opened_at > self._since
+        if self._present is not None:
+            self._past.append(self._present)
+        self._present, self._since = found, time.monotonic()
+        return False
+
+
 class NodePool:
     """The connections to one node, whatever its role is."""
 
-    def __init__(self, name: str, limits: Limits) -> None:
+    def __init__(self, name: str, limits: Limits, on_several: Callable[[], None] | None = None) -> None:
         self.name = name
+        self._on_several = on_several
+        self._lives = Lives()
         self.resets_always = False
         """Whether each connection is reset when it is given back, as it is by asyncpg's pool as it comes."""
         self._pool: asyncpg.Pool[Any]
@@ -166,9 +234,11 @@ class NodePool:
         """Lets as many in as there may be connections."""
 
     @classmethod
-    async def to(cls, name: str, dsn: str, limits: Limits) -> NodePool:
-        """Make a pool; no connection is opened yet."""
-        made = cls(name, limits)
+    async def to(
+        cls, name: str, dsn: str, limits: Limits, on_several: Callable[[], None] | None = None
+    ) -> NodePool:
+        """Make a pool; no connection is opened yet. `on_several`: called once several servers are found there."""
+        made = cls(name, limits, on_several)
         made._pool = await asyncpg.create_pool(
             dsn,
             min_size=0,
@@ -178,6 +248,7 @@ class NodePool:
             connection_class=NodeConnection,
             init=cast("Any", made._welcome),
             reset=cast("Any", made._reset),
+            statement_cache_size=0,  # see `_cache_statements`
             server_settings={"application_name": "rocket"},
         )
         return made
@@ -189,6 +260,9 @@ class NodePool:
             connection.terminate()  # the pool would take its leave of a server that may have fallen silent
             raise
         self._connections.add(connection)
+        if self._on_several is not None and self._lives.betray_several(connection):
+            self._on_several()
+            self._on_several = None
 
     def drop(self) -> None:
         """End every connection, those at work included: the node is not what it was when they were opened."""

@@ -17,6 +17,7 @@ import asyncpg
 
 from rocket.consistency import Epoch, Lsn, SessionToken, switch_point, timeline_of
 from rocket.errors import InvalidToken, Unavailable
+from rocket.routing.failures import NotAsObserved
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,6 +35,13 @@ _REIGN = """
       LEFT JOIN epochs ON epochs.timeline = now.timeline
 """
 """Right after a promotion pg_control_checkpoint() still names the old timeline. Fails on a replica."""
+
+_REIGNS = """
+    SELECT CASE WHEN NOT pg_is_in_recovery() THEN
+               (SELECT epoch FROM epochs
+                 WHERE timeline = ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int)
+           END
+"""
 
 _BEGIN = "INSERT INTO epochs (timeline, epoch) VALUES ($1, $2) ON CONFLICT (timeline) DO NOTHING"
 _REMOVE_A_FILE = "TRUNCATE epoch_marker"
@@ -95,6 +103,12 @@ async def reign_of(primary: Connection) -> Reign:
         name = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARACTERS))
         await primary.execute(_BEGIN, row["timeline"], f"{row['timeline']}-{name}")
         named = True
+
+
+async def must_reign(primary: Connection, epoch: Epoch) -> None:
+    """Raise `NotAsObserved` unless the server that answers is the primary of `epoch`."""
+    if await primary.fetchval(_REIGNS) != epoch:
+        raise NotAsObserved(f"behind the pooler there is no primary of epoch {epoch}")
 
 
 async def have_timelines_noted(primary: Connection) -> None:

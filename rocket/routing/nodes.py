@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from typing import TYPE_CHECKING, Self
 
 from rocket.consistency import NODE_NAME
 from rocket.errors import Unavailable
-from rocket.routing.connections import NodePool, behind, throw_away
+from rocket.routing.connections import NodePool, behind, in_one_piece, throw_away
+from rocket.routing.epochs import must_reign
 from rocket.routing.failures import NotAsObserved
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from rocket.routing.limits import Limits
 
 
+_log = logging.getLogger("rocket.router")
+
+
 class Nodes:
     """A pool for each node, and the proof that goes with each connection which they lend.
 
@@ -28,7 +33,8 @@ class Nodes:
     """
 
     def __init__(self, pools: Mapping[str, NodePool], board: Board, policy: Policy, limits: Limits) -> None:
-        self._pools = pools
+        self._pools = dict(pools)
+        self._always_reset = False
         self._board = board
         self._policy = policy
         self._limits = limits
@@ -37,11 +43,36 @@ class Nodes:
     @classmethod
     async def open(cls, dsns: Mapping[str, str], board: Board, policy: Policy, limits: Limits) -> Self:
         """Make a pool for each node; raise `ValueError` for a name that a token cannot hold."""
-        for name in dsns:
-            if not NODE_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no name for a node: 1 to 63 of A-Z a-z 0-9 _ . -")
-        pools = {name: await NodePool.to(name, dsn, limits) for name, dsn in dsns.items()}
-        return cls(pools, board, policy, limits)
+        nodes = cls({}, board, policy, limits)
+        for name, dsn in dsns.items():
+            await nodes.add(name, dsn)
+        return nodes
+
+    async def add(self, name: str, dsn: str) -> None:
+        """Have one more node, or another address for one that is there; raise `ValueError` for a wrong name."""
+        if not NODE_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name for a node: 1 to 63 of A-Z a-z 0-9 _ . -")
+        pool = await NodePool.to(name, dsn, self._limits, lambda: self._doubt(name))
+        pool.resets_always = self._always_reset
+        before = self._pools.get(name)
+        self._pools[name] = pool
+        if before is not None:
+            self._board.trust(name)
+            await before.close(self._limits.attempt_s + self._limits.close_s)
+
+    async def remove(self, name: str) -> None:
+        """Have a node no more; what runs there is finished. Raise `KeyError` if there is none of that name."""
+        pool = self._pools.pop(name)
+        self._board.trust(name)
+        await pool.close(self._limits.attempt_s + self._limits.close_s)
+
+    def _doubt(self, name: str) -> None:
+        _log.warning(
+            "several servers share the address of %s: each read there checks by itself, in a transaction "
+            "(an address for each of them spares that)",
+            name,
+        )
+        self._board.doubt(name)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -60,6 +91,7 @@ class Nodes:
 
     def reset_always(self, always: bool) -> None:
         """Say whether every connection is reset when it is given back, or only where that is needed."""
+        self._always_reset = always
         for pool in self.pools:
             pool.resets_always = always
 
@@ -114,16 +146,48 @@ class Nodes:
     async def primary(self) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
         """Lend a connection to the primary, of its present reign, with its status; else raise `NotAsObserved`.
 
-        Raise `Unavailable` where no primary is known to be in office.
+        Behind a pooler it is lent inside a transaction. Raise `Unavailable` where no primary is known to be in
+        office.
         """
         primary = self.primary_in_office()
         async with self._lease(primary.name) as connection:
-            if behind(connection).epoch != primary.epoch:
-                throw_away(connection)
-                raise NotAsObserved(f"the connection to {primary.name} is not of epoch {primary.epoch}")
+            _must_not_be_of_another_reign(connection, primary.epoch)
+            if behind(connection).direct:
+                yield connection, primary
+            else:
+                async with in_reign(connection, primary.epoch):
+                    yield connection, primary
+
+    @contextlib.asynccontextmanager
+    async def primary_to_write_on(self) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
+        """Do the same outside of any transaction: behind a pooler, each is to prove by `in_reign` where it is."""
+        primary = self.primary_in_office()
+        async with self._lease(primary.name) as connection:
+            _must_not_be_of_another_reign(connection, primary.epoch)
             yield connection, primary
 
     def must_still_reign(self, epoch: Epoch) -> None:
         """Raise `NotAsObserved` unless what the primary of `epoch` has answered is the current primary's word."""
         if not self._board.reigns(epoch, time.monotonic(), self._policy.primary_lease_s):
             raise NotAsObserved(f"the primary of epoch {epoch} was replaced, or not observed, meanwhile")
+
+
+def _must_not_be_of_another_reign(connection: Connection, epoch: Epoch) -> None:
+    if (opened := behind(connection)).direct and opened.epoch != epoch:
+        throw_away(connection)
+        raise NotAsObserved(f"the connection is not to a primary of epoch {epoch}")
+
+
+@contextlib.asynccontextmanager
+async def _proved(connection: Connection, epoch: Epoch) -> AsyncIterator[None]:
+    async with in_one_piece(connection, read_only=False):
+        await must_reign(connection, epoch)
+        yield
+
+
+def in_reign(connection: Connection, epoch: Epoch) -> AbstractAsyncContextManager[None]:
+    """Have the body's statements answered by the primary of `epoch`, or none of them; else raise `NotAsObserved`.
+
+    A connection to the server itself has proved that when it was opened.
+    """
+    return contextlib.nullcontext() if behind(connection).direct else _proved(connection, epoch)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
 import time
 from typing import TYPE_CHECKING
 
-from rocket.consistency import Epoch, Lsn, PrimaryStatus, ReplicaStatus, timeline_of
+from rocket.consistency import PrimaryStatus
 from rocket.errors import in_words
 from rocket.routing import connections, status_table
 from rocket.routing.epochs import have_timelines_noted, reign_of
 from rocket.routing.failures import REFUSED, NotAsObserved
+from rocket.routing.looking import LOOK, seen_of_replica
 from rocket.routing.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -19,25 +22,28 @@ if TYPE_CHECKING:
 
     from asyncpg import Record
 
-    from rocket.consistency import Board
+    from rocket.consistency import Board, Epoch, Lsn
     from rocket.routing.connections import NodeConnection
 
 _ANSWER_TIMEOUT_S = 1.0
 """A node that takes longer to say where it is, is out of reach."""
 
-_STATUS = """
-    SELECT now.in_recovery, now.replay_lsn, now.receive_lsn,
-           (SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streamed_timeline,
-           (SELECT epoch FROM epochs ORDER BY timeline DESC LIMIT 1) AS epoch,
-           (SELECT min_recovery_end_timeline FROM pg_control_recovery()) AS applied_timeline
-      FROM (SELECT pg_is_in_recovery() AS in_recovery,
-                   pg_last_wal_replay_lsn() AS replay_lsn,
-                   pg_last_wal_receive_lsn() AS receive_lsn
-            OFFSET 0) AS now
-"""
-"""The positions come first: a timeline that is streamed after they were read is, at the earliest, theirs."""
+_WHY_CHECKED = {
+    True: "hides its startup process: each read there checks by itself, in a transaction, and asks the primary "
+    "what it may have shown (GRANT pg_monitor to rocket's role, or pg_read_all_stats, spares that)",
+    False: "is behind a connection pooler: whatever is done there checks by itself, in a transaction, where it is "
+    "(the server's own address spares that)",
+}
+"""Said once where no status can vouch for a connection, by whether the connection is to the server itself."""
 
 _log = logging.getLogger("rocket.observer")
+
+
+def _whole(connection: NodeConnection, *, read_only: bool = True) -> contextlib.AbstractAsyncContextManager[None]:
+    """Have the body's statements answered by one server, where that is not so anyway."""
+    if connection.direct:
+        return contextlib.nullcontext()
+    return connections.in_one_piece(connection, read_only=read_only)
 
 
 class _Reach:
@@ -76,6 +82,7 @@ class NodeWatch:
         self._streamed: tuple[Epoch, Lsn] | None = None
         self._elected = False
         self._to_be_noted = False
+        self._said_why_checked = False
         self._writes = _Reach(f"writing on {name}")
         self._reach = _Reach(name)
 
@@ -92,12 +99,14 @@ class NodeWatch:
 
     async def _observe(self) -> bool:
         if self._connection is None or self._connection.is_closed():
-            # Whatever was known belongs to a connection, and so perhaps to an incarnation, that has ended.
-            self.close()
-            self._board.forget(self.name)
+            if self._connection is not None:
+                # Whatever was known belongs to a connection, and so perhaps to an incarnation, that has ended.
+                self.close()
+                self._board.forget(self.name)
             self._connection = await connections.connect(self._dsn)
         asked_at = time.monotonic()
-        row = await self._connection.fetchrow(_STATUS, timeout=_ANSWER_TIMEOUT_S)
+        async with _whole(self._connection):
+            row = await self._connection.fetchrow(LOOK, timeout=_ANSWER_TIMEOUT_S)
         assert row is not None  # noqa: S101 - it has no WHERE
         if not row["in_recovery"]:
             await self._publish_primary(self._connection)
@@ -106,51 +115,39 @@ class NodeWatch:
         return True
 
     def _publish_replica(self, connection: NodeConnection, row: Record, asked_at: float) -> None:
-        if row["replay_lsn"] is None:
-            raise NotAsObserved("it replays nothing")
-        shows = None if row["epoch"] is None else Epoch(row["epoch"])
-        # The row alone is no proof: see `epochs`.
-        epoch = None if shows is None or row["applied_timeline"] != timeline_of(shows) else shows
-        replay_lsn = Lsn.from_wire(row["replay_lsn"])
-        receive_lsn = None if row["receive_lsn"] is None else Lsn.from_wire(row["receive_lsn"])
-        streaming = epoch is not None and row["streamed_timeline"] == timeline_of(epoch)
-        if epoch is not None and streaming:
-            self._streamed = (epoch, replay_lsn)
-        status = ReplicaStatus(
-            name=self.name,
-            replay_lsn=replay_lsn,
-            incarnation=connection.incarnation,
-            observed_at=asked_at,
-            answered_at=time.monotonic(),
-            receive_lsn=receive_lsn,
-            streaming=streaming,
-            streamed_lsn=self._streamed[1] if self._streamed is not None and self._streamed[0] == epoch else None,
-            epoch=epoch,
-        )
+        status = seen_of_replica(self.name, row, connection.incarnation, asked_at)
+        if status.epoch is not None and status.streaming and status.incarnation is not None:
+            self._streamed = (status.epoch, status.replay_lsn)
+        if self._streamed is not None and self._streamed[0] == status.epoch:
+            status = dataclasses.replace(status, streamed_lsn=self._streamed[1])
         if self._roles_only:
             self._board.forget(self.name)
         else:
             self._board.publish(status)
-        if self._reach.found("a replica", f"replay LSN {status.replay_lsn}") and status.incarnation is None:
-            _log.warning(
-                "%s hides its startup process (needs pg_read_all_stats, without a pooler in between): "
-                "it will not be read from",
-                self.name,
-            )
+        self._reach.found("a replica", f"replay LSN {status.replay_lsn}")
+        if status.incarnation is None:
+            self._say_why_checked(connection)
+
+    def _say_why_checked(self, connection: NodeConnection) -> None:
+        if not self._said_why_checked and (connection.to_replica or not connection.direct):
+            _log.warning("%s %s", self.name, _WHY_CHECKED[connection.direct])
+            self._said_why_checked = True
 
     async def _publish_primary(self, connection: NodeConnection) -> None:
-        if connection.incarnation is not None:
-            # It was opened to a replica, and is read-only. What the board said is over at once.
+        if connection.to_replica and connection.direct:
+            # It is read-only. What the board said is over at once.
             self._board.forget(self.name)
             self.close()
             connection = self._connection = await connections.connect(self._dsn)
         asked_at = time.monotonic()
-        reign = await reign_of(connection)
+        async with _whole(connection, read_only=False):
+            reign = await reign_of(connection)
         status = PrimaryStatus(self.name, reign.flush_lsn, asked_at, reign.epoch)
         if not self._board.publish_primary(status):
             self._reach.found("no primary to follow", f"epoch {reign.epoch} is over, or a copy; it takes nothing")
             return
         self._reach.found("the primary", f"epoch {reign.epoch}, flush LSN {reign.flush_lsn}")
+        self._say_why_checked(connection)
         self._to_be_noted |= reign.is_new
         try:
             await self._write_down(connection)
@@ -165,8 +162,17 @@ class NodeWatch:
             await have_timelines_noted(connection)
             self._to_be_noted = False
         if not self._roles_only:
+            if not connection.direct:
+                await self._record_through_pooler(connection)
+                return
             self._elected = self._elected or await status_table.elect(connection)
             if self._elected:
+                await status_table.record(connection, self._board.replicas)
+
+    async def _record_through_pooler(self, connection: NodeConnection) -> None:
+        """Be elected for one beat at a time: a session there is not ours to keep a lock in."""
+        async with connections.in_one_piece(connection, read_only=False):
+            if await status_table.elect_for_now(connection):
                 await status_table.record(connection, self._board.replicas)
 
     def close(self) -> None:
@@ -191,15 +197,46 @@ class Observer:
         """Brings what it sees to those who wait for it."""
         self.board = board
         self._interval_s = interval_s
-        self._watches = {name: NodeWatch(name, dsn, board, roles_only=roles_only) for name, dsn in nodes.items()}
+        self._roles_only = roles_only
+        self._watches: dict[str, NodeWatch] = {}
+        self._group: asyncio.TaskGroup | None = None
+        """Where the watches are at work, while they are."""
+        self._at_work: dict[str, asyncio.Task[None]] = {}
+        for name, dsn in nodes.items():
+            self.add(name, dsn)
+
+    def add(self, name: str, dsn: str) -> None:
+        """Watch one more node, or one that is watched at another address from now on."""
+        if name in self._watches:
+            self._let_go(name)
+        self._watches[name] = NodeWatch(name, dsn, self.board, roles_only=self._roles_only)
+        if self._group is not None:
+            self._set_to_work(self._group, self._watches[name])
+
+    def remove(self, name: str) -> None:
+        """Watch a node no more, and know nothing of it; raise `KeyError` if there is none of that name."""
+        self._let_go(name)
+        self.board.forget(name)
+
+    def _let_go(self, name: str) -> None:
+        watch = self._watches.pop(name)
+        if (task := self._at_work.pop(name, None)) is not None:
+            task.cancel()
+        watch.close()
+
+    def _set_to_work(self, group: asyncio.TaskGroup, watch: NodeWatch) -> None:
+        self._at_work[watch.name] = group.create_task(self._keep_watching(watch), name=f"watch {watch.name}")
 
     async def run(self) -> None:
         """Observe until cancelled. A node out of reach holds up no other, and never ends it."""
         try:
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as self._group:
                 for watch in self._watches.values():
-                    group.create_task(self._keep_watching(watch), name=f"watch {watch.name}")
+                    self._set_to_work(self._group, watch)
+                await asyncio.Event().wait()  # though there be no node: some may come
         finally:
+            self._group = None
+            self._at_work.clear()
             self.close()
 
     async def run_once(self) -> None:

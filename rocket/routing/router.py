@@ -21,7 +21,7 @@ from rocket.consistency import (
     worth_waiting_for,
 )
 from rocket.errors import InvalidToken, Unavailable
-from rocket.routing import bounds
+from rocket.routing import bounds, checks
 from rocket.routing.answer import Answer, Role, Route
 from rocket.routing.attempts import Attempts, NodeFailed
 from rocket.routing.connections import behind
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from rocket.consistency import Epoch, PrimaryStatus, ReplicaStatus
     from rocket.routing.connections import Connection, NodePool, Work
     from rocket.routing.floors import FloorStore
+    from rocket.routing.observer import Observer
     from rocket.routing.waiting import Waiting
 
 ResultT = TypeVar("ResultT")
@@ -75,8 +76,10 @@ class Router(Generic[SubjectT]):
         waiting: Waiting | None,
         limits: Limits,
         routing: Routing,
+        observer: Observer | None = None,
     ) -> None:
         self.board = board
+        self._observer = observer
         self.policy = policy
         self._routing = routing
         self._nodes = nodes
@@ -105,10 +108,12 @@ class Router(Generic[SubjectT]):
         waiting: Waiting | None = None,
         limits: Limits | None = None,
         routing: Routing = Routing.NEVER_STALE,
+        observer: Observer | None = None,
     ) -> Self:
         """Make a router for nodes by name, each given as a DSN, whatever their roles are.
 
-        `waiting` is that of the observer which keeps the board; without it no read waits for a replica.
+        `waiting` is that of the observer which keeps the board; without it no read waits for a replica. `observer`
+        is that one itself: it then gets to know what `add` and `remove` are told.
         Connections are opened when they are needed: nodes may be down. Close it with `aclose`, or use it as
         an asynchronous context manager. Raise `ValueError` for a name that a token cannot hold.
         """
@@ -121,7 +126,26 @@ class Router(Generic[SubjectT]):
             waiting=waiting,
             limits=limits,
             routing=routing,
+            observer=observer,
         )
+
+    async def add(self, name: str, dsn: str) -> None:
+        """Have one more node, or another address for one that is there; no read fails because of it.
+
+        Raise `ValueError` for a name that a token cannot hold, and for an address that cannot be one.
+        """
+        await self._nodes.add(name, dsn)
+        if self._observer is not None:
+            self._observer.add(name, dsn)
+
+    async def remove(self, name: str) -> None:
+        """Have a node no more; raise `KeyError` if there is none of that name.
+
+        Reads under way there come to their end, later ones go elsewhere. Without the primary nothing is written.
+        """
+        if self._observer is not None:
+            self._observer.remove(name)
+        await self._nodes.remove(name)
 
     async def __aenter__(self) -> Self:
         return self
@@ -198,6 +222,8 @@ class Router(Generic[SubjectT]):
             raise Unavailable("writes under way did not end in time") from None
 
         async def flushed(primary: Connection, status: PrimaryStatus) -> SessionToken:
+            if not behind(primary).direct:
+                raise NotAsObserved("behind a pooler, what was flushed cannot be told")  # it is in a transaction
             # What was committed without being flushed (`synchronous_commit = off`) is so with a later commit.
             async with primary.transaction():
                 await primary.execute(HAVE_IT_FLUSHED)
@@ -293,10 +319,27 @@ class Router(Generic[SubjectT]):
     ) -> tuple[ResultT, SessionToken]:
         """Run work on a connection that `status` vouches for; return the session's next token with the result."""
         token = route.tokens[0]
+        if status.incarnation is None:
+            return await self._read_on_checked_replica(status.name, work, route)
         bounded = functools.partial(bounds.read_on_replica, work, token.epoch)
         value, route.said, bound = await self._attempts.on_replica(status.name, status, bounded, route)
-        assert status.incarnation is not None  # noqa: S101 - it was compared with the connection's
         return value, token.after_replica_read(status.name, status.incarnation, bound)
+
+    async def _read_on_checked_replica(
+        self, name: str, work: Work[ResultT], route: Route
+    ) -> tuple[ResultT, SessionToken]:
+        """Do the same where no status can vouch for a connection; the token then names no life."""
+        token = route.tokens[0]
+        checked = functools.partial(
+            checks.read_on_replica, work, name=name, token=token, board=self.board, policy=self.policy
+        )
+        value, route.said, bound = await self._attempts.on_replica(name, None, checked, route)
+        if bound is None:
+            try:
+                bound = await self._attempts.on_primary(functools.partial(checks.shown_at_most, token), route)
+            except Unavailable as error:
+                raise NodeFailed(f"what it may have shown cannot be told: {error}") from error
+        return value, token.after_replica_read(name, None, bound)
 
     async def _read_on_primary(
         self, work: Work[ResultT], subject: SubjectT, reason: Reason, route: Route

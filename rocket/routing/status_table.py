@@ -18,6 +18,8 @@ _WRITERS_LOCK = 0x726F636B6574
 
 _ELECT = "SELECT pg_try_advisory_lock($1)"
 
+_ELECT_FOR_NOW = "SELECT pg_try_advisory_xact_lock($1)"
+
 _RECORD = """
     WITH seen AS (
         SELECT name, last_lsn FROM unnest($1::text[], $2::pg_lsn[]) AS seen(name, last_lsn)
@@ -36,6 +38,11 @@ _CAUGHT_UP = "SELECT name FROM replica_statuses WHERE last_lsn >= $1"
 async def elect(primary: Connection) -> bool:
     """Tell whether this connection is the one whose owner writes the table; it is so until it closes."""
     return bool(await primary.fetchval(_ELECT, _WRITERS_LOCK))
+
+
+async def elect_for_now(primary: Connection) -> bool:
+    """Tell the same, for the transaction under way."""
+    return bool(await primary.fetchval(_ELECT_FOR_NOW, _WRITERS_LOCK))
 
 
 async def record(primary: Connection, statuses: Sequence[ReplicaStatus]) -> None:

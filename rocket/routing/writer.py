@@ -15,9 +15,10 @@ import asyncpg
 from rocket.consistency import Lsn, Reason, SessionToken
 from rocket.errors import OutcomeUnknown, Unavailable, in_words
 from rocket.routing.answer import Answer, Role
-from rocket.routing.connections import throw_away
-from rocket.routing.epochs import standing_of
+from rocket.routing.connections import behind, throw_away
+from rocket.routing.epochs import must_reign, standing_of
 from rocket.routing.failures import REFUSED, UNREACHABLE, leaves_commit_in_doubt, speaks_against_node
+from rocket.routing.nodes import in_reign
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,17 +108,20 @@ class Writer(Generic[SubjectT]):
         try:
             async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout(deadline - time.monotonic()):
-                    connection, primary = await stack.enter_async_context(self._nodes.primary())
+                    connection, primary = await stack.enter_async_context(self._nodes.primary_to_write_on())
                     epoch = primary.epoch
-                    standing = await standing_of(tokens, connection, epoch)
+                    async with in_reign(connection, epoch):
+                        standing = await standing_of(tokens, connection, epoch)
                     transaction = connection.transaction()
-                    value = await self._up_to_commit(connection, transaction, work, subject, floor_taken)
+                    value = await self._up_to_commit(
+                        connection, transaction, epoch, work, subject, floor_taken=floor_taken
+                    )
                 commit_sent = True
                 async with asyncio.timeout(self._limits.commit_s):
                     await transaction.commit()
                 token = None
                 if floor_taken is FloorTaken.AFTER_COMMIT:
-                    token = _next_token(standing.token, epoch, await self._settle(connection, subject))
+                    token = _next_token(standing.token, epoch, await self._settle(connection, epoch, subject))
                 self._nodes.must_still_reign(epoch)
                 return Answer(value, primary.name, Role.PRIMARY, Reason.WRITE, token, standing.lost)
         except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
@@ -133,13 +137,17 @@ class Writer(Generic[SubjectT]):
         self,
         connection: Connection,
         transaction: Transaction,
+        epoch: Epoch,
         work: Work[ResultT],
         subject: SubjectT,
+        *,
         floor_taken: FloorTaken,
     ) -> ResultT:
         """Do all of a write but its COMMIT; what goes wrong is rolled back."""
         await transaction.start()
         try:
+            if not behind(connection).direct:
+                await must_reign(connection, epoch)
             return await self._write_inside(connection, work, subject, floor_taken)
         except UNREACHABLE:
             raise  # there is nobody to roll it back with; the connection is thrown away
@@ -167,10 +175,10 @@ class Writer(Generic[SubjectT]):
             await connection.execute(HAVE_IT_FLUSHED)
         return value
 
-    async def _settle(self, connection: Connection, subject: SubjectT) -> Lsn:
+    async def _settle(self, connection: Connection, epoch: Epoch, subject: SubjectT) -> Lsn:
         """Record the floor of a write that has been committed; failing to is slow, not wrong."""
         try:
-            async with asyncio.timeout(self._limits.commit_s):
+            async with asyncio.timeout(self._limits.commit_s), in_reign(connection, epoch):
                 return await self._floors.settle(connection, subject)
         except REFUSED as error:
             _log.warning("a write was committed, but its floor is not recorded: %s", in_words(error))

@@ -455,13 +455,14 @@ def test_a_status_vouches_only_for_its_own_incarnation(
     assert vouches == replica(incarnation=seen).vouches_for(incarnation)
 
 
-def test_a_replica_that_hides_its_incarnation_is_never_chosen() -> None:
-    """Its status could vouch for no connection."""
-    hidden = ReplicaStatus("replica0", Lsn.parse("0/10"), None, NOW)
+@pytest.mark.parametrize(("read_floor", "fit"), [(100, True), (101, False)])
+def test_on_a_replica_that_hides_its_incarnation_both_floors_bind(read_floor: int, fit: bool) -> None:
+    """It may have another life by now than when the session read there: nobody can tell, not even the replica."""
+    hidden = replace(replica(replay_lsn=100), incarnation=None)
+    token = replace(read_on("replica0", 100, read_floor), incarnation=None)
+    expected = Choice(hidden, Reason.CAUGHT_UP) if fit else Choice(None, Reason.NOT_CAUGHT_UP)
 
-    assert Choice(None, Reason.NO_INCARNATION) == choose(
-        wrote(Lsn.parse("0/10")), board_of(hidden), UNBOUNDED, now=NOW
-    )
+    assert expected == choose(token, board_of(hidden), UNBOUNDED, now=NOW)
 
 
 # --- whose history it follows ---

@@ -124,6 +124,7 @@ def test_a_replica_of_another_reign_fails_the_read(said: str) -> None:
         bounds.shown_by_replica(said, REIGN)
 
 
+@pytest.mark.vouched
 async def test_read_that_cannot_be_bounded_ties_the_session_to_its_replica(
     cluster: LocalCluster, observer: Observer, board: Board, router: Router[str], email: str
 ) -> None:

@@ -7,6 +7,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from rocket import Board, Observer
 from rocket.ending import background
 from rocket.orchestrator import DATABASE
@@ -15,8 +17,6 @@ from tests.conftest import dsns, paused, recorded, table
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    import pytest
 
     from rocket.postgres.cluster import LocalCluster
 
@@ -28,6 +28,7 @@ async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.vouched
 async def test_observes_every_replica_and_the_primary(
     cluster: LocalCluster, observer: Observer, board: Board
 ) -> None:
@@ -203,6 +204,8 @@ async def test_whatever_a_node_does_the_observer_goes_on(
     watch.close()
 
     class Odd:
+        direct = True
+
         def is_closed(self) -> bool:
             return False
 

@@ -107,6 +107,7 @@ async def test_busy_replica_costs_a_retry_elsewhere(
     assert ("primary", Reason.REPLICAS_FAILED) == (answer.node, answer.reason)
 
 
+@pytest.mark.vouched
 async def test_frozen_primary_is_refused_at_once_and_replicas_go_on(
     cluster: LocalCluster, observer: Observer, board: Board, router: Router[str], email: str
 ) -> None:

@@ -16,9 +16,9 @@ from rocket import Board, Lsn, Observer, OutcomeUnknown, Reason, Role, Router, S
 from rocket.api import queries
 from rocket.api.users import UserFloors
 from rocket.ending import background
-from rocket.orchestrator import DATABASE, schema_sql
+from rocket.orchestrator import DATABASE
 from rocket.postgres.cluster import ClusterSettings, local_cluster
-from tests.conftest import dsns
+from tests.conftest import dsns, schema
 from tests.routing.test_observer import until
 from tests.routing.test_races import lose_a_backend
 
@@ -49,7 +49,7 @@ async def cluster(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalCluster
     """A cluster that nobody supervises: what is promoted here is promoted behind everybody's back."""
     # A replica past the fork asks for WAL from the start of a segment, which the new primary has to have reached.
     monkeypatch.setattr("rocket.postgres.making.SEGMENT_MIB", 16)
-    settings = ClusterSettings(replicas=2, port=0, database=DATABASE, schema=schema_sql())
+    settings = ClusterSettings(replicas=2, port=0, database=DATABASE, schema=schema())
     async with local_cluster(settings) as cluster:
         yield cluster
 
@@ -225,6 +225,7 @@ async def test_a_read_under_way_on_a_replica_that_is_promoted_goes_elsewhere(
     assert len(nodes) > 1
 
 
+@pytest.mark.superuser  # who may read the history file
 async def test_what_a_promotion_lost_is_said_in_so_many_words(
     cluster: LocalCluster, watched: Observer, router: Router[str], email: str
 ) -> None:

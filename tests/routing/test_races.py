@@ -19,7 +19,7 @@ from rocket.ending import background
 from rocket.orchestrator import DATABASE
 from rocket.postgres import faults
 from rocket.routing import bounds
-from tests.conftest import dsns, paused, recorded
+from tests.conftest import dsns, paused, recorded, role
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -334,7 +334,7 @@ async def test_a_read_that_began_before_the_write_was_replayed_is_not_believed(
 MANY_TABLES = 1500
 MAKE_TABLES = f"""
     DO $$ BEGIN
-        CREATE SCHEMA doomed;
+        CREATE SCHEMA doomed AUTHORIZATION {{owner}};
         FOR n IN 1..{MANY_TABLES} LOOP EXECUTE format('CREATE TABLE doomed.t%s ()', n); END LOOP;
     END $$
 """
@@ -366,7 +366,7 @@ async def test_a_read_before_the_replay_lsn_has_moved_is_not_gone_back_behind(
     if not ours:
         monkeypatch.setattr(bounds, "shown_by_replica", bound_by_replay_lsn)
     primary = await cluster.primary.connect(DATABASE)
-    await primary.execute(MAKE_TABLES, timeout=60)
+    await primary.execute(MAKE_TABLES.format(owner=role()), timeout=60)
     await primary.execute(queries.INSERT_USER, email)
     await primary.close()
     await cluster.wait_for_catchup()

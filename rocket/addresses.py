@@ -1,0 +1,76 @@
+"""Where the nodes of a cluster that is already there are: names and DSNs, as people write them.
+
+A DSN may hold a password, so no error here repeats what it was given.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+PRIMARY = "primary"
+"""The name of the node that is given as the primary; it keeps it, whatever becomes of its role."""
+
+_NAME = re.compile("[A-Za-z0-9_.-]{1,63}")
+_SCHEMES = {"postgresql", "postgres"}
+_LIKE = "a DSN like postgresql://user@host:5432/database"
+
+
+def parse_dsn(text: str) -> str:
+    """Read a DSN; raise `ValueError` for what cannot be one."""
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in _SCHEMES and "://" in text and (parts.port is None or parts.port > 0)
+    except ValueError:  # whose words may be a part of the password
+        usable = False
+    if not usable or re.search(r"[\s\0]", text):
+        raise ValueError(f"must be {_LIKE}, with what is special in it (/, #, spaces) as %XX")
+    return text
+
+
+def parse_replicas(texts: str | Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Read `NAME=DSN`, one or several with spaces between them; raise `ValueError`."""
+    words = texts.split() if isinstance(texts, str) else [word for text in texts for word in text.split()]
+    nodes: dict[str, str] = {}
+    for word in words:
+        name, separator, dsn = word.partition("=")
+        if not separator or not _NAME.fullmatch(name):
+            raise ValueError("must be NAME=DSN, the name being 1 to 63 of A-Z a-z 0-9 _ . -")
+        _put(nodes, name, dsn)
+    if PRIMARY in nodes:
+        raise ValueError(f"must not name a replica {PRIMARY!r}")
+    return tuple(nodes.items())
+
+
+def parse_file(text: str) -> Mapping[str, str]:
+    """Read `NAME DSN`, one a line; what follows a # at a line's beginning is a comment. Raise `ValueError`."""
+    nodes: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        match line.split():
+            case []:
+                pass
+            case [first, *_] if first.startswith("#"):
+                pass
+            case [name, dsn] if _NAME.fullmatch(name):
+                try:
+                    _put(nodes, name, dsn)
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from None
+            case _:
+                raise ValueError(f"line {number} is not NAME DSN, the name being 1 to 63 of A-Z a-z 0-9 _ . -")
+    if not nodes:
+        raise ValueError("it names no node")
+    return nodes
+
+
+def _put(nodes: dict[str, str], name: str, dsn: str) -> None:
+    if name in nodes:
+        raise ValueError(f"names {name} twice")
+    try:
+        nodes[name] = parse_dsn(dsn)
+    except ValueError as error:
+        raise ValueError(f"{name}: its address {error}") from None
