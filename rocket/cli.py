@@ -130,6 +130,10 @@ def cluster_main(arguments: Sequence[str] | None = None, prog: str = "python clu
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="run a cluster in the foreground until Ctrl-C")
     config.add_arguments(up, cluster_only=True)
+    up.add_argument(
+        "--patroni", action="store_true", dest="by_patroni",
+        help="have it run by Patroni and etcd: three members, or one more than --replicas",
+    )  # fmt: skip
     status = commands.add_parser("status", help="show the nodes of a running cluster")
     status.add_argument("--json", action="store_true", help="as JSON")
     which = [
@@ -155,7 +159,8 @@ def cluster_main(arguments: Sequence[str] | None = None, prog: str = "python clu
         command.add_argument("--postgres-port", metavar="P", help="a port of the running cluster")
     given = parser.parse_args(arguments)
     if given.command == "up":
-        return _guarded(lambda: _long_running(given, orchestrator.run_cluster))
+        up_and_on = orchestrator.run_patroni if given.by_patroni else orchestrator.run_cluster
+        return _guarded(lambda: _long_running(given, up_and_on))
     return _guarded(lambda: run(_act(given)))
 
 

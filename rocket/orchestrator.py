@@ -126,6 +126,30 @@ async def run_cluster(settings: Settings) -> int:
     return OK
 
 
+async def run_patroni(settings: Settings) -> int:
+    """Run a cluster of Patroni's alone until a signal or `duration`; return the exit code."""
+    from rocket.patroni.cluster import MEMBERS, PatroniSettings, patroni_cluster  # noqa: PLC0415 - nobody else needs it
+
+    if settings.data_dir is not None:
+        raise InvalidSetting("a cluster of Patroni's is not kept: leave out --data-dir")
+    asked_for = PatroniSettings(
+        members=settings.replicas + 1 if "replicas" in settings.given else MEMBERS,
+        port=settings.postgres_port,
+        postgres_bin=settings.postgres_bin,
+        database=DATABASE,
+        schema=schema_sql(),
+    )
+    with ended_by_signals() as ending:
+        async with Unwinding(ending) as stack:
+            cluster = await stack.enter_async_context(patroni_cluster(asked_for))
+            ending.on_hurry.append(cluster.kill_all)
+            await stack.enter_async_context(background(cluster.supervise(), "supervisor"))
+            for line in cluster.how_to_use():
+                _log.info("%s", line)
+            await _until_the_end(settings, ending)
+    return OK
+
+
 async def whole_system(
     settings: Settings, ending: Ending, stack: contextlib.AsyncExitStack
 ) -> tuple[LocalCluster, str]:
@@ -150,6 +174,8 @@ def _service(settings: Settings, addresses: Addresses, *, observe: bool = True) 
     return Service(
         nodes=addresses.nodes,
         nodes_file=None if settings.nodes_file is None else str(settings.nodes_file.absolute()),
+        patroni=settings.patroni,
+        patroni_dsn=settings.patroni_dsn,
         routing=Routing(settings.routing),
         policy=Policy(
             lease_s=settings.lease,
@@ -211,7 +237,7 @@ async def _addresses(
         threading.Thread(target=_import_http, name="imports").start()
         cluster = await _cluster(settings, ending, stack, api)
         return Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()}, cluster)
-    given = settings.nodes if settings.nodes_file is None else topology.read_nodes(settings.nodes_file)
+    given = await _nodes(settings)
     if given is not None:
         await topology.must_be_usable(given)
         _log.info("attached to %s", ", ".join(given))
@@ -220,11 +246,26 @@ async def _addresses(
     return Addresses(**await control.ask(run_dir, "addresses"))
 
 
+async def _nodes(settings: Settings) -> Mapping[str, str] | None:
+    """Return the DSNs of a cluster that is there, if one is named."""
+    if settings.patroni:
+        from rocket.patroni import rest  # noqa: PLC0415 - as in rocket.serving
+        from rocket.patroni import topology as patroni  # noqa: PLC0415
+
+        if settings.nodes or settings.nodes_file:
+            raise InvalidSetting("the nodes are given twice: by --patroni, and by --primary or --nodes-file")
+        try:
+            return await patroni.find(settings.patroni, settings.patroni_dsn)
+        except rest.PatroniSilent as silence:
+            raise InvalidSetting(str(silence)) from None
+    return settings.nodes if settings.nodes_file is None else topology.read_nodes(settings.nodes_file)
+
+
 def _must_agree(settings: Settings, parts: Parts) -> None:
     """Raise `InvalidSetting` where a cluster that is there is named, and one of our own is asked for."""
-    if parts.cluster and (settings.nodes or settings.nodes_file):
+    if parts.cluster and (settings.nodes or settings.nodes_file or settings.patroni):
         raise InvalidSetting(
-            "a cluster that is there is named (--primary or --nodes-file, or the environment): "
+            "a cluster that is there is named (--primary, --nodes-file or --patroni, or the environment): "
             "give --no-cluster to use it"
         )
 

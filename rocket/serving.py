@@ -32,6 +32,10 @@ class Service:
     allowed_hosts: tuple[str, ...]
     nodes_file: str | None = None
     """Where the nodes are read from, again and again; None if they stay as they are."""
+    patroni: tuple[str, ...] = ()
+    """The REST APIs that tell which nodes there are; none if the nodes stay as they are."""
+    patroni_dsn: str = ""
+    """The template of their DSNs."""
     no_inspector: str = "The inspector is off."
     """What is answered where the inspector is not served."""
 
@@ -75,6 +79,13 @@ async def serving(
         if service.nodes_file is not None:
             following = follow(Path(service.nodes_file), service.nodes, router)
             await stack.enter_async_context(background(following, "nodes file"))
+        if service.patroni:
+            from rocket.patroni.topology import Topology  # noqa: PLC0415 - it imports aiohttp, too
+
+            topology = Topology(service.patroni, service.patroni_dsn, service.nodes, router)
+            await stack.enter_async_context(topology)
+            await topology.look()  # so that nobody is read from who takes no reads
+            await stack.enter_async_context(background(topology.run(), "topology"))
         if listener is not None:
             audience = None if inspector is None else inspector.journal.audience
             app = build_app(router, allowed_hosts=service.allowed_hosts, audience=audience)

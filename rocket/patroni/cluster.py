@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from rocket.postgres.account import Account
     from rocket.postgres.directories import RunDirectory
 
+MEMBERS = 3
+"""As many as it takes for a replica to be left when the leader is lost, and for reads to choose."""
+
 _START_S = 90.0
 """Until all members stream: one is made by initdb, the others as base backups of it."""
 _POLL_S = 0.1
@@ -56,7 +59,7 @@ _log = logging.getLogger("rocket.patroni")
 class PatroniSettings:
     """What a local Patroni cluster is made of."""
 
-    members: int = 3
+    members: int = MEMBERS
     port: int = 5433
     """Of the first member; the others have the next ones. 0: any free ones, also for the REST API."""
     postgres_bin: Path | None = None
@@ -97,6 +100,16 @@ class PatroniCluster:
     def control(self) -> str:
         """The beginning of a command line by which people talk to Patroni."""
         return programs.patronictl(next(iter(self.nodes.values())).home / CONFIGURATION)
+
+    def how_to_use(self) -> list[str]:
+        """Return lines that tell people what they can do with it."""
+        way = f"-h {HOST} -p {next(iter(self.nodes.values())).port} -U {SUPERUSER} {self.settings.database}"
+        source = f"--patroni {','.join(self.urls)} --patroni-dsn '{self.dsn_template}'"
+        return [
+            f"connect:  PGPASSFILE={self.password_file} psql {way}",
+            f"Patroni:  {self.control} list",
+            f"rocket:   python -m rocket run-all --no-cluster {source}",
+        ]
 
     async def members(self) -> dict[str, Member]:
         """Return the members as Patroni lists them; raise `PatroniSilent`."""
@@ -257,15 +270,10 @@ async def patroni_cluster(settings: PatroniSettings) -> AsyncIterator[PatroniClu
                 tags=(settings.tags or {}).get(name, {}),
             )
             _write_private(home / CONFIGURATION, text, account)
-            # Root cannot change to the account before it has passed the directories on the way to the interpreter.
-            patroni = Daemon(
-                f"the Patroni of {name}",
-                (*found.patroni, home / CONFIGURATION),
-                home / "server.log",
-                None,
-                _PATRONI_ENDS_S,
-            )
-            cluster.nodes[name] = PatroniNode(name, home, port, rest_port, keys.superuser, patroni)
+            # Its command line changes the account by itself.
+            arguments = (*found.patroni, str(home / CONFIGURATION))
+            patroni = Daemon(f"the Patroni of {name}", arguments, home / "server.log", None, _PATRONI_ENDS_S)
+            cluster.nodes[name] = PatroniNode(name, home, (port, rest_port), keys.superuser, patroni)
         cluster.client = RestClient(cluster.urls)
         run.describe(
             directories.RunDescription(

@@ -27,12 +27,12 @@ _CONNECT_S = 5.0
 class PatroniNode:
     """A member by name, whatever its role is."""
 
-    def __init__(self, name: str, home: Path, port: int, rest_port: int, password: str, patroni: Daemon) -> None:
+    def __init__(self, name: str, home: Path, ports: tuple[int, int], password: str, patroni: Daemon) -> None:
         self.name = name
         self.home = home
         self.data_dir = home / "data"
         self.patroni_log = home / "patroni.log"
-        self.port = port
+        self.port, rest_port = ports
         self.url = f"http://{HOST}:{rest_port}"
         self.patroni = patroni
         self._password = password
@@ -60,7 +60,7 @@ class PatroniNode:
     async def end_postgres(self) -> None:
         """Kill what is left of its Postgres, and wait until that is gone."""
         deadline = time.monotonic() + _GONE_S
-        while end_server_processes(self.data_dir) and time.monotonic() < deadline:
+        while end_server_processes(self.data_dir) and time.monotonic() < deadline:  # noqa: ASYNC110 - the kernel's
             await asyncio.sleep(_POLL_S)
 
     def freeze(self) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from rocket.errors import RocketError, in_words
+from rocket.patroni.addresses import base_url, without_secrets
 from rocket.patroni.members import parse_cluster
 
 if TYPE_CHECKING:
@@ -64,19 +64,3 @@ class RestClient:
             if answer.status != _OK:
                 raise ValueError(f"it answers with status {answer.status}")
             return parse_cluster(await answer.text())
-
-
-def base_url(text: str) -> str:
-    """Return where a REST API is, of the address that names something there; "" for what is no such address."""
-    try:
-        parts = urlsplit(text)
-        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:
-        return ""
-    return f"{parts.scheme}://{parts.netloc}" if usable else ""
-
-
-def without_secrets(url: str) -> str:
-    """Return an address without the name and the password in it."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

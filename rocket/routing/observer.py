@@ -73,11 +73,14 @@ class _Reach:
 class NodeWatch:
     """Owns the observing connection to one node, and what the board says of it."""
 
-    def __init__(self, name: str, dsn: str, board: Board, *, roles_only: bool = False) -> None:
+    def __init__(
+        self, name: str, dsn: str, board: Board, *, roles_only: bool = False, takes_reads: bool = True
+    ) -> None:
         self.name = name
         self._dsn = dsn
         self._board = board
         self._roles_only = roles_only
+        self._takes_reads = takes_reads
         self._connection: NodeConnection | None = None
         self._streamed: tuple[Epoch, Lsn] | None = None
         self._elected = False
@@ -120,7 +123,7 @@ class NodeWatch:
             self._streamed = (status.epoch, status.replay_lsn)
         if self._streamed is not None and self._streamed[0] == status.epoch:
             status = dataclasses.replace(status, streamed_lsn=self._streamed[1])
-        if self._roles_only:
+        if self._roles_only or not self._takes_reads:
             self._board.forget(self.name)
         else:
             self._board.publish(status)
@@ -205,11 +208,16 @@ class Observer:
         for name, dsn in nodes.items():
             self.add(name, dsn)
 
-    def add(self, name: str, dsn: str) -> None:
-        """Watch one more node, or one that is watched at another address from now on."""
+    def add(self, name: str, dsn: str, *, takes_reads: bool = True) -> None:
+        """Watch one more node, or one that is watched at another address from now on.
+
+        One that takes no reads takes none as a replica.
+        """
         if name in self._watches:
             self._let_go(name)
-        self._watches[name] = NodeWatch(name, dsn, self.board, roles_only=self._roles_only)
+        self._watches[name] = NodeWatch(
+            name, dsn, self.board, roles_only=self._roles_only, takes_reads=takes_reads
+        )
         if self._group is not None:
             self._set_to_work(self._group, self._watches[name])
 

@@ -129,14 +129,15 @@ class Router(Generic[SubjectT]):
             observer=observer,
         )
 
-    async def add(self, name: str, dsn: str) -> None:
+    async def add(self, name: str, dsn: str, *, takes_reads: bool = True) -> None:
         """Have one more node, or another address for one that is there; no read fails because of it.
 
+        One that takes no reads is there to become the primary.
         Raise `ValueError` for a name that a token cannot hold, and for an address that cannot be one.
         """
         await self._nodes.add(name, dsn)
         if self._observer is not None:
-            self._observer.add(name, dsn)
+            self._observer.add(name, dsn, takes_reads=takes_reads)
 
     async def remove(self, name: str) -> None:
         """Have a node no more; raise `KeyError` if there is none of that name.
