@@ -128,7 +128,8 @@ async def run_cluster(settings: Settings) -> int:
 
 async def run_patroni(settings: Settings) -> int:
     """Run a cluster of Patroni's alone until a signal or `duration`; return the exit code."""
-    from rocket.patroni.cluster import MEMBERS, PatroniSettings, patroni_cluster  # noqa: PLC0415 - nobody else needs it
+    from rocket.patroni.cluster import MEMBERS, PatroniSettings  # noqa: PLC0415 - nobody else needs it
+    from rocket.patroni.making import patroni_cluster  # noqa: PLC0415 - the same
 
     if settings.data_dir is not None:
         raise InvalidSetting("a cluster of Patroni's is not kept: leave out --data-dir")

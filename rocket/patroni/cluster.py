@@ -5,36 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import secrets
 import signal
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import psutil
-
-from rocket.errors import PortInUse, ServerFailedToStart, ServerKeepsDying, failing_plainly
+from rocket.errors import ServerFailedToStart, ServerKeepsDying, failing_plainly
 from rocket.patroni import programs
-from rocket.patroni.configuration import HOST, SUPERUSER, Secrets, member_configuration
-from rocket.patroni.daemon import Daemon
-from rocket.patroni.node import PatroniNode
+from rocket.patroni.configuration import HOST, SUPERUSER
 from rocket.patroni.rest import PatroniSilent, RestClient
-from rocket.postgres import directories, placement
-from rocket.postgres.account import server_account
-from rocket.postgres.binaries import locate
 from rocket.postgres.database import prepare_database
 from rocket.postgres.process import end_server_processes
 from rocket.postgres.restarts import RestartPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
+    from rocket.patroni.daemon import Daemon
     from rocket.patroni.members import Member
-    from rocket.postgres.account import Account
-    from rocket.postgres.directories import RunDirectory
+    from rocket.patroni.node import PatroniNode
 
 MEMBERS = 3
 """As many as it takes for a replica to be left when the leader is lost, and for reads to choose."""
@@ -42,11 +33,6 @@ MEMBERS = 3
 _START_S = 90.0
 """Until all members stream: one is made by initdb, the others as base backups of it."""
 _POLL_S = 0.1
-_PATRONI_ENDS_S = 15.0
-"""It takes Postgres down, by a fast shutdown, before it ends."""
-_ETCD_ENDS_S = 3.0
-_FIRST_REST_PORT = 8008
-"""Patroni's own; of the first member, unless ports are left to us."""
 _STREAMING = "streaming"
 _CHECK_S = 0.2
 CONFIGURATION = "patroni.json"
@@ -66,7 +52,7 @@ class PatroniSettings:
     database: str = "postgres"
     schema: str = ""
     """SQL that makes the tables, harmless to apply again."""
-    tags: Mapping[str, dict[str, bool]] | None = None
+    tags: Mapping[str, Mapping[str, bool]] | None = None
     """Patroni's tags, by member."""
 
 
@@ -74,16 +60,19 @@ class PatroniCluster:
     """The members, as subprocesses of this program."""
 
     def __init__(
-        self, settings: PatroniSettings, run: RunDirectory, data_dir: Path, etcd: Daemon, etcd_port: int
+        self,
+        settings: PatroniSettings,
+        nodes: Mapping[str, PatroniNode],
+        etcd: Daemon,
+        client: RestClient,
+        password_file: Path,
     ) -> None:
         self.settings = settings
-        self.run_dir = run.path
-        self.data_dir = data_dir
-        self.password_file = run.path / "pgpass"
+        self.nodes = nodes
         self.etcd = etcd
-        self.etcd_port = etcd_port
-        self.nodes: dict[str, PatroniNode] = {}
-        self.client: RestClient
+        self.password_file = password_file
+        """The superuser's, in libpq's own format."""
+        self._client = client
 
     @property
     def urls(self) -> list[str]:
@@ -113,7 +102,7 @@ class PatroniCluster:
 
     async def members(self) -> dict[str, Member]:
         """Return the members as Patroni lists them; raise `PatroniSilent`."""
-        return {member.name: member for member in await self.client.members()}
+        return {member.name: member for member in await self._client.members()}
 
     async def leader(self) -> PatroniNode:
         """Return the member that leads now; raise `PatroniSilent` if there is none."""
@@ -133,7 +122,6 @@ class PatroniCluster:
         try:
             async with asyncio.timeout(_START_S):
                 await self.etcd.start()
-                await self._until(self._etcd_listens)
                 for node in self.nodes.values():
                     await node.start()
                 await self._until(self._has_leader)
@@ -153,14 +141,6 @@ class PatroniCluster:
                 if daemon.wanted and daemon.pid is None:
                     raise ServerFailedToStart(f"{daemon.name} died while starting:\n{daemon.last_words()}")
             await asyncio.sleep(_POLL_S)
-
-    async def _etcd_listens(self) -> bool:
-        try:
-            _, writer = await asyncio.open_connection(HOST, self.etcd_port)
-        except OSError:
-            return False
-        writer.close()
-        return True
 
     async def _has_leader(self) -> bool:
         with contextlib.suppress(PatroniSilent):
@@ -206,7 +186,7 @@ class PatroniCluster:
                 await asyncio.gather(*(node.stop() for node in nodes if node is not None))
             await self.etcd.stop()
         finally:
-            await self.client.close()
+            await self._client.close()
             self.kill_all()
         _log.info("Patroni, etcd and Postgres stopped in %.2f s", time.monotonic() - began)
 
@@ -231,119 +211,3 @@ async def _keep(daemon: Daemon) -> None:
             await asyncio.sleep(pause_s)
             if daemon.wanted:
                 await daemon.start()
-
-
-@contextlib.asynccontextmanager
-async def patroni_cluster(settings: PatroniSettings) -> AsyncIterator[PatroniCluster]:
-    """Run a cluster of Patroni's for as long as the context lasts, and leave nothing of it behind.
-
-    Raise `SetupError` where the machine does not allow it, and `ServerFailedToStart`.
-    """
-    for line in await asyncio.to_thread(directories.clear_up_after_the_dead):
-        _log.warning("%s", line)
-    await asyncio.to_thread(_end_orphans)
-    account = server_account()
-    found = programs.find(account)
-    names = [f"node{number}" for number in range(1, settings.members + 1)]
-    ports, rest_ports, (etcd_port, peer_port) = _ports(settings, len(names))
-    run = directories.RunDirectory.create(account)
-    try:
-        binaries = await locate(settings.postgres_bin, account, run.scratch)
-        data_dir = placement.apart(run.scratch).resolve()
-        _make_dir(data_dir, account)
-        etcd = _etcd(found, data_dir / "etcd", account, etcd_port, peer_port)
-        cluster = PatroniCluster(settings, run, data_dir, etcd, etcd_port)
-        keys = Secrets(*(secrets.token_urlsafe(24) for _ in range(3)))
-        _write_private(cluster.password_file, f"{HOST}:*:*:{SUPERUSER}:{keys.superuser}\n", None)
-        for name, port, rest_port in zip(names, ports, rest_ports, strict=True):
-            home = data_dir / name
-            _make_dir(home, account)
-            text = member_configuration(
-                name=name,
-                home=home,
-                port=port,
-                rest_port=rest_port,
-                etcd_port=etcd_port,
-                bin_dir=binaries.directory,
-                major=binaries.major,
-                secrets=keys,
-                tags=(settings.tags or {}).get(name, {}),
-            )
-            _write_private(home / CONFIGURATION, text, account)
-            # Its command line changes the account by itself.
-            arguments = (*found.patroni, str(home / CONFIGURATION))
-            patroni = Daemon(f"the Patroni of {name}", arguments, home / "server.log", None, _PATRONI_ENDS_S)
-            cluster.nodes[name] = PatroniNode(name, home, (port, rest_port), keys.superuser, patroni)
-        cluster.client = RestClient(cluster.urls)
-        run.describe(
-            directories.RunDescription(
-                pid=os.getpid(),
-                data_dir=str(data_dir),
-                temporary=True,
-                ports={node.name: node.port for node in cluster.nodes.values()},
-                database=settings.database,
-            )
-        )
-        try:
-            await cluster.start()
-            yield cluster
-        finally:
-            await cluster.stop()
-    finally:
-        await asyncio.to_thread(run.remove)
-
-
-def _etcd(found: programs.Programs, home: Path, account: Account | None, port: int, peer_port: int) -> Daemon:
-    _make_dir(home, account)
-    clients, peers = f"http://{HOST}:{port}", f"http://{HOST}:{peer_port}"
-    arguments = (
-        found.etcd,
-        "--name=rocket",
-        f"--data-dir={home / 'data'}",
-        f"--listen-client-urls={clients}",
-        f"--advertise-client-urls={clients}",
-        f"--listen-peer-urls={peers}",
-        f"--initial-advertise-peer-urls={peers}",
-        f"--initial-cluster=rocket={peers}",
-        "--logger=zap",
-        "--log-outputs=stderr",
-    )
-    return Daemon("etcd", arguments, home / "etcd.log", account, _ETCD_ENDS_S)
-
-
-def _ports(settings: PatroniSettings, members: int) -> tuple[list[int], list[int], tuple[int, int]]:
-    """Return the ports of the servers, of the REST APIs, and of etcd for clients and peers."""
-    free: set[int] = set()
-    while len(free) < 2 * members + 2:
-        free.add(directories.free_port())
-    ports = [free.pop() for _ in range(members)]
-    rest_ports = [free.pop() for _ in range(members)]
-    if settings.port:
-        ports = list(range(settings.port, settings.port + members))
-        rest_ports = list(range(_FIRST_REST_PORT, _FIRST_REST_PORT + members))
-    for port in (*ports, *rest_ports):
-        if not directories.port_is_free(port):
-            raise PortInUse(f"port {port} is in use{directories.port_holder(port)}: try --postgres-port 0")
-    return ports, rest_ports, (free.pop(), free.pop())
-
-
-def _make_dir(path: Path, account: Account | None) -> None:
-    path.mkdir(mode=0o700)
-    if account is not None:
-        account.own(path)
-
-
-def _write_private(path: Path, text: str, account: Account | None) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    if account is not None:
-        account.own(path)
-
-
-def _end_orphans() -> None:
-    """Kill each Patroni whose program died while it was halted, so that it never came to its own end."""
-    for process in psutil.process_iter(["cmdline"]):
-        *_, last = process.info["cmdline"] or [""]
-        if last.endswith(f"/{CONFIGURATION}") and "rocket-" in last and not Path(last).exists():
-            with contextlib.suppress(psutil.Error):
-                process.kill()

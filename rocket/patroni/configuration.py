@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 SCOPE = "rocket"
@@ -72,7 +73,7 @@ def member_configuration(
     bin_dir: Path,
     major: int,
     secrets: Secrets,
-    tags: dict[str, bool],
+    tags: Mapping[str, bool],
 ) -> str:
     """Return the text of one member's configuration file: JSON, which is YAML."""
     return json.dumps(
@@ -108,7 +109,7 @@ def member_configuration(
                 ],
                 "parameters": _PARAMETERS | (_NO_WORKERS if major >= _IO_METHOD_SINCE else {}),
             },
-            "tags": tags,
+            "tags": dict(tags),
         },
         indent=1,
     )
