@@ -164,6 +164,18 @@ async def whole_system(
     return cluster, url
 
 
+async def attached(settings: Settings, ending: Ending, stack: contextlib.AsyncExitStack) -> str:
+    """Bring up API and observer on a cluster that is there, for `stack` to take down; return the API's URL."""
+    held = stack.enter_context(listeners(settings))
+    url = url_of(settings, held)
+    nodes = await _nodes(settings)
+    if nodes is None:
+        raise InvalidSetting("no cluster is named")
+    reach = _reach(settings, url, None, None)
+    await stack.enter_async_context(_served(_service(settings, Addresses(nodes)), held, settings, ending, reach))
+    return url
+
+
 def _api(url: str, held: Sequence[socket.socket]) -> Mapping[str, object] | None:
     """Return what others may know of the API, if this program serves one."""
     return {"url": url, "workers": len(held)} if held else None

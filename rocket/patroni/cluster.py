@@ -33,7 +33,7 @@ MEMBERS = 3
 _START_S = 90.0
 """Until all members stream: one is made by initdb, the others as base backups of it."""
 _POLL_S = 0.1
-_STREAMING = "streaming"
+_RUNNING, _STREAMING = "running", "streaming"
 _CHECK_S = 0.2
 CONFIGURATION = "patroni.json"
 """In each member's directory."""
@@ -65,7 +65,9 @@ class PatroniCluster:
         nodes: Mapping[str, PatroniNode],
         etcd: Daemon,
         client: RestClient,
+        *,
         password_file: Path,
+        login: tuple[str, str],
     ) -> None:
         self.settings = settings
         self.nodes = nodes
@@ -73,6 +75,7 @@ class PatroniCluster:
         self.password_file = password_file
         """The superuser's, in libpq's own format."""
         self._client = client
+        self._login = login
 
     @property
     def urls(self) -> list[str]:
@@ -111,6 +114,19 @@ class PatroniCluster:
                 return self.nodes[member.name]
         raise PatroniSilent("Patroni has no leader")
 
+    async def is_whole(self) -> bool:
+        """Tell whether there is a leader, and all others stream from it."""
+        with contextlib.suppress(PatroniSilent):
+            members = await self.members()
+            return len(members) == len(self.nodes) and all(
+                member.state == (_RUNNING if member.leads else _STREAMING) for member in members.values()
+            )
+        return False
+
+    async def order(self, node: PatroniNode, what: str, **body: object) -> None:
+        """Have a member's Patroni do something (`switchover`, say); raise `PatroniSilent` if it fails."""
+        await self._client.order(node.url, what, self._login, **body)
+
     # --- the beginning ---
 
     async def start(self) -> None:
@@ -128,7 +144,7 @@ class PatroniCluster:
                 _log.info("%-28s %5.2f s", "a leader", time.monotonic() - began)
                 leader = await self.leader()
                 await prepare_database(leader, self.settings.database, self.settings.schema)
-                await self._until(self._all_stream)
+                await self._until(self.is_whole)
         except TimeoutError:
             raise ServerFailedToStart(
                 f"Patroni's cluster did not come up within {_START_S:g} s:\n{self._last_words()}"
@@ -144,15 +160,7 @@ class PatroniCluster:
 
     async def _has_leader(self) -> bool:
         with contextlib.suppress(PatroniSilent):
-            return any(member.leads and member.state == "running" for member in (await self.members()).values())
-        return False
-
-    async def _all_stream(self) -> bool:
-        with contextlib.suppress(PatroniSilent):
-            members = await self.members()
-            return len(members) == len(self.nodes) and all(
-                member.leads or member.state == _STREAMING for member in members.values()
-            )
+            return any(member.leads and member.state == _RUNNING for member in (await self.members()).values())
         return False
 
     def _daemons(self) -> Iterator[Daemon]:

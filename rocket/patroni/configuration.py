@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCOPE = "rocket"
-SUPERUSER, REPLICATOR = "postgres", "replicator"
+SUPERUSER, REPLICATOR, REST_USER = "postgres", "replicator", "rocket"
 HOST = "127.0.0.1"
 """Where everything listens, and nowhere else."""
 
@@ -84,9 +84,9 @@ def member_configuration(
             "restapi": {
                 "listen": f"{HOST}:{rest_port}",
                 "connect_address": f"{HOST}:{rest_port}",
-                "authentication": {"username": "rocket", "password": secrets.rest},
+                "authentication": {"username": REST_USER, "password": secrets.rest},
             },
-            "ctl": {"authentication": {"username": "rocket", "password": secrets.rest}},
+            "ctl": {"authentication": {"username": REST_USER, "password": secrets.rest}},
             "etcd3": {"host": f"{HOST}:{etcd_port}"},
             "bootstrap": {
                 "dcs": _DYNAMIC,

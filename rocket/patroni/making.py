@@ -16,7 +16,7 @@ import psutil
 from rocket.errors import PortInUse
 from rocket.patroni import programs
 from rocket.patroni.cluster import CONFIGURATION, PatroniCluster
-from rocket.patroni.configuration import HOST, SUPERUSER, Secrets, member_configuration
+from rocket.patroni.configuration import HOST, REST_USER, SUPERUSER, Secrets, member_configuration
 from rocket.patroni.daemon import Daemon
 from rocket.patroni.node import PatroniNode
 from rocket.patroni.rest import RestClient
@@ -25,7 +25,7 @@ from rocket.postgres.account import server_account
 from rocket.postgres.binaries import locate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from rocket.patroni.cluster import PatroniSettings
     from rocket.postgres.account import Account
@@ -110,11 +110,12 @@ def _made(settings: PatroniSettings, run: RunDirectory, tools: _Tools, ports: _P
     password_file = run.path / "pgpass"
     _write_private(password_file, f"{HOST}:*:*:{SUPERUSER}:{keys.superuser}\n", None)
     etcd = _etcd(tools, data_dir / "etcd", ports)
+    tags = settings.tags or {}
     nodes = {
         name: _node(
-            name, data_dir / name, member_ports, tools, ports.etcd, keys, (settings.tags or {}).get(name, {})
+            name, data_dir / name, own, tools=tools, etcd_port=ports.etcd, keys=keys, tags=tags.get(name, {})
         )
-        for name, member_ports in ports.members.items()
+        for name, own in ports.members.items()
     }
     run.describe(
         directories.RunDescription(
@@ -126,18 +127,19 @@ def _made(settings: PatroniSettings, run: RunDirectory, tools: _Tools, ports: _P
         )
     )
     client = RestClient(node.url for node in nodes.values())
-    return PatroniCluster(settings, nodes, etcd, client, password_file)
+    login = (REST_USER, keys.rest)
+    return PatroniCluster(settings, nodes, etcd, client, password_file=password_file, login=login)
 
 
 def _node(
     name: str,
     home: Path,
     ports: tuple[int, int],
-    *
+    *,
     tools: _Tools,
     etcd_port: int,
     keys: Secrets,
-    tags: dict[str, bool],
+    tags: Mapping[str, bool],
 ) -> PatroniNode:
     _make_dir(home, tools.account)
     text = member_configuration(

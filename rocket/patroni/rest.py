@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 _ANSWER_S = 2.0
 """A member that is slower is as good as none: it may be frozen, or have no way to the store behind it."""
-_OK = 200
+_ORDER_S = 30.0
+"""A switchover is answered when it is over."""
+_OK, _REFUSED = 200, 400
 
 
 class PatroniSilent(RocketError):
@@ -58,6 +60,16 @@ class RestClient:
             self._named = tuple(dict.fromkeys((url, *(one for one in named if one))))
             return members
         raise PatroniSilent(f"Patroni does not answer ({'; '.join(failures)})")
+
+    async def order(self, url: str, what: str, login: tuple[str, str], **body: object) -> None:
+        """Have the member at `url` do something; raise `PatroniSilent` if it refuses, or does not answer."""
+        auth, patience = aiohttp.BasicAuth(*login), aiohttp.ClientTimeout(total=_ORDER_S)
+        try:
+            async with self._session.post(f"{url}/{what}", json=body, auth=auth, timeout=patience) as answer:
+                if answer.status >= _REFUSED:
+                    raise PatroniSilent(f"Patroni refuses {what}: {await answer.text()}")
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise PatroniSilent(f"Patroni did not answer to {what}: {in_words(error)}") from None
 
     async def _ask(self, url: str) -> tuple[Member, ...]:
         async with self._session.get(f"{url}/cluster") as answer:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from rocket.config import ROUTINGS, parse_duration, parse_one_of, parse_path, parse_wait, parse_whole
 from rocket.errors import InvalidSetting
+from rocket.torture.history import FAILOVERS
 from rocket.torture.schedule import KINDS, plan
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _LARGEST_SEED = 999_999_999
 _MOST_SESSIONS = 1000
 _MOST_REPLICAS = 20
+_MOST_FAILOVERS = 1000
 
 _FLAGS = {
     "seed": ("N", "of the faults' schedule (default: random)"),
@@ -32,6 +34,7 @@ _FLAGS = {
     "sessions": ("N", "clients at a time (default: 24)"),
     "routing": ("HOW", "never-stale; or, to see it convicted: article, random (default: never-stale)"),
     "replicas": ("N", "replicas beside the primary (default: 4)"),
+    "failovers": ("N", "with --patroni: how many there are (default: 10)"),
     "history": ("FILE", "where it is recorded (default: a temporary file, kept unless it held)"),
     "postgres-bin": ("DIR", "Postgres programs to use instead of those that come with rocket"),
 }
@@ -55,6 +58,8 @@ class TortureSettings:
     """Whether the history was asked for, and is kept whatever it says."""
     postgres_bin: Path | None
     schedule: tuple[PlannedFault, ...]
+    failovers: int = 0
+    """On a cluster of Patroni's, how many failovers there are; 0: on one of our own."""
 
     @classmethod
     def read(cls, given: argparse.Namespace) -> Self:
@@ -77,12 +82,17 @@ class TortureSettings:
             replicas = parse_whole(given.replicas or "4", 0, _MOST_REPLICAS)
         with _named("--postgres-bin", given.postgres_bin):
             postgres_bin = None if given.postgres_bin is None else parse_path(given.postgres_bin)
-        named = {None: tuple(KINDS), "all": tuple(KINDS), "none": ()}
+        with _named("--failovers", given.failovers):
+            failovers = parse_whole(given.failovers or "10", 1, _MOST_FAILOVERS) if given.patroni else 0
+        kinds = FAILOVERS if given.patroni else tuple(KINDS)
+        named = {None: kinds, "all": kinds, "none": ()}
         faults = named[given.faults] if given.faults in named else tuple(given.faults.split(","))
         try:
-            schedule = plan(seed, duration_s, faults, replicas)
+            schedule = plan(seed, duration_s, () if given.patroni else faults, replicas)
         except ValueError as error:
             raise InvalidSetting(f"no such run can be planned: {error}") from None
+        if given.patroni and (not faults or set(faults) - set(FAILOVERS)):
+            raise InvalidSetting(f"with --patroni there are the faults {', '.join(FAILOVERS)}")
         return cls(
             seed=seed,
             duration_s=duration_s,
@@ -95,6 +105,7 @@ class TortureSettings:
             keep=given.history is not None,
             postgres_bin=postgres_bin,
             schedule=schedule,
+            failovers=failovers,
         )
 
 
@@ -102,6 +113,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a parser torture's flags."""
     for name, (metavar, what) in _FLAGS.items():
         parser.add_argument(f"--{name}", metavar=metavar, help=what)
+    parser.add_argument(
+        "--patroni",
+        action="store_true",
+        help=f"on three members that Patroni runs; faults: {', '.join(FAILOVERS)}",
+    )
 
 
 @contextlib.contextmanager
