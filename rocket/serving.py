@@ -74,17 +74,20 @@ async def serving(
             from rocket.inspector.inspector import Inspector  # noqa: PLC0415 - the same
 
             inspector = Inspector(router, reach, tuple(service.nodes), service.observer_interval_s)
+        topology = None
+        if service.patroni:
+            from rocket.patroni.topology import Topology  # noqa: PLC0415 - the same
+
+            topology = Topology(service.patroni, service.patroni_dsn, service.nodes, router)
+            await stack.enter_async_context(topology)
+            await topology.look()  # so that nobody is read from who takes no reads
+            observer.may_lead = topology.may_lead
         await observer.run_once()  # so that the first reads find a board
         await stack.enter_async_context(background(observer.run(), "observer"))
         if service.nodes_file is not None:
             following = follow(Path(service.nodes_file), service.nodes, router)
             await stack.enter_async_context(background(following, "nodes file"))
-        if service.patroni:
-            from rocket.patroni.topology import Topology  # noqa: PLC0415 - it imports aiohttp, too
-
-            topology = Topology(service.patroni, service.patroni_dsn, service.nodes, router)
-            await stack.enter_async_context(topology)
-            await topology.look()  # so that nobody is read from who takes no reads
+        if topology is not None:
             await stack.enter_async_context(background(topology.run(), "topology"))
         if listener is not None:
             audience = None if inspector is None else inspector.journal.audience

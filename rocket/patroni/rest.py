@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rocket.patroni.members import Member
 
-_ANSWER_S = 2.0
+_ANSWER_S = 1.0
 """A member that is slower is as good as none: it may be frozen, or have no way to the store behind it."""
 _ORDER_S = 30.0
 """A switchover is answered when it is over."""

@@ -87,9 +87,21 @@ class Topology:
             except TimeoutError:
                 continue
 
+    async def may_lead(self, name: str) -> bool:
+        """Tell whether Patroni knows of nobody else who leads, nor that nobody does; its silence says nothing.
+
+        An old leader that was halted, and goes on before its Patroni does, still takes itself for the primary.
+        """
+        try:
+            members = await self._client.members()
+        except PatroniSilent:
+            return True
+        return any(member.leads and member.name == name for member in members)
+
     async def look(self) -> None:
         """Ask once, and go along with the answer."""
         self._lost.clear()
+        asked_at = time.monotonic()
         try:
             members = await self._client.members()
         except PatroniSilent as silence:
@@ -100,16 +112,21 @@ class Topology:
         if self._silent:
             _log.info("Patroni answers again")
             self._silent = False
-        self._tell_leader(members)
+        self._go_by_leader(members, asked_at)
         wanted = places(members, self._template)
         await self._take_in(wanted)
         await self._let_go(wanted, time.monotonic())
 
-    def _tell_leader(self, members: Iterable[Member]) -> None:
+    def _go_by_leader(self, members: Iterable[Member], asked_at: float) -> None:
+        """Have a primary leave its office that Patroni no longer takes for the leader: its writes would be lost."""
         leader = next((member.name for member in members if member.leads), None)
         if leader != self._leader:
             _log.info("Patroni's leader is %s", leader or "nobody")
         self._leader = leader
+        board = self._router.board
+        primary = board.primary
+        if primary is not None and primary.name != leader and primary.observed_at < asked_at:
+            board.forget(primary.name)
 
     async def _take_in(self, wanted: Mapping[str, Place]) -> None:
         for name, place in wanted.items():

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rocket.ending import Ending
     from rocket.patroni.cluster import PatroniCluster
     from rocket.torture.clients import Clients
-    from rocket.torture.history import History
+    from rocket.torture.history import History, Op
     from rocket.torture.settings import TortureSettings
 
 _BREATH_S = 3.0
@@ -37,6 +37,9 @@ _BACK_WITHIN_S = 1.0
 """So soon after Patroni's own promotion a write has to be acknowledged."""
 _ANSWERED = 0.999
 """The share of the reads with tokens that has to be answered."""
+
+_GIVEN_UP = ("hung up", "cut off")
+"""How the error of a request begins whose client did not want to wait."""
 
 _log = logging.getLogger("rocket.torture")
 
@@ -176,6 +179,11 @@ def findings(history: History) -> Iterator[Finding]:
             old = [op for op in history.ops if op.node == fault.node and op.role is Role.PRIMARY
                    and op.outcome is Outcome.OK and thawed <= op.done and op.at <= fault.until]  # fmt: skip
             yield Finding(f"thawed old leader {fault.node}: answered {len(old)} as the primary", not old)
-    reads = [op for op in history.ops if op.request in READS and op.tokens]
+    reads = [op for op in history.ops if op.request in READS and op.tokens and not _given_up(op)]
     share = sum(op.outcome is Outcome.OK for op in reads) / max(1, len(reads))
     yield Finding(f"reads with tokens answered: {share:.3%} of {len(reads)}", share >= _ANSWERED)
+
+
+def _given_up(op: Op) -> bool:
+    """Tell whether the client did not wait for the answer."""
+    return op.outcome is Outcome.UNKNOWN and op.status is None and (op.error or "").startswith(_GIVEN_UP)
