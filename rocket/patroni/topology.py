@@ -118,7 +118,7 @@ class Topology:
         await self._let_go(wanted, time.monotonic())
 
     def _go_by_leader(self, members: Iterable[Member], asked_at: float) -> None:
-        """Have a primary leave its office that Patroni no longer takes for the leader: its writes would be lost."""
+        """Have a primary leave its office that Patroni no longer takes for the leader: writes would be lost."""
         leader = next((member.name for member in members if member.leads), None)
         if leader != self._leader:
             _log.info("Patroni's leader is %s", leader or "nobody")

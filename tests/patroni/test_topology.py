@@ -130,7 +130,48 @@ async def test_a_hint_makes_nobody_the_primary(cluster: LocalCluster, rest: Rest
     await observer.run_once()
 
     assert router.board.primary is not None
-    assert "primary" == router.board.primary.name
+    assert "replica0" != router.board.primary.name
+
+
+async def test_nobody_comes_into_office_against_patronis_word(
+    cluster: LocalCluster, rest: Rest, followed: Followed
+) -> None:
+    """A leader that was halted, and goes on before its Patroni does, is not the leader any more."""
+    following, router, observer = followed
+    observer.may_lead = following.may_lead
+    rest.members = listed(cluster, "primary", "replica0")
+    rest.members[1]["role"] = "leader"
+    await following.look()
+    router.board.forget("primary")  # as if it had been out of reach
+    await observer.run_once()
+    assert not await router.primary_answers()
+
+    rest.members[0]["role"], rest.members[1]["role"] = "leader", "replica"
+    await observer.run_once()
+    assert await router.primary_answers()
+
+    rest.members = None
+    router.board.forget("primary")
+    await observer.run_once()
+    assert await router.primary_answers()  # silence is no word
+
+
+async def test_a_primary_that_patroni_dropped_leaves_its_office(
+    cluster: LocalCluster, rest: Rest, followed: Followed
+) -> None:
+    """Its successor may not be there yet, but what it takes now would be lost."""
+    following, router, observer = followed
+    observer.may_lead = following.may_lead
+    rest.members = listed(cluster, "primary", "replica0")
+    rest.members[0]["role"] = "leader"
+    await following.look()
+    await observer.run_once()
+    assert await router.primary_answers()
+
+    rest.members[0]["role"] = "replica"  # its lock has expired
+    await following.look()
+
+    assert not await router.primary_answers()
 
 
 async def test_silence_changes_nothing(cluster: LocalCluster, rest: Rest, followed: Followed) -> None:
