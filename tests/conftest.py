@@ -71,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keep what `dsns` has to know."""
     global _role  # noqa: PLW0603 - one for the whole run
     _role = ROLES.get(config.getoption("--role"))
-    config.addinivalue_line("markers", "vouched: needs statuses that vouch for connections, and so pg_monitor")
+    config.addinivalue_line("markers", "vouched: is about statuses that vouch, for which it takes pg_monitor")
     config.addinivalue_line("markers", "superuser: needs a role that may do anything")
 
 

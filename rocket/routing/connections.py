@@ -152,7 +152,7 @@ async def in_one_piece(connection: Connection, *, read_only: bool = True) -> Asy
     except UNREACHABLE:
         raise
     except Exception:
-        with contextlib.suppress(*REFUSED):
+        with contextlib.suppress(AttributeError, *REFUSED):  # the first from one that was ended meanwhile
             await transaction.rollback()
         raise
     await transaction.commit()

@@ -100,6 +100,7 @@ async def test_only_one_observer_writes_the_table(cluster: LocalCluster, observe
     second.close()
 
 
+@pytest.mark.vouched
 async def test_lost_replica_loses_its_status_and_gets_it_back(
     cluster: LocalCluster, observer: Observer, board: Board, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -195,6 +196,7 @@ async def test_role_that_may_not_see_the_startup_process_vouches_for_nothing(clu
     assert not status.vouches_for(status.incarnation)
 
 
+@pytest.mark.vouched
 async def test_whatever_a_node_does_the_observer_goes_on(
     observer: Observer, board: Board, caplog: pytest.LogCaptureFixture
 ) -> None:
