@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING, Self
 
 import aiohttp
@@ -63,9 +64,10 @@ class RestClient:
 
     async def order(self, url: str, what: str, login: tuple[str, str], **body: object) -> None:
         """Have the member at `url` do something; raise `PatroniSilent` if it refuses, or does not answer."""
-        auth, patience = aiohttp.BasicAuth(*login), aiohttp.ClientTimeout(total=_ORDER_S)
+        headers = {"Authorization": "Basic " + base64.b64encode(":".join(login).encode()).decode()}
+        patience = aiohttp.ClientTimeout(total=_ORDER_S)
         try:
-            async with self._session.post(f"{url}/{what}", json=body, auth=auth, timeout=patience) as answer:
+            async with self._session.post(f"{url}/{what}", json=body, headers=headers, timeout=patience) as answer:
                 if answer.status >= _REFUSED:
                     raise PatroniSilent(f"Patroni refuses {what}: {await answer.text()}")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
