@@ -165,6 +165,10 @@ def _add_cluster_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="cluster_command", required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="run a cluster in the foreground until Ctrl-C")
     config.add_arguments(up, cluster_only=True)
+    up.add_argument(
+        "--patroni", action="store_true", dest="by_patroni",
+        help="have it run by Patroni and etcd: three members, or one more than --replicas",
+    )  # fmt: skip
     status = commands.add_parser("status", help="show the nodes of a running cluster")
     status.add_argument("--json", action="store_true", help="as JSON")
     which = [
@@ -193,7 +197,8 @@ def _add_cluster_commands(parser: argparse.ArgumentParser) -> None:
 def _on_cluster(given: argparse.Namespace) -> int:
     """Run a cluster, or do what is asked to one that runs; return the exit code."""
     if given.cluster_command == "up":
-        return _guarded(lambda: _long_running(given, orchestrator.run_cluster))
+        up_and_on = orchestrator.run_patroni if given.by_patroni else orchestrator.run_cluster
+        return _guarded(lambda: _long_running(given, up_and_on))
     return _guarded(lambda: run(_act(given)))
 
 

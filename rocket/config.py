@@ -13,6 +13,7 @@ import dotenv
 
 from rocket.addresses import PRIMARY, parse_dsn, parse_replicas
 from rocket.errors import InvalidSetting
+from rocket.patroni.addresses import parse_template, parse_urls
 
 if TYPE_CHECKING:
     import argparse
@@ -243,6 +244,14 @@ class Settings:
     nodes_file: Path | None = _setting(
         None, "ROCKET_NODES_FILE", parse_path, "FILE",
         "with --no-cluster: the nodes of a cluster that is there, NAME DSN a line; read again when it changes",
+    )  # fmt: skip
+    patroni: tuple[str, ...] = _setting(
+        (), "ROCKET_PATRONI", parse_urls, "URL[,URL...]",
+        "with --no-cluster: REST APIs of Patroni's that tell the nodes; one that answers is enough", secret=True,
+    )  # fmt: skip
+    patroni_dsn: str = _setting(
+        "postgresql://postgres@{host}:{port}/rocket-rides-scalable", "ROCKET_PATRONI_DSN", parse_template, "DSN",
+        "with --patroni: how a member's database is reached, with {host} and {port} for where it is", secret=True,
     )  # fmt: skip
     given: frozenset[str] = frozenset()
     """The names of those that somebody gave."""

@@ -126,6 +126,31 @@ async def run_cluster(settings: Settings) -> int:
     return OK
 
 
+async def run_patroni(settings: Settings) -> int:
+    """Run a cluster of Patroni's alone until a signal or `duration`; return the exit code."""
+    from rocket.patroni.cluster import MEMBERS, PatroniSettings  # noqa: PLC0415 - nobody else needs it
+    from rocket.patroni.making import patroni_cluster  # noqa: PLC0415 - the same
+
+    if settings.data_dir is not None:
+        raise InvalidSetting("a cluster of Patroni's is not kept: leave out --data-dir")
+    asked_for = PatroniSettings(
+        members=settings.replicas + 1 if "replicas" in settings.given else MEMBERS,
+        port=settings.postgres_port,
+        postgres_bin=settings.postgres_bin,
+        database=DATABASE,
+        schema=schema_sql(),
+    )
+    with ended_by_signals() as ending:
+        async with Unwinding(ending) as stack:
+            cluster = await stack.enter_async_context(patroni_cluster(asked_for))
+            ending.on_hurry.append(cluster.kill_all)
+            await stack.enter_async_context(background(cluster.supervise(), "supervisor"))
+            for line in cluster.how_to_use():
+                _log.info("%s", line)
+            await _until_the_end(settings, ending)
+    return OK
+
+
 async def whole_system(
     settings: Settings, ending: Ending, stack: contextlib.AsyncExitStack, observers: int = 0
 ) -> tuple[LocalCluster, str, Workers | None]:
@@ -143,6 +168,18 @@ async def whole_system(
     return cluster, url, workers
 
 
+async def attached(settings: Settings, ending: Ending, stack: contextlib.AsyncExitStack) -> str:
+    """Bring up API and observer on a cluster that is there, for `stack` to take down; return the API's URL."""
+    held = stack.enter_context(listeners(settings))
+    url = url_of(settings, held)
+    nodes = await _nodes(settings)
+    if nodes is None:
+        raise InvalidSetting("no cluster is named")
+    reach = _reach(settings, url, None, None)
+    await stack.enter_async_context(_served(_service(settings, Addresses(nodes)), held, settings, ending, reach))
+    return url
+
+
 def _api(url: str, held: Sequence[socket.socket]) -> Mapping[str, object] | None:
     """Return what others may know of the API, if this program serves one."""
     return {"url": url, "workers": len(held)} if held else None
@@ -154,6 +191,8 @@ def _service(settings: Settings, addresses: Addresses, *, observe: bool = True) 
     return Service(
         nodes=addresses.nodes,
         nodes_file=None if settings.nodes_file is None else str(settings.nodes_file.absolute()),
+        patroni=settings.patroni,
+        patroni_dsn=settings.patroni_dsn,
         routing=Routing(settings.routing),
         policy=Policy(
             lease_s=settings.lease,
@@ -222,7 +261,7 @@ async def _addresses(
         threading.Thread(target=_import_http, name="imports").start()
         cluster = await _cluster(settings, ending, stack, api)
         return Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()}, cluster)
-    given = settings.nodes if settings.nodes_file is None else topology.read_nodes(settings.nodes_file)
+    given = await _nodes(settings)
     if given is not None:
         await topology.must_be_usable(given)
         _log.info("attached to %s", ", ".join(given))
@@ -231,11 +270,26 @@ async def _addresses(
     return Addresses(**await control.ask(run_dir, "addresses"))
 
 
+async def _nodes(settings: Settings) -> Mapping[str, str] | None:
+    """Return the DSNs of a cluster that is there, if one is named."""
+    if settings.patroni:
+        from rocket.patroni import rest  # noqa: PLC0415 - as in rocket.serving
+        from rocket.patroni import topology as patroni  # noqa: PLC0415
+
+        if settings.nodes or settings.nodes_file:
+            raise InvalidSetting("the nodes are given twice: by --patroni, and by --primary or --nodes-file")
+        try:
+            return await patroni.find(settings.patroni, settings.patroni_dsn)
+        except rest.PatroniSilent as silence:
+            raise InvalidSetting(str(silence)) from None
+    return settings.nodes if settings.nodes_file is None else topology.read_nodes(settings.nodes_file)
+
+
 def _must_agree(settings: Settings, parts: Parts) -> None:
     """Raise `InvalidSetting` where a cluster that is there is named, and one of our own is asked for."""
-    if parts.cluster and (settings.nodes or settings.nodes_file):
+    if parts.cluster and (settings.nodes or settings.nodes_file or settings.patroni):
         raise InvalidSetting(
-            "a cluster that is there is named (--primary or --nodes-file, or the environment): "
+            "a cluster that is there is named (--primary, --nodes-file or --patroni, or the environment): "
             "give --no-cluster to use it"
         )
 

@@ -34,6 +34,10 @@ class Service:
     """Whether each request has an id, and a log line of its own."""
     nodes_file: str | None = None
     """Where the nodes are read from, again and again; None if they stay as they are."""
+    patroni: tuple[str, ...] = ()
+    """The REST APIs that tell which nodes there are; none if the nodes stay as they are."""
+    patroni_dsn: str = ""
+    """The template of their DSNs."""
     no_inspector: str = "The inspector is off."
     """What is answered where the inspector is not served."""
 
@@ -51,6 +55,13 @@ async def serving(
     from rocket.api.users import UserFloors  # noqa: PLC0415
 
     async with contextlib.AsyncExitStack() as stack:
+        topology = None
+        if service.patroni:
+            from rocket.patroni.topology import Topology  # noqa: PLC0415 - the same
+
+            topology = await stack.enter_async_context(
+                Topology(service.patroni, service.patroni_dsn, service.nodes)
+            )
         router = await stack.enter_async_context(
             await Router.open(
                 service.nodes,
@@ -59,6 +70,7 @@ async def serving(
                 routing=service.routing,
                 observe=service.observe,
                 observer_interval_s=service.observer_interval_s,
+                may_lead=None if topology is None else topology.may_lead,
             )
         )
         await stack.enter_async_context(background(router.observing(), "observer"))
@@ -67,9 +79,14 @@ async def serving(
             from rocket.inspector.inspector import Inspector  # noqa: PLC0415 - the same
 
             inspector = Inspector(router, reach, tuple(service.nodes), service.observer_interval_s)
+        if topology is not None:
+            topology.attend(router)
+            await topology.look()  # so that nobody is read from who takes no reads
         if service.nodes_file is not None:
             following = follow(Path(service.nodes_file), service.nodes, router)
             await stack.enter_async_context(background(following, "nodes file"))
+        if topology is not None:
+            await stack.enter_async_context(background(topology.run(), "topology"))
         if listener is not None:
             audience = None if inspector is None else inspector.journal.audience
             app = build_app(

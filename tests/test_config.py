@@ -191,7 +191,12 @@ def load(
 
 def test_every_setting_has_its_case() -> None:
     """The table above leaves out no setting."""
-    secret = {"primary", "replica"}  # see tests/attach/test_addresses.py
+    secret = {
+        "primary",
+        "replica",
+        "patroni",
+        "patroni_dsn",
+    }  # see tests/patroni/test_members.py, tests/attach/test_addresses.py
 
     assert {each.name for each in fields(Settings)} - {"given"} - secret == set(CASES)
 

@@ -61,7 +61,7 @@ ROOMS = {
     # At the bottom.
     "rocket.errors": Room(()),
     "rocket.addresses": Room(()),
-    "rocket.config": Room(("rocket.errors", "rocket.addresses")),
+    "rocket.config": Room(("rocket.errors", "rocket.addresses", "rocket.patroni.addresses")),
     "rocket.consistency": Room(
         ("rocket.consistency", "rocket.errors"),
         never=("asyncio", "asyncpg", "aiohttp", "uvloop", "time", "datetime", "random", "threading"),
@@ -111,7 +111,12 @@ ROOMS = {
         )
     ),
     "rocket.topology": Room((*PUBLIC, "rocket.addresses", "rocket.errors"), never=("aiohttp",)),
-    "rocket.serving": Room((*PUBLIC, "rocket.api", "rocket.ending", "rocket.inspector", "rocket.topology")),
+    "rocket.serving": Room(
+        (*PUBLIC, "rocket.api", "rocket.ending", "rocket.inspector", "rocket.topology", "rocket.patroni.topology")
+    ),
+    "rocket.patroni": Room(
+        (*PUBLIC, "rocket.errors", "rocket.addresses", "rocket.postgres", "rocket.patroni"), never=("rocket.cli",)
+    ),
     "rocket.workers": Room(
         (
             *PUBLIC,

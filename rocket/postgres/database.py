@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import asyncpg
-
-    from rocket.postgres.node import Node
 
 _EXISTS = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)"
 _CREATE = "SELECT format('CREATE DATABASE %I', $1::text)"
@@ -15,7 +13,14 @@ _CREATE = "SELECT format('CREATE DATABASE %I', $1::text)"
 _TIMEOUT_S = 30.0
 
 
-async def prepare_database(primary: Node, name: str, schema: str) -> None:
+class Server(Protocol):
+    """What can be connected to as its superuser."""
+
+    async def connect(self, database: str = ..., *, timeout_s: float = ...) -> asyncpg.Connection[Any]:
+        """Connect to one of its databases."""
+
+
+async def prepare_database(primary: Server, name: str, schema: str) -> None:
     """Make the database unless it is there, and apply the schema, in one transaction."""
     admin = await primary.connect(timeout_s=_TIMEOUT_S)
     try:

@@ -34,9 +34,10 @@ KILL_LADDER: Sequence[tuple[signal.Signals, float]] = ((signal.SIGKILL, 5.0),)
 """The same for a server that must not get to do anything any more."""
 
 _PR_SET_PDEATHSIG = 1
+_STEERING = ("PG", "PATRONI_", "ETCD_")
 
 
-def _child_setup(account: Account | None) -> Callable[[], None]:
+def _child_setup(account: Account | None, death_signal: signal.Signals) -> Callable[[], None]:
     """Return what a child does between fork and exec: change account, then follow its parent's death."""
     parent = os.getpid()
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -51,8 +52,8 @@ def _child_setup(account: Account | None) -> Callable[[], None]:
         if account is not None:
             account.become()
         if libc is not None:
-            # After setuid, which clears it. Immediate shutdown: no server waits for another one's farewell.
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
+            # After setuid, which clears it.
+            libc.prctl(_PR_SET_PDEATHSIG, death_signal)
             if os.getppid() != parent:  # the parent died before the signal was armed
                 os._exit(1)
 
@@ -60,14 +61,21 @@ def _child_setup(account: Account | None) -> Callable[[], None]:
 
 
 def _environment() -> dict[str, str]:
-    """Return our environment less what would steer Postgres' programs behind our back, or have them translate."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    """Return our environment less what would steer the programs behind our back, or have them translate."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_STEERING)}
     return {**kept, "LC_ALL": "C"}
 
 
-async def _spawn(
-    arguments: Sequence[str | Path], account: Account | None, output: IO[bytes] | int
+async def spawn(
+    arguments: Sequence[str | Path],
+    account: Account | None,
+    output: IO[bytes] | int,
+    death_signal: signal.Signals = signal.SIGQUIT,
 ) -> asyncio.subprocess.Process:
+    """Start a program in a session of its own, as `account`; on Linux our death sends it `death_signal`.
+
+    For a Postgres server that is immediate shutdown: none waits for another one's farewell.
+    """
     return await asyncio.create_subprocess_exec(
         *map(str, arguments),
         stdin=asyncio.subprocess.DEVNULL,
@@ -79,7 +87,7 @@ async def _spawn(
         # The terminal's Ctrl-C is for us alone; we take the servers down in order.
         start_new_session=True,
         # uvloop refuses user= and group=.
-        preexec_fn=_child_setup(account),
+        preexec_fn=_child_setup(account, death_signal),
     )
 
 
@@ -89,7 +97,7 @@ async def run_command(*arguments: str | Path, account: Account | None, timeout_s
     Raise `CommandFailed` with the tail of its output if it fails or takes longer than `timeout_s`, and
     `OSError` if it cannot be started at all.
     """
-    process = await _spawn(arguments, account, asyncio.subprocess.PIPE)
+    process = await spawn(arguments, account, asyncio.subprocess.PIPE)
     program = os.path.basename(arguments[0])  # noqa: PTH119 - a str or a Path
     try:
         async with asyncio.timeout(timeout_s):
@@ -123,7 +131,7 @@ class ServerProcess:
     async def spawn(cls, postgres: Path, data_dir: Path, log: Path, account: Account | None) -> ServerProcess:
         """Start `postgres` on a data directory; what it prints is appended to `log`."""
         with log.open("ab") as output:
-            return cls(await _spawn([postgres, "-D", data_dir], account, output), data_dir)
+            return cls(await spawn([postgres, "-D", data_dir], account, output), data_dir)
 
     @property
     def pid(self) -> int:

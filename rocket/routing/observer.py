@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from rocket.consistency import PrimaryStatus
 from rocket.errors import in_words
@@ -18,7 +18,7 @@ from rocket.routing.looking import LOOK, seen_of_replica
 from rocket.routing.waiting import Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from asyncpg import Record
 
@@ -35,6 +35,11 @@ _WHY_CHECKED = {
     "(the server's own address spares that)",
 }
 """Said once where no status can vouch for a connection, by whether the connection is to the server itself."""
+
+_LATELY_S = 2.0
+"""A primary that was not seen for longer comes back into office: another may have been there meanwhile."""
+
+MayLead: TypeAlias = "Callable[[str], Awaitable[bool]]"
 
 _log = logging.getLogger("rocket.observer")
 
@@ -73,12 +78,24 @@ class _Reach:
 class NodeWatch:
     """Owns the observing connection to one node, and what the board says of it."""
 
-    def __init__(self, name: str, dsn: str, board: Board, beat_s: float, *, roles_only: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        dsn: str,
+        board: Board,
+        beat_s: float,
+        may_lead: MayLead,
+        *,
+        roles_only: bool = False,
+        takes_reads: bool = True,
+    ) -> None:
         self.name = name
         self._dsn = dsn
         self._board = board
         self._beat_s = beat_s
+        self._may_lead = may_lead
         self._roles_only = roles_only
+        self._takes_reads = takes_reads
         self._connection: NodeConnection | None = None
         self._streamed: tuple[Epoch, Lsn] | None = None
         self._elected = False
@@ -139,7 +156,7 @@ class NodeWatch:
             self._streamed = (status.epoch, status.replay_lsn)
         if self._streamed is not None and self._streamed[0] == status.epoch:
             status = dataclasses.replace(status, streamed_lsn=self._streamed[1])
-        if self._roles_only:
+        if self._roles_only or not self._takes_reads:
             self._board.forget(self.name)
         else:
             self._board.publish(status)
@@ -158,6 +175,10 @@ class NodeWatch:
             self._board.forget(self.name)
             self.close()
             connection = self._connection = await connections.connect(self._dsn)
+        if not (self._is_in_office() or await self._may_lead(self.name)):
+            self._board.forget(self.name)
+            self._reach.found("no primary to follow", "whoever runs the cluster knows of another, or of none")
+            return
         asked_at = time.monotonic()
         async with _whole(connection, read_only=False):
             reign = await reign_of(connection)
@@ -174,6 +195,11 @@ class NodeWatch:
             self._writes.lost(error)
         else:
             self._writes.found("possible", status.name)
+
+    def _is_in_office(self) -> bool:
+        """Tell whether it is the primary that was seen in office lately."""
+        primary = self._board.in_office(time.monotonic(), _LATELY_S)
+        return primary is not None and primary.name == self.name
 
     async def _write_down(self, connection: NodeConnection) -> None:
         """Write what others may want to know: slower without, and not wrong."""
@@ -215,6 +241,8 @@ class Observer:
         self.waiting = Waiting()
         """Brings what it sees to those who wait for it."""
         self.board = board
+        self.may_lead: MayLead | None = None
+        """Asked of a node that would come into office, or back: a veto, where somebody else knows better."""
         self._interval_s = interval_s
         self._roles_only = roles_only
         self._watches: dict[str, NodeWatch] = {}
@@ -224,13 +252,22 @@ class Observer:
         for name, dsn in nodes.items():
             self.add(name, dsn)
 
-    def add(self, name: str, dsn: str) -> None:
-        """Watch one more node, or one that is watched at another address from now on."""
+    def add(self, name: str, dsn: str, *, takes_reads: bool = True) -> None:
+        """Watch one more node, or one that is watched at another address from now on.
+
+        One that takes no reads takes none as a replica.
+        """
         if name in self._watches:
             self._let_go(name)
-        self._watches[name] = NodeWatch(name, dsn, self.board, self._interval_s, roles_only=self._roles_only)
+        self._watches[name] = NodeWatch(
+            name, dsn, self.board, self._interval_s, self._ask,
+            roles_only=self._roles_only, takes_reads=takes_reads,
+        )  # fmt: skip
         if self._group is not None:
             self._set_to_work(self._group, self._watches[name])
+
+    async def _ask(self, name: str) -> bool:
+        return self.may_lead is None or await self.may_lead(name)
 
     def remove(self, name: str) -> None:
         """Watch a node no more, and know nothing of it; raise `KeyError` if there is none of that name."""

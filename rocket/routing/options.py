@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 if TYPE_CHECKING:
     from rocket.consistency import Policy
     from rocket.routing.limits import Limits
+    from rocket.routing.observer import MayLead
     from rocket.routing.rules import Routing
     from rocket.routing.waiting import Waiting
 
@@ -19,4 +20,5 @@ class Options(TypedDict, total=False):
     routing: Routing
     observe: bool
     observer_interval_s: float
+    may_lead: MayLead | None
     waiting: Waiting | None

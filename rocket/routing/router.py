@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from rocket.routing.connections import NodePool, Work
     from rocket.routing.floors import FloorStore
+    from rocket.routing.observer import MayLead
     from rocket.routing.options import Options
     from rocket.routing.waiting import Waiting
 
@@ -114,12 +115,14 @@ class Router(Generic[SubjectT]):
         routing: Routing = Routing.NEVER_STALE,
         observe: bool = True,
         observer_interval_s: float = 0.5,
+        may_lead: MayLead | None = None,
     ) -> Self | Router[str | None]:
         """Make a router for nodes by name, each given as a DSN, whatever their roles are.
 
         It observes them, every `observer_interval_s` seconds and once before this returns; with `observe` false it
         only finds out which one is the primary, where then every read goes. Nodes may be down, all of them even.
-        `floors` says what reads without a token have to see: `SubjectLocks` unless another store is given.
+        `may_lead` may veto that a node comes into office. `floors` says what reads without a token have to see:
+        `SubjectLocks` unless another store is given.
 
         With a `board`, which an `Observer` of somebody else's keeps, it does not observe. `waiting` is that
         observer's, without which no read waits for a replica.
@@ -130,6 +133,7 @@ class Router(Generic[SubjectT]):
         observation = None
         if board is None:
             observer = Observer(nodes, board := Board(), interval_s=observer_interval_s, roles_only=not observe)
+            observer.may_lead = may_lead
             observation, waiting = Observation(observer), observer.waiting
         router = cls(
             await Nodes.open(nodes, board, policy, limits),
@@ -149,15 +153,15 @@ class Router(Generic[SubjectT]):
             raise
         return router
 
-    async def add(self, name: str, dsn: str) -> None:
+    async def add(self, name: str, dsn: str, *, takes_reads: bool = True) -> None:
         """Have one more node, or another address for one that is there; no read fails because of it.
 
-        Raise `ValueError` for a name that a token cannot hold. An address that leads nowhere is logged, as a node
-        is that is down.
+        One that takes no reads is there to become the primary. Raise `ValueError` for a name that a token cannot
+        hold. An address that leads nowhere is logged, as a node is that is down.
         """
         await self._nodes.add(name, dsn)
         if self._observation is not None:
-            self._observation.observer.add(name, dsn)
+            self._observation.observer.add(name, dsn, takes_reads=takes_reads)
 
     async def remove(self, name: str) -> None:
         """Have a node no more; raise `KeyError` if there is none of that name.

@@ -30,8 +30,18 @@ def torture_and_judge(given: argparse.Namespace) -> int:
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)
     print(f"seed {settings.seed}, history in {settings.history}", flush=True)
-    run(torture(settings))
-    exit_code = judge(settings.history, as_text=True)
+    if settings.failovers:
+        from rocket.torture.failovers import findings, torture_failovers  # noqa: PLC0415 - it imports aiohttp
+
+        run(torture_failovers(settings))
+        found = list(findings(reader.read_history(settings.history)))
+        print("\n".join(f"{'    ' if one.good else '  ! '}{one.words}" for one in found), end="\n\n")
+        exit_code = judge(settings.history, as_text=True)
+        if exit_code == 0 and not all(one.good for one in found):
+            exit_code = Judgement.VIOLATED.exit_code
+    else:
+        run(torture(settings))
+        exit_code = judge(settings.history, as_text=True)
     if exit_code == 0 and not settings.keep:
         settings.history.unlink()
     else:

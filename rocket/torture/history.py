@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 VERSION = 2
 """Of the format."""
 
-PROMOTIONS = frozenset({"promotion", "promotion-lossy"})
+FAILOVERS = ("leader-killed", "leader-frozen", "leader-hung", "switchover", "store-down")
+"""The faults after which Patroni makes somebody the leader."""
+PROMOTIONS = frozenset({"promotion", "promotion-lossy", *FAILOVERS})
 """The faults that may lose acknowledged writes."""
 
 TAKEN_OVER = "taken_over_s"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from rocket.config import ROUTINGS, parse_duration, parse_one_of, parse_path, parse_wait, parse_whole
 from rocket.errors import InvalidSetting
+from rocket.torture.history import FAILOVERS
 from rocket.torture.schedule import KINDS, OF_PROCESSES, plan
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _LARGEST_SEED = 999_999_999
 _MOST_SESSIONS = 1000
 _MOST_REPLICAS = 20
 _MOST_PROCESSES = 16
+_MOST_FAILOVERS = 1000
 
 _FLAGS = {
     "seed": ("N", "of the faults' schedule (default: random)"),
@@ -37,6 +39,7 @@ _FLAGS = {
         "N",
         "processes of the API, up to 16; with several, they are killed and frozen, too (default: 1)",
     ),
+    "failovers": ("N", "with --patroni: how many there are (default: 10)"),
     "history": ("FILE", "where it is recorded (default: a temporary file, kept unless it held)"),
     "postgres-bin": ("DIR", "Postgres programs to use instead of those that come with rocket"),
 }
@@ -61,6 +64,8 @@ class TortureSettings:
     """Whether the history was asked for, and is kept whatever it says."""
     postgres_bin: Path | None
     schedule: tuple[PlannedFault, ...]
+    failovers: int = 0
+    """On a cluster of Patroni's, how many failovers there are; 0: on one of our own."""
 
     @classmethod
     def read(cls, given: argparse.Namespace) -> Self:
@@ -85,15 +90,20 @@ class TortureSettings:
             postgres_bin = None if given.postgres_bin is None else parse_path(given.postgres_bin)
         with _named("--processes", given.processes):
             processes = parse_whole(given.processes or "1", 1, _MOST_PROCESSES)
+        with _named("--failovers", given.failovers):
+            failovers = parse_whole(given.failovers or "10", 1, _MOST_FAILOVERS) if given.patroni else 0
         every = tuple(name for name in KINDS if processes > 1 or name not in OF_PROCESSES)
-        named = {None: every, "all": every, "none": ()}
+        kinds = FAILOVERS if given.patroni else every
+        named = {None: kinds, "all": kinds, "none": ()}
         faults = named[given.faults] if given.faults in named else tuple(given.faults.split(","))
         if processes == 1 and (alone := OF_PROCESSES & set(faults)):
             raise InvalidSetting(f"{', '.join(sorted(alone))}: for that there have to be several --processes")
         try:
-            schedule = plan(seed, duration_s, faults, replicas)
+            schedule = plan(seed, duration_s, () if given.patroni else faults, replicas)
         except ValueError as error:
             raise InvalidSetting(f"no such run can be planned: {error}") from None
+        if given.patroni and (not faults or set(faults) - set(FAILOVERS)):
+            raise InvalidSetting(f"with --patroni there are the faults {', '.join(FAILOVERS)}")
         return cls(
             seed=seed,
             duration_s=duration_s,
@@ -107,6 +117,7 @@ class TortureSettings:
             keep=given.history is not None,
             postgres_bin=postgres_bin,
             schedule=schedule,
+            failovers=failovers,
         )
 
 
@@ -114,6 +125,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a parser torture's flags."""
     for name, (metavar, what) in _FLAGS.items():
         parser.add_argument(f"--{name}", metavar=metavar, help=what)
+    parser.add_argument(
+        "--patroni",
+        action="store_true",
+        help=f"on three members that Patroni runs; faults: {', '.join(FAILOVERS)}",
+    )
 
 
 @contextlib.contextmanager

@@ -39,5 +39,6 @@ class Orders:
             "routing": Routing(service["routing"]),
             "policy": Policy(**service["policy"]),
             "allowed_hosts": tuple(service["allowed_hosts"]),
+            "patroni": tuple(service["patroni"]),
         }
         return cls(**told, service=Service(**service))

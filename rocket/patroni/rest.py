@@ -1,0 +1,80 @@
+"""Asks Patroni's REST API for its members: one member after the other, until one answers."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Self
+
+import aiohttp
+
+from rocket.errors import RocketError, in_words
+from rocket.patroni.addresses import base_url, without_secrets
+from rocket.patroni.members import parse_cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rocket.patroni.members import Member
+
+_ANSWER_S = 1.0
+"""A member that is slower is as good as none: it may be frozen, or have no way to the store behind it."""
+_ORDER_S = 30.0
+"""A switchover is answered when it is over."""
+_OK, _REFUSED = 200, 400
+
+
+class PatroniSilent(RocketError):
+    """No member of Patroni's answered."""
+
+
+class RestClient:
+    """Asks the addresses that it was given, and those that the members have named since."""
+
+    def __init__(self, urls: Iterable[str]) -> None:
+        self._given = tuple(urls)
+        self._named: tuple[str, ...] = ()
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_S))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def members(self) -> tuple[Member, ...]:
+        """Return the members, as the first to answer lists them; raise `PatroniSilent` if none answers in time.
+
+        Who answered last is asked first.
+        """
+        failures = []
+        for url in dict.fromkeys((*self._named, *self._given)):
+            try:
+                members = await self._ask(url)
+            except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
+                failures.append(f"{without_secrets(url)}: {in_words(error)}")
+                continue
+            named = (base_url(member.api_url) for member in members)
+            self._named = tuple(dict.fromkeys((url, *(one for one in named if one))))
+            return members
+        raise PatroniSilent(f"Patroni does not answer ({'; '.join(failures)})")
+
+    async def order(self, url: str, what: str, login: tuple[str, str], **body: object) -> None:
+        """Have the member at `url` do something; raise `PatroniSilent` if it refuses, or does not answer."""
+        headers = {"Authorization": "Basic " + base64.b64encode(":".join(login).encode()).decode()}
+        patience = aiohttp.ClientTimeout(total=_ORDER_S)
+        try:
+            async with self._session.post(f"{url}/{what}", json=body, headers=headers, timeout=patience) as answer:
+                if answer.status >= _REFUSED:
+                    raise PatroniSilent(f"Patroni refuses {what}: {await answer.text()}")
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise PatroniSilent(f"Patroni did not answer to {what}: {in_words(error)}") from None
+
+    async def _ask(self, url: str) -> tuple[Member, ...]:
+        async with self._session.get(f"{url}/cluster") as answer:
+            if answer.status != _OK:
+                raise ValueError(f"it answers with status {answer.status}")
+            return parse_cluster(await answer.text())

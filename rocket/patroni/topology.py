@@ -1,0 +1,152 @@
+"""Which nodes there are, as Patroni has it: asked again and again, and at once when a node is lost.
+
+It is a hint. Which node is the primary and which replica may serve whom is found out from the servers themselves:
+what is wrong here, or late, or missing, costs time and makes no answer wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from rocket.patroni.addresses import filled_in
+from rocket.patroni.rest import PatroniSilent, RestClient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from rocket import Router
+    from rocket.patroni.members import Member
+
+_POLL_S = 1.0
+"""Between two looks while all is well."""
+_BREATH_S = 0.2
+"""Between two looks at least, however many nodes are lost."""
+_GRACE_S = 60.0
+"""How long a node may be missing before it is let go: when a store comes back, its members do so one by one."""
+
+_log = logging.getLogger("rocket.patroni")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node is, and whether it is there to be read from."""
+
+    dsn: str
+    takes_reads: bool = True
+
+
+def places(members: Iterable[Member], template: str) -> dict[str, Place]:
+    """Return where the nodes are, by their names at Patroni."""
+    return {
+        member.name: Place(filled_in(template, member.host, member.port), member.takes_reads) for member in members
+    }
+
+
+async def find(urls: Iterable[str], template: str) -> dict[str, str]:
+    """Return the DSNs of the members that there are now; raise `PatroniSilent`."""
+    async with RestClient(urls) as client:
+        return {name: place.dsn for name, place in places(await client.members(), template).items()}
+
+
+class Topology:
+    """Has a router go along with Patroni: members come, move, lose and get back their reads, and go."""
+
+    def __init__(self, urls: Iterable[str], template: str, nodes: Mapping[str, str]) -> None:
+        self._client = RestClient(urls)
+        self._template = template
+        self._known = {name: Place(dsn) for name, dsn in nodes.items()}
+        self._router: Router[str]
+        self._missing_since: dict[str, float] = {}
+        self._leader: str | None = None
+        self._silent = False
+        self._lost = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    def attend(self, router: Router[str]) -> None:
+        """Have this router go along; it was opened with the same nodes, and with our `may_lead`."""
+        self._router = router
+        router.board.on_gone.append(self._note)
+
+    def _note(self, _name: str) -> None:
+        self._lost.set()
+
+    async def run(self) -> None:
+        """Go along for ever; Patroni's silence changes nothing."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_BREATH_S)
+            try:
+                async with asyncio.timeout(_POLL_S):
+                    await self._lost.wait()
+            except TimeoutError:
+                continue
+
+    async def may_lead(self, name: str) -> bool:
+        """Tell whether Patroni knows of nobody else who leads, nor that nobody does; its silence says nothing.
+
+        An old leader that was halted, and goes on before its Patroni does, still takes itself for the primary.
+        """
+        try:
+            members = await self._client.members()
+        except PatroniSilent:
+            return True
+        return any(member.leads and member.name == name for member in members)
+
+    async def look(self) -> None:
+        """Ask once, and go along with the answer."""
+        self._lost.clear()
+        asked_at = time.monotonic()
+        try:
+            members = await self._client.members()
+        except PatroniSilent as silence:
+            if not self._silent:
+                _log.warning("%s: the nodes stay as they are", silence)
+            self._silent = True
+            return
+        if self._silent:
+            _log.info("Patroni answers again")
+            self._silent = False
+        self._go_by_leader(members, asked_at)
+        wanted = places(members, self._template)
+        await self._take_in(wanted)
+        await self._let_go(wanted, time.monotonic())
+
+    def _go_by_leader(self, members: Iterable[Member], asked_at: float) -> None:
+        """Have a primary leave its office that Patroni no longer takes for the leader: writes would be lost."""
+        leader = next((member.name for member in members if member.leads), None)
+        if leader != self._leader:
+            _log.info("Patroni's leader is %s", leader or "nobody")
+        self._leader = leader
+        board = self._router.board
+        primary = board.primary
+        if primary is not None and primary.name != leader and primary.observed_at < asked_at:
+            board.forget(primary.name)
+
+    async def _take_in(self, wanted: Mapping[str, Place]) -> None:
+        for name, place in wanted.items():
+            if place != (before := self._known.get(name)):
+                what = "is new" if before is None else "has moved" if before.dsn != place.dsn else "stays"
+                _log.info("%s %s%s", name, what, "" if place.takes_reads else ", and takes no reads")
+                await self._router.add(name, place.dsn, takes_reads=place.takes_reads)
+                self._known[name] = place
+
+    async def _let_go(self, wanted: Mapping[str, Place], now: float) -> None:
+        """Let go of what has been missing for long; the primary in office stays, whatever Patroni says."""
+        self._missing_since = {
+            name: self._missing_since.get(name, now) for name in self._known if name not in wanted
+        }
+        primary = self._router.board.primary
+        for name, since in self._missing_since.items():
+            if now - since > _GRACE_S and (primary is None or primary.name != name):
+                _log.info("%s is gone", name)
+                await self._router.remove(name)
+                del self._known[name]

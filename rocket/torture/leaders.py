@@ -1,0 +1,141 @@
+"""Faults of a cluster that Patroni runs: each brings a new leader about, and ends when all is well again."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from rocket.errors import NodeNotRunning
+from rocket.patroni.rest import PatroniSilent
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from rocket.patroni.cluster import PatroniCluster
+    from rocket.patroni.node import PatroniNode
+
+_SUCCESSION_S = 60.0
+"""How long Patroni may take: its lock lives for 20 s after the last word of who held it."""
+_WHOLE_S = 90.0
+"""How long an old leader may take to be rewound, or made anew, and to stream."""
+_STORE_DOWN_S = 8.0
+"""Longer than a leader holds out without the store."""
+_ALONE_S = 2.0
+"""How long the Postgres of an old leader goes on before its Patroni does."""
+_POLL_S = 0.1
+_PROMOTED = "promoted self to leader"
+
+Detail = dict[str, Any]
+
+
+async def bring_about(name: str, cluster: PatroniCluster) -> tuple[PatroniNode, Detail]:
+    """Have a fault of `history.FAILOVERS` happen, and heal it; return who led before, and what Patroni said.
+
+    Raise `NodeNotRunning` if no leader is found, or if the cluster does not become whole again.
+    """
+    await _until(cluster.is_whole, _WHOLE_S, "the cluster is not whole")
+    before = await cluster.leader()
+    seen = {node.name: _promotions(node) for node in cluster.nodes.values()}
+    detail = await _FAULTS[name](cluster, before)
+    await _until(cluster.is_whole, _WHOLE_S, f"the cluster is not whole again after {name}")
+    now = await cluster.leader()
+    promoted = [
+        {"leader": node.name, "wall_s": wall_s}
+        for node in cluster.nodes.values()
+        for wall_s in _promotions(node)[len(seen[node.name]) :]
+    ]
+    return before, {"promoted": promoted, "leader": now.name, **detail}
+
+
+async def _killed(cluster: PatroniCluster, leader: PatroniNode) -> Detail:
+    await leader.kill()
+    try:
+        await _succeeded(cluster, leader)
+    finally:
+        await leader.start()
+    return {}
+
+
+async def _frozen(cluster: PatroniCluster, leader: PatroniNode) -> Detail:
+    """Freeze all of it; when it thaws, Postgres goes on for a while before Patroni can hold it back."""
+    leader.freeze()
+    try:
+        await _succeeded(cluster, leader)
+        thawed = time.time()
+        leader.thaw_postgres()
+        await asyncio.sleep(_ALONE_S)
+    finally:
+        leader.thaw()
+    return {"thawed_wall_s": thawed}
+
+
+async def _hung(cluster: PatroniCluster, leader: PatroniNode) -> Detail:
+    """Freeze Patroni alone: Postgres takes writes for as long as it is asked to, also beside its successor."""
+    leader.patroni.send_all(signal.SIGSTOP)
+    try:
+        await _succeeded(cluster, leader)
+        await asyncio.sleep(_ALONE_S)
+    finally:
+        leader.thaw()
+    return {}
+
+
+async def _switched_over(cluster: PatroniCluster, leader: PatroniNode) -> Detail:
+    await cluster.order(leader, "switchover", leader=leader.name)
+    await _succeeded(cluster, leader)
+    return {}
+
+
+async def _store_down(cluster: PatroniCluster, _leader: PatroniNode) -> Detail:
+    """Freeze the store: the leader gives up, since it cannot know who leads."""
+    cluster.etcd.send(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(_STORE_DOWN_S)
+    finally:
+        cluster.etcd.send(signal.SIGCONT)
+    return {}
+
+
+_FAULTS: dict[str, Callable[[PatroniCluster, PatroniNode], Awaitable[Detail]]] = {
+    "leader-killed": _killed,
+    "leader-frozen": _frozen,
+    "leader-hung": _hung,
+    "switchover": _switched_over,
+    "store-down": _store_down,
+}
+
+
+async def _succeeded(cluster: PatroniCluster, before: PatroniNode) -> None:
+    """Wait until Patroni has another leader."""
+
+    async def is_another() -> bool:
+        try:
+            return await cluster.leader() is not before
+        except PatroniSilent:
+            return False
+
+    await _until(is_another, _SUCCESSION_S, f"nobody took over from {before.name}")
+
+
+async def _until(reached: Callable[[], Awaitable[bool]], patience_s: float, otherwise: str) -> None:
+    deadline = time.monotonic() + patience_s
+    while not await reached():
+        if time.monotonic() > deadline:
+            raise NodeNotRunning(f"{otherwise} within {patience_s:g} s")
+        await asyncio.sleep(_POLL_S)
+
+
+def _promotions(node: PatroniNode) -> list[float]:
+    """Return when its Patroni, by its own log, made it the leader: seconds by the wall clock."""
+    try:
+        lines = node.patroni_log.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [
+        dt.datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
+        for line in lines
+        if _PROMOTED in line
+    ]

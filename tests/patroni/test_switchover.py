@@ -1,0 +1,76 @@
+"""rocket on a cluster that a real Patroni runs; longer failovers are for `torture --patroni`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from rocket import orchestrator
+from rocket.config import Settings
+from rocket.ending import Ending, Unwinding
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rocket.patroni.cluster import PatroniCluster
+
+USER = {"Authorization": "patroni@example.com"}
+BACK_S = 30.0
+
+
+@contextlib.asynccontextmanager
+async def api(patroni: PatroniCluster) -> AsyncIterator[aiohttp.ClientSession]:
+    """Serve the API on a cluster of Patroni's, as `run-all --patroni` does, for a user that exists."""
+    task = asyncio.current_task()
+    assert task is not None
+    ending = Ending(task)
+    settings = Settings(
+        api_port=0, no_inspector=True, patroni=tuple(patroni.urls), patroni_dsn=patroni.dsn_template
+    )
+    async with Unwinding(ending) as stack:
+        url = await orchestrator.attached(settings, ending, stack)
+        client = await stack.enter_async_context(aiohttp.ClientSession(url, headers=USER))
+        async with client.post("/users", data={"email": USER["Authorization"]}) as answer:
+            assert answer.status in {200, 201}
+        yield client
+
+
+async def write(client: aiohttp.ClientSession) -> tuple[int, str, str] | None:
+    """Write a ride; return its id, the token and who took it, or None if nobody did."""
+    async with client.post("/rides", data={"distance": "1.5"}) as answer:
+        if answer.status != 201:
+            return None
+        said = await answer.json()
+        return said["id"], answer.headers["Rocket-Session"], answer.headers["Rocket-Served-By"]
+
+
+async def test_a_switchover_is_followed_and_no_read_is_stale(patroni: PatroniCluster) -> None:
+    """Reads with a token go on meanwhile, on replicas that take reads; writes go on with the new leader."""
+    before = await patroni.leader()
+    async with api(patroni) as client, asyncio.TaskGroup() as group:
+        first = await write(client)
+        assert first is not None
+        assert before.name == first[2]
+        switch = group.create_task(patroni.order(before, "switchover", leader=before.name), name="switchover")
+        served, taken_by = set(), before.name
+        deadline = time.monotonic() + BACK_S
+        while taken_by == before.name:
+            assert time.monotonic() < deadline
+            ride, token, _ = first
+            async with client.get(f"/rides/{ride}", headers={"Rocket-Session": token}) as answer:
+                assert answer.status in {200, 503}
+                if answer.headers.get("Rocket-Served-As") == "replica":
+                    served.add(answer.headers["Rocket-Served-By"])
+            if (written := await write(client)) is not None:
+                taken_by = written[2]
+                async with client.get(f"/rides/{written[0]}", headers={"Rocket-Session": written[1]}) as answer:
+                    assert 200 == answer.status
+        await switch
+
+    assert taken_by == (await patroni.leader()).name
+    assert "node3" not in {taken_by, *served}
+    assert served

@@ -1,0 +1,215 @@
+"""The router goes along with what Patroni says: real servers, and a REST API that says what a test wants."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from rocket import Observer, Policy, Router
+from rocket.api.users import UserFloors
+from rocket.orchestrator import DATABASE
+from rocket.patroni import topology
+from rocket.patroni.rest import PatroniSilent, RestClient
+from rocket.patroni.topology import Topology
+from rocket.routing.observation import Observation
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rocket import Board
+    from rocket.postgres.cluster import LocalCluster
+
+
+class Rest:
+    """A REST API that lists what it is told to; None: it is broken."""
+
+    def __init__(self) -> None:
+        self.members: list[dict[str, object]] | None = []
+
+    async def cluster(self, _request: web.Request) -> web.Response:
+        """Answer `GET /cluster`."""
+        if self.members is None:
+            return web.Response(status=503, text="no store")
+        return web.json_response({"members": self.members})
+
+
+@pytest_asyncio.fixture
+async def rest() -> Rest:
+    """What says where the members are."""
+    return Rest()
+
+
+@pytest_asyncio.fixture
+async def url(rest: Rest) -> AsyncIterator[str]:
+    """Where it does."""
+    app = web.Application()
+    app.router.add_get("/cluster", rest.cluster)
+    async with TestServer(app) as server:
+        yield str(server.make_url("")).rstrip("/")
+
+
+def listed(cluster: LocalCluster, *names: str, **tags: object) -> list[dict[str, object]]:
+    """Return nodes of a cluster as members."""
+    return [
+        {"name": name, "host": "127.0.0.1", "port": cluster.node(name).port, "role": "replica", "tags": tags}
+        for name in names
+    ]
+
+
+@pytest_asyncio.fixture
+async def followed(
+    cluster: LocalCluster, board: Board, url: str
+) -> AsyncIterator[tuple[Topology, Router[str], Observer]]:
+    """A topology, not yet looked at, with a router and an observer that know no node."""
+    template = f"postgresql://postgres@{{host}}:{{port}}/{DATABASE}?passfile={cluster.password_file}"
+    observer = Observer({}, board, interval_s=0.05)
+    async with contextlib.AsyncExitStack() as stack:
+        router = await stack.enter_async_context(
+            await Router.open({}, UserFloors(), board, policy=Policy(), waiting=observer.waiting)
+        )
+        router._observation = Observation(observer)  # noqa: SLF001 - which looks when the test says so
+        following = await stack.enter_async_context(Topology([url], template, {}))
+        following.attend(router)
+        yield following, router, observer
+
+
+Followed = tuple[Topology, Router[str], Observer]
+
+
+def names(router: Router[str]) -> set[str]:
+    """Return the nodes that a router has."""
+    return {pool.name for pool in router.pools}
+
+
+async def test_members_that_come_are_read_from(cluster: LocalCluster, rest: Rest, followed: Followed) -> None:
+    """They get a pool, and their statuses tell what they are."""
+    following, router, observer = followed
+    rest.members = listed(cluster, "primary", "replica0")
+    await following.look()
+    await observer.run_once()
+    assert {"primary", "replica0"} == names(router)
+
+    rest.members += listed(cluster, "replica1")
+    await following.look()
+    await observer.run_once()
+
+    assert {"replica0", "replica1"} == {status.name for status in router.board.replicas}
+
+
+async def test_a_member_that_takes_no_reads_is_not_read_from(
+    cluster: LocalCluster, rest: Rest, followed: Followed
+) -> None:
+    """Its tag may come and go while it runs."""
+    following, router, observer = followed
+    rest.members = listed(cluster, "primary", "replica0") + listed(cluster, "replica1", noloadbalance=True)
+    await following.look()
+    await observer.run_once()
+    assert {"replica0"} == {status.name for status in router.board.replicas}
+
+    rest.members = listed(cluster, "primary", "replica0", "replica1")
+    await following.look()
+    await observer.run_once()
+
+    assert {"replica0", "replica1"} == {status.name for status in router.board.replicas}
+
+
+async def test_a_hint_makes_nobody_the_primary(cluster: LocalCluster, rest: Rest, followed: Followed) -> None:
+    """Patroni may call leader whom it likes: the servers say what they are."""
+    following, router, observer = followed
+    rest.members = listed(cluster, "primary", "replica0")
+    rest.members[1]["role"] = "leader"
+    await following.look()
+    await observer.run_once()
+
+    assert router.board.primary is not None
+    assert "replica0" != router.board.primary.name
+
+
+async def test_nobody_comes_into_office_against_patronis_word(
+    cluster: LocalCluster, rest: Rest, followed: Followed
+) -> None:
+    """A leader that was halted, and goes on before its Patroni does, is not the leader any more."""
+    following, router, observer = followed
+    observer.may_lead = following.may_lead
+    rest.members = listed(cluster, "primary", "replica0")
+    rest.members[1]["role"] = "leader"
+    await following.look()
+    router.board.forget("primary")  # as if it had been out of reach
+    await observer.run_once()
+    assert not await router.primary_answers()
+
+    rest.members[0]["role"], rest.members[1]["role"] = "leader", "replica"
+    await observer.run_once()
+    assert await router.primary_answers()
+
+    rest.members = None
+    router.board.forget("primary")
+    await observer.run_once()
+    assert await router.primary_answers()  # silence is no word
+
+
+async def test_a_primary_that_patroni_dropped_leaves_its_office(
+    cluster: LocalCluster, rest: Rest, followed: Followed
+) -> None:
+    """Its successor may not be there yet, but what it takes now would be lost."""
+    following, router, observer = followed
+    observer.may_lead = following.may_lead
+    rest.members = listed(cluster, "primary", "replica0")
+    rest.members[0]["role"] = "leader"
+    await following.look()
+    await observer.run_once()
+    assert await router.primary_answers()
+
+    rest.members[0]["role"] = "replica"  # its lock has expired
+    await following.look()
+
+    assert not await router.primary_answers()
+
+
+async def test_silence_changes_nothing(cluster: LocalCluster, rest: Rest, followed: Followed) -> None:
+    """Without its store Patroni cannot say anything; the nodes are there all the same."""
+    following, router, _ = followed
+    rest.members = listed(cluster, "primary", "replica0")
+    await following.look()
+    rest.members = None
+    await following.look()
+
+    assert {"primary", "replica0"} == names(router)
+
+
+async def test_a_member_that_is_missing_is_let_go_only_after_a_while(
+    cluster: LocalCluster, rest: Rest, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a store comes back, its members do so one by one; and the primary in office stays in any case."""
+    following, router, observer = followed
+    rest.members = listed(cluster, "primary", "replica0", "replica1")
+    await following.look()
+    await observer.run_once()
+    rest.members = listed(cluster, "replica0")
+    await following.look()
+    assert {"primary", "replica0", "replica1"} == names(router)
+
+    monkeypatch.setattr(topology, "_GRACE_S", -1.0)
+    await following.look()
+    assert {"primary", "replica0"} == names(router)
+
+    rest.members = listed(cluster, "primary", "replica0", "replica1")
+    await following.look()
+    assert {"primary", "replica0", "replica1"} == names(router)
+
+
+async def test_whoever_answers_is_asked(cluster: LocalCluster, rest: Rest, url: str) -> None:
+    """One member is enough, and those that it names are asked where it is gone."""
+    rest.members = listed(cluster, "replica0")
+    rest.members[0]["api_url"] = f"{url}/patroni"
+    nowhere = "http://127.0.0.1:9"
+    async with RestClient([nowhere, url]) as client:
+        assert ["replica0"] == [member.name for member in await client.members()]
+    async with RestClient([nowhere]) as client:
+        with pytest.raises(PatroniSilent, match=nowhere):
+            await client.members()
