@@ -150,7 +150,7 @@ class GuardedReads(Generic[SubjectT]):
             epoch = status.epoch
             standing = await standing_of(route.tokens, primary, epoch)
             if any(token.node is not None for token in route.tokens):
-                await self._floors.wait_for_writes(primary, subject)
+                await self._wait_for_writes(primary, subject)
             value, route.said = await bounds.with_what_was_said(work, primary)
             flush_lsn = bounds.shown_by_primary(route.said, epoch)
             token = standing.token or SessionToken(epoch, Lsn(0))
@@ -160,6 +160,16 @@ class GuardedReads(Generic[SubjectT]):
             return Answer(value, status.name, Role.PRIMARY, reason, token, standing.lost, route)
 
         return await self._attempts.on_primary(bounded, route)
+
+    async def _wait_for_writes(self, primary: Connection, subject: SubjectT) -> None:
+        """Wait for writes that a replica may have shown, and hold none up: no lock outlives the wait."""
+        if not primary.is_in_transaction():
+            await self._floors.wait_for_writes(primary, subject)
+            return
+        savepoint = primary.transaction()  # behind a pooler the lock would last as long as the read
+        await savepoint.start()
+        await self._floors.wait_for_writes(primary, subject)
+        await savepoint.rollback()
 
     async def look_up(self, subject: SubjectT, route: Route) -> tuple[Lsn | None, Epoch]:
         """Ask the primary for the floor of a subject, None where none is recorded, and for its epoch."""

@@ -256,6 +256,31 @@ async def test_on_the_primary_after_a_replica_a_read_waits_for_commits_under_way
     await admin.close()
 
 
+async def test_behind_a_pooler_a_read_on_the_primary_holds_no_write_up(cluster: LocalCluster) -> None:
+    """It waits for those under way, by a lock that would otherwise be held for as long as it takes."""
+    with pgbouncer(cluster, SUPERUSER) as nodes:
+        async with await Router.open(nodes, observer_interval_s=BEAT_S) as router:
+            reader = router.session("ann")
+            await reader.write(lambda db: db.fetchval("SELECT pg_logical_emit_message(true, 'test', '')"))
+            async with asyncio.timeout(DEADLINE_S):
+                while reader.last is None or "primary" == reader.last.node:
+                    await reader.read(lambda db: db.fetchval("SELECT 1"))
+            router._guarded.policy = Policy(lease_s=0.0)  # noqa: SLF001  # no replica will do
+            begun, written = asyncio.Event(), asyncio.Event()
+
+            async def slow(db: Connection) -> int:
+                begun.set()
+                await written.wait()
+                return int(await db.fetchval("SELECT 1"))
+
+            reading = asyncio.create_task(reader.read(slow))
+            await asyncio.wait_for(begun.wait(), DEADLINE_S)
+            await router.session("ann").write(lambda db: db.fetchval("SELECT 1"))
+            written.set()
+            assert 1 == await reading
+            assert "primary" == reader.last.node
+
+
 async def test_several_routers_on_plain_asyncio(cluster: LocalCluster) -> None:
     """Nothing is shared between them, and no loop is preferred; nobody is left behind."""
 
