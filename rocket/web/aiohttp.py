@@ -54,6 +54,8 @@ def setup(
             )
             return await handler(request)
         except FORESEEN as error:
+            if request.writer.output_size > 0:  # a stream, which another answer would be a part of
+                raise
             problem = problem_of(error, f"{request.method} {request.rel_url.raw_path}")
             return web.Response(body=problem.body, status=problem.status, headers=dict(problem.fields))
 

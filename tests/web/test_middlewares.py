@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -83,6 +84,30 @@ async def test_aiohttp_hands_the_token_out_with_every_answer(
     assert carried == (response.headers.get("Cache-Control") == "no-store") or status > 500
     assert (status == 503) == ("Retry-After" in response.headers)
     assert 400 == (await client.get(path, headers={HEADER: "garbage"})).status
+
+
+async def test_aiohttp_puts_no_second_answer_into_a_stream(
+    plain: Router[str | None], aiohttp_client: AiohttpClient
+) -> None:
+    """Whoever reads it learns that it was cut off, and gets nothing that the handler never wrote."""
+
+    async def broken(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(b"text")
+        raise Unavailable("nobody")
+
+    app = web.Application()
+    app.router.add_get("/", broken)
+    for_aiohttp.setup(app, lambda: plain)
+    client = await aiohttp_client(app)
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(10):
+        head, _, body = (await reader.read(-1)).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"text" == body
 
 
 async def by_asgi(router: Router[str | None], scheme: str, *cookies: str) -> list[str]:
