@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Service:
     """What a process of the API has to know."""
 
-    nodes: Mapping[str, str]
-    """DSNs by name, whatever the nodes' roles are."""
+    nodes: Mapping[str, str] = field(repr=False)
+    """DSNs by name, whatever the nodes' roles are; they may hold passwords."""
     routing: Routing
     policy: Policy
     observer_interval_s: float

@@ -12,8 +12,10 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from rocket import Policy, Routing
 from rocket.errors import InvalidSetting
 from rocket.orchestrator import DATABASE
+from rocket.serving import Service
 from rocket.topology import must_be_usable
 from tests.attach.between import pgbouncer
 from tests.conftest import ROLES
@@ -174,3 +176,16 @@ async def test_the_certificate_is_verified(
             await must_be_usable(
                 {"primary": nodes["primary"] + f"?sslmode=verify-full&sslrootcert={tmp_path}/none"}
             )
+
+
+def test_what_a_process_is_told_does_not_show_its_passwords() -> None:
+    """In a traceback, say."""
+    service = Service(
+        nodes={"primary": f"postgresql://rocket:{RIGHT}@db0/rides"},
+        routing=Routing.NEVER_STALE,
+        policy=Policy(),
+        observer_interval_s=0.5,
+        observe=True,
+        allowed_hosts=(),
+    )
+    assert MARK not in repr(service)
