@@ -34,7 +34,11 @@ else:  # asyncpg's classes are generic in its stubs alone
 
 ResultT = TypeVar("ResultT")
 Work: TypeAlias = Callable[["Connection"], Awaitable[ResultT]]
-"""What the router runs for a caller, perhaps more than once: its effects stay inside the database."""
+"""What the router runs for a caller, perhaps more than once: its effects stay inside the database.
+
+On a replica the session is not reset after it (design fact F9), so that whoever comes next finds what it has set
+there. Let it be for one transaction, by `SET LOCAL` or `set_config(..., true)`.
+"""
 
 CONNECT_TIMEOUT_S = 2.0
 """A server that takes longer to let one in is not one to read from."""

@@ -152,7 +152,8 @@ class Router(Generic[SubjectT]):
     async def add(self, name: str, dsn: str) -> None:
         """Have one more node, or another address for one that is there; no read fails because of it.
 
-        Raise `ValueError` for a name that a token cannot hold, and for an address that cannot be one.
+        Raise `ValueError` for a name that a token cannot hold. An address that leads nowhere is logged, as a node
+        is that is down.
         """
         await self._nodes.add(name, dsn)
         if self._observation is not None:
