@@ -107,7 +107,10 @@ class Session(Generic[SubjectT]):
                 return self._went_on(sent, answer)
 
     def _drops(self, sent: Sequence[SessionToken]) -> bool:
-        """Do without tokens that are not of this cluster, and tell so, where that is allowed."""
+        """Do without tokens that are not of this cluster, and tell so, where that is allowed.
+
+        Which of several these are, is not told: those of the present reign stay, unless there are no others.
+        """
         if self._lenient and self._tokens is sent:
             kept = tuple(token for token in sent if token.epoch == self._router.board.epoch)
             self._tokens = () if len(kept) == len(sent) else kept
