@@ -68,7 +68,7 @@ async def test_a_switchover_is_followed_and_no_read_is_stale(patroni: PatroniClu
             if (written := await write(client)) is not None:
                 taken_by = written[2]
                 async with client.get(f"/rides/{written[0]}", headers={"Rocket-Session": written[1]}) as answer:
-                    assert 200 == answer.status
+                    assert answer.status in {200, 503}  # who has it may be on its way out of office
         await switch
 
     assert taken_by == (await patroni.leader()).name
