@@ -193,16 +193,17 @@ async def test_an_invalid_token_is_refused_or_dropped(opened: Router[str | None]
         assert FOREIGN not in session.token
 
 
-async def test_a_foreign_token_takes_no_other_with_it(cluster: LocalCluster, opened: Router[str | None]) -> None:
+async def test_a_foreign_token_takes_no_other_with_it(
+    cluster: LocalCluster, opened: Router[str | None], notes: Notes
+) -> None:
     """Among a browser's cookies, say: what the session wrote before it had a name is covered all the same."""
-    notes = Notes()
-    await opened.session("ann").write(notes.make)
+    await opened.session("ann").write(notes.add)
     await cluster.wait_for_catchup()
     async with paused(cluster):
         unnamed = opened.session()
         await unnamed.write(notes.add)
         session = opened.session("ann", [FOREIGN, unnamed.token or ""], lenient=True)
-        assert 1 == await session.read(notes.count)
+        assert 2 == await session.read(notes.count)
         assert session.token is not None
         assert FOREIGN not in session.token
 
