@@ -162,6 +162,8 @@ class Finding(NamedTuple):
 
     words: str
     good: bool
+    promised: bool = False
+    """Whether the guarantee has it so; the others are goals, which a slow machine misses."""
 
 
 def findings(history: History) -> Iterator[Finding]:
@@ -180,7 +182,7 @@ def findings(history: History) -> Iterator[Finding]:
         if (thawed := fault.detail.get("thawed")) is not None:
             old = [op for op in history.ops if op.node == fault.node and op.role is Role.PRIMARY
                    and op.outcome is Outcome.OK and thawed <= op.done and op.at <= fault.until]  # fmt: skip
-            yield Finding(f"thawed old leader {fault.node}: answered {len(old)} as the primary", not old)
+            yield Finding(f"thawed old leader {fault.node}: answered {len(old)} as the primary", not old, True)
     reads = [op for op in history.ops if op.request in READS and _counts(op)]
     share = sum(op.outcome is Outcome.OK for op in reads) / max(1, len(reads))
     yield Finding(

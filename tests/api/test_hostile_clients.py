@@ -58,6 +58,8 @@ async def dripping(writer: asyncio.StreamWriter, sent: bytes) -> None:
     """Write a byte at a time, until nobody takes it any more."""
     with contextlib.suppress(ConnectionError):
         for byte in sent:
+            if writer.is_closing():  # uvloop has another error for that
+                return
             writer.write(bytes([byte]))
             await writer.drain()
             await asyncio.sleep(0.02)
