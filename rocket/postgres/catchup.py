@@ -35,7 +35,7 @@ async def flushed_by(primary: Node) -> str:
 
 
 async def replayed_by(replica: Node, lsn: str) -> None:
-    """Wait until a replica receives WAL and has replayed `lsn`, or raise `ServerFailedToStart`."""
+    """Wait until a replica is up, receives WAL and has replayed `lsn`, or raise `ServerFailedToStart`."""
     try:
         async with asyncio.timeout(_STREAMING_TIMEOUT_S):
             while not await _has_replayed(replica, lsn):  # noqa: ASYNC110
@@ -47,11 +47,12 @@ async def replayed_by(replica: Node, lsn: str) -> None:
 
 
 async def _has_replayed(replica: Node, lsn: str) -> bool:
-    """Wait until a replica streams and has replayed `lsn`; False if it is restarted meanwhile."""
+    """Wait until a replica is up, streams and has replayed `lsn`; False if it is restarted meanwhile."""
     try:
         connection = await replica.connect()
         try:
-            while not await connection.fetchval(_STREAMING, lsn):  # noqa: ASYNC110
+            # It may stream before whoever starts it has seen that it answers, and could yet take it down.
+            while not (await connection.fetchval(_STREAMING, lsn) and replica.up.is_set()):  # noqa: ASYNC110
                 await asyncio.sleep(_POLL_S)
         finally:
             connection.terminate()

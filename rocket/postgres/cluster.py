@@ -27,7 +27,7 @@ from rocket.postgres.lineage import FIRST_TIMELINE, Lineage
 from rocket.postgres.node import Node
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from rocket.postgres.control import CarriedOut
@@ -136,26 +136,28 @@ class LocalCluster:
             for node in self.replicas:
                 node.suspect = node.exists  # what it went through in an earlier run, its directory tells
         await self._make_missing_nodes()
-        with _step(f"{len(self.nodes)} servers up"):
-            if roles.has_history(self.data_dir):
-                await self.primary.start(self.primary.port)
-                with catchup.said_plainly("the primary does not answer"):
-                    self.timeline = (await Lineage.of(self.primary)).timeline
-            await self._in_step(self._together(self.bring_up))
-        with _step("database and tables ready"), catchup.said_plainly("the database could not be prepared"):
-            await prepare_database(self.primary, self.settings.database, self.settings.schema)
-        with _step("replicas streaming"):
-            await self._in_step(self.wait_for_catchup())
+        async with self._kept_following():
+            with _step(f"{len(self.nodes)} servers up"):
+                if roles.has_history(self.data_dir):
+                    await self.primary.start(self.primary.port)
+                    with catchup.said_plainly("the primary does not answer"):
+                        self.timeline = (await Lineage.of(self.primary)).timeline
+                await self._together(self.bring_up)
+            with _step("database and tables ready"), catchup.said_plainly("the database could not be prepared"):
+                await prepare_database(self.primary, self.settings.database, self.settings.schema)
+            with _step("replicas streaming"):
+                await self.wait_for_catchup()
 
-    async def _in_step(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something while replicas of a kept directory that turn out not to be able to follow are mended."""
+    @contextlib.asynccontextmanager
+    async def _kept_following(self) -> AsyncIterator[None]:
+        """Have replicas of a kept directory mended, meanwhile, that turn out not to be able to follow."""
         with failing_plainly():
             async with asyncio.TaskGroup() as group:
                 keepers = [
                     group.create_task(supervisor.keep_following(self, node), name=f"keep {node.name} following")
                     for node in self.replicas
                 ]
-                await work
+                yield
                 for keeper in keepers:
                     keeper.cancel()
 
@@ -183,7 +185,7 @@ class LocalCluster:
             file.write(f"127.0.0.1:*:*:{SUPERUSER}:{secrets.token_urlsafe(24)}")
 
     async def wait_for_catchup(self) -> None:
-        """Wait until every replica streams and has replayed what the primary has flushed by now.
+        """Wait until every replica is up, streams, and has replayed what the primary has flushed by now.
 
         Raise `ServerFailedToStart` if one does not.
         """

@@ -66,8 +66,8 @@ class Node:
         self.process: ServerProcess | None = None
         self.installation = installation
         self._lock = asyncio.Lock()
-        self.log_start = 0
-        """Where in `server.log` the present life of the server begins."""
+        self.log_start = _size(self.log_path)
+        """Where in `server.log` the present life of the server begins; what an earlier run left lies before."""
 
     @property
     def exists(self) -> bool:
@@ -128,7 +128,7 @@ class Node:
             # Left by a start that was killed before it could write its process id: Postgres would refuse it for
             # ever. Nothing runs here: what ran before is reaped and cleared up, and the directory is ours.
             lock_file.unlink()
-        self.log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+        self.log_start = _size(self.log_path)
         # What became of the process of before says nothing of this start.
         self.up.clear()
         self.process = None
@@ -312,6 +312,10 @@ class Node:
         return (
             f"postgresql://{SUPERUSER}:{quote(password, safe='')}@127.0.0.1:{self.port}/{quote(database, safe='')}"
         )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def ending(exit_code: int | None) -> str:
