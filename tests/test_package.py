@@ -6,8 +6,6 @@ Needs uv; `.ci/run` has it, and sets PACKAGE_REQUIRED so that nothing is skipped
 from __future__ import annotations
 
 import ast
-import asyncio
-import contextlib
 import inspect
 import itertools
 import json
@@ -26,9 +24,10 @@ import pytest_asyncio
 
 import rocket
 from tests.conftest import fresh_dir
-from tests.test_run_all import ROOT, Program, assert_nothing_left, servers
+from tests.test_run_all import ROOT, Program, assert_nothing_left, servers, spawned
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import AsyncIterator, Iterator
 
 REQUIRED = bool(os.environ.get("PACKAGE_REQUIRED"))
@@ -53,16 +52,9 @@ class Installed:
         self.sdist = sdist
         self.python = home / "env" / "bin" / "python"
 
-    @contextlib.asynccontextmanager
-    async def running(self, *arguments: str) -> AsyncIterator[Program]:
+    def running(self, *arguments: str) -> contextlib.AbstractAsyncContextManager[Program]:
         """Run the command `rocket`; it does not outlive the context."""
-        program = await started(self.home, str(self.python.with_name("rocket")), *arguments)
-        try:
-            yield program
-        finally:
-            if program.process.returncode is None:
-                program.process.kill()
-                await program.process.wait()
+        return away(self.home, str(self.python.with_name("rocket")), *arguments)
 
     async def says(self, *arguments: str) -> str:
         """Run `rocket` to its good end; return what it printed."""
@@ -71,25 +63,19 @@ class Installed:
             return program.output
 
 
-async def started(cwd: Path, *command: str) -> Program:
-    """Start a command that knows nothing of the checkout, with `cwd`/tmp for temporary files."""
+def away(cwd: Path, *command: str) -> contextlib.AbstractAsyncContextManager[Program]:
+    """Run a command that knows nothing of the checkout, with `cwd`/tmp for temporary files."""
     (cwd / "tmp").mkdir(exist_ok=True)
     ours = ("ROCKET_", "PYTHON", "VIRTUAL_ENV", "UV_PROJECT")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=cwd,
-        env=environment | {"TMPDIR": str(cwd / "tmp"), "PYTHONUNBUFFERED": "1"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    return Program(process)
+    environment |= {"TMPDIR": str(cwd / "tmp"), "PYTHONUNBUFFERED": "1"}
+    return spawned(*command, cwd=cwd, env=environment)
 
 
 async def done(cwd: Path, *command: str) -> tuple[int, str]:
     """Run a command to its end; return exit code and output."""
-    program = await started(cwd, *command)
-    return await program.ends(DEADLINE_S), program.output
+    async with away(cwd, *command) as program:
+        return await program.ends(DEADLINE_S), program.output
 
 
 async def install(home: Path, wheel: Path) -> None:

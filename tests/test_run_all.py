@@ -27,29 +27,45 @@ FREE_PORTS = ("--postgres-port", "0", "--api-port", "0")
 
 @dataclass
 class Program:
-    """A program that runs, and what it has printed."""
+    """A program that runs, and what it has printed; somebody has to `listen`, lest it waits to be read."""
 
     process: asyncio.subprocess.Process
     lines: list[str] = field(default_factory=list)
     errors: str = ""
+    _looked_at: int = 0
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _silent: bool = False
+
+    async def listen(self) -> None:
+        """Take what it prints, until it ends."""
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        errors = asyncio.ensure_future(self.process.stderr.read())
+        async for line in self.process.stdout:
+            self.lines.append(line.decode())
+            self._news.set()
+        self.errors = (await errors).decode()
+        self._silent = True
+        self._news.set()
 
     async def prints(self, pattern: str, timeout_s: float = READY_S) -> re.Match[str]:
-        """Wait for a line that holds `pattern`."""
-        assert self.process.stdout is not None
+        """Wait for a line that holds `pattern`, after the one that was last waited for."""
         async with asyncio.timeout(timeout_s):
-            while line := (await self.process.stdout.readline()).decode():
-                self.lines.append(line)
-                if match := re.search(pattern, line):
-                    return match
-        raise AssertionError(f"ended without {pattern!r}:\n{self.output}")
+            while True:
+                while self._looked_at < len(self.lines):
+                    self._looked_at += 1
+                    if match := re.search(pattern, self.lines[self._looked_at - 1]):
+                        return match
+                assert not self._silent, f"ended without {pattern!r}:\n{self.output}"
+                self._news.clear()
+                await self._news.wait()
 
     async def ends(self, timeout_s: float = READY_S) -> int:
         """Wait for the end and return the exit code."""
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
         async with asyncio.timeout(timeout_s):
-            self.lines += (await self.process.stdout.read()).decode().splitlines(keepends=True)
-            self.errors = (await self.process.stderr.read()).decode()
+            while not self._silent:
+                self._news.clear()
+                await self._news.wait()
             return await self.process.wait()
 
     @property
@@ -59,23 +75,28 @@ class Program:
 
 
 @contextlib.asynccontextmanager
-async def running(kept_dir: Path, *arguments: str) -> AsyncIterator[Program]:
-    """Run a Python program with `kept_dir` as the temporary directory; it does not outlive the context."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ROCKET_")}
+async def spawned(*command: str, cwd: Path, env: dict[str, str]) -> AsyncIterator[Program]:
+    """Run a command, and listen to it; it does not outlive the context."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *arguments,
-        cwd=ROOT,
-        env=environment | {"TMPDIR": str(kept_dir), "PYTHONUNBUFFERED": "1"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        *command, cwd=cwd, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
+    program = Program(process)
+    listening = asyncio.create_task(program.listen(), name="listening to a program")
     try:
-        yield Program(process)
+        yield program
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+        listening.cancel()  # a child of its that lives on may hold its output open
+        await asyncio.wait([listening])
+
+
+def running(kept_dir: Path, *arguments: str) -> contextlib.AbstractAsyncContextManager[Program]:
+    """Run a Python program with `kept_dir` as the temporary directory; it does not outlive the context."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ROCKET_")}
+    environment |= {"TMPDIR": str(kept_dir), "PYTHONUNBUFFERED": "1"}
+    return spawned(sys.executable, *arguments, cwd=ROOT, env=environment)
 
 
 def run_all(kept_dir: Path, *flags: str) -> contextlib.AbstractAsyncContextManager[Program]:

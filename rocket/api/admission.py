@@ -42,8 +42,7 @@ _QUIET_S = RETRY_AFTER_S + 0.5
 """The overload is over when for so long nobody had to be refused, nor many to wait to be heard."""
 MOST_BODIES = 1024
 """How many bodies may be waited for at a time, of 64 KiB at the most."""
-_FOR_WATCHERS = frozenset({"/livez", "/readyz", "/replicas", "/metrics"})
-"""What is never refused, so that an overload can be watched; on one connection it has the pace of a flood, too."""
+_FOR_WATCHERS = ("/livez", "/readyz", "/replicas", "/metrics")
 _TEXT = "There are too many requests. Please try again."
 _BODY = json.dumps({"error": _TEXT}).encode()
 _HEADERS = {
@@ -79,6 +78,8 @@ class Admission:
         """How many were, since the start."""
         self.inside = 0
         """How many requests are in hand; whoever lets one in counts it."""
+        self.never_refused = set(_FOR_WATCHERS)
+        """Paths for those who watch an overload; asked without a break, they have the pace of a flood, too."""
         self._bodies = 0
         self.most = MOST
         """How many may be inside."""
@@ -96,7 +97,7 @@ class Admission:
         too_soon = self.most < MOST and time.monotonic() < manners.welcome_at
         if too_soon or manners.cheap:
             await self._turn()
-        if request.path not in _FOR_WATCHERS and (too_soon or self.inside >= self.most):
+        if request.path not in self.never_refused and (too_soon or self.inside >= self.most):
             manners.welcome_at = time.monotonic() + RETRY_AFTER_S
             self.refused += 1
             return web.Response(body=_BODY, status=HTTPStatus.SERVICE_UNAVAILABLE, headers=_HEADERS)

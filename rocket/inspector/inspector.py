@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from rocket import Routing
+from rocket.api.admission import ADMISSION
 from rocket.api.keys import METRICS
 from rocket.api.problems import Problem
 from rocket.ending import background
@@ -69,6 +70,8 @@ class Inspector:
             ("GET", "/inspector/{name}", self._file),
         ):
             app.router.add_route(method, path, handler)
+        page = {"", "/events", "/control", *(f"/{name}" for name in self._files)}
+        app[ADMISSION].never_refused |= {f"/inspector{path}" for path in page}
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(background(feed.run(), "inspector"))
             if (cluster := self._reach.cluster) is not None:

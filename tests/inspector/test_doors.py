@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
+from rocket.api.admission import ADMISSION, MOST, Manners
 from rocket.api.app import build_app
 from rocket.inspector import doors
 from rocket.inspector.inspector import Inspector
@@ -52,6 +55,27 @@ async def order(client: Client, headers: dict[str, str], body: object = PAUSE) -
     headers = {"Content-Type": "application/json"} | headers
     async with client.post("/inspector/control", data=data, headers=headers) as response:
         return response.status, await response.json()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/inspector", 200), ("/inspector/events", 200), ("/inspector/control", 200),
+        ("/inspector/inspector.css", 200),
+        ("/inspector/history", 503), ("/inspector/nothing", 503), ("/rides/1", 503),
+    ],
+)  # fmt: skip
+async def test_who_looks_is_not_refused_during_an_overload(inspected: Inspected, path: str, status: int) -> None:
+    """Which is a thing to look at."""
+    app = inspected.client.app
+    assert app is not None
+    app[ADMISSION].inside += MOST
+
+    async def handle(_request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response()
+
+    answer = await app[ADMISSION].rationed(make_mocked_request("GET", path), handle, Manners())
+    assert status == answer.status
 
 
 @pytest.mark.parametrize(
