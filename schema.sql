@@ -1,14 +1,18 @@
 -- The tables of rocket: harmless to apply again, and at every start.
 
 CREATE TABLE IF NOT EXISTS epochs (
-    timeline int         PRIMARY KEY,
-    epoch    text        NOT NULL UNIQUE,
-    began_at timestamptz NOT NULL DEFAULT now()
+    system_id bigint      NOT NULL DEFAULT ((pg_control_system()).system_identifier),
+    timeline  int         NOT NULL,
+    epoch     text        NOT NULL UNIQUE,
+    began_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (system_id, timeline)
 );
 
 COMMENT ON TABLE epochs IS
     'One row for each reign of a primary, written when rocket first sees it, and never changed. A replica that '
     'shows the newest row, and applies its timeline, follows the current primary.';
+COMMENT ON COLUMN epochs.system_id IS
+    'The cluster''s system identifier: rows that came here in a dump, or by pg_upgrade, are of another history.';
 COMMENT ON COLUMN epochs.timeline IS 'The timeline that the reign writes.';
 COMMENT ON COLUMN epochs.epoch IS 'The reign''s name, random, so that it names the cluster and its history as well.';
 COMMENT ON COLUMN epochs.began_at IS 'When rocket first saw it, by the primary''s clock.';

@@ -143,6 +143,11 @@ class Unavailable(RoutingError):
 class InvalidToken(RoutingError):
     """A session token that no primary of this cluster has given out."""
 
+    def __init__(self, message: str, token: Any = None) -> None:
+        super().__init__(message)
+        self.token = token
+        """The `rocket.SessionToken` in question; None where it is none at all."""
+
 
 class OutcomeUnknown(RoutingError):
     """The write may have happened, or not: its connection was lost during COMMIT, or its primary was replaced."""

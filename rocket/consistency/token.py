@@ -145,19 +145,19 @@ def _parsed(text: str) -> SessionToken:
     return token
 
 
-def merged(tokens: Iterable[SessionToken]) -> tuple[SessionToken | None, tuple[SessionToken, ...]]:
-    """Merge the tokens that one client holds: return one for the latest reign among them, and the earlier ones.
+def merged(tokens: Iterable[SessionToken]) -> tuple[SessionToken, ...]:
+    """Merge the tokens that one client holds: return one for the latest reign, and behind it the earlier ones.
 
-    A node of the latest reign has all that is left of the earlier ones; only a primary can tell what was lost.
-    Raise `ValueError` for two reigns of the same timeline: one client cannot have got both from one cluster.
+    A node of the latest reign has all that is left of the earlier ones; only a primary can tell what was lost. Nor
+    can anybody else tell which of two reigns on one timeline is of another cluster, as one of them must be.
     """
     latest: SessionToken | None = None
-    earlier: list[SessionToken] = []
-    for token in sorted(tokens, key=lambda token: token.timeline, reverse=True):
+    others: list[SessionToken] = []
+    for token in sorted(tokens, key=lambda token: (token.timeline, token.epoch), reverse=True):
         if latest is None:
             latest = token
-        elif token.timeline == latest.timeline:
+        elif token.epoch == latest.epoch:
             latest = latest.merged_with(token)
         else:
-            earlier.append(token)
-    return latest, tuple(earlier)
+            others.append(token)
+    return () if latest is None else (latest, *others)

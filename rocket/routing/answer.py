@@ -33,6 +33,8 @@ class Route:
     """When the read has to be over."""
     tokens: Sequence[SessionToken]
     """Whose floors it had to respect: the session's, or one for what the primary knew of the subject."""
+    floor_looked_up: bool = False
+    """Whether the latter is the case."""
     statuses: Sequence[ReplicaStatus] = ()
     """What was known of the replicas at the decision; empty if none was needed."""
     decided_at: float = 0.0

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from rocket.errors import Unavailable, in_words
-from rocket.routing.failures import speaks_against_node
+from rocket.routing.failures import OwnError, speaks_against_node
 from rocket.routing.gate import Gate, Overloaded
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Attempts:
             attempt_s = min(self._limits.attempt_s, (route.deadline - time.monotonic()) / 2)
             async with asyncio.timeout(attempt_s), self._nodes.replica(name, status) as connection:
                 return await work(connection)
+        except OwnError as own:
+            raise own.error from own.error.__cause__
         except Exception as error:
             if speaks_against_node(error):
                 raise NodeFailed(in_words(error)) from error
@@ -66,6 +68,8 @@ class Attempts:
         try:
             async with asyncio.timeout(route.deadline - time.monotonic()):
                 return await self._on_primary_in_time(work)
+        except OwnError as own:
+            raise own.error from own.error.__cause__
         except TimeoutError:
             raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
 

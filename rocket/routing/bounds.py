@@ -10,7 +10,9 @@ import functools
 from typing import TYPE_CHECKING, TypeVar
 
 from rocket.consistency import Lsn, timeline_of
-from rocket.routing.connections import behind
+from rocket.routing.connections import MAYBE_OWN, behind, whose
+from rocket.routing.epochs import NEWEST_SHOWN
+from rocket.routing.failures import NodeChanged
 
 if TYPE_CHECKING:
     from rocket.consistency import Epoch
@@ -34,6 +36,9 @@ SHOWN = """(
 )"""
 """A column for a read's own statement: what the read can have shown, once it is handed to `saw`.
 
+The statement must have a single snapshot: a volatile function that reads tables, as functions are unless they are
+declared otherwise, sees what was committed meanwhile, beyond the bound. Leave this out beside such a one.
+
 The positions come first: a timeline that is streamed after they were read is, at the earliest, theirs. A replica
 that streams the timeline on which it was observed, in the same incarnation, still follows the same reign: it never
 goes back to an earlier timeline. Every read pays for this, so it touches no table, and calls the function of
@@ -44,15 +49,15 @@ ASKED = f"SELECT {SHOWN}"
 """The same in a statement of its own."""
 
 _NOT_STREAMING = " 0"
-_SHOWS = "SELECT coalesce((SELECT epoch FROM epochs ORDER BY timeline DESC LIMIT 1), '-')"
+_SHOWS = f"SELECT coalesce({NEWEST_SHOWN}, '-')"
 """Where a replica does not stream, the newest reign's row tells, also afterwards: it never goes back."""
 
 
-class NotAReplicaAnyMore(ConnectionError):
+class NotAReplicaAnyMore(NodeChanged):
     """The server was promoted, and the connection outlived that (design fact F14)."""
 
 
-class OfAnotherReign(ConnectionError):
+class OfAnotherReign(NodeChanged):
     """The server has gone on to another primary's reign since it was observed."""
 
 
@@ -60,7 +65,10 @@ async def with_what_was_said(work: Work[ResultT], node: Connection) -> tuple[Res
     """Run work; return its result with what the node said of itself in the last statement, or says when asked."""
     connection = behind(node)
     connection.note(None)  # one may have been left by a read that failed
-    value = await work(node)
+    try:
+        value = await work(node)
+    except MAYBE_OWN as error:
+        raise whose(error, connection) from error
     said = connection.take_note()
     if said is None or said.endswith(_NOT_STREAMING):
         said = await _ask(connection, said)
@@ -76,7 +84,10 @@ async def read_on_replica(
     """
     connection = behind(replica)
     connection.note(None)
-    value = await work(replica)
+    try:
+        value = await work(replica)
+    except MAYBE_OWN as error:
+        raise whose(error, connection) from error
     said = connection.take_note()
     if said is None or said.endswith(_NOT_STREAMING):
         said = await _ask(connection, said)
@@ -95,8 +106,7 @@ async def _ask(connection: NodeConnection, said: str | None) -> str:
 def saw(node: Connection, shown: str | None) -> None:
     """Hand the router the column `SHOWN` of the statement that was the last one on this connection.
 
-    That saves the router a statement of its own after a read. It is not used if another statement, COPY
-    apart, came after that.
+    That saves the router a statement of its own after a read. It is not used if another statement came after that.
     """
     behind(node).note(shown)
 

@@ -1,4 +1,4 @@
-"""Connections that know which life of a server they belong to, and pools of them."""
+"""Connections that know which life of a server they belong to."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ import contextlib
 import logging
 import os
 import time
-import weakref
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import asyncpg
+from asyncpg import connect_utils
 
 from rocket.consistency import Epoch, Incarnation
-from rocket.errors import in_words
-from rocket.routing.failures import REFUSED, UNREACHABLE
-from rocket.routing.gate import Gate
+from rocket.routing.epochs import REIGNING
+from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged, OwnError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from rocket.routing.limits import Limits
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
@@ -43,22 +40,16 @@ there. Let it be for one transaction, by `SET LOCAL` or `set_config(..., true)`.
 CONNECT_TIMEOUT_S = 2.0
 """A server that takes longer to let one in is not one to read from."""
 
-_RELEASE_TIMEOUT_S = 1.0
 _CACHED_STATEMENTS = 100
-_LIVES_REMEMBERED = 32
-_IDLE_S = 300.0  # a pool gives connections that nobody used for so long back to the server
 
-_WHERE = """
+_WHERE = f"""
     SELECT direct, in_recovery,
            CASE WHEN direct AND in_recovery THEN
                (SELECT pid || '@' || (extract(epoch FROM backend_start) * 1000000)::bigint
                   FROM pg_stat_activity
                  WHERE backend_type = 'startup')
            END AS incarnation,
-           CASE WHEN direct AND NOT in_recovery THEN
-               (SELECT epoch FROM epochs
-                 WHERE timeline = ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int)
-           END AS epoch,
+           CASE WHEN direct AND NOT in_recovery THEN {REIGNING} END AS epoch,
            -- A replica that gets promoted does not take a write through here.
            CASE WHEN direct AND in_recovery
                 THEN set_config('default_transaction_read_only', 'on', false)
@@ -68,7 +59,7 @@ _WHERE = """
                 THEN set_config('default_transaction_isolation', 'read committed', false)
            END
       FROM (SELECT pg_backend_pid() = $1 AS direct, pg_is_in_recovery() AS in_recovery OFFSET 0) AS here
-"""
+"""  # noqa: S608 - our own text
 """Behind a pooler the session is everybody's, and nothing is set in it."""
 
 _log = logging.getLogger("rocket.router")
@@ -82,7 +73,7 @@ class NodeConnection(_PlainConnection):
     transaction pooler it is good for nothing but the transaction under way.
     """
 
-    __slots__ = ("_note", "direct", "epoch", "incarnation", "left_clean", "opened_at", "to_replica")
+    __slots__ = ("_note", "cut_off", "direct", "epoch", "incarnation", "left_clean", "opened_at", "to_replica")
 
     direct: bool
     """Whether its server is the one that let it in, and not a pooler."""
@@ -96,10 +87,26 @@ class NodeConnection(_PlainConnection):
     """Monotonic seconds after which the server was asked."""
     left_clean: bool
     """Whether whoever has it has left nothing in its session: then it needs no reset."""
+    cut_off: bool
+    """Whether a statement was given up before the server had answered it."""
     _note: tuple[str, int] | None
-    _protocol: Any  # asyncpg's own, whose count of queries its pool relies on as well
-    _stmt_cache: Any  # asyncpg's own
+    _addr: Any  # asyncpg's own, as is what follows
+    _params: Any
+    _protocol: Any  # whose count of queries asyncpg's pool relies on as well
+    _stmt_cache: Any
     _stmt_cache_enabled: bool
+
+    def _cancel_current_command(self, *waiters: Any) -> None:
+        self.cut_off = True
+        super()._cancel_current_command(*waiters)  # type: ignore[misc]
+
+    async def _copy_out(self, *arguments: Any) -> Any:
+        self._note = None  # COPY is no query to asyncpg, which does not count it
+        return await super()._copy_out(*arguments)  # type: ignore[misc]
+
+    async def _copy_in(self, *arguments: Any) -> Any:
+        self._note = None
+        return await super()._copy_in(*arguments)  # type: ignore[misc]
 
     def note(self, shown: str | None) -> None:
         """Keep what the last statement said of the node, until another one is sent.
@@ -123,7 +130,7 @@ async def learn_where(connection: NodeConnection) -> None:
     protocol announced, and neither incarnation nor epoch are known.
     """
     connection._note = None  # noqa: SLF001 - it has no __init__ of its own
-    connection.left_clean = False
+    connection.left_clean = connection.cut_off = False
     connection.opened_at = time.monotonic()
     row = await connection.fetchrow(_WHERE, connection.get_server_pid(), timeout=CONNECT_TIMEOUT_S)
     assert row is not None  # noqa: S101 - it has one row
@@ -155,7 +162,7 @@ async def in_one_piece(connection: Connection, *, read_only: bool = True) -> Asy
     await transaction.start()
     try:
         yield
-    except UNREACHABLE:
+    except (NodeChanged, *UNREACHABLE):
         raise
     except Exception:
         with contextlib.suppress(AttributeError, *REFUSED):  # the first from one that was ended meanwhile
@@ -191,155 +198,53 @@ def behind(connection: Connection) -> NodeConnection:
     return inner
 
 
-def _is_lost(connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> bool:
+def is_lost(connection: Connection) -> bool:
+    """Tell whether a connection has ended, by whomever."""
     try:
         return connection.is_closed()
     except asyncpg.InterfaceError:  # it has left the pool already
         return True
 
 
+MAYBE_OWN = (OSError, TimeoutError)
+"""What work may raise by itself, and asyncpg as well where a node fails."""
+
+
+def whose(error: OSError | TimeoutError, connection: NodeConnection) -> Exception:
+    """Return an error that came out of work as an `OwnError`, unless it tells of work's connection.
+
+    That one has then been lost, or was not answered in time.
+    """
+    return error if connection.cut_off or is_lost(connection) else OwnError(error)
+
+
 def throw_away(connection: Connection) -> None:
-    """End a pooled connection without a word; the pool opens another one when it needs it."""
+    """End a pooled connection without a word; the pool opens another one when it needs it.
+
+    The server is told to end the statement that was given up, if there is one: it would go on with it otherwise,
+    and hold its locks. asyncpg's own attempt at that ends with the connection.
+    """
+    inner = cast("NodeConnection | None", getattr(connection, "_con", connection))
+    if inner is not None and inner.cut_off and not inner.is_closed():
+        protocol = inner._protocol  # noqa: SLF001
+        ending = asyncio.ensure_future(_end_statement(inner, protocol.backend_pid, protocol.backend_secret))
+        _ENDING.add(ending)
+        ending.add_done_callback(_ENDING.discard)
     with contextlib.suppress(asyncpg.InterfaceError):  # it has ended by itself, and left the pool
         connection.terminate()
 
 
-class Lives:
-    """The incarnations found behind one address: a single server has them one after another."""
-
-    def __init__(self) -> None:
-        self._present: Incarnation | None = None
-        self._since = 0.0
-        self._past: deque[Incarnation] = deque(maxlen=_LIVES_REMEMBERED)
-
-    def betray_several(self, connection: NodeConnection) -> bool:
-        """Take note of a connection's; tell whether it is back after another one, as no single server's comes."""
-        found = connection.incarnation
-        if found is None or found == self._present:
-            return False
-        if found in self._past:
-            return connection.opened_at > self._since
-        if self._present is not None:
-            self._past.append(self._present)
-        self._present, self._since = found, time.monotonic()
-        return False
+_ENDING: set[asyncio.Future[None]] = set()
 
 
-class NodePool:
-    """The connections to one node, whatever its role is."""
-
-    def __init__(self, name: str, limits: Limits, on_several: Callable[[], None] | None = None) -> None:
-        self.name = name
-        self._on_several = on_several
-        self._lives = Lives()
-        self.resets_always = False
-        """Whether each connection is reset when it is given back, as it is by asyncpg's pool as it comes."""
-        self._pool: asyncpg.Pool[Any]
-        self._connections: weakref.WeakSet[NodeConnection] = weakref.WeakSet()
-        self.gate = Gate(f"a connection to {name}", width=limits.connections, queue=limits.queue)
-        """Lets as many in as there may be connections."""
-
-    @classmethod
-    async def to(
-        cls, name: str, dsn: str, limits: Limits, on_several: Callable[[], None] | None = None
-    ) -> NodePool:
-        """Make a pool; no connection is opened yet. `on_several`: called once several servers are found there."""
-        made = cls(name, limits, on_several)
-        made._pool = await asyncpg.create_pool(
-            dsn,
-            min_size=0,
-            max_size=limits.connections,
-            timeout=CONNECT_TIMEOUT_S,
-            max_inactive_connection_lifetime=_IDLE_S,
-            connection_class=NodeConnection,
-            init=cast("Any", made._welcome),
-            reset=cast("Any", made._reset),
-            statement_cache_size=0,  # see `_cache_statements`
-            server_settings={"application_name": "rocket"},
-        )
-        return made
-
-    async def _welcome(self, connection: NodeConnection) -> None:
-        try:
-            await learn_where(connection)
-        except BaseException:
-            connection.terminate()  # the pool would take its leave of a server that may have fallen silent
-            raise
-        self._connections.add(connection)
-        if self._on_several is not None and self._lives.betray_several(connection):
-            self._on_several()
-            self._on_several = None
-
-    def drop(self) -> None:
-        """End every connection, those at work included: the node is not what it was when they were opened."""
-        for connection in list(self._connections):
-            connection.terminate()
-        self._connections.clear()
-
-    async def expire(self) -> None:
-        """Have each connection that is open now end, at the latest when it is given back."""
-        await self._pool.expire_connections()
-
-    @property
-    def in_use(self) -> int:
-        """How many of its connections are lent, or being opened to be."""
-        return self.gate.inside
-
-    @property
-    def idle(self) -> int:
-        """How many open connections nobody uses."""
-        return self._pool.get_idle_size()
-
-    @contextlib.asynccontextmanager
-    async def lease(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
-        """Lend a connection. Whoever asks sets the deadline.
-
-        One that was lost, or left in the middle of something, is thrown away and not waited for. Raise
-        `ConnectionError` when there is none to be had, or when it is lost while it is lent, and `Overloaded`
-        when too many wait for one.
-        """
-        async with self.gate:
-            try:
-                connection = await self._pool.acquire()
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-                # Whatever it says (a database that a replica has not replayed yet, say), it is the node's affair.
-                raise ConnectionError(f"no connection: {in_words(error)}") from error
-            try:
-                yield connection
-            except (asyncpg.InterfaceError, asyncpg.InternalClientError, AttributeError) as error:
-                # The second is what asyncpg says between a server's last words and the end of the connection, the
-                # third when a connection is ended right before an answer is looked at.
-                if isinstance(error, asyncpg.InternalClientError) or _is_lost(connection):
-                    throw_away(connection)
-                    raise ConnectionError(f"connection lost: {in_words(error)}") from error
-                raise
-            except (asyncio.CancelledError, *UNREACHABLE):
-                throw_away(connection)
-                raise
-            finally:
-                await self._give_back(connection)
-
-    async def _give_back(self, connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> None:
-        """Release a connection; what goes wrong with that is no affair of whoever had it."""
-        try:
-            await self._pool.release(connection, timeout=_RELEASE_TIMEOUT_S)
-        except REFUSED as error:  # asyncpg has ended the connection
-            _log.info("a connection to %s was lost when it was given back: %s", self.name, in_words(error))
-
-    async def _reset(self, connection: NodeConnection) -> None:
-        """Clear what a piece of work may have left behind.
-
-        Read-only connections of our own hold no such state, nor do those that only had statements of ours: that
-        saves a round trip for each read (design fact F9).
-        """
-        clean, connection.left_clean = connection.left_clean, False
-        if self.resets_always or (connection.epoch is not None and not clean):
-            await connection.execute(connection.get_reset_query())
-
-    async def close(self, timeout_s: float) -> None:
-        """Close every connection, by force when `timeout_s` is over, or when the server has gone first."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._pool.close()
-        except REFUSED:
-            self._pool.terminate()
+async def _end_statement(connection: NodeConnection, backend_pid: int, backend_secret: int) -> None:
+    """Ask a server to end what one of its backends is doing, as far as it listens."""
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await cast("Any", connect_utils)._cancel(  # noqa: SLF001
+                loop=asyncio.get_running_loop(),
+                addr=connection._addr,  # noqa: SLF001
+                params=connection._params,  # noqa: SLF001
+                backend_pid=backend_pid,
+                backend_secret=backend_secret,
+            )

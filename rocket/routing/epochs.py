@@ -9,11 +9,10 @@ writes that down, in its control file, with every commit that removes a file; on
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import asyncpg
 
 from rocket.consistency import Epoch, Lsn, SessionToken, switch_point, timeline_of
 from rocket.errors import InvalidToken, Unavailable
@@ -27,29 +26,32 @@ if TYPE_CHECKING:
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _RANDOM_CHARACTERS = 10
 
-_REIGN = """
-    SELECT flush_lsn, now.timeline, epoch
-      FROM (SELECT pg_current_wal_flush_lsn() AS flush_lsn,
-                   ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int AS timeline
-           ) AS now
-      LEFT JOIN epochs ON epochs.timeline = now.timeline
-"""
+_OF_THIS_CLUSTER = "system_id = (SELECT system_identifier FROM pg_control_system())"
+"""Rows that came from elsewhere, in a dump or through pg_upgrade, name reigns of other histories."""
+
+NEWEST_SHOWN = f"(SELECT epoch FROM epochs WHERE {_OF_THIS_CLUSTER} ORDER BY timeline DESC LIMIT 1)"  # noqa: S608 - our own text
+"""The newest reign whose row a node shows."""
+
+_TIMELINE = "('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int"
+REIGNING = f"(SELECT epoch FROM epochs WHERE {_OF_THIS_CLUSTER} AND timeline = {_TIMELINE})"  # noqa: S608 - the same
+"""The reign of the primary that is asked; fails on a replica."""
+
+_REIGN = f"SELECT pg_current_wal_flush_lsn() AS flush_lsn, {_TIMELINE} AS timeline, {REIGNING} AS epoch"
 """Right after a promotion pg_control_checkpoint() still names the old timeline. Fails on a replica."""
 
-_REIGNS = """
-    SELECT CASE WHEN NOT pg_is_in_recovery() THEN
-               (SELECT epoch FROM epochs
-                 WHERE timeline = ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int)
-           END
-"""
+_REIGNS = f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN {REIGNING} END"
 
-_BEGIN = "INSERT INTO epochs (timeline, epoch) VALUES ($1, $2) ON CONFLICT (timeline) DO NOTHING"
+_BEGIN = "INSERT INTO epochs (timeline, epoch) VALUES ($1, $2) ON CONFLICT DO NOTHING"
 _REMOVE_A_FILE = "TRUNCATE epoch_marker"
 """Of a table that is always empty: its commit makes every replica note the timeline that it applies."""
 _IMPATIENTLY = "SET LOCAL lock_timeout = '200ms'"
 """Whoever holds a lock on that table (a dump, say) shall not hold up the observer."""
 
-_KNOWN = "SELECT epoch FROM epochs WHERE epoch = $1"
+_KNOWN = f"""
+    SELECT (SELECT epoch FROM epochs WHERE {_OF_THIS_CLUSTER} AND timeline = $1::bigint) AS of_timeline,
+           EXISTS (SELECT FROM epochs WHERE epoch = $2) AS is_known
+"""  # noqa: S608 - the same
+_MAY_READ_HISTORY = "SELECT has_function_privilege('pg_read_file(text, bigint, bigint, boolean)', 'execute')"
 _HISTORY = "SELECT pg_read_file('pg_wal/' || upper(lpad(to_hex($1::int), 8, '0')) || '.history', 0, 1000000, true)"
 
 
@@ -118,34 +120,44 @@ async def have_timelines_noted(primary: Connection) -> None:
         await primary.execute(_REMOVE_A_FILE)
 
 
-async def standing_of(tokens: Iterable[SessionToken], primary: Connection, epoch: Epoch) -> Standing:
+async def standing_of(
+    tokens: Iterable[SessionToken], primary: Connection, epoch: Epoch, *, is_last: bool
+) -> Standing:
     """Sort out what a session brings to the primary of `epoch`: floors of this reign, and those of earlier ones.
 
     Raise `InvalidToken` for an epoch that is not known here, and `Unavailable` if it may be one of a later reign
-    than this server's: then this is no primary any more, or somebody made the token up.
+    than this server's, of which `is_last` says that there is none among the nodes.
     """
     current: SessionToken | None = None
     losses: list[LostTail] = []
     for token in tokens:
         if token.epoch == epoch:
-            current = token
+            current = token if current is None else current.merged_with(token)
             continue
-        if token.timeline > timeline_of(epoch):
+        found = await primary.fetchrow(_KNOWN, token.timeline, token.epoch)
+        assert found is not None  # noqa: S101 - it has no WHERE
+        if found["of_timeline"] == token.epoch:
+            loss = await _lost_tail(token, primary, epoch)
+        elif found["is_known"] or (found["of_timeline"] is None and token.timeline < timeline_of(epoch)):
+            # Of another history that this one was copied from; or its primary was lost before its name got here,
+            # and with it all that came after.
+            loss = LostTail(token.epoch, None, writes=bool(token.write_floor))
+        elif token.timeline > timeline_of(epoch) and not is_last:
             raise Unavailable(f"the session has seen a later primary than that of epoch {epoch}")
-        if await primary.fetchval(_KNOWN, token.epoch) is None:
-            raise InvalidToken(f"epoch {token.epoch} is unknown here")
-        loss = await _lost_tail(token, primary, epoch)
+        else:
+            raise InvalidToken(f"epoch {token.epoch} is unknown here", token)
         losses += [] if loss is None else [loss]
     return Standing(current, max(losses, key=lambda loss: loss.writes, default=None))
 
 
 async def _lost_tail(token: SessionToken, primary: Connection, epoch: Epoch) -> LostTail | None:
     """Return what a promotion may have cost a session of an earlier reign; None if that is nothing."""
-    try:
+    switch_lsn = None
+    # An error would abort the transaction that there is behind a pooler.
+    if await primary.fetchval(_MAY_READ_HISTORY):
         history = await primary.fetchval(_HISTORY, timeline_of(epoch))
-        switch_lsn = None if history is None else switch_point(history, token.timeline)
-    except (asyncpg.InsufficientPrivilegeError, ValueError):
-        switch_lsn = None
+        with contextlib.suppress(ValueError):
+            switch_lsn = None if history is None else switch_point(history, token.timeline)
     if switch_lsn is not None and max(token.write_floor, token.read_floor) <= switch_lsn:
         return None
     writes = bool(token.write_floor) and (switch_lsn is None or token.write_floor > switch_lsn)

@@ -9,6 +9,18 @@ class NotAsObserved(Exception):
     """A node is not, or not any more, what the observer saw."""
 
 
+class NodeChanged(NotAsObserved):
+    """The server has taken another role or followed another reign since its connection was opened."""
+
+
+class OwnError(Exception):
+    """Carries what work has raised by itself, where the same from a node would have been that node's failure."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 UNREACHABLE = (OSError, TimeoutError, asyncpg.PostgresConnectionError)
 """Errors that speak of a server that is not there, or no longer.
 
@@ -32,7 +44,7 @@ _NODE_CLASSES = (
     "08",  # connection exceptions
     "40",  # cancelled by a recovery conflict, deadlock with replay
     "53",  # out of connections, memory or disk
-    "57",  # shutting down, starting up, cancelled
+    "57P",  # shutting down, starting up; not 57014, since whoever set a statement_timeout means it
     "58",  # the system under it failed
     "XX",  # internal error, corrupted data
 )

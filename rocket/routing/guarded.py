@@ -63,6 +63,7 @@ class GuardedReads(Generic[SubjectT]):
                 reason = Reason.NO_FLOOR if floor is None else Reason.WRITE_IN_PROGRESS
                 return await self._read_on_primary(work, subject, reason, route)
             route.tokens = (SessionToken(epoch, floor),)
+            route.floor_looked_up = True
         if (since := self.since) is not None:
             route.tokens = tuple(
                 token.merged_with(since) if token.epoch == since.epoch else token for token in route.tokens
@@ -148,14 +149,16 @@ class GuardedReads(Generic[SubjectT]):
     ) -> Answer[ResultT]:
         async def bounded(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
             epoch = status.epoch
-            standing = await standing_of(route.tokens, primary, epoch)
+            standing = await standing_of(route.tokens, primary, epoch, is_last=self._nodes.know_no_later_reign())
             if any(token.node is not None for token in route.tokens):
                 await self._wait_for_writes(primary, subject)
             value, route.said = await bounds.with_what_was_said(work, primary)
             flush_lsn = bounds.shown_by_primary(route.said, epoch)
             token = standing.token or SessionToken(epoch, Lsn(0))
             if token.is_beyond(flush_lsn):
-                raise InvalidToken("the token lies beyond all that the primary has written")
+                if not route.floor_looked_up:
+                    raise InvalidToken("the token lies beyond all that the primary has written", token)
+                token = SessionToken(epoch, flush_lsn)  # what was recorded came from another cluster, in a dump
             token = token.after_primary_read(flush_lsn)
             return Answer(value, status.name, Role.PRIMARY, reason, token, standing.lost, route)
 

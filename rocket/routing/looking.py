@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from rocket.consistency import Epoch, Lsn, ReplicaStatus, timeline_of
+from rocket.routing.epochs import NEWEST_SHOWN
 from rocket.routing.failures import NotAsObserved
 
 if TYPE_CHECKING:
@@ -13,18 +14,18 @@ if TYPE_CHECKING:
 
     from rocket.consistency import Incarnation
 
-LOOK = """
+LOOK = f"""
     SELECT now.in_recovery, now.replay_lsn, now.receive_lsn,
            (SELECT CASE WHEN status = 'streaming' THEN received_tli END FROM pg_stat_wal_receiver
            ) AS streamed_timeline,
            (SELECT pid IS NOT NULL AND status IS NULL FROM pg_stat_wal_receiver) AS receiver_is_hidden,
-           (SELECT epoch FROM epochs ORDER BY timeline DESC LIMIT 1) AS epoch,
+           {NEWEST_SHOWN} AS epoch,
            (SELECT min_recovery_end_timeline FROM pg_control_recovery()) AS applied_timeline
       FROM (SELECT pg_is_in_recovery() AS in_recovery,
                    pg_last_wal_replay_lsn() AS replay_lsn,
                    pg_last_wal_receive_lsn() AS receive_lsn
             OFFSET 0) AS now
-"""
+"""  # noqa: S608 - our own text
 """The positions come first: a timeline that is streamed after they were read is, at the earliest, theirs."""
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Self
 
 from rocket.consistency import NODE_NAME
 from rocket.errors import Unavailable
-from rocket.routing.connections import NodePool, behind, in_one_piece, throw_away
+from rocket.routing.connections import behind, in_one_piece, throw_away
 from rocket.routing.epochs import must_reign
 from rocket.routing.failures import NotAsObserved
+from rocket.routing.pool import NodePool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -165,6 +166,19 @@ class Nodes:
         async with self._lease(primary.name) as connection:
             _must_not_be_of_another_reign(connection, primary.epoch)
             yield connection, primary
+
+    def know_no_later_reign(self) -> bool:
+        """Tell whether every node was heard of lately, and none follows a later primary than the one in office."""
+        now = time.monotonic()
+        primary = self._board.in_office(now, self._policy.primary_lease_s)
+        return primary is not None and all(
+            name == primary.name
+            or (
+                (status := self._board.replica(name)) is not None
+                and now - status.observed_at <= self._policy.lease_s
+            )
+            for name in self._pools
+        )
 
     def must_still_reign(self, epoch: Epoch) -> None:
         """Raise `NotAsObserved` unless what the primary of `epoch` has answered is the current primary's word."""

@@ -36,6 +36,9 @@ _WHY_CHECKED = {
 }
 """Said once where no status can vouch for a connection, by whether the connection is to the server itself."""
 
+_NOTED_AGAIN_S = 5.0
+"""How often replicas that do not prove their reign are made to note their timeline once more."""
+
 _LATELY_S = 2.0
 """A primary that was not seen for longer comes back into office: another may have been there meanwhile."""
 
@@ -100,6 +103,7 @@ class NodeWatch:
         self._streamed: tuple[Epoch, Lsn] | None = None
         self._elected = False
         self._to_be_noted = False
+        self._noted_at = time.monotonic()
         self._said_why_checked = False
         self._writes = _Reach(f"writing on {name}")
         self._reach = _Reach(name)
@@ -203,7 +207,11 @@ class NodeWatch:
 
     async def _write_down(self, connection: NodeConnection) -> None:
         """Write what others may want to know: slower without, and not wrong."""
-        if self._to_be_noted:
+        now = time.monotonic()
+        # Whoever named the reign may have died before it had it noted.
+        again = now - self._noted_at > _NOTED_AGAIN_S and any(one.epoch is None for one in self._board.replicas)
+        if self._to_be_noted or again:
+            self._noted_at = now
             await have_timelines_noted(connection)
             self._to_be_noted = False
         if not self._roles_only:

@@ -14,7 +14,7 @@ from rocket.consistency import (
     SessionToken,
     merged,
 )
-from rocket.errors import InvalidToken, Unavailable
+from rocket.errors import Unavailable
 from rocket.routing.answer import Answer, Route
 from rocket.routing.attempts import Attempts
 from rocket.routing.failures import REFUSED, NotAsObserved
@@ -33,10 +33,11 @@ from rocket.routing.writer import FloorTaken, Writer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from rocket.routing.connections import NodePool, Work
+    from rocket.routing.connections import Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.observer import MayLead
     from rocket.routing.options import Options
+    from rocket.routing.pool import NodePool
     from rocket.routing.waiting import Waiting
 
 ResultT = TypeVar("ResultT")
@@ -280,8 +281,11 @@ class Router(Generic[SubjectT]):
         """Run `work` on a node that shows every acknowledged write, and all that earlier reads have shown.
 
         With the session's token that is what the session wrote and read; without one it is what `subject` wrote,
-        for which the primary has to be asked. Raise `Unavailable` if no such node answers in time, and
-        `InvalidToken`; what `work` raises is raised as it is.
+        for which the primary has to be asked. `work` must not write: on a replica it cannot, and on the primary
+        nothing would cover it (a session's `read` refuses it in both places).
+
+        Raise `Unavailable` if no such node answers in time, and `InvalidToken`; what `work` raises is raised as it
+        is.
         """
         route = Route(time.monotonic() + self._limits.read_s, _in_order(token))
         try:
@@ -300,14 +304,10 @@ class Router(Generic[SubjectT]):
 
 
 def _in_order(tokens: Tokens) -> Sequence[SessionToken]:
-    """Return a session's tokens, those of the latest reign merged to the first one; raise `InvalidToken`."""
+    """Return a session's tokens, those of the latest reign merged to the first one."""
     if tokens is None:
         return ()
-    given = (tokens,) if isinstance(tokens, SessionToken) else tuple(tokens)
-    if len(given) < 2:  # noqa: PLR2004 - nothing to merge
-        return given
-    try:
-        latest, earlier = merged(given)
-    except ValueError as error:
-        raise InvalidToken(str(error)) from None
-    return () if latest is None else (latest, *earlier)
+    if isinstance(tokens, SessionToken):
+        return (tokens,)
+    given = tuple(tokens)
+    return given if len(given) < 2 else merged(given)  # noqa: PLR2004 - nothing to merge

@@ -79,8 +79,8 @@ class Session(Generic[SubjectT]):
             sent = self._tokens
             try:
                 answer = await self._router.read(only_reading, subject=cast("SubjectT", self.subject), token=sent)
-            except InvalidToken:
-                if not self._drops(sent):
+            except InvalidToken as error:
+                if not self._drops(sent, error.token):
                     raise
             except asyncpg.ReadOnlySQLTransactionError as error:
                 raise WriteInRead(
@@ -100,31 +100,28 @@ class Session(Generic[SubjectT]):
             sent = self._tokens
             try:
                 answer = await self._router.write(work, subject=cast("SubjectT", self.subject), token=sent)
-            except InvalidToken:
-                if not self._drops(sent):
+            except InvalidToken as error:
+                if not self._drops(sent, error.token):
                     raise
             else:
                 return self._went_on(sent, answer)
 
-    def _drops(self, sent: Sequence[SessionToken]) -> bool:
-        """Do without tokens that are not of this cluster, and tell so, where that is allowed.
-
-        Which of several these are, is not told: those of the present reign stay, unless there are no others.
-        """
+    def _drops(self, sent: Sequence[SessionToken], refused: SessionToken | None) -> bool:
+        """Do without the reign of a token that is not of this cluster, and tell so, where that is allowed."""
         if self._lenient and self._tokens is sent:
-            kept = tuple(token for token in sent if token.epoch == self._router.board.epoch)
-            self._tokens = () if len(kept) == len(sent) else kept
+            self._tokens = tuple(token for token in sent if refused is not None and token.epoch != refused.epoch)
         return self._lenient and bool(sent)
 
     def _went_on(self, sent: Sequence[SessionToken], answer: Answer[ResultT]) -> ResultT:
         self.last = answer
-        self.lost = self.lost or answer.lost
+        if answer.lost is not None and (self.lost is None or answer.lost.writes):
+            self.lost = answer.lost
         if answer.token is None:
             pass  # a routing for comparison, which promises nothing
         elif self._tokens is sent:
             self._tokens = (answer.token,)
         else:  # another request was answered meanwhile
-            self._tokens = _merged((*self._tokens, answer.token))
+            self._tokens = merged((*self._tokens, answer.token))
         return answer.value
 
 
@@ -157,12 +154,3 @@ def _one_by_one(
             yield from filter(None, map(str.strip, each.split(",")))  # a list may have empty elements
         else:
             yield each
-
-
-def _merged(tokens: Sequence[SessionToken]) -> Sequence[SessionToken]:
-    """Return as few tokens as say the same; those that contradict each other are left for the router to refuse."""
-    try:
-        latest, earlier = merged(tokens)
-    except ValueError:
-        return tokens
-    return tokens if latest is None else (latest, *earlier)

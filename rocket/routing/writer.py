@@ -15,9 +15,9 @@ import asyncpg
 from rocket.consistency import Lsn, Reason, SessionToken
 from rocket.errors import OutcomeUnknown, Unavailable, in_words
 from rocket.routing.answer import Answer, Role
-from rocket.routing.connections import behind, throw_away
+from rocket.routing.connections import MAYBE_OWN, behind, throw_away, whose
 from rocket.routing.epochs import must_reign, standing_of
-from rocket.routing.failures import REFUSED, UNREACHABLE, leaves_commit_in_doubt, speaks_against_node
+from rocket.routing.failures import REFUSED, UNREACHABLE, OwnError, leaves_commit_in_doubt, speaks_against_node
 from rocket.routing.nodes import in_reign
 
 if TYPE_CHECKING:
@@ -42,8 +42,12 @@ FLUSHED = """(
          WHEN 'off' THEN set_config('synchronous_commit', 'local', true)
          ELSE current_setting('synchronous_commit')
     END
+    || left(set_config('idle_in_transaction_session_timeout', '5s', true), 0)
 )"""
-"""Has the transaction's COMMIT flushed before it returns: the floor is a flush LSN (design fact F2)."""
+"""Has the transaction's COMMIT flushed before it returns: the floor is a flush LSN (design fact F2).
+
+From here to COMMIT the subject's lock is held: should this program be halted in between, the server does not wait.
+"""
 
 HAVE_IT_FLUSHED = f"SELECT {FLUSHED}"
 
@@ -111,7 +115,11 @@ class Writer(Generic[SubjectT]):
                     connection, primary = await stack.enter_async_context(self._nodes.primary_to_write_on())
                     epoch = primary.epoch
                     async with in_reign(connection, epoch):
-                        standing = await standing_of(tokens, connection, epoch)
+                        standing = await standing_of(
+                            tokens, connection, epoch, is_last=self._nodes.know_no_later_reign()
+                        )
+                        if any(token.node is not None for token in tokens):
+                            await self._floors.wait_for_writes(connection, subject)
                     transaction = connection.transaction()
                     value = await self._up_to_commit(
                         connection, transaction, epoch, work, subject, floor_taken=floor_taken
@@ -126,6 +134,8 @@ class Writer(Generic[SubjectT]):
                 return Answer(value, primary.name, Role.PRIMARY, Reason.WRITE, token, standing.lost)
         except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
             raise  # not committed, and worth another try
+        except OwnError as own:
+            raise own.error from own.error.__cause__
         except Exception as error:
             if commit_sent and leaves_commit_in_doubt(error):
                 raise OutcomeUnknown(f"nobody knows whether it was committed: {in_words(error)}") from error
@@ -163,7 +173,10 @@ class Writer(Generic[SubjectT]):
         subject: SubjectT,
         floor_taken: FloorTaken,
     ) -> ResultT:
-        value = await work(connection)
+        try:
+            value = await work(connection)
+        except MAYBE_OWN as error:
+            raise whose(error, behind(connection)) from error
         if floor_taken is FloorTaken.NEVER:
             return value
         if floor_taken is FloorTaken.INSIDE:

@@ -381,7 +381,7 @@ class Rules:
 
     # Tokens.
 
-    def merged(self, tokens: Iterable[SessionToken]) -> tuple[SessionToken | None, tuple[SessionToken, ...]]:
+    def merged(self, tokens: Iterable[SessionToken]) -> tuple[SessionToken, ...]:
         return merged(tokens)
 
     def is_of_later_reign(self, token: SessionToken, epoch: Epoch) -> bool:
@@ -879,18 +879,13 @@ class World:
 
     # The clients.
 
-    def _request(self) -> Request | None:
-        """Return a request with all tokens that a session holds; None if they are refused together."""
+    def _request(self) -> Request:
+        """Return a request with all tokens that a session holds."""
         session, process = self._random.choice(self._sessions), self._some_process()
         carried = list(session.held)
-        try:
-            latest, earlier = self.rules.merged(held.token for held in carried)
-        except ValueError:  # of two reigns that have the same timeline
-            self.events["refused"] += 1
-            session.forget(carried)
-            return None
+        tokens = self.rules.merged(held.token for held in carried)
         self.events["merged"] += len(carried) > 1
-        return Request(session, process, carried, () if latest is None else (latest, *earlier))
+        return Request(session, process, carried, tokens)
 
     def _enter_primary(self, request: Request) -> bool:
         """Take a connection to the primary in office, of its present reign."""

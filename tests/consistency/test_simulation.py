@@ -268,13 +268,13 @@ class MergeKeepsTheLife(Rules):
 
     by_data: ClassVar = True
 
-    def merged(self, tokens: Iterable[SessionToken]) -> tuple[SessionToken | None, tuple[SessionToken, ...]]:
+    def merged(self, tokens: Iterable[SessionToken]) -> tuple[SessionToken, ...]:
         given = tuple(tokens)
-        latest, earlier = merged(given)
-        if latest is not None:
-            one = next(token for token in given if token.epoch == latest.epoch)
-            latest = replace(latest, node=one.node, incarnation=one.incarnation)
-        return latest, earlier
+        first = {token.epoch: token for token in reversed(given)}
+        return tuple(
+            replace(token, node=first[token.epoch].node, incarnation=first[token.epoch].incarnation)
+            for token in merged(given)
+        )
 
 
 class MergeDropsTheNode(Rules):
@@ -282,11 +282,8 @@ class MergeDropsTheNode(Rules):
 
     by_data: ClassVar = True
 
-    def merged(self, tokens: Iterable[SessionToken]) -> tuple[SessionToken | None, tuple[SessionToken, ...]]:
-        latest, earlier = merged(tokens)
-        if latest is not None and latest.incarnation is None:
-            latest = replace(latest, node=None)
-        return latest, earlier
+    def merged(self, tokens: Iterable[SessionToken]) -> tuple[SessionToken, ...]:
+        return tuple(replace(token, node=None) if token.incarnation is None else token for token in merged(tokens))
 
 
 # Reigns.

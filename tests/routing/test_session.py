@@ -232,9 +232,10 @@ async def waits_for_a_lock(admin: asyncpg.Connection[asyncpg.Record]) -> bool:
     return bool(found)
 
 
+@pytest.mark.parametrize("how", ["read", "write"])
 @pytest.mark.parametrize("subject", ["ann", None])
-async def test_on_the_primary_after_a_replica_a_read_waits_for_commits_under_way(
-    cluster: LocalCluster, opened: Router[str | None], notes: Notes, subject: str | None
+async def test_on_the_primary_after_a_replica_a_session_waits_for_commits_under_way(
+    cluster: LocalCluster, opened: Router[str | None], notes: Notes, subject: str | None, how: str
 ) -> None:
     """A replica may have shown them already, also a subject's first (design fact F13)."""
     held = Held(opened._guarded._floors)  # type: ignore[arg-type] # noqa: SLF001
@@ -251,7 +252,7 @@ async def test_on_the_primary_after_a_replica_a_read_waits_for_commits_under_way
         opened._guarded.policy = Policy(lease_s=0.0)  # noqa: SLF001  # no replica will do
         writing = asyncio.create_task(writers.session(subject).write(notes.add))
         await held.marked.wait()
-        reading = asyncio.create_task(reader.read(notes.count))
+        reading = asyncio.create_task(reader.read(notes.count) if how == "read" else reader.write(notes.count))
         async with asyncio.timeout(DEADLINE_S):
             while not await waits_for_a_lock(admin):
                 assert not reading.done()
@@ -259,6 +260,26 @@ async def test_on_the_primary_after_a_replica_a_read_waits_for_commits_under_way
         await writing
         assert 2 == await reading
     await admin.close()
+
+
+@pytest.mark.parametrize("floors", [SubjectLocks(), FloorTable()], ids=["locks", "table"])
+async def test_a_program_that_halts_before_its_commit_holds_its_locks_for_seconds_only(
+    cluster: LocalCluster, notes: Notes, floors: SubjectLocks
+) -> None:
+    """The server ends a transaction that is not committed right after the mark; the limit ends with it."""
+    held = Held(floors)
+    limits: list[str] = []
+
+    async def mark(primary: Connection, subject: str | None, floor: Lsn) -> str | None:
+        flushed = await floors.mark(primary, subject, floor)
+        limits.append(await primary.fetchval("SHOW idle_in_transaction_session_timeout"))
+        return flushed
+
+    held.mark = mark  # type: ignore[method-assign]
+    async with await Router.open(dsns(cluster), held, observer_interval_s=BEAT_S) as router:
+        await router.session("ann").write(notes.add)
+        after = await router.session().write(lambda db: db.fetchval("SHOW idle_in_transaction_session_timeout"))
+    assert (["5s", "5s"], "0") == (limits, after)
 
 
 async def test_behind_a_pooler_a_read_on_the_primary_holds_no_write_up(cluster: LocalCluster) -> None:

@@ -386,12 +386,16 @@ def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
         epoch = board.epoch or token.epoch
         return obstacle(replace(status, epoch=epoch), replace(token, epoch=epoch), board, policy, now)
 
-    async def standing_of(tokens: Sequence[SessionToken], _primary: Connection, epoch: Epoch) -> Standing:
+    async def standing_of(
+        tokens: Sequence[SessionToken],
+        _primary: Connection,
+        epoch: Epoch,
+        *,
+        is_last: bool,  # noqa: ARG001
+    ) -> Standing:
         return epochs.Standing(replace(tokens[0], epoch=epoch) if tokens else None)
 
-    def merged_as_one(
-        tokens: Iterable[SessionToken],
-    ) -> tuple[SessionToken | None, tuple[SessionToken, ...]]:
+    def merged_as_one(tokens: Iterable[SessionToken]) -> tuple[SessionToken, ...]:
         latest_first = sorted(tokens, key=lambda token: token.timeline, reverse=True)
         return merged([replace(token, epoch=latest_first[0].epoch) for token in latest_first])
 

@@ -1,0 +1,132 @@
+"""What work does that is its own affair: errors, statements that are given up, COPY."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from rocket import SHOWN, Limits, Router, saw
+from rocket.orchestrator import DATABASE
+from rocket.routing.connections import behind
+from tests.conftest import dsns
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rocket import Connection
+    from rocket.postgres.cluster import LocalCluster
+
+LONG = "SELECT pg_sleep(30) /* given up */"
+DEADLINE_S = 15.0
+
+
+@pytest_asyncio.fixture
+async def opened(cluster: LocalCluster) -> AsyncIterator[Router[str | None]]:
+    """A router whose reads are soon over."""
+    limits = Limits(attempt_s=0.3, read_s=1.5)
+    async with await Router.open(dsns(cluster), observer_interval_s=0.05, limits=limits) as router:
+        await router.session("ann").write(lambda db: db.fetchval("SELECT 1"))
+        yield router
+
+
+async def reads_a_file(_db: Connection) -> None:
+    """Fail of something that is no node's fault."""
+    raise FileNotFoundError("/no/such/file")
+
+
+async def waits_for_somebody_else(_db: Connection) -> None:
+    """Give up waiting for another service."""
+    async with asyncio.timeout(0.01):
+        await asyncio.Event().wait()
+
+
+async def sets_a_limit(db: Connection) -> None:
+    """Have the server end a statement that takes too long."""
+    async with db.transaction():
+        await db.execute("SET LOCAL statement_timeout = '20ms'")
+        await db.execute(LONG)
+
+
+@pytest.mark.parametrize("how", ["read", "write"])
+@pytest.mark.parametrize(
+    ("work", "error"),
+    [
+        (reads_a_file, FileNotFoundError),
+        (waits_for_somebody_else, TimeoutError),
+        (sets_a_limit, asyncpg.QueryCanceledError),
+    ],
+)
+async def test_what_work_raises_by_itself_is_raised_as_it_is(
+    opened: Router[str | None], work: object, error: type[Exception], how: str
+) -> None:
+    """It is run once, no node is blamed, and the connection is good for the next one."""
+    runs = 0
+    backends: list[int] = []
+
+    async def counted(db: Connection) -> None:
+        nonlocal runs
+        runs += 1
+        backends.append(behind(db).get_server_pid())
+        await work(db)  # type: ignore[operator]
+
+    session = opened.session("ann")
+    with pytest.raises(error) as caught:
+        await getattr(session, how)(counted)
+    assert 1 == runs
+    assert type(caught.value) is error
+    pools = {pool.name: pool for pool in opened.pools}
+    assert 1 <= sum(pool.idle for pool in pools.values())
+    if how == "write":
+        assert backends == [await session.write(lambda db: asyncio.sleep(0, behind(db).get_server_pid()))]
+
+
+async def running(cluster: LocalCluster) -> int:
+    """Count what is still done for nobody, on all nodes."""
+    found = 0
+    for node in cluster.nodes.values():
+        connection = await node.connect(DATABASE)
+        found += await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE query LIKE '%given up%' AND state <> 'idle' AND pid <> pg_backend_pid()"
+        )
+        await connection.close()
+    return found
+
+
+@pytest.mark.parametrize("how", ["read", "write"])
+async def test_servers_end_what_was_given_up(cluster: LocalCluster, opened: Router[str | None], how: str) -> None:
+    """They would go on with it, and keep its locks, since nobody told them that the connection was thrown away."""
+    begun = asyncio.Event()
+
+    async def long(db: Connection) -> None:
+        begun.set()
+        await db.execute(LONG)
+
+    doing = asyncio.create_task(getattr(opened.session("ann"), how)(long))
+    await begun.wait()
+    async with asyncio.timeout(DEADLINE_S):
+        while not await running(cluster):
+            await asyncio.sleep(0.01)
+        if how == "write":
+            doing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            assert isinstance((await asyncio.gather(doing, return_exceptions=True))[0], BaseException)
+        while await running(cluster):
+            await asyncio.sleep(0.01)
+
+
+async def test_what_a_statement_said_does_not_cover_a_copy_after_it(opened: Router[str | None]) -> None:
+    """COPY reads as well, later."""
+
+    async def copies(db: Connection) -> str | None:
+        saw(db, await db.fetchval(f"SELECT {SHOWN}"))
+        await db.copy_from_query("SELECT 1", output=io.BytesIO())
+        return behind(db).take_note()
+
+    assert await opened.session("ann").read(copies) is None
