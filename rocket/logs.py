@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import time
-from typing import TextIO
+from collections import deque
+from typing import TYPE_CHECKING, TextIO
 
 from rocket.request_id import REQUEST_ID
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _PREFIX = "rocket."
+_MOST_WAITING = 10_000
+"""Lines, a megabyte perhaps."""
+_AGAIN_S = 0.05
+_LAST_PATIENCE_MS = 200
+"""How long the end waits for a reader, for each piece that he takes."""
+
+_log = logging.getLogger("rocket.log")
 
 
 class _TextFormatter(logging.Formatter):
@@ -62,7 +76,58 @@ class _JsonFormatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes to standard output; when nobody reads that any more (`| head`), the program ends as it should."""
+    """Writes to standard output, and never waits for whoever reads it: a pager, say, or a terminal that is halted.
+
+    Lines wait instead, up to a number. When nobody reads any more (`| head`), the program ends as it should.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._waiting: deque[str] = deque()
+        self._dropped = 0
+        self._timer: asyncio.TimerHandle | None = None
+        output = select.poll()
+        self._takes: Callable[[int], object] = output.poll
+        try:
+            output.register(stream.fileno(), select.POLLOUT)
+        except OSError:  # it has no descriptor
+            self._takes = lambda _timeout_ms: True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, or have it wait."""
+        if not self._waiting and self._takes(0):
+            super().emit(record)
+        elif len(self._waiting) < _MOST_WAITING:
+            self._waiting.append(self.format(record))
+            self._try_again()
+        else:
+            self._dropped += 1
+
+    def _try_again(self) -> None:
+        if self._timer is None:
+            with contextlib.suppress(RuntimeError):  # no loop: the next line, or the end, sees to it
+                self._timer = asyncio.get_running_loop().call_later(_AGAIN_S, self._catch_up)
+
+    def _catch_up(self, patience_ms: int = 0) -> None:
+        """Write what waits, as far as it is taken."""
+        self._timer = None
+        try:
+            while self._waiting and self._takes(patience_ms):
+                self.stream.write(f"{self._waiting.popleft()}\n")
+                self.flush()
+        except OSError:
+            self.handleError(logging.makeLogRecord({}))
+        if self._waiting:
+            self._try_again()
+        elif self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            _log.warning("%d lines of this log were dropped, since nobody read it", dropped)
+
+    def close(self) -> None:
+        """Write what waits, unless nobody takes it."""
+        if self._waiting:
+            self._catch_up(_LAST_PATIENCE_MS)
+        super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         if not isinstance(sys.exc_info()[1], BrokenPipeError):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
 import logging
+import os
 import re
+import sys
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import pytest
 from hypothesis import given, settings
@@ -26,13 +29,20 @@ CREATED = 1_700_000_000.25
 @contextlib.contextmanager
 def logged(log_format: str, *, worker: int | None = None) -> Iterator[io.StringIO]:
     """Collect what the program's log writes to standard output; put logging back as it was."""
+    with contextlib.redirect_stdout(io.StringIO()) as output, logged_to(output, log_format, worker=worker):
+        yield output
+
+
+@contextlib.contextmanager
+def logged_to(output: TextIO, log_format: str = "text", *, worker: int | None = None) -> Iterator[None]:
+    """Have the program's log written to what is the standard output now."""
+    assert output is sys.stdout
     loggers = [logging.getLogger(), logging.getLogger("rocket")]
     levels = [logger.level for logger in loggers]
     handlers = list(loggers[0].handlers)
     try:
-        with contextlib.redirect_stdout(io.StringIO()) as output:
-            logs.configure(log_format, worker=worker)
-            yield output
+        logs.configure(log_format, worker=worker)
+        yield
     finally:
         loggers[0].handlers[:] = handlers
         for logger, level in zip(loggers, levels, strict=True):
@@ -234,3 +244,25 @@ def try_and_log() -> None:
 def fail() -> NoReturn:
     """Raise an error whose message has a line end."""
     raise ValueError("in two\nlines")
+
+
+async def test_a_reader_who_does_not_read_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines wait for him, in order; how many there was no room for, he is told."""
+    monkeypatch.setattr(logs, "_MOST_WAITING", 1000)
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", 0) as reader, os.fdopen(writing, "w", encoding="utf-8") as output:
+        monkeypatch.setattr("sys.stdout", output)
+        with logged_to(output):
+            for number in range(10_000):
+                logging.getLogger("rocket.api").info("line %05d", number)
+            await asyncio.sleep(0)
+            found = b""
+            async with asyncio.timeout(20):
+                while b"dropped" not in found:
+                    found += await asyncio.to_thread(reader.read, 1 << 16)
+            lines = [line for line in found.decode().splitlines() if "line " in line]
+            assert [f"line {number:05d}" for number in range(len(lines))] == [line[-10:] for line in lines]
+            dropped = 10_000 - len(lines)
+            assert f"{dropped} lines of this log were dropped" in found.decode()
+            logging.getLogger("rocket.api").info("and on")
+            assert b"and on" in await asyncio.to_thread(reader.read, 1 << 16)
