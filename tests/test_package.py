@@ -116,7 +116,14 @@ async def test_what_is_built_holds_what_is_no_code(installed: Installed) -> None
     assert not any(name.startswith("tests/") for name in names)
     with tarfile.open(installed.sdist) as sdist:
         of_sdist = {name.partition("/")[2] for name in sdist.getnames()}
-    assert {"cluster.py", "schema.sql", "README.md", "tests/test_package.py", "docs/inspector.png"} <= of_sdist
+    assert {
+        "cluster.py",
+        "schema.sql",
+        "README.md",
+        "tests/test_package.py",
+        "docs/inspector.png",
+        "docs/routing.md",
+    } <= of_sdist
 
 
 @needs_uv
