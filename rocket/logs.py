@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _PREFIX = "rocket."
 _MOST_WAITING = 10_000
 """Lines, a megabyte perhaps."""
+_PIECE = 1000
+"""Characters that a pipe which has room for any takes at once: it then has room for 4,096 bytes."""
 _AGAIN_S = 0.05
 _LAST_PATIENCE_MS = 200
 """How long the end waits for a reader, for each piece that he takes."""
@@ -85,38 +87,50 @@ class _Handler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self._waiting: deque[str] = deque()
         self._dropped = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """On which it is tried again, if it is."""
         output = select.poll()
         self._takes: Callable[[int], object] = output.poll
         try:
-            output.register(stream.fileno(), select.POLLOUT)
-        except OSError:  # it has no descriptor
+            output.register(self.stream.fileno(), select.POLLOUT)
+        except (OSError, ValueError, AttributeError):  # it is no file, or closed
             self._takes = lambda _timeout_ms: True
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, or have it wait."""
-        if not self._waiting and self._takes(0):
-            super().emit(record)
-        elif len(self._waiting) < _MOST_WAITING:
-            self._waiting.append(self.format(record))
-            self._try_again()
-        else:
-            self._dropped += 1
+        try:
+            line = f"{self.format(record)}\n"
+            if len(line) <= _PIECE and not self._waiting and self._takes(0):
+                self.stream.write(line)
+                self.flush()
+            elif len(self._waiting) < _MOST_WAITING:
+                self._waiting.extend(line[start : start + _PIECE] for start in range(0, len(line), _PIECE))
+                self._catch_up(0)
+            else:
+                self._dropped += 1
+        except Exception:  # noqa: BLE001 - as every handler does
+            self.handleError(record)
 
     def _try_again(self) -> None:
-        if self._timer is None:
-            with contextlib.suppress(RuntimeError):  # no loop: the next line, or the end, sees to it
-                self._timer = asyncio.get_running_loop().call_later(_AGAIN_S, self._catch_up)
+        with contextlib.suppress(RuntimeError):  # no loop: the next line, or the end, sees to it
+            loop = asyncio.get_running_loop()
+            if self._loop is not loop:
+                self._loop = loop
+                loop.call_later(_AGAIN_S, self._tried_again)
 
-    def _catch_up(self, patience_ms: int = 0) -> None:
+    def _tried_again(self) -> None:
+        self._loop = None
+        with self.lock or contextlib.nullcontext():
+            try:
+                self._catch_up(0)
+            except OSError:
+                self.handleError(logging.makeLogRecord({}))
+
+    def _catch_up(self, patience_ms: int) -> None:
         """Write what waits, as far as it is taken."""
-        self._timer = None
-        try:
-            while self._waiting and self._takes(patience_ms):
-                self.stream.write(f"{self._waiting.popleft()}\n")
-                self.flush()
-        except OSError:
-            self.handleError(logging.makeLogRecord({}))
+        while self._waiting and self._takes(patience_ms):
+            self.stream.write(self._waiting.popleft())
+            self.flush()
         if self._waiting:
             self._try_again()
         elif self._dropped:
@@ -126,7 +140,8 @@ class _Handler(logging.StreamHandler[TextIO]):
     def close(self) -> None:
         """Write what waits, unless nobody takes it."""
         if self._waiting:
-            self._catch_up(_LAST_PATIENCE_MS)
+            with contextlib.suppress(OSError, ValueError):
+                self._catch_up(_LAST_PATIENCE_MS)
         super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name

@@ -34,7 +34,7 @@ def logged(log_format: str, *, worker: int | None = None) -> Iterator[io.StringI
 
 
 @contextlib.contextmanager
-def logged_to(output: TextIO, log_format: str = "text", *, worker: int | None = None) -> Iterator[None]:
+def logged_to(output: TextIO | None, log_format: str = "text", *, worker: int | None = None) -> Iterator[None]:
     """Have the program's log written to what is the standard output now."""
     assert output is sys.stdout
     loggers = [logging.getLogger(), logging.getLogger("rocket")]
@@ -266,3 +266,32 @@ async def test_a_reader_who_does_not_read_holds_nothing_up(monkeypatch: pytest.M
             assert f"{dropped} lines of this log were dropped" in found.decode()
             logging.getLogger("rocket.api").info("and on")
             assert b"and on" in await asyncio.to_thread(reader.read, 1 << 16)
+
+
+async def test_a_line_that_is_longer_than_what_a_pipe_takes_holds_nothing_up_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is written in pieces; a line that cannot be formatted is no caller's error meanwhile."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", 0) as reader, os.fdopen(writing, "w", encoding="utf-8") as output:
+        monkeypatch.setattr("sys.stdout", output)
+        monkeypatch.setattr(logging, "raiseExceptions", False)
+        with logged_to(output):
+            log = logging.getLogger("rocket.api")
+            os.write(writing, b"x" * (2**16 - 4096))  # a page is free
+            log.info("a long line: %s and its end", "y" * 20_000)
+            log.info("%d", "no number")
+            log.info("the next line")
+            found = b""
+            async with asyncio.timeout(20):
+                while b"the next line" not in found:
+                    found += await asyncio.to_thread(reader.read, 1 << 16)
+            assert f"a long line: {'y' * 20_000} and its end\n" in found.decode()
+
+
+def test_a_program_without_a_standard_output_has_a_log_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is started by `>&-`."""
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stderr", None)
+    with logged_to(None):
+        logging.getLogger("rocket.api").info("to the standard error, if anywhere")

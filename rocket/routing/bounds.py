@@ -10,9 +10,9 @@ import functools
 from typing import TYPE_CHECKING, TypeVar
 
 from rocket.consistency import Lsn, timeline_of
-from rocket.routing.connections import MAYBE_OWN, behind, whose
+from rocket.routing.connections import MAYBE_OWN, answers, behind
 from rocket.routing.epochs import NEWEST_SHOWN
-from rocket.routing.failures import NodeChanged
+from rocket.routing.failures import NodeChanged, OwnError
 
 if TYPE_CHECKING:
     from rocket.consistency import Epoch
@@ -68,7 +68,9 @@ async def with_what_was_said(work: Work[ResultT], node: Connection) -> tuple[Res
     try:
         value = await work(node)
     except MAYBE_OWN as error:
-        raise whose(error, connection) from error
+        if answers(connection):
+            raise OwnError(error) from error
+        raise
     said = connection.take_note()
     if said is None or said.endswith(_NOT_STREAMING):
         said = await _ask(connection, said)
@@ -87,7 +89,9 @@ async def read_on_replica(
     try:
         value = await work(replica)
     except MAYBE_OWN as error:
-        raise whose(error, connection) from error
+        if answers(connection):
+            raise OwnError(error) from error
+        raise
     said = connection.take_note()
     if said is None or said.endswith(_NOT_STREAMING):
         said = await _ask(connection, said)

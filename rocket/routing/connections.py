@@ -15,7 +15,7 @@ from asyncpg import connect_utils
 
 from rocket.consistency import Epoch, Incarnation
 from rocket.routing.epochs import REIGNING
-from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged, OwnError
+from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -73,7 +73,10 @@ class NodeConnection(_PlainConnection):
     transaction pooler it is good for nothing but the transaction under way.
     """
 
-    __slots__ = ("_note", "cut_off", "direct", "epoch", "incarnation", "left_clean", "opened_at", "to_replica")
+    __slots__ = (
+        "_note", "commits", "cut_off", "direct", "dubious", "epoch", "incarnation", "left_clean", "opened_at",
+        "to_replica",
+    )  # fmt: skip
 
     direct: bool
     """Whether its server is the one that let it in, and not a pooler."""
@@ -89,6 +92,10 @@ class NodeConnection(_PlainConnection):
     """Whether whoever has it has left nothing in its session: then it needs no reset."""
     cut_off: bool
     """Whether a statement was given up before the server had answered it."""
+    commits: bool
+    """Whether that would be a COMMIT: a server that waits for a replica's confirmation is not to be hurried."""
+    dubious: bool
+    """Whether work has failed on it, perhaps with a statement still under way."""
     _note: tuple[str, int] | None
     _addr: Any  # asyncpg's own, as is what follows
     _params: Any
@@ -130,7 +137,7 @@ async def learn_where(connection: NodeConnection) -> None:
     protocol announced, and neither incarnation nor epoch are known.
     """
     connection._note = None  # noqa: SLF001 - it has no __init__ of its own
-    connection.left_clean = connection.cut_off = False
+    connection.left_clean = connection.cut_off = connection.commits = connection.dubious = False
     connection.opened_at = time.monotonic()
     row = await connection.fetchrow(_WHERE, connection.get_server_pid(), timeout=CONNECT_TIMEOUT_S)
     assert row is not None  # noqa: S101 - it has one row
@@ -210,12 +217,9 @@ MAYBE_OWN = (OSError, TimeoutError)
 """What work may raise by itself, and asyncpg as well where a node fails."""
 
 
-def whose(error: OSError | TimeoutError, connection: NodeConnection) -> Exception:
-    """Return an error that came out of work as an `OwnError`, unless it tells of work's connection.
-
-    That one has then been lost, or was not answered in time.
-    """
-    return error if connection.cut_off or is_lost(connection) else OwnError(error)
+def answers(connection: NodeConnection) -> bool:
+    """Tell whether a connection was neither lost nor left without an answer: such an error is then work's own."""
+    return not (connection.cut_off or is_lost(connection))
 
 
 def throw_away(connection: Connection) -> None:
@@ -225,7 +229,7 @@ def throw_away(connection: Connection) -> None:
     and hold its locks. asyncpg's own attempt at that ends with the connection.
     """
     inner = cast("NodeConnection | None", getattr(connection, "_con", connection))
-    if inner is not None and inner.cut_off and not inner.is_closed():
+    if inner is not None and inner.cut_off and not inner.commits and not inner.is_closed():
         protocol = inner._protocol  # noqa: SLF001
         ending = asyncio.ensure_future(_end_statement(inner, protocol.backend_pid, protocol.backend_secret))
         _ENDING.add(ending)

@@ -36,7 +36,7 @@ _WHY_CHECKED = {
 }
 """Said once where no status can vouch for a connection, by whether the connection is to the server itself."""
 
-_NOTED_AGAIN_S = 5.0
+_NOTED_AGAIN_S = 15.0
 """How often replicas that do not prove their reign are made to note their timeline once more."""
 
 _LATELY_S = 2.0
@@ -207,20 +207,25 @@ class NodeWatch:
 
     async def _write_down(self, connection: NodeConnection) -> None:
         """Write what others may want to know: slower without, and not wrong."""
-        now = time.monotonic()
-        # Whoever named the reign may have died before it had it noted.
-        again = now - self._noted_at > _NOTED_AGAIN_S and any(one.epoch is None for one in self._board.replicas)
-        if self._to_be_noted or again:
-            self._noted_at = now
+        if not self._roles_only:
+            if connection.direct:
+                self._elected = self._elected or await status_table.elect(connection, self._beat_s)
+                if self._elected:
+                    await status_table.record(connection, self._board.replicas)
+            else:
+                await self._record_through_pooler(connection)
+        if self._to_be_noted or self._is_to_be_noted_again():
+            self._noted_at = time.monotonic()
             await have_timelines_noted(connection)
             self._to_be_noted = False
-        if not self._roles_only:
-            if not connection.direct:
-                await self._record_through_pooler(connection)
-                return
-            self._elected = self._elected or await status_table.elect(connection, self._beat_s)
-            if self._elected:
-                await status_table.record(connection, self._board.replicas)
+
+    def _is_to_be_noted_again(self) -> bool:
+        """Tell whether replicas do not prove their reign, as if who named it had died before it was noted."""
+        return (
+            self._elected
+            and time.monotonic() - self._noted_at > _NOTED_AGAIN_S
+            and any(status.epoch is None for status in self._board.replicas)
+        )
 
     async def _record_through_pooler(self, connection: NodeConnection) -> None:
         """Be elected for one beat at a time: a session there is not ours to keep a lock in."""

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, cast
 import asyncpg
 
 from rocket.errors import in_words
-from rocket.routing.connections import CONNECT_TIMEOUT_S, NodeConnection, is_lost, learn_where, throw_away
+from rocket.routing.connections import (
+    CONNECT_TIMEOUT_S,
+    NodeConnection,
+    behind,
+    is_lost,
+    learn_where,
+    throw_away,
+)
 from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged
 from rocket.routing.gate import Gate
 
@@ -142,6 +149,10 @@ class NodePool:
             except (asyncio.CancelledError, NodeChanged, *UNREACHABLE):
                 throw_away(connection)
                 raise
+            except Exception:
+                if not is_lost(connection):
+                    behind(connection).dubious = True
+                raise
             finally:
                 await self._give_back(connection)
 
@@ -159,9 +170,17 @@ class NodePool:
         saves a round trip for each read (design fact F9).
         """
         clean, connection.left_clean = connection.left_clean, False
-        connection.cut_off = False
+        dubious, connection.dubious = connection.dubious, False
+        connection.cut_off = connection.commits = False
         if self.resets_always or (connection.epoch is not None and not clean):
             await connection.execute(connection.get_reset_query())
+        elif dubious:
+            try:
+                await connection.execute("SELECT 1")
+            except asyncpg.InterfaceError:  # something else is under way
+                connection.cut_off = True
+                throw_away(connection)
+                raise
 
     async def close(self, timeout_s: float) -> None:
         """Close every connection, by force when `timeout_s` is over, or when the server has gone first."""

@@ -108,9 +108,11 @@ class Session(Generic[SubjectT]):
 
     def _drops(self, sent: Sequence[SessionToken], refused: SessionToken | None) -> bool:
         """Do without the reign of a token that is not of this cluster, and tell so, where that is allowed."""
-        if self._lenient and self._tokens is sent:
+        if not self._lenient:
+            return False
+        if self._tokens is sent:
             self._tokens = tuple(token for token in sent if refused is not None and token.epoch != refused.epoch)
-        return self._lenient and bool(sent)
+        return len(self._tokens) < len(sent) or self._tokens is not sent
 
     def _went_on(self, sent: Sequence[SessionToken], answer: Answer[ResultT]) -> ResultT:
         self.last = answer

@@ -15,7 +15,7 @@ import asyncpg
 from rocket.consistency import Lsn, Reason, SessionToken
 from rocket.errors import OutcomeUnknown, Unavailable, in_words
 from rocket.routing.answer import Answer, Role
-from rocket.routing.connections import MAYBE_OWN, behind, throw_away, whose
+from rocket.routing.connections import MAYBE_OWN, answers, behind, throw_away
 from rocket.routing.epochs import must_reign, standing_of
 from rocket.routing.failures import REFUSED, UNREACHABLE, OwnError, leaves_commit_in_doubt, speaks_against_node
 from rocket.routing.nodes import in_reign
@@ -124,7 +124,7 @@ class Writer(Generic[SubjectT]):
                     value = await self._up_to_commit(
                         connection, transaction, epoch, work, subject, floor_taken=floor_taken
                     )
-                commit_sent = True
+                commit_sent = behind(connection).commits = True
                 async with asyncio.timeout(self._limits.commit_s):
                     await transaction.commit()
                 token = None
@@ -176,7 +176,9 @@ class Writer(Generic[SubjectT]):
         try:
             value = await work(connection)
         except MAYBE_OWN as error:
-            raise whose(error, behind(connection)) from error
+            if answers(behind(connection)):
+                raise OwnError(error) from error
+            raise
         if floor_taken is FloorTaken.NEVER:
             return value
         if floor_taken is FloorTaken.INSIDE:

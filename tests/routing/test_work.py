@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import secrets
 from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 import pytest_asyncio
 
-from rocket import SHOWN, Limits, Router, saw
+from rocket import SHOWN, Limits, OutcomeUnknown, Role, Router, saw
 from rocket.orchestrator import DATABASE
+from rocket.postgres.installation import SUPERUSER
 from rocket.routing.connections import behind
 from tests.conftest import dsns
 
@@ -117,6 +119,68 @@ async def test_servers_end_what_was_given_up(cluster: LocalCluster, opened: Rout
             doing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             assert isinstance((await asyncio.gather(doing, return_exceptions=True))[0], BaseException)
+        while await running(cluster):
+            await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def nobody_confirms(cluster: LocalCluster) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """Have commits wait for a replica that is not there; give a connection to look with."""
+    admin = await cluster.primary.connect(DATABASE)
+    await admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    await admin.execute("SELECT pg_reload_conf()")
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while "nobody" != await admin.fetchval("SHOW synchronous_standby_names"):
+                await asyncio.sleep(0.01)
+        yield admin
+    finally:
+        await admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        await admin.execute("SELECT pg_reload_conf()")
+        await admin.close()
+
+
+async def test_a_commit_that_is_given_up_goes_on_waiting_for_its_confirmation(cluster: LocalCluster) -> None:
+    """Hurried, the server would show others what a failover to a synchronous replica may yet lose."""
+    table = f"confirmed_{secrets.token_hex(4)}"
+    limits = Limits(commit_s=0.3)
+    async with await Router.open(dsns(cluster, who=SUPERUSER), observer_interval_s=0.05, limits=limits) as router:
+        await router.session().write(lambda db: db.execute(f"CREATE TABLE {table} (id int)"))
+        async with nobody_confirms(cluster) as admin:
+            with pytest.raises(OutcomeUnknown):
+                await router.session().write(lambda db: db.execute(f"INSERT INTO {table} VALUES (1)"))  # noqa: S608
+            for _ in range(20):
+                waiting = await admin.fetchval(
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'COMMIT%'"
+                )
+                assert (1, 0) == (waiting, await admin.fetchval(f"SELECT count(*) FROM {table}"))  # noqa: S608
+                await asyncio.sleep(0.02)
+
+
+async def test_a_connection_on_which_something_is_under_way_is_lent_to_nobody(
+    cluster: LocalCluster, opened: Router[str | None]
+) -> None:
+    """As when one of two things that work does at a time fails, and the other one is left alone."""
+    abandoned: list[asyncio.Task[object]] = []
+    backends: list[int] = []
+
+    async def leaves_a_statement(db: Connection) -> None:
+        backends.append(behind(db).get_server_pid())
+        abandoned.append(asyncio.create_task(behind(db).fetch(LONG)))
+        await asyncio.sleep(0.05)
+        raise LookupError
+
+    session = opened.session("ann")
+    while session.last is None or session.last.role is not Role.REPLICA:
+        await session.read(lambda db: db.fetchval("SELECT 1"))
+    with pytest.raises(LookupError):
+        await session.read(leaves_a_statement)
+    for _ in range(5):
+        assert backends[0] != await session.read(lambda db: asyncio.sleep(0, behind(db).get_server_pid()))
+        assert 1 == await session.read(lambda db: db.fetchval("SELECT 1"))
+    await asyncio.wait(abandoned)
+    assert abandoned[0].exception() is not None
+    async with asyncio.timeout(DEADLINE_S):
         while await running(cluster):
             await asyncio.sleep(0.01)
 
