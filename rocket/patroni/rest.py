@@ -1,7 +1,8 @@
-"""Asks Patroni's REST API for its members: one member after the other, until one answers."""
+"""Asks Patroni's REST API for its members: all that are known, and the first to answer is heard."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import TYPE_CHECKING, Self
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from rocket.patroni.members import Member
 
 _ANSWER_S = 1.0
-"""A member that is slower is as good as none: it may be frozen, or have no way to the store behind it."""
+"""In all. A member that is slower is as good as none: it may be frozen, or have no way to the store behind it."""
+_HEAD_START_S = 0.1
+"""Of who answered last: where that is enough, nobody else is troubled, and no question broken off."""
 _ORDER_S = 30.0
 """A switchover is answered when it is over."""
 _OK, _REFUSED = 200, 400
@@ -48,19 +51,48 @@ class RestClient:
     async def members(self) -> tuple[Member, ...]:
         """Return the members, as the first to answer lists them; raise `PatroniSilent` if none answers in time.
 
-        Who answered last is asked first.
+        Who answered last is asked first, and all others at once as soon as that fails or takes long.
         """
-        failures = []
-        for url in dict.fromkeys((*self._named, *self._given)):
+        urls = list(dict.fromkeys((*self._named, *self._given)))
+        failures = dict.fromkeys(urls, f"no answer within {_ANSWER_S:g} s")
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                found = await self._first_of(urls, failures)
+        except TimeoutError:
+            found = None
+        if found is None:
+            words = "; ".join(f"{without_secrets(url)}: {failure}" for url, failure in failures.items())
+            raise PatroniSilent(f"Patroni does not answer ({words})")
+        url, members = found
+        named = (base_url(member.api_url) for member in members)
+        self._named = tuple(dict.fromkeys((url, *(one for one in named if one))))
+        return members
+
+    async def _first_of(self, urls: list[str], failures: dict[str, str]) -> tuple[str, tuple[Member, ...]] | None:
+        """Return who answered first, and what; None if all fail, which `failures` then says of each."""
+        answers: list[tuple[str, tuple[Member, ...]]] = []
+
+        async def attempt(url: str) -> None:
             try:
-                members = await self._ask(url)
-            except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
-                failures.append(f"{without_secrets(url)}: {in_words(error)}")
-                continue
-            named = (base_url(member.api_url) for member in members)
-            self._named = tuple(dict.fromkeys((url, *(one for one in named if one))))
-            return members
-        raise PatroniSilent(f"Patroni does not answer ({'; '.join(failures)})")
+                answers.append((url, await self._ask(url)))
+            except TimeoutError:
+                return
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                failures[url] = in_words(error)
+
+        async with asyncio.TaskGroup() as group:
+
+            def ask(some: list[str]) -> set[asyncio.Task[None]]:
+                return {group.create_task(attempt(url), name=f"ask {without_secrets(url)}") for url in some}
+
+            _, pending = await asyncio.wait(ask(urls[:1]), timeout=_HEAD_START_S)
+            if not answers:
+                pending |= ask(urls[1:])
+            while pending and not answers:
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in pending:
+                task.cancel()
+        return answers[0] if answers else None
 
     async def order(self, url: str, what: str, login: tuple[str, str], **body: object) -> None:
         """Have the member at `url` do something; raise `PatroniSilent` if it refuses, or does not answer."""

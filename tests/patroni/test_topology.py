@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,12 +19,16 @@ from rocket.patroni import topology
 from rocket.patroni.rest import PatroniSilent, RestClient
 from rocket.patroni.topology import Topology
 from rocket.routing.observation import Observation
+from tests.conftest import dsns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from rocket import Board
     from rocket.postgres.cluster import LocalCluster
+
+ANSWER_S = 1.0
+"""How long Patroni may take to answer."""
 
 
 class Rest:
@@ -213,3 +219,41 @@ async def test_whoever_answers_is_asked(cluster: LocalCluster, rest: Rest, url: 
     async with RestClient([nowhere]) as client:
         with pytest.raises(PatroniSilent, match=nowhere):
             await client.members()
+
+
+@contextlib.contextmanager
+def hanging(number: int) -> Iterator[list[str]]:
+    """Give addresses at which connections are taken, and nothing is ever answered."""
+    with contextlib.ExitStack() as stack:
+        listening = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+        yield [f"http://127.0.0.1:{one.getsockname()[1]}" for one in listening]
+
+
+async def test_members_that_hang_hold_nobody_up(cluster: LocalCluster, rest: Rest, url: str) -> None:
+    """However many there are: one that answers is heard long before they are given up."""
+    rest.members = listed(cluster, "replica0")
+    with hanging(4) as urls:
+        async with RestClient([*urls, url]) as client:
+            asked_at = time.monotonic()
+            assert ["replica0"] == [member.name for member in await client.members()]
+            assert time.monotonic() - asked_at < ANSWER_S
+
+        async with RestClient(urls) as client:
+            asked_at = time.monotonic()
+            with pytest.raises(PatroniSilent, match="no answer"):
+                await client.members()
+            assert time.monotonic() - asked_at < ANSWER_S + 0.5
+
+
+async def test_members_that_hang_keep_no_primary_out(cluster: LocalCluster, board: Board) -> None:
+    """Their silence is no veto, and is not waited for until the look itself is given up."""
+    observer = Observer(dsns(cluster), board, interval_s=0.05)
+    with hanging(4) as urls:
+        async with Topology(urls, "", {}) as following:
+            observer.may_lead = following.may_lead
+            board.forget("primary")
+            await observer.run_once()
+    observer.close()
+
+    assert board.in_office(time.monotonic(), 5.0) is not None
+    assert {} == observer.failures
