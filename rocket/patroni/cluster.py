@@ -105,7 +105,7 @@ class PatroniCluster:
 
     async def members(self) -> dict[str, Member]:
         """Return the members as Patroni lists them; raise `PatroniSilent`."""
-        return {member.name: member for member in await self._client.members()}
+        return {member.name: member for member in (await self._client.listing()).members}
 
     async def leader(self) -> PatroniNode:
         """Return the member that leads now; raise `PatroniSilent` if there is none."""

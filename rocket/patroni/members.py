@@ -40,23 +40,42 @@ class Member:
         return self.role in _LEADERS
 
 
-def parse_cluster(text: str) -> tuple[Member, ...]:
-    """Read what `GET /cluster` answers: its members that have an address, and a name that a token can hold.
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What Patroni says of its cluster as a whole."""
 
-    Raise `ValueError` for what is no such answer. What a member does not tell is left open.
+    members: tuple[Member, ...]
+    """Those that have an address, and a name that a token can hold."""
+    leader: str | None = None
+    """The name of whoever leads, be it one of them or not."""
+    paused: bool = False
+    """Whether it is in maintenance mode (`patronictl pause`): who leads may then do without a lock."""
+
+    def lets_lead(self, name: str) -> bool:
+        """Tell whether it takes a member for the leader; while paused, it may also take nobody for that."""
+        return self.leader == name or (self.paused and self.leader is None)
+
+
+def parse_cluster(text: str | bytes) -> Listing:
+    """Read what `GET /cluster` answers; raise `ValueError` for what is no such answer.
+
+    What a member does not tell is left open.
     """
     said = json.loads(text)
     if not isinstance(said, dict) or not isinstance(said.get("members"), list):
         raise ValueError("it is no answer of Patroni's /cluster")  # noqa: TRY004 - wrong text, not a wrong type
-    return tuple(_member(one) for one in said["members"] if _has_address(one))
+    named = [one for one in said["members"] if isinstance(one, dict) and isinstance(one.get("name"), str)]
+    return Listing(
+        tuple(_member(one) for one in named if _is_usable(one)),
+        leader=next((one["name"] for one in named if one.get("role") in _LEADERS), None),
+        paused=said.get("pause") is True,
+    )
 
 
-def _has_address(one: Any) -> bool:
+def _is_usable(one: dict[str, Any]) -> bool:
     """Tell whether there is somewhere to go: a member that is being made may have no address yet."""
     return (
-        isinstance(one, dict)
-        and isinstance(one.get("name"), str)
-        and NAME.fullmatch(one["name"]) is not None
+        NAME.fullmatch(one["name"]) is not None
         and isinstance(one.get("host"), str)
         and one["host"] != ""
         and _whole(one.get("port", _POSTGRES_PORT)) in range(1, _LARGEST_PORT + 1)

@@ -15,7 +15,7 @@ from rocket.patroni.members import parse_cluster
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rocket.patroni.members import Member
+    from rocket.patroni.members import Listing
 
 _ANSWER_S = 1.0
 """In all. A member that is slower is as good as none: it may be frozen, or have no way to the store behind it."""
@@ -48,8 +48,8 @@ class RestClient:
         """Close every connection."""
         await self._session.close()
 
-    async def members(self) -> tuple[Member, ...]:
-        """Return the members, as the first to answer lists them; raise `PatroniSilent` if none answers in time.
+    async def listing(self) -> Listing:
+        """Return what the first to answer says; raise `PatroniSilent` if none answers in time.
 
         Who answered last is asked first, and all others at once as soon as that fails or takes long.
         """
@@ -63,14 +63,14 @@ class RestClient:
         if found is None:
             words = "; ".join(f"{without_secrets(url)}: {failure}" for url, failure in failures.items())
             raise PatroniSilent(f"Patroni does not answer ({words})")
-        url, members = found
-        named = (base_url(member.api_url) for member in members)
+        url, listing = found
+        named = (base_url(member.api_url) for member in listing.members)
         self._named = tuple(dict.fromkeys((url, *(one for one in named if one))))
-        return members
+        return listing
 
-    async def _first_of(self, urls: list[str], failures: dict[str, str]) -> tuple[str, tuple[Member, ...]] | None:
+    async def _first_of(self, urls: list[str], failures: dict[str, str]) -> tuple[str, Listing] | None:
         """Return who answered first, and what; None if all fail, which `failures` then says of each."""
-        answers: list[tuple[str, tuple[Member, ...]]] = []
+        answers: list[tuple[str, Listing]] = []
 
         async def attempt(url: str) -> None:
             try:
@@ -105,7 +105,7 @@ class RestClient:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise PatroniSilent(f"Patroni did not answer to {what}: {in_words(error)}") from None
 
-    async def _ask(self, url: str) -> tuple[Member, ...]:
+    async def _ask(self, url: str) -> Listing:
         async with self._session.get(f"{url}/cluster") as answer:
             if answer.status != _OK:
                 raise ValueError(f"it answers with status {answer.status}")

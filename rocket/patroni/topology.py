@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from rocket import Router
-    from rocket.patroni.members import Member
+    from rocket.patroni.members import Listing, Member
 
 _POLL_S = 1.0
 """Between two looks while all is well."""
@@ -49,7 +49,7 @@ def places(members: Iterable[Member], template: str) -> dict[str, Place]:
 async def find(urls: Iterable[str], template: str) -> dict[str, str]:
     """Return the DSNs of the members that there are now; raise `PatroniSilent`."""
     async with RestClient(urls) as client:
-        return {name: place.dsn for name, place in places(await client.members(), template).items()}
+        return {name: place.dsn for name, place in places((await client.listing()).members, template).items()}
 
 
 class Topology:
@@ -96,17 +96,17 @@ class Topology:
         An old leader that was halted, and goes on before its Patroni does, still takes itself for the primary.
         """
         try:
-            members = await self._client.members()
+            listing = await self._client.listing()
         except PatroniSilent:
             return True
-        return any(member.leads and member.name == name for member in members)
+        return listing.lets_lead(name)
 
     async def look(self) -> None:
         """Ask once, and go along with the answer."""
         self._lost.clear()
         asked_at = time.monotonic()
         try:
-            members = await self._client.members()
+            listing = await self._client.listing()
         except PatroniSilent as silence:
             if not self._silent:
                 _log.warning("%s: the nodes stay as they are", silence)
@@ -115,20 +115,22 @@ class Topology:
         if self._silent:
             _log.info("Patroni answers again")
             self._silent = False
-        self._go_by_leader(members, asked_at)
-        wanted = places(members, self._template)
+        self._go_by_leader(listing, asked_at)
+        wanted = places(listing.members, self._template)
         await self._take_in(wanted)
-        await self._let_go(wanted, time.monotonic())
+        if not listing.paused:  # what is not listed may run without its Patroni
+            await self._let_go(wanted, time.monotonic())
 
-    def _go_by_leader(self, members: Iterable[Member], asked_at: float) -> None:
+    def _go_by_leader(self, listing: Listing, asked_at: float) -> None:
         """Have a primary leave its office that Patroni no longer takes for the leader: writes would be lost."""
-        leader = next((member.name for member in members if member.leads), None)
-        if leader != self._leader:
-            _log.info("Patroni's leader is %s", leader or "nobody")
+        if (leader := listing.leader) != self._leader:
+            _log.info(
+                "Patroni's leader is %s%s", leader or "nobody", ", and it is paused" if listing.paused else ""
+            )
         self._leader = leader
         board = self._router.board
         primary = board.primary
-        if primary is not None and primary.name != leader and primary.observed_at < asked_at:
+        if primary is not None and not listing.lets_lead(primary.name) and primary.observed_at < asked_at:
             board.forget(primary.name)
 
     async def _take_in(self, wanted: Mapping[str, Place]) -> None:

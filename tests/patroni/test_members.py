@@ -30,7 +30,7 @@ def said(*members: object) -> str:
 
 def test_members_are_read_as_patroni_lists_them() -> None:
     """All that is told of them, and which of them leads."""
-    leader, replica = parse_cluster(said(LEADER, REPLICA))
+    leader, replica = parse_cluster(said(LEADER, REPLICA)).members
 
     assert leader == Member(
         "node1", "leader", "running", "10.0.0.1", 5432, "http://10.0.0.1:8008/patroni", 3, None, True
@@ -47,14 +47,22 @@ def test_members_are_read_as_patroni_lists_them() -> None:
 )
 def test_a_member_without_an_address_is_left_out(change: dict[str, Any]) -> None:
     """One that is being made has none yet; and what a token cannot hold is no name."""
-    assert ["node1"] == [member.name for member in parse_cluster(said(LEADER, REPLICA | change, "nonsense"))]
+    assert ["node1"] == [
+        member.name for member in parse_cluster(said(LEADER, REPLICA | change, "nonsense")).members
+    ]
 
 
 def test_what_is_not_told_is_left_open() -> None:
     """A lag that is unknown to Patroni is unknown to us."""
     member = {"name": "node2", "host": "h", "lag": "unknown", "tags": None}
 
-    assert (Member("node2", "", "", "h", 5432, ""),) == parse_cluster(said(member))
+    assert (Member("node2", "", "", "h", 5432, ""),) == parse_cluster(said(member)).members
+
+
+def test_maintenance_mode_is_told() -> None:
+    """Patroni says so only while it lasts."""
+    assert not parse_cluster(said(LEADER)).paused
+    assert parse_cluster(json.dumps({"members": [LEADER], "pause": True})).paused
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"members": 1}', "<html>"])

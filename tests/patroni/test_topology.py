@@ -36,12 +36,13 @@ class Rest:
 
     def __init__(self) -> None:
         self.members: list[dict[str, object]] | None = []
+        self.paused = False
 
     async def cluster(self, _request: web.Request) -> web.Response:
         """Answer `GET /cluster`."""
         if self.members is None:
             return web.Response(status=503, text="no store")
-        return web.json_response({"members": self.members})
+        return web.json_response({"members": self.members} | ({"pause": True} if self.paused else {}))
 
 
 @pytest_asyncio.fixture
@@ -177,6 +178,34 @@ async def test_a_primary_that_patroni_dropped_leaves_its_office(
     assert not await router.primary_answers()
 
 
+async def test_while_patroni_is_paused_a_primary_may_do_without_a_leader(
+    cluster: LocalCluster, rest: Rest, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In maintenance mode its Patroni may be stopped: nobody takes over, and Postgres goes on."""
+    following, router, observer = followed
+    observer.may_lead = following.may_lead
+    monkeypatch.setattr(topology, "_GRACE_S", -1.0)
+    rest.members = listed(cluster, "primary", "replica0")
+    rest.members[0]["role"] = "leader"
+    await following.look()
+    await observer.run_once()
+
+    rest.paused, rest.members = True, listed(cluster, "replica0")
+    await following.look()
+    assert await router.primary_answers()
+
+    router.board.forget("primary")  # out of reach for a moment
+    await following.look()
+    await observer.run_once()
+    assert await router.primary_answers()
+
+    rest.members[0]["role"] = "leader"  # somebody has been promoted by hand
+    await following.look()
+    assert not await router.primary_answers()
+    await observer.run_once()
+    assert not await router.primary_answers()
+
+
 async def test_silence_changes_nothing(cluster: LocalCluster, rest: Rest, followed: Followed) -> None:
     """Without its store Patroni cannot say anything; the nodes are there all the same."""
     following, router, _ = followed
@@ -215,10 +244,10 @@ async def test_whoever_answers_is_asked(cluster: LocalCluster, rest: Rest, url: 
     rest.members[0]["api_url"] = f"{url}/patroni"
     nowhere = "http://127.0.0.1:9"
     async with RestClient([nowhere, url]) as client:
-        assert ["replica0"] == [member.name for member in await client.members()]
+        assert ["replica0"] == [member.name for member in (await client.listing()).members]
     async with RestClient([nowhere]) as client:
         with pytest.raises(PatroniSilent, match=nowhere):
-            await client.members()
+            await client.listing()
 
 
 @contextlib.contextmanager
@@ -235,13 +264,13 @@ async def test_members_that_hang_hold_nobody_up(cluster: LocalCluster, rest: Res
     with hanging(4) as urls:
         async with RestClient([*urls, url]) as client:
             asked_at = time.monotonic()
-            assert ["replica0"] == [member.name for member in await client.members()]
+            assert ["replica0"] == [member.name for member in (await client.listing()).members]
             assert time.monotonic() - asked_at < ANSWER_S
 
         async with RestClient(urls) as client:
             asked_at = time.monotonic()
             with pytest.raises(PatroniSilent, match="no answer"):
-                await client.members()
+                await client.listing()
             assert time.monotonic() - asked_at < ANSWER_S + 0.5
 
 
