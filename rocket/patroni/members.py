@@ -9,6 +9,8 @@ from typing import Any
 
 NAME = re.compile("[A-Za-z0-9_.-]{1,63}")
 """What a session token can hold."""
+_HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")
+"""What stands in a DSN for a host, and for nothing more."""
 
 _LEADERS = {"leader", "master", "standby_leader"}
 """`master` was its word until version 3."""
@@ -61,7 +63,10 @@ def parse_cluster(text: str | bytes) -> Listing:
 
     What a member does not tell is left open.
     """
-    said = json.loads(text)
+    try:
+        said = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(said, dict) or not isinstance(said.get("members"), list):
         raise ValueError("it is no answer of Patroni's /cluster")  # noqa: TRY004 - wrong text, not a wrong type
     named = [one for one in said["members"] if isinstance(one, dict) and isinstance(one.get("name"), str)]
@@ -77,7 +82,7 @@ def _is_usable(one: dict[str, Any]) -> bool:
     return (
         NAME.fullmatch(one["name"]) is not None
         and isinstance(one.get("host"), str)
-        and one["host"] != ""
+        and _HOST.fullmatch(one["host"]) is not None
         and _whole(one.get("port", _POSTGRES_PORT)) in range(1, _LARGEST_PORT + 1)
     )
 

@@ -23,7 +23,11 @@ _HEAD_START_S = 0.1
 """Of who answered last: where that is enough, nobody else is troubled, and no question broken off."""
 _ORDER_S = 30.0
 """A switchover is answered when it is over."""
+_LARGEST = 2**20
+"""Bytes: thousands of members."""
 _OK, _REFUSED = 200, 400
+_AS_IT_IS = {"Accept-Encoding": "identity"}
+"""What is compressed may be of any length."""
 
 
 class PatroniSilent(RocketError):
@@ -36,7 +40,9 @@ class RestClient:
     def __init__(self, urls: Iterable[str]) -> None:
         self._given = tuple(urls)
         self._named: tuple[str, ...] = ()
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_S))
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=_ANSWER_S), auto_decompress=False
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,4 +115,9 @@ class RestClient:
         async with self._session.get(f"{url}/cluster") as answer:
             if answer.status != _OK:
                 raise ValueError(f"it answers with status {answer.status}")
-            return parse_cluster(await answer.text())
+            body = bytearray()
+            async for piece in answer.content.iter_any():
+                body += piece
+                if len(body) > _LARGEST:
+                    raise ValueError("its answer is too long")
+            return parse_cluster(bytes(body))

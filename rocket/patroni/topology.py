@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from rocket.errors import in_words
 from rocket.patroni.addresses import filled_in
 from rocket.patroni.rest import PatroniSilent, RestClient
 
@@ -80,9 +81,17 @@ class Topology:
         self._lost.set()
 
     async def run(self) -> None:
-        """Go along for ever; Patroni's silence changes nothing."""
+        """Go along for ever; Patroni's silence changes nothing, and neither does whatever a look fails of."""
+        complaint = ""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception as error:  # noqa: BLE001 - logged with its traceback
+                if complaint != repr(error):  # once, not at every look
+                    complaint = repr(error)
+                    _log.exception("the nodes stay as they are: %s", in_words(error))
+            else:
+                complaint = ""
             await asyncio.sleep(_BREATH_S)
             try:
                 async with asyncio.timeout(_POLL_S):

@@ -43,7 +43,16 @@ def test_members_are_read_as_patroni_lists_them() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"host": None}, {"host": ""}, {"port": 0}, {"port": "5432"}, {"name": "a b"}, {"name": None}, {"port": True}],
+    [
+        {"host": None},
+        {"host": ""},
+        {"port": 0},
+        {"port": "5432"},
+        {"name": "a b"},
+        {"name": None},
+        {"port": True},
+        {"host": "h/d?passfile=/x#"},
+    ],
 )
 def test_a_member_without_an_address_is_left_out(change: dict[str, Any]) -> None:
     """One that is being made has none yet; and what a token cannot hold is no name."""
@@ -65,7 +74,7 @@ def test_maintenance_mode_is_told() -> None:
     assert parse_cluster(json.dumps({"members": [LEADER], "pause": True})).paused
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"members": 1}', "<html>"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"members": 1}', "<html>", "[" * 100_000])
 def test_what_is_no_answer_of_patronis_is_refused(text: str) -> None:
     """A proxy's page, say."""
     with pytest.raises(ValueError):  # noqa: PT011 - whatever it says

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import time
@@ -14,6 +15,7 @@ from aiohttp.test_utils import TestServer
 
 from rocket import Observer, Policy, Router
 from rocket.api.users import UserFloors
+from rocket.ending import background
 from rocket.orchestrator import DATABASE
 from rocket.patroni import topology
 from rocket.patroni.rest import PatroniSilent, RestClient
@@ -37,11 +39,15 @@ class Rest:
     def __init__(self) -> None:
         self.members: list[dict[str, object]] | None = []
         self.paused = False
+        self.text: str | None = None
+        """What is said in place of that."""
 
     async def cluster(self, _request: web.Request) -> web.Response:
         """Answer `GET /cluster`."""
         if self.members is None:
             return web.Response(status=503, text="no store")
+        if self.text is not None:
+            return web.Response(text=self.text, content_type="application/json")
         return web.json_response({"members": self.members} | ({"pause": True} if self.paused else {}))
 
 
@@ -236,6 +242,50 @@ async def test_a_member_that_is_missing_is_let_go_only_after_a_while(
     rest.members = listed(cluster, "primary", "replica0", "replica1")
     await following.look()
     assert {"primary", "replica0", "replica1"} == names(router)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"members": []' + " " * 2**20 + "}"], ids=["deep", "long"])
+async def test_what_is_no_cluster_is_as_good_as_silence(
+    cluster: LocalCluster, rest: Rest, followed: Followed, text: str
+) -> None:
+    """Whatever answers there: nodes stay, and nobody is kept from leading."""
+    following, router, _ = followed
+    rest.members = listed(cluster, "primary", "replica0")
+    await following.look()
+    rest.text = text
+    await following.look()
+
+    assert {"primary", "replica0"} == names(router)
+    assert await following.may_lead("primary")
+
+
+async def test_a_look_that_fails_ends_nothing(
+    cluster: LocalCluster,
+    rest: Rest,
+    followed: Followed,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever it fails of is logged, once, and the next one goes on."""
+    following, router, _ = followed
+    looks = iter([ZeroDivisionError("one"), ZeroDivisionError("one"), None])
+    took_in = asyncio.Event()
+
+    async def look_or_fail() -> None:
+        if (failure := next(looks, None)) is not None:
+            raise failure
+        await Topology.look(following)
+        took_in.set()
+
+    monkeypatch.setattr(topology, "_POLL_S", 0.001)
+    monkeypatch.setattr(topology, "_BREATH_S", 0.0)
+    monkeypatch.setattr(following, "look", look_or_fail)
+    rest.members = listed(cluster, "primary")
+    async with background(following.run(), "topology"), asyncio.timeout(5):
+        await took_in.wait()
+
+    assert {"primary"} == names(router)
+    assert 1 == sum("one" in record.getMessage() for record in caplog.records)
 
 
 async def test_whoever_answers_is_asked(cluster: LocalCluster, rest: Rest, url: str) -> None:
