@@ -172,7 +172,7 @@ async def attached(settings: Settings, ending: Ending, stack: contextlib.AsyncEx
     """Bring up API and observer on a cluster that is there, for `stack` to take down; return the API's URL."""
     held = stack.enter_context(listeners(settings))
     url = url_of(settings, held)
-    nodes = await _nodes(settings)
+    nodes = await nodes_of(settings)
     if nodes is None:
         raise InvalidSetting("no cluster is named")
     reach = _reach(settings, url, None, None)
@@ -261,27 +261,27 @@ async def _addresses(
         threading.Thread(target=_import_http, name="imports").start()
         cluster = await _cluster(settings, ending, stack, api)
         return Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()}, cluster)
-    given = await _nodes(settings)
+    given = await nodes_of(settings)
     if given is not None:
-        await topology.must_be_usable(given)
-        _log.info("attached to %s", ", ".join(given))
+        if given:
+            await topology.must_be_usable(given)
+            _log.info("attached to %s", ", ".join(given))
         return Addresses(given)
     run_dir = control.find(settings.data_dir, settings.port_asked_for)
     return Addresses(**await control.ask(run_dir, "addresses"))
 
 
-async def _nodes(settings: Settings) -> Mapping[str, str] | None:
-    """Return the DSNs of a cluster that is there, if one is named."""
+async def nodes_of(settings: Settings) -> Mapping[str, str] | None:
+    """Return the DSNs of a cluster that is there, if one is named; raise `InvalidSetting`.
+
+    There may be none as yet, where Patroni is to tell them and is silent.
+    """
     if settings.patroni:
-        from rocket.patroni import rest  # noqa: PLC0415 - as in rocket.serving
-        from rocket.patroni import topology as patroni  # noqa: PLC0415
+        from rocket.patroni import topology as patroni  # noqa: PLC0415 - as in rocket.serving
 
         if settings.nodes or settings.nodes_file:
             raise InvalidSetting("the nodes are given twice: by --patroni, and by --primary or --nodes-file")
-        try:
-            return await patroni.find(settings.patroni, settings.patroni_dsn)
-        except rest.PatroniSilent as silence:
-            raise InvalidSetting(str(silence)) from None
+        return await patroni.find(settings.patroni, settings.patroni_dsn)
     return settings.nodes if settings.nodes_file is None else topology.read_nodes(settings.nodes_file)
 
 

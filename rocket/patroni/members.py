@@ -9,6 +9,7 @@ from typing import Any
 
 NAME = re.compile("[A-Za-z0-9_.-]{1,63}")
 """What a session token can hold."""
+NAME_IN_WORDS = "1 to 63 of A-Z a-z 0-9 _ . -"
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")
 """What stands in a DSN for a host, and for nothing more."""
 
@@ -50,6 +51,8 @@ class Listing:
     """Those that have an address, and a name that a token can hold."""
     leader: str | None = None
     """The name of whoever leads, be it one of them or not."""
+    unusable: tuple[str, ...] = ()
+    """Names that a token cannot hold, of members that are nothing to us for that."""
     paused: bool = False
     """Whether it is in maintenance mode (`patronictl pause`): who leads may then do without a lock."""
 
@@ -73,6 +76,7 @@ def parse_cluster(text: str | bytes) -> Listing:
     return Listing(
         tuple(_member(one) for one in named if _is_usable(one)),
         leader=next((one["name"] for one in named if one.get("role") in _LEADERS), None),
+        unusable=tuple(one["name"] for one in named if not NAME.fullmatch(one["name"])),
         paused=said.get("pause") is True,
     )
 

@@ -25,13 +25,17 @@ _ORDER_S = 30.0
 """A switchover is answered when it is over."""
 _LARGEST = 2**20
 """Bytes: thousands of members."""
-_OK, _REFUSED = 200, 400
+_OK, _REFUSED, _BROKEN = 200, 400, 500
 _AS_IT_IS = {"Accept-Encoding": "identity"}
 """What is compressed may be of any length."""
 
 
 class PatroniSilent(RocketError):
     """No member of Patroni's answered."""
+
+
+class NotPatroni(PatroniSilent):
+    """Something answers at each address, and nothing as Patroni would."""
 
 
 class RestClient:
@@ -60,21 +64,22 @@ class RestClient:
         Who answered last is asked first, and all others at once as soon as that fails or takes long.
         """
         urls = list(dict.fromkeys((*self._named, *self._given)))
-        failures = dict.fromkeys(urls, f"no answer within {_ANSWER_S:g} s")
+        failures: dict[str, Exception] = {url: TimeoutError(f"no answer within {_ANSWER_S:g} s") for url in urls}
         try:
             async with asyncio.timeout(_ANSWER_S):
                 found = await self._first_of(urls, failures)
         except TimeoutError:
             found = None
         if found is None:
-            words = "; ".join(f"{without_secrets(url)}: {failure}" for url, failure in failures.items())
-            raise PatroniSilent(f"Patroni does not answer ({words})")
+            words = "; ".join(f"{without_secrets(url)}: {in_words(failure)}" for url, failure in failures.items())
+            strangers = all(isinstance(failure, ValueError) for failure in failures.values())
+            raise (NotPatroni if strangers else PatroniSilent)(f"Patroni does not answer ({words})")
         url, listing = found
         named = (base_url(member.api_url) for member in listing.members)
         self._named = tuple(dict.fromkeys((url, *(one for one in named if one))))
         return listing
 
-    async def _first_of(self, urls: list[str], failures: dict[str, str]) -> tuple[str, Listing] | None:
+    async def _first_of(self, urls: list[str], failures: dict[str, Exception]) -> tuple[str, Listing] | None:
         """Return who answered first, and what; None if all fail, which `failures` then says of each."""
         answers: list[tuple[str, Listing]] = []
 
@@ -84,7 +89,7 @@ class RestClient:
             except TimeoutError:
                 return
             except (aiohttp.ClientError, OSError, ValueError) as error:
-                failures[url] = in_words(error)
+                failures[url] = error
 
         async with asyncio.TaskGroup() as group:
 
@@ -113,6 +118,8 @@ class RestClient:
 
     async def _ask(self, url: str) -> Listing:
         async with self._session.get(f"{url}/cluster") as answer:
+            if answer.status >= _BROKEN:
+                raise ConnectionError(f"it answers with status {answer.status}")
             if answer.status != _OK:
                 raise ValueError(f"it answers with status {answer.status}")
             body = bytearray()

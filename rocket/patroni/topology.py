@@ -12,9 +12,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from rocket.errors import in_words
+from rocket.errors import InvalidSetting, in_words
 from rocket.patroni.addresses import filled_in
-from rocket.patroni.rest import PatroniSilent, RestClient
+from rocket.patroni.members import NAME_IN_WORDS
+from rocket.patroni.rest import NotPatroni, PatroniSilent, RestClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -48,9 +49,23 @@ def places(members: Iterable[Member], template: str) -> dict[str, Place]:
 
 
 async def find(urls: Iterable[str], template: str) -> dict[str, str]:
-    """Return the DSNs of the members that there are now; raise `PatroniSilent`."""
-    async with RestClient(urls) as client:
-        return {name: place.dsn for name, place in places((await client.listing()).members, template).items()}
+    """Return the DSNs of the members that there are now; none, with a warning, while Patroni is silent.
+
+    Raise `InvalidSetting` where nothing comes of waiting: something else answers there, or it leads nowhere.
+    """
+    try:
+        async with RestClient(urls) as client:
+            listing = await client.listing()
+    except NotPatroni as stranger:
+        raise InvalidSetting(str(stranger)) from None
+    except PatroniSilent as silence:
+        _log.warning("%s: there is no node until it does", silence)
+        return {}
+    if listing.leader in listing.unusable:
+        raise InvalidSetting(f"Patroni's leader is {listing.leader!r}: its name has to be {NAME_IN_WORDS}")
+    if not listing.members:
+        raise InvalidSetting("Patroni lists no member that has an address")
+    return {name: place.dsn for name, place in places(listing.members, template).items()}
 
 
 class Topology:
@@ -63,7 +78,10 @@ class Topology:
         self._router: Router[str]
         self._missing_since: dict[str, float] = {}
         self._leader: str | None = None
-        self._silent = False
+        self._silent = not nodes
+        """Whether it was when it was last asked, and that was said."""
+        self._named: set[str] = set()
+        """The members of whom it was said that their names will not do."""
         self._lost = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -124,6 +142,9 @@ class Topology:
         if self._silent:
             _log.info("Patroni answers again")
             self._silent = False
+        for name in set(listing.unusable) - self._named:
+            _log.warning("%r is left out: a member's name has to be %s", name, NAME_IN_WORDS)
+            self._named.add(name)
         self._go_by_leader(listing, asked_at)
         wanted = places(listing.members, self._template)
         await self._take_in(wanted)

@@ -68,6 +68,15 @@ def test_what_is_not_told_is_left_open() -> None:
     assert (Member("node2", "", "", "h", 5432, ""),) == parse_cluster(said(member)).members
 
 
+def test_a_name_that_a_token_cannot_hold_is_told() -> None:
+    """Of the leader, too: it is nobody else who leads."""
+    listing = parse_cluster(said(LEADER | {"name": "pg node"}, REPLICA))
+
+    assert ["node2"] == [member.name for member in listing.members]
+    assert ("pg node",) == listing.unusable
+    assert "pg node" == listing.leader
+
+
 def test_maintenance_mode_is_told() -> None:
     """Patroni says so only while it lasts."""
     assert not parse_cluster(said(LEADER)).paused

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import time
 from typing import TYPE_CHECKING
 
+import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from rocket import Observer, Policy, Router
+from rocket import Observer, Policy, Router, orchestrator
 from rocket.api.users import UserFloors
-from rocket.ending import background
+from rocket.config import Settings
+from rocket.ending import Ending, Unwinding, background
+from rocket.errors import InvalidSetting
 from rocket.orchestrator import DATABASE
 from rocket.patroni import topology
 from rocket.patroni.rest import PatroniSilent, RestClient
@@ -24,7 +28,7 @@ from rocket.routing.observation import Observation
 from tests.conftest import dsns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from rocket import Board
     from rocket.postgres.cluster import LocalCluster
@@ -286,6 +290,80 @@ async def test_a_look_that_fails_ends_nothing(
 
     assert {"primary"} == names(router)
     assert 1 == sum("one" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_member_that_cannot_be_used_is_named_once(
+    cluster: LocalCluster, rest: Rest, followed: Followed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing else tells why it is not read from; its name does not steer the terminal."""
+    following, router, _ = followed
+    rest.members = [*listed(cluster, "replica0"), listed(cluster, "replica1")[0] | {"name": "pg\x1bnode"}]
+    await following.look()
+    await following.look()
+
+    assert {"replica0"} == names(router)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert 1 == len([line for line in warnings if r"'pg\x1bnode'" in line])
+
+
+async def start(url: str) -> Mapping[str, str]:
+    """Return the nodes with which `run-all --patroni` would start."""
+    settings = Settings(patroni=(url,), patroni_dsn="postgresql://postgres@{host}:{port}/app")
+    return await orchestrator.nodes_of(settings) or {}
+
+
+async def test_a_start_that_cannot_lead_anywhere_is_refused(rest: Rest, url: str, cluster: LocalCluster) -> None:
+    """In a line that says why."""
+    with pytest.raises(InvalidSetting, match="lists no member"):
+        await start(url)
+
+    rest.members = listed(cluster, "primary", "replica0")
+    rest.members[0] |= {"role": "leader", "name": "pg node"}
+    with pytest.raises(InvalidSetting, match=r"'pg node'.*A-Z"):
+        await start(url)
+
+    rest.members = listed(cluster, "primary", "replica0")
+    assert {"primary", "replica0"} == set(await start(url))
+
+    rest.text = "<html>"
+    with pytest.raises(InvalidSetting, match=r"no answer of Patroni's|Expecting value"):
+        await start(url)
+
+
+async def test_a_start_while_patroni_is_silent_waits_for_its_word(rest: Rest, url: str) -> None:
+    """It may be the store that is down: whoever restarts the API meanwhile need not do it again."""
+    rest.members = None
+    assert {} == await start(url)
+    with hanging(1) as urls:
+        assert {} == await start(*urls)
+
+
+async def test_an_api_that_starts_while_patroni_is_silent_serves_as_soon_as_it_speaks(
+    cluster: LocalCluster, rest: Rest, url: str
+) -> None:
+    """Until then it says that it is not ready."""
+    rest.members = None
+    task = asyncio.current_task()
+    assert task is not None
+    template = f"postgresql://postgres@{{host}}:{{port}}/{DATABASE}?passfile={cluster.password_file}"
+    settings = Settings(api_port=0, patroni=(url,), patroni_dsn=template)
+    ending = Ending(task)
+    async with Unwinding(ending) as stack:
+        api = await orchestrator.attached(settings, ending, stack)
+        http = await stack.enter_async_context(aiohttp.ClientSession(api))
+        assert 503 == (await http.get("/readyz")).status
+        assert 200 == (await http.get("/inspector")).status
+
+        rest.members = listed(cluster, "primary", "replica0")
+        rest.members[0]["role"] = "leader"
+        async with asyncio.timeout(10):
+            while (await http.get("/readyz")).status != 200:
+                await asyncio.sleep(0.05)
+            while "replica0" not in await (await http.get("/replicas")).text():
+                await asyncio.sleep(0.05)
+        async with http.get("/inspector/events") as events:
+            *_, hello = [await events.content.readline() for _ in range(3)]
+            assert ["primary", "replica0"] == json.loads(hello.removeprefix(b"data: "))["nodes"]
 
 
 async def test_whoever_answers_is_asked(cluster: LocalCluster, rest: Rest, url: str) -> None:
