@@ -40,6 +40,7 @@ JUDGING = tuple(
         "checker",
         "debts",
         "figures",
+        "goals",
         "history",
         "outages",
         "owed",
