@@ -56,6 +56,11 @@ class Listing:
     paused: bool = False
     """Whether it is in maintenance mode (`patronictl pause`): who leads may then do without a lock."""
 
+    @property
+    def timeline(self) -> int:
+        """The newest that it knows of: by that, what is outdated is told."""
+        return max((member.timeline or 0 for member in self.members), default=0)
+
     def lets_lead(self, name: str) -> bool:
         """Tell whether it takes a member for the leader; while paused, it may also take nobody for that."""
         return self.leader == name or (self.paused and self.leader is None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from typing import TYPE_CHECKING, Self
 
 import aiohttp
@@ -63,47 +64,54 @@ class RestClient:
 
         Who answered last is asked first, and all others at once as soon as that fails or takes long.
         """
+        return (await self._answers(enough=1))[0]
+
+    async def newest(self) -> tuple[Listing, ...]:
+        """Ask everybody; return what those say who know of the newest timeline. Raise `PatroniSilent`.
+
+        A member that is cut off from its store says for a while what was there before.
+        """
+        listings = await self._answers(enough=None)
+        newest = max(listing.timeline for listing in listings)
+        return tuple(listing for listing in listings if listing.timeline == newest)
+
+    async def _answers(self, enough: int | None) -> list[Listing]:
+        """Return so many answers, or all that there are, in time: one at least, or raise `PatroniSilent`."""
         urls = list(dict.fromkeys((*self._named, *self._given)))
         failures: dict[str, Exception] = {url: TimeoutError(f"no answer within {_ANSWER_S:g} s") for url in urls}
-        try:
-            async with asyncio.timeout(_ANSWER_S):
-                found = await self._first_of(urls, failures)
-        except TimeoutError:
-            found = None
-        if found is None:
-            words = "; ".join(f"{without_secrets(url)}: {in_words(failure)}" for url, failure in failures.items())
-            strangers = all(isinstance(failure, ValueError) for failure in failures.values())
-            raise (NotPatroni if strangers else PatroniSilent)(f"Patroni does not answer ({words})")
-        url, listing = found
-        named = (base_url(member.api_url) for member in listing.members)
-        self._named = tuple(dict.fromkeys((url, *(one for one in named if one))))
-        return listing
-
-    async def _first_of(self, urls: list[str], failures: dict[str, Exception]) -> tuple[str, Listing] | None:
-        """Return who answered first, and what; None if all fail, which `failures` then says of each."""
-        answers: list[tuple[str, Listing]] = []
+        answers: dict[str, Listing] = {}
 
         async def attempt(url: str) -> None:
             try:
-                answers.append((url, await self._ask(url)))
+                answers[url] = await self._ask(url)
             except TimeoutError:
                 return
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 failures[url] = error
 
+        deadline = time.monotonic() + _ANSWER_S
         async with asyncio.TaskGroup() as group:
 
             def ask(some: list[str]) -> set[asyncio.Task[None]]:
                 return {group.create_task(attempt(url), name=f"ask {without_secrets(url)}") for url in some}
 
-            _, pending = await asyncio.wait(ask(urls[:1]), timeout=_HEAD_START_S)
-            if not answers:
+            pending = ask(urls[:1])
+            if enough is not None:
+                _, pending = await asyncio.wait(pending, timeout=_HEAD_START_S)
+            if enough is None or len(answers) < enough:
                 pending |= ask(urls[1:])
-            while pending and not answers:
-                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            while pending and len(answers) < (enough or len(urls)) and (left_s := deadline - time.monotonic()) > 0:
+                _, pending = await asyncio.wait(pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             for task in pending:
                 task.cancel()
-        return answers[0] if answers else None
+        if not answers:
+            words = "; ".join(f"{without_secrets(url)}: {in_words(failure)}" for url, failure in failures.items())
+            strangers = all(isinstance(failure, ValueError) for failure in failures.values())
+            raise (NotPatroni if strangers else PatroniSilent)(f"Patroni does not answer ({words})")
+        best = max(answers, key=lambda url: answers[url].timeline)
+        named = (base_url(member.api_url) for member in answers[best].members)
+        self._named = tuple(dict.fromkeys((best, *(one for one in named if one))))
+        return list(answers.values())
 
     async def order(self, url: str, what: str, login: tuple[str, str], **body: object) -> None:
         """Have the member at `url` do something; raise `PatroniSilent` if it refuses, or does not answer."""

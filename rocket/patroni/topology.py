@@ -124,9 +124,9 @@ class Topology:
         """
         try:
             listing = await self._client.listing()
+            return listing.lets_lead(name) or await self._others_let_lead(name)
         except PatroniSilent:
             return True
-        return listing.lets_lead(name)
 
     async def look(self) -> None:
         """Ask once, and go along with the answer."""
@@ -134,6 +134,7 @@ class Topology:
         asked_at = time.monotonic()
         try:
             listing = await self._client.listing()
+            dropped = await self._dropped(listing)
         except PatroniSilent as silence:
             if not self._silent:
                 _log.warning("%s: the nodes stay as they are", silence)
@@ -145,23 +146,34 @@ class Topology:
         for name in set(listing.unusable) - self._named:
             _log.warning("%r is left out: a member's name has to be %s", name, NAME_IN_WORDS)
             self._named.add(name)
-        self._go_by_leader(listing, asked_at)
+        self._go_by_leader(listing, dropped, asked_at)
         wanted = places(listing.members, self._template)
         await self._take_in(wanted)
         if not listing.paused:  # what is not listed may run without its Patroni
             await self._let_go(wanted, time.monotonic())
 
-    def _go_by_leader(self, listing: Listing, asked_at: float) -> None:
-        """Have a primary leave its office that Patroni no longer takes for the leader: writes would be lost."""
+    async def _others_let_lead(self, name: str) -> bool:
+        """Tell whether a veto is outdated: everybody is asked, since it may be of somebody who is cut off."""
+        return all(listing.lets_lead(name) for listing in await self._client.newest())
+
+    async def _dropped(self, listing: Listing) -> str | None:
+        """Return the primary's name, if Patroni no longer takes it for the leader."""
+        primary = self._router.board.primary
+        if primary is None or listing.lets_lead(primary.name) or await self._others_let_lead(primary.name):
+            return None
+        return primary.name
+
+    def _go_by_leader(self, listing: Listing, dropped: str | None, asked_at: float) -> None:
+        """Have a primary leave its office that was dropped: what it took now would be lost."""
         if (leader := listing.leader) != self._leader:
+            shown = repr(leader) if leader in listing.unusable else leader
             _log.info(
-                "Patroni's leader is %s%s", leader or "nobody", ", and it is paused" if listing.paused else ""
+                "Patroni's leader is %s%s", shown or "nobody", ", and it is paused" if listing.paused else ""
             )
         self._leader = leader
-        board = self._router.board
-        primary = board.primary
-        if primary is not None and not listing.lets_lead(primary.name) and primary.observed_at < asked_at:
-            board.forget(primary.name)
+        primary = self._router.board.primary
+        if primary is not None and primary.name == dropped and primary.observed_at < asked_at:
+            self._router.board.forget(primary.name)
 
     async def _take_in(self, wanted: Mapping[str, Place]) -> None:
         for name, place in wanted.items():

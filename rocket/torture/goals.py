@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from rocket.consistency import Lsn, SessionToken
@@ -99,9 +100,10 @@ def _counts(op: Op, faults: Iterable[Fault]) -> bool:
 
 
 def _least_floor(sent: str | None) -> Lsn:
-    """Return what any replica at all must have replayed to answer whoever brings this."""
-    try:
-        token = SessionToken.parse(sent or "")
-    except ValueError:
-        return Lsn(0)
-    return token.write_floor if token.node else max(token.write_floor, token.read_floor)
+    """Return what any replica at all must have replayed to answer whoever brings these tokens."""
+    floors = [Lsn(0)]
+    for text in (sent or "").split(", "):
+        with contextlib.suppress(ValueError):
+            token = SessionToken.parse(text)
+            floors.append(token.write_floor if token.node else max(token.write_floor, token.read_floor))
+    return max(floors)

@@ -70,12 +70,10 @@ async def url(rest: Rest) -> AsyncIterator[str]:
         yield str(server.make_url("")).rstrip("/")
 
 
-def listed(cluster: LocalCluster, *names: str, **tags: object) -> list[dict[str, object]]:
+def listed(cluster: LocalCluster, *names: str, timeline: int = 1, **tags: object) -> list[dict[str, object]]:
     """Return nodes of a cluster as members."""
-    return [
-        {"name": name, "host": "127.0.0.1", "port": cluster.node(name).port, "role": "replica", "tags": tags}
-        for name in names
-    ]
+    same: dict[str, object] = {"host": "127.0.0.1", "role": "replica", "timeline": timeline, "tags": tags}
+    return [same | {"name": name, "port": cluster.node(name).port} for name in names]
 
 
 @pytest_asyncio.fixture
@@ -186,6 +184,31 @@ async def test_a_primary_that_patroni_dropped_leaves_its_office(
     await following.look()
 
     assert not await router.primary_answers()
+
+
+async def test_an_outdated_answer_is_no_veto(cluster: LocalCluster, rest: Rest, followed: Followed) -> None:
+    """A member that is cut off from its store says for a while what was there before: others know better."""
+    following, router, observer = followed
+    observer.may_lead = following.may_lead
+    rest.members = listed(cluster, "primary", "replica0", timeline=1)
+    rest.members[1]["role"] = "leader"
+    newer = Rest()
+    newer.members = listed(cluster, "primary", "replica0", timeline=2)
+    newer.members[0]["role"] = "leader"
+    app = web.Application()
+    app.router.add_get("/cluster", newer.cluster)
+    async with TestServer(app) as server:
+        rest.members[0]["api_url"] = str(server.make_url("/patroni"))
+        await following.look()
+        router.board.forget("primary")
+        await observer.run_once()
+        assert await router.primary_answers()
+        await following.look()
+        assert await router.primary_answers()
+
+        newer.members[0]["role"], newer.members[1]["role"] = "replica", "leader"
+        await following.look()
+        assert not await router.primary_answers()
 
 
 async def test_while_patroni_is_paused_a_primary_may_do_without_a_leader(

@@ -58,6 +58,7 @@ def test_what_nobody_has_who_is_left_need_not_be_answered() -> None:
 
     assert everything == share(cut_off, unanswered(token("0/21")))
     assert everything == share(cut_off, unanswered(token("0/10", "0/21")))
+    assert everything == share(cut_off, unanswered(f"{token('0/10')}, {token('0/21')}"))
     assert everything != share(cut_off, unanswered(token("0/20", "0/20")))
     assert everything != share(cut_off, unanswered(token("0/20", "0/21") + "~node2~1@1"))
     assert everything != share(cut_off, unanswered(token("0/21"), at=31.5))
