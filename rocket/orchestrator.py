@@ -24,6 +24,7 @@ from rocket.workers.processes import working
 if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from rocket.config import Settings
     from rocket.inspector.reach import Reach
@@ -190,9 +191,11 @@ def _service(settings: Settings, addresses: Addresses, *, observe: bool = True) 
         _log.warning("without an observer no replica is known: every never-stale read goes to the primary")
     return Service(
         nodes=addresses.nodes,
-        nodes_file=None if settings.nodes_file is None else str(settings.nodes_file.absolute()),
+        nodes_file=_absolute(settings.nodes_file),
         patroni=settings.patroni,
         patroni_dsn=settings.patroni_dsn,
+        patroni_ca=_absolute(settings.patroni_ca),
+        patroni_cert=_absolute(settings.patroni_cert),
         routing=Routing(settings.routing),
         policy=Policy(
             lease_s=settings.lease,
@@ -207,6 +210,10 @@ def _service(settings: Settings, addresses: Addresses, *, observe: bool = True) 
         request_ids=settings.log_format == "json",
         no_inspector=_no_inspector(settings),
     )
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
 
 
 def _reach(
@@ -278,10 +285,12 @@ async def nodes_of(settings: Settings) -> Mapping[str, str] | None:
     """
     if settings.patroni:
         from rocket.patroni import topology as patroni  # noqa: PLC0415 - as in rocket.serving
+        from rocket.patroni.tls import Tls  # noqa: PLC0415
 
         if settings.nodes or settings.nodes_file:
             raise InvalidSetting("the nodes are given twice: by --patroni, and by --primary or --nodes-file")
-        return await patroni.find(settings.patroni, settings.patroni_dsn)
+        tls = Tls(_absolute(settings.patroni_ca), _absolute(settings.patroni_cert))
+        return await patroni.find(settings.patroni, settings.patroni_dsn, tls)
     return settings.nodes if settings.nodes_file is None else topology.read_nodes(settings.nodes_file)
 
 

@@ -12,6 +12,7 @@ import aiohttp
 from rocket.errors import RocketError, in_words
 from rocket.patroni.addresses import base_url, without_secrets
 from rocket.patroni.members import parse_cluster
+from rocket.patroni.tls import Tls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,11 +43,14 @@ class NotPatroni(PatroniSilent):
 class RestClient:
     """Asks the addresses that it was given, and those that the members have named since."""
 
-    def __init__(self, urls: Iterable[str]) -> None:
+    def __init__(self, urls: Iterable[str], tls: Tls | None = None) -> None:
+        """Raise `InvalidSetting` for certificates that cannot be used."""
         self._given = tuple(urls)
         self._named: tuple[str, ...] = ()
         self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=_ANSWER_S), auto_decompress=False
+            connector=aiohttp.TCPConnector(ssl=(tls or Tls()).context()),
+            timeout=aiohttp.ClientTimeout(total=_ANSWER_S),
+            auto_decompress=False,
         )
 
     async def __aenter__(self) -> Self:

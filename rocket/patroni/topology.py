@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from rocket import Router
     from rocket.patroni.members import Listing, Member
+    from rocket.patroni.tls import Tls
 
 _POLL_S = 1.0
 """Between two looks while all is well."""
@@ -48,13 +49,13 @@ def places(members: Iterable[Member], template: str) -> dict[str, Place]:
     }
 
 
-async def find(urls: Iterable[str], template: str) -> dict[str, str]:
+async def find(urls: Iterable[str], template: str, tls: Tls | None = None) -> dict[str, str]:
     """Return the DSNs of the members that there are now; none, with a warning, while Patroni is silent.
 
     Raise `InvalidSetting` where nothing comes of waiting: something else answers there, or it leads nowhere.
     """
     try:
-        async with RestClient(urls) as client:
+        async with RestClient(urls, tls) as client:
             listing = await client.listing()
     except NotPatroni as stranger:
         raise InvalidSetting(str(stranger)) from None
@@ -71,8 +72,10 @@ async def find(urls: Iterable[str], template: str) -> dict[str, str]:
 class Topology:
     """Has a router go along with Patroni: members come, move, lose and get back their reads, and go."""
 
-    def __init__(self, urls: Iterable[str], template: str, nodes: Mapping[str, str]) -> None:
-        self._client = RestClient(urls)
+    def __init__(
+        self, urls: Iterable[str], template: str, nodes: Mapping[str, str], tls: Tls | None = None
+    ) -> None:
+        self._client = RestClient(urls, tls)
         self._template = template
         self._known = {name: Place(dsn) for name, dsn in nodes.items()}
         self._router: Router[str]
