@@ -26,12 +26,10 @@ def pem(tmp_path: Path) -> str:
     if openssl is None:
         pytest.skip("there is no openssl to make a certificate with")
     key, certificate, both = (tmp_path / name for name in ("key.pem", "cert.pem", "both.pem"))
-    subprocess.run(  # noqa: S603 - a program that was looked for
-        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-         "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
+    made = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    named = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+    command = [openssl, *made, *named, "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - a program that was looked for
     both.write_text(certificate.read_text() + key.read_text())
     return str(both)
 
