@@ -253,6 +253,14 @@ class Settings:
         "postgresql://postgres@{host}:{port}/rocket-rides-scalable", "ROCKET_PATRONI_DSN", parse_template, "DSN",
         "with --patroni: how a member's database is reached, with {host} and {port} for where it is", secret=True,
     )  # fmt: skip
+    patroni_ca: Path | None = _setting(
+        None, "ROCKET_PATRONI_CA", parse_path, "FILE",
+        "with --patroni by https: the certificates that its own has to be signed by (default: the machine's)",
+    )  # fmt: skip
+    patroni_cert: Path | None = _setting(
+        None, "ROCKET_PATRONI_CERT", parse_path, "FILE",
+        "with --patroni by https: the certificate to show, with its key, both PEM",
+    )  # fmt: skip
     given: frozenset[str] = frozenset()
     """The names of those that somebody gave."""
 

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import select
 import signal
@@ -30,6 +31,11 @@ _LAST_PATIENCE_MS = 200
 """How long the end waits for a reader, for each piece that he takes."""
 
 _log = logging.getLogger("rocket.log")
+
+_HELD_BACK_S = 5.0
+"""For so long, lines that are alike are counted only."""
+_KINDS = 1000
+"""Of lines that are told apart, at most."""
 
 
 class _TextFormatter(logging.Formatter):
@@ -75,6 +81,34 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return self._encode(entry)
+
+
+class _Alike(logging.Filter):
+    """Lets the first pass of the lines that their logger calls `alike`, then one every while, which says how many.
+
+    During an outage there is at least one for every request.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[tuple[str, str], tuple[float, int]] = {}
+        """When one was let pass, and how many have been held back since."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        alike = getattr(record, "alike", None)
+        if alike is None:
+            return True
+        key = (record.name, alike)
+        passed_at, held_back = self._last.get(key, (-math.inf, 0))
+        if passed_at <= record.created < passed_at + _HELD_BACK_S:
+            self._last[key] = (passed_at, held_back + 1)
+            return False
+        if len(self._last) >= _KINDS:
+            self._last.clear()
+        self._last[key] = (record.created, 0)
+        if held_back:
+            record.msg += f" (and {held_back} more since the last line of that kind)"
+        return True
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -165,6 +199,7 @@ def configure(log_format: str, *, worker: int | None = None) -> None:
     logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
     handler = _Handler(sys.stdout)
     handler.setFormatter(_JsonFormatter(worker) if log_format == "json" else _TextFormatter(worker))
+    handler.addFilter(_Alike())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

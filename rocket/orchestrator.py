@@ -24,6 +24,7 @@ from rocket.workers.processes import working
 if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from rocket.config import Settings
     from rocket.inspector.reach import Reach
@@ -172,7 +173,7 @@ async def attached(settings: Settings, ending: Ending, stack: contextlib.AsyncEx
     """Bring up API and observer on a cluster that is there, for `stack` to take down; return the API's URL."""
     held = stack.enter_context(listeners(settings))
     url = url_of(settings, held)
-    nodes = await _nodes(settings)
+    nodes = await nodes_of(settings)
     if nodes is None:
         raise InvalidSetting("no cluster is named")
     reach = _reach(settings, url, None, None)
@@ -190,9 +191,11 @@ def _service(settings: Settings, addresses: Addresses, *, observe: bool = True) 
         _log.warning("without an observer no replica is known: every never-stale read goes to the primary")
     return Service(
         nodes=addresses.nodes,
-        nodes_file=None if settings.nodes_file is None else str(settings.nodes_file.absolute()),
+        nodes_file=_absolute(settings.nodes_file),
         patroni=settings.patroni,
         patroni_dsn=settings.patroni_dsn,
+        patroni_ca=_absolute(settings.patroni_ca),
+        patroni_cert=_absolute(settings.patroni_cert),
         routing=Routing(settings.routing),
         policy=Policy(
             lease_s=settings.lease,
@@ -207,6 +210,10 @@ def _service(settings: Settings, addresses: Addresses, *, observe: bool = True) 
         request_ids=settings.log_format == "json",
         no_inspector=_no_inspector(settings),
     )
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
 
 
 def _reach(
@@ -261,27 +268,29 @@ async def _addresses(
         threading.Thread(target=_import_http, name="imports").start()
         cluster = await _cluster(settings, ending, stack, api)
         return Addresses({name: node.dsn(DATABASE) for name, node in cluster.nodes.items()}, cluster)
-    given = await _nodes(settings)
+    given = await nodes_of(settings)
     if given is not None:
-        await topology.must_be_usable(given)
-        _log.info("attached to %s", ", ".join(given))
+        if given:
+            await topology.must_be_usable(given)
+            _log.info("attached to %s", ", ".join(given))
         return Addresses(given)
     run_dir = control.find(settings.data_dir, settings.port_asked_for)
     return Addresses(**await control.ask(run_dir, "addresses"))
 
 
-async def _nodes(settings: Settings) -> Mapping[str, str] | None:
-    """Return the DSNs of a cluster that is there, if one is named."""
+async def nodes_of(settings: Settings) -> Mapping[str, str] | None:
+    """Return the DSNs of a cluster that is there, if one is named; raise `InvalidSetting`.
+
+    There may be none as yet, where Patroni is to tell them and is silent.
+    """
     if settings.patroni:
-        from rocket.patroni import rest  # noqa: PLC0415 - as in rocket.serving
-        from rocket.patroni import topology as patroni  # noqa: PLC0415
+        from rocket.patroni import topology as patroni  # noqa: PLC0415 - as in rocket.serving
+        from rocket.patroni.tls import Tls  # noqa: PLC0415
 
         if settings.nodes or settings.nodes_file:
             raise InvalidSetting("the nodes are given twice: by --patroni, and by --primary or --nodes-file")
-        try:
-            return await patroni.find(settings.patroni, settings.patroni_dsn)
-        except rest.PatroniSilent as silence:
-            raise InvalidSetting(str(silence)) from None
+        tls = Tls(_absolute(settings.patroni_ca), _absolute(settings.patroni_cert))
+        return await patroni.find(settings.patroni, settings.patroni_dsn, tls)
     return settings.nodes if settings.nodes_file is None else topology.read_nodes(settings.nodes_file)
 
 

@@ -38,6 +38,9 @@ class Service:
     """The REST APIs that tell which nodes there are; none if the nodes stay as they are."""
     patroni_dsn: str = ""
     """The template of their DSNs."""
+    patroni_ca: str | None = None
+    patroni_cert: str | None = None
+    """Files, for asking them by TLS."""
     no_inspector: str = "The inspector is off."
     """What is answered where the inspector is not served."""
 
@@ -57,10 +60,12 @@ async def serving(
     async with contextlib.AsyncExitStack() as stack:
         topology = None
         if service.patroni:
+            from rocket.patroni.tls import Tls  # noqa: PLC0415 - the same
             from rocket.patroni.topology import Topology  # noqa: PLC0415 - the same
 
+            tls = Tls(service.patroni_ca, service.patroni_cert)
             topology = await stack.enter_async_context(
-                Topology(service.patroni, service.patroni_dsn, service.nodes)
+                Topology(service.patroni, service.patroni_dsn, service.nodes, tls)
             )
         router = await stack.enter_async_context(
             await Router.open(

@@ -31,6 +31,8 @@ _LOOK_S = 0.1
 """How soon one client notices that there shall be more."""
 
 _log = logging.getLogger("rocket.simulator")
+_ALIKE = {"alike": "not answered"}
+"""Of lines of which one every while is enough."""
 
 
 class Outcome(enum.StrEnum):
@@ -151,7 +153,7 @@ class Simulator:
                 async with session.post("/users", json={"email": email}) as response:
                     if response.ok:
                         return email
-                    _log.warning("no user yet: %d %s", response.status, await response.text())
+                    _log.warning("no user yet: %d %s", response.status, await response.text(), extra=_ALIKE)
             await asyncio.sleep(_RETRY_S)
 
     async def _rides_of_one(self, session: aiohttp.ClientSession, group: asyncio.TaskGroup) -> None:
@@ -196,14 +198,14 @@ class Simulator:
         try:
             async with session.post("/rides", data={"distance": str(distance)}, headers=headers) as response:
                 if response.status != HTTPStatus.CREATED:
-                    _log.warning("ride not written: %d %s", response.status, await response.text())
+                    _log.warning("ride not written: %d %s", response.status, await response.text(), extra=_ALIKE)
                     self.tally.unwritten += 1
                     await asyncio.sleep(_RETRY_S)
                     return
                 written = await response.json()
                 _take_token(response, headers)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            _log.warning("ride not written: %r", error)
+            _log.warning("ride not written: %r", error, extra=_ALIKE)
             self.tally.unwritten += 1
             await asyncio.sleep(_RETRY_S)
             return
@@ -222,10 +224,10 @@ class Simulator:
                 body = await response.json(content_type=None)
                 _take_token(response, headers)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            _log.warning("no answer for ride %s: %r", written["id"], error)
+            _log.warning("no answer for ride %s: %r", written["id"], error, extra=_ALIKE)
             return Outcome.FAILED
         if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            _log.warning("ride %s not read: %d %s", written["id"], response.status, body)
+            _log.warning("ride %s not read: %d %s", written["id"], response.status, body, extra=_ALIKE)
             return Outcome.REFUSED
         node = response.headers.get("Rocket-Served-By", "unknown")
         reason = response.headers.get("Rocket-Route-Reason", "unknown")

@@ -82,6 +82,8 @@ CASES = {
     "postgres_port": Case("POSTGRES_PORT", 5433, PORT, NO_PORT),
     "data_dir": Case("ROCKET_DATA_DIR", None, PATHS, ()),
     "nodes_file": Case("ROCKET_NODES_FILE", None, PATHS, ()),
+    "patroni_ca": Case("ROCKET_PATRONI_CA", None, PATHS, ()),
+    "patroni_cert": Case("ROCKET_PATRONI_CERT", None, PATHS, ()),
     "postgres_bin": Case("ROCKET_POSTGRES_BIN", None, PATHS, ()),
     "log_format": Case(
         "ROCKET_LOG_FORMAT",

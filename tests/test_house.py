@@ -40,6 +40,7 @@ JUDGING = tuple(
         "checker",
         "debts",
         "figures",
+        "goals",
         "history",
         "outages",
         "owed",
@@ -112,7 +113,15 @@ ROOMS = {
     ),
     "rocket.topology": Room((*PUBLIC, "rocket.addresses", "rocket.errors"), never=("aiohttp",)),
     "rocket.serving": Room(
-        (*PUBLIC, "rocket.api", "rocket.ending", "rocket.inspector", "rocket.topology", "rocket.patroni.topology")
+        (
+            *PUBLIC,
+            "rocket.api",
+            "rocket.ending",
+            "rocket.inspector",
+            "rocket.topology",
+            "rocket.patroni.topology",
+            "rocket.patroni.tls",
+        )
     ),
     "rocket.patroni": Room(
         (*PUBLIC, "rocket.errors", "rocket.addresses", "rocket.postgres", "rocket.patroni"), never=("rocket.cli",)

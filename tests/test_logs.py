@@ -295,3 +295,21 @@ def test_a_program_without_a_standard_output_has_a_log_all_the_same(monkeypatch:
     monkeypatch.setattr("sys.stderr", None)
     with logged_to(None):
         logging.getLogger("rocket.api").info("to the standard error, if anywhere")
+
+
+# --- lines that are alike ---
+
+
+def test_lines_that_are_alike_are_counted_and_one_every_while_is_shown() -> None:
+    """During an outage there would be one for every request."""
+    with logged("text") as output:
+        log = logging.getLogger("rocket.api")
+        for at, alike in ((0, "a"), (1, "a"), (2, "b"), (4, "a"), (5, "a"), (5.1, None), (5.2, None)):
+            values = {"msg": f"at {at}: {alike}", "args": (), "created": CREATED + at}
+            log.handle(logging.makeLogRecord(vars(record_at(0, level=logging.WARNING)) | values | (
+                {} if alike is None else {"alike": alike}
+            )))  # fmt: skip
+
+    lines = [line.partition("WARNING: ")[2] for line in output.getvalue().splitlines()]
+    after_a_while = "at 5: a (and 2 more since the last line of that kind)"
+    assert ["at 0: a", "at 2: b", after_a_while, "at 5.1: None", "at 5.2: None"] == lines

@@ -94,7 +94,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         request.app[METRICS].count_refused_token()
         response = Problem(HTTPStatus.BAD_REQUEST, "The session token in Rocket-Session is invalid.").response()
     except (OutcomeUnknown, Unavailable, TimeoutError) as error:
-        _log.warning("%s: %s", _called(request), str(error) or type(error).__name__)
+        why = str(error) or type(error).__name__
+        _log.warning("%s: %s", _called(request), why, extra={"alike": why})
         # A write that was cut off by the last resort may have been committed.
         unknown = isinstance(error, OutcomeUnknown) or (
             isinstance(error, TimeoutError) and request.method == "POST"

@@ -55,6 +55,11 @@ class Inspector:
         self._controls = Controls(reach, router, self.journal)
         self._stage = Stage(reach, router, self._controls, self.journal)
 
+    @property
+    def _names(self) -> list[str]:
+        """Of the nodes that there were, and of those that have come since."""
+        return list(dict.fromkeys((*self._nodes, *(pool.name for pool in self._router.pools))))
+
     @contextlib.asynccontextmanager
     async def serving(self, app: web.Application) -> AsyncIterator[None]:
         """Add the inspector's routes to an application and do its work for as long as the context lasts."""
@@ -126,7 +131,7 @@ class Inspector:
         self._feed.look()  # whoever asks for one wants another one later
         self._feed.look_away()
         async with self._one_history:  # each is work for a second, and reads go on meanwhile
-            lines = history_lines(self.journal, int(last[:9]), self._router.routing, self._nodes)
+            lines = history_lines(self.journal, int(last[:9]), self._router.routing, self._names)
             text = await asyncio.to_thread(lambda: "".join(f"{line}\n" for line in lines))
         return web.Response(
             text=text,
@@ -164,7 +169,7 @@ class Inspector:
             "zero": datetime.fromtimestamp(self.journal.zero_wall, UTC).isoformat().replace("+00:00", "Z"),
             "routing": self._router.routing,
             "routings": list(Routing),
-            "nodes": list(self._nodes),
+            "nodes": self._names,
             "max_wait_ms": policy.max_wait_s * 1000,
             "lease_ms": policy.lease_s * 1000,
             "interval_ms": self._interval_s * 1000,

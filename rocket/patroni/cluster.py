@@ -54,6 +54,11 @@ class PatroniSettings:
     """SQL that makes the tables, harmless to apply again."""
     tags: Mapping[str, Mapping[str, bool]] | None = None
     """Patroni's tags, by member."""
+    detours: Mapping[str, str] | None = None
+    """The addresses by which a member is reached by the others, and reaches etcd; none: the usual one.
+
+    Somebody has to stand there, and pass on what comes to a port to the same port of 127.0.0.1.
+    """
 
 
 class PatroniCluster:
@@ -66,12 +71,14 @@ class PatroniCluster:
         etcd: Daemon,
         client: RestClient,
         *,
+        etcd_port: int,
         password_file: Path,
         login: tuple[str, str],
     ) -> None:
         self.settings = settings
         self.nodes = nodes
         self.etcd = etcd
+        self.etcd_port = etcd_port
         self.password_file = password_file
         """The superuser's, in libpq's own format."""
         self._client = client
@@ -86,6 +93,9 @@ class PatroniCluster:
     def dsn_template(self) -> str:
         """The address of the database on a member, with `{host}` and `{port}` for where that is."""
         passfile = quote(str(self.password_file), safe="/")
+        if self.settings.detours:  # are for members alone
+            rest = f"{self.settings.database}?passfile={passfile}&application_name={{host}}"
+            return f"postgresql://{SUPERUSER}@{HOST}:{{port}}/{rest}"
         return f"postgresql://{SUPERUSER}@{{host}}:{{port}}/{self.settings.database}?passfile={passfile}"
 
     @property
@@ -105,7 +115,7 @@ class PatroniCluster:
 
     async def members(self) -> dict[str, Member]:
         """Return the members as Patroni lists them; raise `PatroniSilent`."""
-        return {member.name: member for member in await self._client.members()}
+        return {member.name: member for member in (await self._client.listing()).members}
 
     async def leader(self) -> PatroniNode:
         """Return the member that leads now; raise `PatroniSilent` if there is none."""

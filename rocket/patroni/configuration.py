@@ -74,8 +74,13 @@ def member_configuration(
     major: int,
     secrets: Secrets,
     tags: Mapping[str, bool],
+    detour: str | None = None,
 ) -> str:
-    """Return the text of one member's configuration file: JSON, which is YAML."""
+    """Return the text of one member's configuration file: JSON, which is YAML.
+
+    By its `detour` others reach it, and it reaches etcd.
+    """
+    door = detour or HOST
     return json.dumps(
         {
             "scope": SCOPE,
@@ -83,18 +88,19 @@ def member_configuration(
             "log": {"dir": str(home), "file_num": 1, "level": "INFO"},
             "restapi": {
                 "listen": f"{HOST}:{rest_port}",
-                "connect_address": f"{HOST}:{rest_port}",
+                "connect_address": f"{door}:{rest_port}",
                 "authentication": {"username": REST_USER, "password": secrets.rest},
             },
             "ctl": {"authentication": {"username": REST_USER, "password": secrets.rest}},
-            "etcd3": {"host": f"{HOST}:{etcd_port}"},
+            # Without looking up where etcd itself says that it is: that is past every detour.
+            "etcd3": {"host": f"{door}:{etcd_port}", "use_proxies": detour is not None},
             "bootstrap": {
                 "dcs": _DYNAMIC,
                 "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "data-checksums", "no-sync"],
             },
             "postgresql": {
                 "listen": f"{HOST}:{port}",
-                "connect_address": f"{HOST}:{port}",
+                "connect_address": f"{door}:{port}",
                 "data_dir": str(home / "data"),
                 "bin_dir": str(bin_dir),
                 "pgpass": str(home / "pgpass"),

@@ -9,7 +9,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import psutil
 
@@ -25,7 +25,8 @@ from rocket.postgres.account import server_account
 from rocket.postgres.binaries import locate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from rocket.patroni.cluster import PatroniSettings
     from rocket.postgres.account import Account
@@ -39,6 +40,9 @@ _FIRST_REST_PORT = 8008
 """Patroni's own; of the first member, unless ports are left to us."""
 
 _log = logging.getLogger("rocket.patroni")
+
+
+Around: TypeAlias = "Callable[[PatroniCluster], AbstractAsyncContextManager[object]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +82,12 @@ class _Ports:
 
 
 @contextlib.asynccontextmanager
-async def patroni_cluster(settings: PatroniSettings) -> AsyncIterator[PatroniCluster]:
+async def patroni_cluster(
+    settings: PatroniSettings, around: Around = contextlib.nullcontext
+) -> AsyncIterator[PatroniCluster]:
     """Run a cluster of Patroni's for as long as the context lasts, and leave nothing of it behind.
 
+    It lives inside of the context that `around` makes of it, once it is known who is to listen where.
     Raise `SetupError` where the machine does not allow it, and `ServerFailedToStart`.
     """
     for line in await asyncio.to_thread(directories.clear_up_after_the_dead):
@@ -93,11 +100,12 @@ async def patroni_cluster(settings: PatroniSettings) -> AsyncIterator[PatroniClu
     try:
         binaries = await locate(settings.postgres_bin, account, run.scratch)
         cluster = _made(settings, run, _Tools(found, binaries, account), ports)
-        try:
-            await cluster.start()
-            yield cluster
-        finally:
-            await cluster.stop()
+        async with around(cluster):
+            try:
+                await cluster.start()
+                yield cluster
+            finally:
+                await cluster.stop()
     finally:
         await asyncio.to_thread(run.remove)
 
@@ -110,11 +118,8 @@ def _made(settings: PatroniSettings, run: RunDirectory, tools: _Tools, ports: _P
     password_file = run.path / "pgpass"
     _write_private(password_file, f"{HOST}:*:*:{SUPERUSER}:{keys.superuser}\n", None)
     etcd = _etcd(tools, data_dir / "etcd", ports)
-    tags = settings.tags or {}
     nodes = {
-        name: _node(
-            name, data_dir / name, own, tools=tools, etcd_port=ports.etcd, keys=keys, tags=tags.get(name, {})
-        )
+        name: _node(name, data_dir / name, own, tools=tools, etcd_port=ports.etcd, keys=keys, settings=settings)
         for name, own in ports.members.items()
     }
     run.describe(
@@ -128,7 +133,9 @@ def _made(settings: PatroniSettings, run: RunDirectory, tools: _Tools, ports: _P
     )
     client = RestClient(node.url for node in nodes.values())
     login = (REST_USER, keys.rest)
-    return PatroniCluster(settings, nodes, etcd, client, password_file=password_file, login=login)
+    return PatroniCluster(
+        settings, nodes, etcd, client, etcd_port=ports.etcd, password_file=password_file, login=login
+    )
 
 
 def _node(
@@ -139,7 +146,7 @@ def _node(
     tools: _Tools,
     etcd_port: int,
     keys: Secrets,
-    tags: Mapping[str, bool],
+    settings: PatroniSettings,
 ) -> PatroniNode:
     _make_dir(home, tools.account)
     text = member_configuration(
@@ -151,7 +158,8 @@ def _node(
         bin_dir=tools.binaries.directory,
         major=tools.binaries.major,
         secrets=keys,
-        tags=tags,
+        tags=(settings.tags or {}).get(name, {}),
+        detour=(settings.detours or {}).get(name),
     )
     _write_private(home / CONFIGURATION, text, tools.account)
     # Its command line changes the account by itself.

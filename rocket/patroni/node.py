@@ -32,8 +32,8 @@ class PatroniNode:
         self.home = home
         self.data_dir = home / "data"
         self.patroni_log = home / "patroni.log"
-        self.port, rest_port = ports
-        self.url = f"http://{HOST}:{rest_port}"
+        self.port, self.rest_port = ports
+        self.url = f"http://{HOST}:{self.rest_port}"
         self.patroni = patroni
         self._password = password
 

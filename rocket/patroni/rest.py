@@ -1,8 +1,10 @@
-"""Asks Patroni's REST API for its members: one member after the other, until one answers."""
+"""Asks Patroni's REST API for its members: all that are known, and the first to answer is heard."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import time
 from typing import TYPE_CHECKING, Self
 
 import aiohttp
@@ -10,30 +12,46 @@ import aiohttp
 from rocket.errors import RocketError, in_words
 from rocket.patroni.addresses import base_url, without_secrets
 from rocket.patroni.members import parse_cluster
+from rocket.patroni.tls import Tls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rocket.patroni.members import Member
+    from rocket.patroni.members import Listing
 
 _ANSWER_S = 1.0
-"""A member that is slower is as good as none: it may be frozen, or have no way to the store behind it."""
+"""In all. A member that is slower is as good as none: it may be frozen, or have no way to the store behind it."""
+_HEAD_START_S = 0.1
+"""Of who answered last: where that is enough, nobody else is troubled, and no question broken off."""
 _ORDER_S = 30.0
 """A switchover is answered when it is over."""
-_OK, _REFUSED = 200, 400
+_LARGEST = 2**20
+"""Bytes: thousands of members."""
+_OK, _REFUSED, _BROKEN = 200, 400, 500
+_AS_IT_IS = {"Accept-Encoding": "identity"}
+"""What is compressed may be of any length."""
 
 
 class PatroniSilent(RocketError):
     """No member of Patroni's answered."""
 
 
+class NotPatroni(PatroniSilent):
+    """Something answers at each address, and nothing as Patroni would."""
+
+
 class RestClient:
     """Asks the addresses that it was given, and those that the members have named since."""
 
-    def __init__(self, urls: Iterable[str]) -> None:
+    def __init__(self, urls: Iterable[str], tls: Tls | None = None) -> None:
+        """Raise `InvalidSetting` for certificates that cannot be used."""
         self._given = tuple(urls)
         self._named: tuple[str, ...] = ()
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_S))
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=(tls or Tls()).context()),
+            timeout=aiohttp.ClientTimeout(total=_ANSWER_S),
+            auto_decompress=False,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -45,22 +63,59 @@ class RestClient:
         """Close every connection."""
         await self._session.close()
 
-    async def members(self) -> tuple[Member, ...]:
-        """Return the members, as the first to answer lists them; raise `PatroniSilent` if none answers in time.
+    async def listing(self) -> Listing:
+        """Return what the first to answer says; raise `PatroniSilent` if none answers in time.
 
-        Who answered last is asked first.
+        Who answered last is asked first, and all others at once as soon as that fails or takes long.
         """
-        failures = []
-        for url in dict.fromkeys((*self._named, *self._given)):
+        return (await self._answers(enough=1))[0]
+
+    async def newest(self) -> tuple[Listing, ...]:
+        """Ask everybody; return what those say who know of the newest timeline. Raise `PatroniSilent`.
+
+        A member that is cut off from its store says for a while what was there before.
+        """
+        listings = await self._answers(enough=None)
+        newest = max(listing.timeline for listing in listings)
+        return tuple(listing for listing in listings if listing.timeline == newest)
+
+    async def _answers(self, enough: int | None) -> list[Listing]:
+        """Return so many answers, or all that there are, in time: one at least, or raise `PatroniSilent`."""
+        urls = list(dict.fromkeys((*self._named, *self._given)))
+        failures: dict[str, Exception] = {url: TimeoutError(f"no answer within {_ANSWER_S:g} s") for url in urls}
+        answers: dict[str, Listing] = {}
+
+        async def attempt(url: str) -> None:
             try:
-                members = await self._ask(url)
-            except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
-                failures.append(f"{without_secrets(url)}: {in_words(error)}")
-                continue
-            named = (base_url(member.api_url) for member in members)
-            self._named = tuple(dict.fromkeys((url, *(one for one in named if one))))
-            return members
-        raise PatroniSilent(f"Patroni does not answer ({'; '.join(failures)})")
+                answers[url] = await self._ask(url)
+            except TimeoutError:
+                return
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                failures[url] = error
+
+        deadline = time.monotonic() + _ANSWER_S
+        async with asyncio.TaskGroup() as group:
+
+            def ask(some: list[str]) -> set[asyncio.Task[None]]:
+                return {group.create_task(attempt(url), name=f"ask {without_secrets(url)}") for url in some}
+
+            pending = ask(urls[:1])
+            if enough is not None:
+                _, pending = await asyncio.wait(pending, timeout=_HEAD_START_S)
+            if enough is None or len(answers) < enough:
+                pending |= ask(urls[1:])
+            while pending and len(answers) < (enough or len(urls)) and (left_s := deadline - time.monotonic()) > 0:
+                _, pending = await asyncio.wait(pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in pending:
+                task.cancel()
+        if not answers:
+            words = "; ".join(f"{without_secrets(url)}: {in_words(failure)}" for url, failure in failures.items())
+            strangers = all(isinstance(failure, ValueError) for failure in failures.values())
+            raise (NotPatroni if strangers else PatroniSilent)(f"Patroni does not answer ({words})")
+        best = max(answers, key=lambda url: answers[url].timeline)
+        named = (base_url(member.api_url) for member in answers[best].members)
+        self._named = tuple(dict.fromkeys((best, *(one for one in named if one))))
+        return list(answers.values())
 
     async def order(self, url: str, what: str, login: tuple[str, str], **body: object) -> None:
         """Have the member at `url` do something; raise `PatroniSilent` if it refuses, or does not answer."""
@@ -73,8 +128,15 @@ class RestClient:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise PatroniSilent(f"Patroni did not answer to {what}: {in_words(error)}") from None
 
-    async def _ask(self, url: str) -> tuple[Member, ...]:
+    async def _ask(self, url: str) -> Listing:
         async with self._session.get(f"{url}/cluster") as answer:
+            if answer.status >= _BROKEN:
+                raise ConnectionError(f"it answers with status {answer.status}")
             if answer.status != _OK:
                 raise ValueError(f"it answers with status {answer.status}")
-            return parse_cluster(await answer.text())
+            body = bytearray()
+            async for piece in answer.content.iter_any():
+                body += piece
+                if len(body) > _LARGEST:
+                    raise ValueError("its answer is too long")
+            return parse_cluster(bytes(body))

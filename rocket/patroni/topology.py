@@ -12,14 +12,17 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from rocket.errors import InvalidSetting, in_words
 from rocket.patroni.addresses import filled_in
-from rocket.patroni.rest import PatroniSilent, RestClient
+from rocket.patroni.members import NAME_IN_WORDS
+from rocket.patroni.rest import NotPatroni, PatroniSilent, RestClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from rocket import Router
-    from rocket.patroni.members import Member
+    from rocket.patroni.members import Listing, Member
+    from rocket.patroni.tls import Tls
 
 _POLL_S = 1.0
 """Between two looks while all is well."""
@@ -46,23 +49,42 @@ def places(members: Iterable[Member], template: str) -> dict[str, Place]:
     }
 
 
-async def find(urls: Iterable[str], template: str) -> dict[str, str]:
-    """Return the DSNs of the members that there are now; raise `PatroniSilent`."""
-    async with RestClient(urls) as client:
-        return {name: place.dsn for name, place in places(await client.members(), template).items()}
+async def find(urls: Iterable[str], template: str, tls: Tls | None = None) -> dict[str, str]:
+    """Return the DSNs of the members that there are now; none, with a warning, while Patroni is silent.
+
+    Raise `InvalidSetting` where nothing comes of waiting: something else answers there, or it leads nowhere.
+    """
+    try:
+        async with RestClient(urls, tls) as client:
+            listing = await client.listing()
+    except NotPatroni as stranger:
+        raise InvalidSetting(str(stranger)) from None
+    except PatroniSilent as silence:
+        _log.warning("%s: there is no node until it does", silence)
+        return {}
+    if listing.leader in listing.unusable:
+        raise InvalidSetting(f"Patroni's leader is {listing.leader!r}: its name has to be {NAME_IN_WORDS}")
+    if not listing.members:
+        raise InvalidSetting("Patroni lists no member that has an address")
+    return {name: place.dsn for name, place in places(listing.members, template).items()}
 
 
 class Topology:
     """Has a router go along with Patroni: members come, move, lose and get back their reads, and go."""
 
-    def __init__(self, urls: Iterable[str], template: str, nodes: Mapping[str, str]) -> None:
-        self._client = RestClient(urls)
+    def __init__(
+        self, urls: Iterable[str], template: str, nodes: Mapping[str, str], tls: Tls | None = None
+    ) -> None:
+        self._client = RestClient(urls, tls)
         self._template = template
         self._known = {name: Place(dsn) for name, dsn in nodes.items()}
         self._router: Router[str]
         self._missing_since: dict[str, float] = {}
         self._leader: str | None = None
-        self._silent = False
+        self._silent = not nodes
+        """Whether it was when it was last asked, and that was said."""
+        self._named: set[str] = set()
+        """The members of whom it was said that their names will not do."""
         self._lost = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -80,9 +102,17 @@ class Topology:
         self._lost.set()
 
     async def run(self) -> None:
-        """Go along for ever; Patroni's silence changes nothing."""
+        """Go along for ever; Patroni's silence changes nothing, and neither does whatever a look fails of."""
+        complaint = ""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception as error:  # noqa: BLE001 - logged with its traceback
+                if complaint != repr(error):  # once, not at every look
+                    complaint = repr(error)
+                    _log.exception("the nodes stay as they are: %s", in_words(error))
+            else:
+                complaint = ""
             await asyncio.sleep(_BREATH_S)
             try:
                 async with asyncio.timeout(_POLL_S):
@@ -96,17 +126,18 @@ class Topology:
         An old leader that was halted, and goes on before its Patroni does, still takes itself for the primary.
         """
         try:
-            members = await self._client.members()
+            listing = await self._client.listing()
+            return listing.lets_lead(name) or await self._others_let_lead(name)
         except PatroniSilent:
             return True
-        return any(member.leads and member.name == name for member in members)
 
     async def look(self) -> None:
         """Ask once, and go along with the answer."""
         self._lost.clear()
         asked_at = time.monotonic()
         try:
-            members = await self._client.members()
+            listing = await self._client.listing()
+            dropped = await self._dropped(listing)
         except PatroniSilent as silence:
             if not self._silent:
                 _log.warning("%s: the nodes stay as they are", silence)
@@ -115,21 +146,37 @@ class Topology:
         if self._silent:
             _log.info("Patroni answers again")
             self._silent = False
-        self._go_by_leader(members, asked_at)
-        wanted = places(members, self._template)
+        for name in set(listing.unusable) - self._named:
+            _log.warning("%r is left out: a member's name has to be %s", name, NAME_IN_WORDS)
+            self._named.add(name)
+        self._go_by_leader(listing, dropped, asked_at)
+        wanted = places(listing.members, self._template)
         await self._take_in(wanted)
-        await self._let_go(wanted, time.monotonic())
+        if not listing.paused:  # what is not listed may run without its Patroni
+            await self._let_go(wanted, time.monotonic())
 
-    def _go_by_leader(self, members: Iterable[Member], asked_at: float) -> None:
-        """Have a primary leave its office that Patroni no longer takes for the leader: writes would be lost."""
-        leader = next((member.name for member in members if member.leads), None)
-        if leader != self._leader:
-            _log.info("Patroni's leader is %s", leader or "nobody")
+    async def _others_let_lead(self, name: str) -> bool:
+        """Tell whether a veto is outdated: everybody is asked, since it may be of somebody who is cut off."""
+        return all(listing.lets_lead(name) for listing in await self._client.newest())
+
+    async def _dropped(self, listing: Listing) -> str | None:
+        """Return the primary's name, if Patroni no longer takes it for the leader."""
+        primary = self._router.board.primary
+        if primary is None or listing.lets_lead(primary.name) or await self._others_let_lead(primary.name):
+            return None
+        return primary.name
+
+    def _go_by_leader(self, listing: Listing, dropped: str | None, asked_at: float) -> None:
+        """Have a primary leave its office that was dropped: what it took now would be lost."""
+        if (leader := listing.leader) != self._leader:
+            shown = repr(leader) if leader in listing.unusable else leader
+            _log.info(
+                "Patroni's leader is %s%s", shown or "nobody", ", and it is paused" if listing.paused else ""
+            )
         self._leader = leader
-        board = self._router.board
-        primary = board.primary
-        if primary is not None and primary.name != leader and primary.observed_at < asked_at:
-            board.forget(primary.name)
+        primary = self._router.board.primary
+        if primary is not None and primary.name == dropped and primary.observed_at < asked_at:
+            self._router.board.forget(primary.name)
 
     async def _take_in(self, wanted: Mapping[str, Place]) -> None:
         for name, place in wanted.items():

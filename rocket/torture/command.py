@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rocket import logs
 from rocket.loop import run
-from rocket.torture import checker, reader
+from rocket.torture import checker, goals, reader
 from rocket.torture.history import GarbledHistory
 from rocket.torture.report import as_json, report
 from rocket.torture.run import torture
@@ -31,21 +31,25 @@ def torture_and_judge(given: argparse.Namespace) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     print(f"seed {settings.seed}, history in {settings.history}", flush=True)
     if settings.failovers:
-        from rocket.torture.failovers import findings, torture_failovers  # noqa: PLC0415 - it imports aiohttp
+        from rocket.torture.failovers import torture_failovers  # noqa: PLC0415 - it imports aiohttp
 
         run(torture_failovers(settings))
-        found = list(findings(reader.read_history(settings.history)))
+        found = list(goals.findings(reader.read_history(settings.history)))
         print("\n".join(f"{'    ' if one.good else '  ! '}{one.words}" for one in found), end="\n\n")
         exit_code = judge(settings.history, as_text=True)
         if exit_code == 0 and any(one.promised and not one.good for one in found):
             exit_code = Judgement.VIOLATED.exit_code
+        last_words = goals.closing_words(found)
     else:
         run(torture(settings))
         exit_code = judge(settings.history, as_text=True)
-    if exit_code == 0 and not settings.keep:
+        last_words = []
+    if exit_code == 0 and not settings.keep and not last_words:
         settings.history.unlink()
     else:
         print(f"\nThe history is in {settings.history}; the seed was {settings.seed}.")
+    if last_words:
+        print("", *last_words, sep="\n")
     return exit_code
 
 

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 VERSION = 2
 """Of the format."""
 
-FAILOVERS = ("leader-killed", "leader-frozen", "leader-hung", "switchover", "store-down")
+PARTITION, REINIT = "partition", "reinit"
+FAILOVERS = ("leader-killed", "leader-frozen", "leader-hung", "switchover", "store-down", PARTITION)
 """The faults after which Patroni makes somebody the leader."""
+OF_PATRONI = (*FAILOVERS, REINIT)
+"""The faults of a cluster that Patroni runs."""
 PROMOTIONS = frozenset({"promotion", "promotion-lossy", *FAILOVERS})
 """The faults that may lose acknowledged writes."""
 

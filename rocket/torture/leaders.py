@@ -1,4 +1,4 @@
-"""Faults of a cluster that Patroni runs: each brings a new leader about, and ends when all is well again."""
+"""Faults of a cluster that Patroni runs: most bring a new leader about, and each ends when all is well again."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import asyncio
 import datetime as dt
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rocket.errors import NodeNotRunning
 from rocket.patroni.rest import PatroniSilent
+from rocket.torture.history import PARTITION, REINIT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from rocket.patroni.cluster import PatroniCluster
     from rocket.patroni.node import PatroniNode
+    from rocket.torture.apart import Links
 
 _SUCCESSION_S = 60.0
 """How long Patroni may take: its lock lives for 20 s after the last word of who held it."""
@@ -31,39 +33,50 @@ _PROMOTED = "promoted self to leader"
 Detail = dict[str, Any]
 
 
-async def bring_about(name: str, cluster: PatroniCluster) -> tuple[PatroniNode, Detail]:
-    """Have a fault of `history.FAILOVERS` happen, and heal it; return who led before, and what Patroni said.
+class Stage(NamedTuple):
+    """What faults are brought upon."""
+
+    cluster: PatroniCluster
+    links: Links
+
+
+async def bring_about(name: str, stage: Stage) -> tuple[PatroniNode, Detail]:
+    """Have a fault of `history.OF_PATRONI` happen, and heal it; return whom it hit, and what Patroni said.
 
     Raise `NodeNotRunning` if no leader is found, or if the cluster does not become whole again.
     """
+    cluster = stage.cluster
     await _until(cluster.is_whole, _WHOLE_S, "the cluster is not whole")
-    before = await cluster.leader()
+    leader = await cluster.leader()
+    hit = leader
+    if name == REINIT:
+        hit = next(node for node in cluster.nodes.values() if node is not leader)
     seen = {node.name: _promotions(node) for node in cluster.nodes.values()}
-    detail = await _FAULTS[name](cluster, before)
+    detail = await _FAULTS[name](stage, hit)
     await _until(cluster.is_whole, _WHOLE_S, f"the cluster is not whole again after {name}")
     now = await cluster.leader()
     promoted = [
-        {"leader": node.name, "wall_s": wall_s}
+        {"leader": node.name, "wall_s": wall_s, "fork": _fork(node)}
         for node in cluster.nodes.values()
         for wall_s in _promotions(node)[len(seen[node.name]) :]
     ]
-    return before, {"promoted": promoted, "leader": now.name, **detail}
+    return hit, {"promoted": promoted, "leader": now.name, **detail}
 
 
-async def _killed(cluster: PatroniCluster, leader: PatroniNode) -> Detail:
+async def _killed(stage: Stage, leader: PatroniNode) -> Detail:
     await leader.kill()
     try:
-        await _succeeded(cluster, leader)
+        await _succeeded(stage.cluster, leader)
     finally:
         await leader.start()
     return {}
 
 
-async def _frozen(cluster: PatroniCluster, leader: PatroniNode) -> Detail:
+async def _frozen(stage: Stage, leader: PatroniNode) -> Detail:
     """Freeze all of it; when it thaws, Postgres goes on for a while before Patroni can hold it back."""
     leader.freeze()
     try:
-        await _succeeded(cluster, leader)
+        await _succeeded(stage.cluster, leader)
         thawed = time.time()
         leader.thaw_postgres()
         await asyncio.sleep(_ALONE_S)
@@ -72,39 +85,66 @@ async def _frozen(cluster: PatroniCluster, leader: PatroniNode) -> Detail:
     return {"thawed_wall_s": thawed}
 
 
-async def _hung(cluster: PatroniCluster, leader: PatroniNode) -> Detail:
+async def _hung(stage: Stage, leader: PatroniNode) -> Detail:
     """Freeze Patroni alone: Postgres takes writes for as long as it is asked to, also beside its successor."""
     leader.patroni.send_all(signal.SIGSTOP)
     try:
-        await _succeeded(cluster, leader)
+        await _succeeded(stage.cluster, leader)
         await asyncio.sleep(_ALONE_S)
     finally:
         leader.thaw()
     return {}
 
 
-async def _switched_over(cluster: PatroniCluster, leader: PatroniNode) -> Detail:
-    await cluster.order(leader, "switchover", leader=leader.name)
-    await _succeeded(cluster, leader)
+async def _switched_over(stage: Stage, leader: PatroniNode) -> Detail:
+    await stage.cluster.order(leader, "switchover", leader=leader.name)
+    await _succeeded(stage.cluster, leader)
     return {}
 
 
-async def _store_down(cluster: PatroniCluster, _leader: PatroniNode) -> Detail:
+async def _store_down(stage: Stage, _leader: PatroniNode) -> Detail:
     """Freeze the store: the leader gives up, since it cannot know who leads."""
-    cluster.etcd.send(signal.SIGSTOP)
+    stage.cluster.etcd.send(signal.SIGSTOP)
     try:
         await asyncio.sleep(_STORE_DOWN_S)
     finally:
-        cluster.etcd.send(signal.SIGCONT)
+        stage.cluster.etcd.send(signal.SIGCONT)
     return {}
 
 
-_FAULTS: dict[str, Callable[[PatroniCluster, PatroniNode], Awaitable[Detail]]] = {
+async def _cut_off(stage: Stage, leader: PatroniNode) -> Detail:
+    """Keep the leader from etcd, and the others from it; clients still reach its Postgres."""
+    with stage.links.cut(leader):
+        await _succeeded(stage.cluster, leader)
+        succeeded = time.time()
+        await asyncio.sleep(_ALONE_S)
+    return {"succeeded_wall_s": succeeded}
+
+
+async def _made_anew(stage: Stage, replica: PatroniNode) -> Detail:
+    """Have Patroni throw away the data of a replica, and clone the leader."""
+    mark = replica.data_dir / "PG_VERSION"
+    before = mark.stat().st_ctime_ns
+
+    async def is_cloned() -> bool:
+        try:
+            return mark.stat().st_ctime_ns != before
+        except FileNotFoundError:
+            return False
+
+    await stage.cluster.order(replica, "reinitialize", force=True)
+    await _until(is_cloned, _WHOLE_S, f"{replica.name} is not made anew")
+    return {"cloned_wall_s": time.time()}
+
+
+_FAULTS: dict[str, Callable[[Stage, PatroniNode], Awaitable[Detail]]] = {
     "leader-killed": _killed,
     "leader-frozen": _frozen,
     "leader-hung": _hung,
     "switchover": _switched_over,
     "store-down": _store_down,
+    PARTITION: _cut_off,
+    REINIT: _made_anew,
 }
 
 
@@ -139,3 +179,11 @@ def _promotions(node: PatroniNode) -> list[float]:
         for line in lines
         if _PROMOTED in line
     ]
+
+
+def _fork(node: PatroniNode) -> str | None:
+    """Return up to which LSN a member that was promoted had its predecessor's WAL, by its newest history file."""
+    histories = sorted((node.data_dir / "pg_wal").glob("????????.history"))
+    lines = histories[-1].read_text().split("\n") if histories else []
+    forks = [line.split()[1] for line in lines if line.strip()]
+    return forks[-1] if forks else None

@@ -1,7 +1,8 @@
-"""What stands between a replica and its primary, and can fail as a network does."""
+"""What stands between two servers, a replica and its primary say, and can fail as a network does."""
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import enum
@@ -30,34 +31,38 @@ class Mode(enum.StrEnum):
     """Half open: connections stand, and nothing comes from the primary."""
     SILENT_REPLICA = "silent-replica"
     """Half open: connections stand, and nothing comes from the replica."""
+    SILENT = "silent"
+    """Connections stand, and new ones do, and nothing goes through."""
 
 
-class Proxy:
-    """A link by unix socket, from one replica to whoever is the primary when it connects.
+class _Link(abc.ABC):
+    """A link, from whoever connects to whoever stands behind it at that time.
 
     Half open, it holds back and does not drop: as with TCP, what was sent arrives once the link is whole again.
     """
 
-    def __init__(self, path: Path, upstream: Callable[[], Path]) -> None:
-        self.path = path
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.mode = Mode.PASS
-        self._upstream = upstream
         self._delay_s = 0.0
         self._changed = asyncio.Event()
         self._connections: set[asyncio.Task[None]] = set()
 
+    @abc.abstractmethod
+    async def _listen(self) -> asyncio.Server: ...
+
+    @abc.abstractmethod
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]: ...
+
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         """Take connections for as long as the context lasts, then drop them."""
-        server = await asyncio.start_unix_server(self._pass, self.path)
-        # Who may come here is said by the directory, which is the servers' own; they need not be who we are.
-        self.path.chmod(0o777)
+        server = await self._listen()
         try:
             yield
         finally:
             server.close()
             await self._drop()
-            self.path.unlink(missing_ok=True)
 
     def turn(self, mode: Mode, *, delay_s: float = 0.0) -> None:
         """Let the link be so from now on; `delay_s` is for each direction of a delayed one."""
@@ -77,7 +82,7 @@ class Proxy:
         """Serve one connection of the replica."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in a task
-        task.set_name(f"link {self.path.name}")
+        task.set_name(f"link {self.name}")
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
         with _closing(writer), contextlib.suppress(asyncio.CancelledError):
@@ -85,7 +90,7 @@ class Proxy:
                 return
             try:
                 async with asyncio.timeout(_CONNECT_S):
-                    up_reader, up_writer = await asyncio.open_unix_connection(self._upstream())
+                    up_reader, up_writer = await self._connect()
             except OSError:  # of which a TimeoutError is one
                 return
             with _closing(up_writer):
@@ -104,9 +109,8 @@ class Proxy:
                     (primary[0], replica[1], Mode.SILENT_PRIMARY),
                 ):
                     under_way: _UnderWay = asyncio.Queue(_PIECES_UNDER_WAY)
-                    name = self.path.name
-                    group.create_task(self._take(source, under_way), name=f"{name} from {silence}")
-                    group.create_task(self._hand_on(under_way, target, silence), name=f"{name} of {silence}")
+                    group.create_task(self._take(source, under_way), name=f"{self.name} from {silence}")
+                    group.create_task(self._hand_on(under_way, target, silence), name=f"{self.name} of {silence}")
 
     async def _take(self, source: asyncio.StreamReader, under_way: _UnderWay) -> None:
         loop = asyncio.get_running_loop()
@@ -119,7 +123,7 @@ class Proxy:
         target.transport.set_write_buffer_limits(0)  # what is drained is out of our hands, and survives our end
         while True:
             taken_at, piece = await under_way.get()
-            while self.mode is silence:
+            while self.mode in {silence, Mode.SILENT}:
                 await self._changed.wait()
             if self.mode is Mode.DELAYED and (late_s := taken_at + self._delay_s - loop.time()) > 0:
                 await asyncio.sleep(late_s)
@@ -127,6 +131,48 @@ class Proxy:
                 raise ConnectionResetError("one side has ended")
             target.write(piece)
             await target.drain()
+
+
+class Proxy(_Link):
+    """A link by unix socket, from one replica to whoever is the primary when it connects."""
+
+    def __init__(self, path: Path, upstream: Callable[[], Path]) -> None:
+        super().__init__(path.name)
+        self.path = path
+        self._upstream = upstream
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Take connections for as long as the context lasts, then drop them."""
+        async with super().listening():
+            try:
+                yield
+            finally:
+                self.path.unlink(missing_ok=True)
+
+    async def _listen(self) -> asyncio.Server:
+        server = await asyncio.start_unix_server(self._pass, self.path)
+        # Who may come here is said by the directory, which is the servers' own; they need not be who we are.
+        self.path.chmod(0o777)
+        return server
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_unix_connection(self._upstream())
+
+
+class TcpProxy(_Link):
+    """A link by TCP: from a port of one address to the same port of another."""
+
+    def __init__(self, host: str, port: int, upstream: str) -> None:
+        super().__init__(f"{host}:{port}")
+        self._host, self._port = host, port
+        self._upstream = upstream
+
+    async def _listen(self) -> asyncio.Server:
+        return await asyncio.start_server(self._pass, self._host, self._port)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(self._upstream, self._port)
 
 
 _UnderWay = asyncio.Queue[tuple[float, bytes]]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from rocket.config import ROUTINGS, parse_duration, parse_one_of, parse_path, parse_wait, parse_whole
 from rocket.errors import InvalidSetting
-from rocket.torture.history import FAILOVERS
+from rocket.torture.history import OF_PATRONI
 from rocket.torture.schedule import KINDS, OF_PROCESSES, plan
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _FLAGS = {
         "N",
         "processes of the API, up to 16; with several, they are killed and frozen, too (default: 1)",
     ),
-    "failovers": ("N", "with --patroni: how many there are (default: 10)"),
+    "failovers": ("N", "with --patroni: how many faults there are (default: 10)"),
     "history": ("FILE", "where it is recorded (default: a temporary file, kept unless it held)"),
     "postgres-bin": ("DIR", "Postgres programs to use instead of those that come with rocket"),
 }
@@ -65,7 +65,7 @@ class TortureSettings:
     postgres_bin: Path | None
     schedule: tuple[PlannedFault, ...]
     failovers: int = 0
-    """On a cluster of Patroni's, how many failovers there are; 0: on one of our own."""
+    """On a cluster of Patroni's, how many faults there are; 0: on one of our own."""
 
     @classmethod
     def read(cls, given: argparse.Namespace) -> Self:
@@ -93,7 +93,7 @@ class TortureSettings:
         with _named("--failovers", given.failovers):
             failovers = parse_whole(given.failovers or "10", 1, _MOST_FAILOVERS) if given.patroni else 0
         every = tuple(name for name in KINDS if processes > 1 or name not in OF_PROCESSES)
-        kinds = FAILOVERS if given.patroni else every
+        kinds = OF_PATRONI if given.patroni else every
         named = {None: kinds, "all": kinds, "none": ()}
         faults = named[given.faults] if given.faults in named else tuple(given.faults.split(","))
         if processes == 1 and (alone := OF_PROCESSES & set(faults)):
@@ -102,8 +102,8 @@ class TortureSettings:
             schedule = plan(seed, duration_s, () if given.patroni else faults, replicas)
         except ValueError as error:
             raise InvalidSetting(f"no such run can be planned: {error}") from None
-        if given.patroni and (not faults or set(faults) - set(FAILOVERS)):
-            raise InvalidSetting(f"with --patroni there are the faults {', '.join(FAILOVERS)}")
+        if given.patroni and (not faults or set(faults) - set(OF_PATRONI)):
+            raise InvalidSetting(f"with --patroni there are the faults {', '.join(OF_PATRONI)}")
         return cls(
             seed=seed,
             duration_s=duration_s,
@@ -128,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--patroni",
         action="store_true",
-        help=f"on three members that Patroni runs; faults: {', '.join(FAILOVERS)}",
+        help=f"on three members that Patroni runs; faults: {', '.join(OF_PATRONI)}",
     )
 
 

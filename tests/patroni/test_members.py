@@ -30,7 +30,7 @@ def said(*members: object) -> str:
 
 def test_members_are_read_as_patroni_lists_them() -> None:
     """All that is told of them, and which of them leads."""
-    leader, replica = parse_cluster(said(LEADER, REPLICA))
+    leader, replica = parse_cluster(said(LEADER, REPLICA)).members
 
     assert leader == Member(
         "node1", "leader", "running", "10.0.0.1", 5432, "http://10.0.0.1:8008/patroni", 3, None, True
@@ -43,21 +43,47 @@ def test_members_are_read_as_patroni_lists_them() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"host": None}, {"host": ""}, {"port": 0}, {"port": "5432"}, {"name": "a b"}, {"name": None}, {"port": True}],
+    [
+        {"host": None},
+        {"host": ""},
+        {"port": 0},
+        {"port": "5432"},
+        {"name": "a b"},
+        {"name": None},
+        {"port": True},
+        {"host": "h/d?passfile=/x#"},
+    ],
 )
 def test_a_member_without_an_address_is_left_out(change: dict[str, Any]) -> None:
     """One that is being made has none yet; and what a token cannot hold is no name."""
-    assert ["node1"] == [member.name for member in parse_cluster(said(LEADER, REPLICA | change, "nonsense"))]
+    assert ["node1"] == [
+        member.name for member in parse_cluster(said(LEADER, REPLICA | change, "nonsense")).members
+    ]
 
 
 def test_what_is_not_told_is_left_open() -> None:
     """A lag that is unknown to Patroni is unknown to us."""
     member = {"name": "node2", "host": "h", "lag": "unknown", "tags": None}
 
-    assert (Member("node2", "", "", "h", 5432, ""),) == parse_cluster(said(member))
+    assert (Member("node2", "", "", "h", 5432, ""),) == parse_cluster(said(member)).members
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"members": 1}', "<html>"])
+def test_a_name_that_a_token_cannot_hold_is_told() -> None:
+    """Of the leader, too: it is nobody else who leads."""
+    listing = parse_cluster(said(LEADER | {"name": "pg node"}, REPLICA))
+
+    assert ["node2"] == [member.name for member in listing.members]
+    assert ("pg node",) == listing.unusable
+    assert "pg node" == listing.leader
+
+
+def test_maintenance_mode_is_told() -> None:
+    """Patroni says so only while it lasts."""
+    assert not parse_cluster(said(LEADER)).paused
+    assert parse_cluster(json.dumps({"members": [LEADER], "pause": True})).paused
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"members": 1}', "<html>", "[" * 100_000])
 def test_what_is_no_answer_of_patronis_is_refused(text: str) -> None:
     """A proxy's page, say."""
     with pytest.raises(ValueError):  # noqa: PT011 - whatever it says

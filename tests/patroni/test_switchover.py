@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -56,6 +58,43 @@ async def seen_on_a_replica(client: aiohttp.ClientSession, written: tuple[int, s
                 assert 200 == answer.status
                 if answer.headers["Rocket-Served-As"] == "replica":
                     return
+
+
+async def control(patroni: PatroniCluster, *words: str) -> None:
+    """Have `patronictl` do something."""
+    process = await asyncio.create_subprocess_exec(*patroni.control.split(), *words, stdout=subprocess.DEVNULL)
+    assert 0 == await process.wait()
+
+
+async def test_a_primary_goes_on_while_patroni_is_paused_and_its_own_is_stopped(patroni: PatroniCluster) -> None:
+    """As where Patroni itself is upgraded: its lock is gone, and nobody takes over."""
+    leader = await patroni.leader()
+    async with api(patroni) as client:
+        await control(patroni, "pause", "--wait")
+        try:
+            await leader.patroni.stop()
+            other = next(node for node in patroni.nodes.values() if node is not leader)
+            async with asyncio.timeout(BACK_S):
+                while LEADS.search(await text_of(f"{other.url}/cluster")):
+                    await asyncio.sleep(0.1)
+            for _ in range(30):  # as long as it takes to look several times
+                assert await write(client) is not None
+                await asyncio.sleep(0.1)
+        finally:
+            await leader.start()
+            await control(patroni, "resume", "--wait")
+    async with asyncio.timeout(BACK_S):
+        while not await patroni.is_whole():
+            await asyncio.sleep(0.1)
+
+
+LEADS = re.compile('"role": *"leader"')
+
+
+async def text_of(url: str) -> str:
+    """Return what a page says."""
+    async with aiohttp.ClientSession() as http, http.get(url) as answer:
+        return await answer.text()
 
 
 async def test_a_switchover_is_followed_and_no_read_is_stale(patroni: PatroniCluster) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
-from rocket.torture.proxy import Mode, Proxy, socket_path
+from rocket.torture.proxy import Mode, Proxy, TcpProxy, socket_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -151,3 +152,24 @@ async def test_nothing_is_left_of_a_closed_link(server: Server, kept_dir: Path) 
         await reader.readexactly(1)
     assert not proxy.path.exists()
     assert not [task for task in asyncio.all_tasks() if proxy.path.name in task.get_name()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.9 is an address of its own on Linux only")
+async def test_a_silent_link_by_tcp_holds_everything_back(server: Server) -> None:
+    """Whoever connects meanwhile is let in, and hears nothing either; in the end all of it arrives."""
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    proxy = TcpProxy("127.0.0.9", port, "127.0.0.1")
+    async with proxy.listening(), asyncio.timeout(5):
+        proxy.turn(Mode.SILENT)
+        reader, writer = await asyncio.open_connection("127.0.0.9", port)
+        writer.write(b"x")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(SOON_S):
+                await reader.read(1)
+        assert b"" == server.heard
+
+        proxy.turn(Mode.PASS)
+        assert b"x" == await reader.read(1)
+        writer.close()
+    listening.close()
