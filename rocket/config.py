@@ -73,7 +73,12 @@ def parse_duration(text: str) -> float:
 
 def parse_wait(text: str) -> float:
     """Read a time that may be none at all."""
-    return 0.0 if text == "0" else parse_duration(text)
+    if text == "0":
+        return 0.0
+    try:
+        return parse_duration(text)
+    except ValueError:
+        raise ValueError("must be 0, or a time like 0.5, 20ms, 5s or 2min") from None
 
 
 def parse_rate(text: str) -> float:

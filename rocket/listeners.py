@@ -47,7 +47,8 @@ def listeners(settings: Settings) -> Iterator[list[socket.socket]]:
                 ]
         except OSError as error:
             who = directories.port_holder(settings.api_port) if error.errno == errno.EADDRINUSE else ""
-            raise PortInUse(f"cannot listen on {where}: {error.strerror}{who}") from None
+            hint = ": try --api-port 0" if who else ""
+            raise PortInUse(f"cannot listen on {where}: {error.strerror}{who}{hint}") from None
         yield held
 
 

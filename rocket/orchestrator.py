@@ -78,6 +78,7 @@ async def run_all(settings: Settings, parts: Parts) -> int:
 
                 simulator = Simulator(url, rate=settings.simulator_rate, reconnect=len(held) > 1)
             _must_agree(settings, parts)
+            _warn_of_short_leases(settings)
             if parts.cluster or parts.api or parts.observer:
                 addresses = await _addresses(settings, parts, ending, stack, api)
                 service = _service(settings, addresses, observe=parts.observer)
@@ -292,6 +293,16 @@ async def nodes_of(settings: Settings) -> Mapping[str, str] | None:
         tls = Tls(_absolute(settings.patroni_ca), _absolute(settings.patroni_cert))
         return await patroni.find(settings.patroni, settings.patroni_dsn, tls)
     return settings.nodes if settings.nodes_file is None else topology.read_nodes(settings.nodes_file)
+
+
+def _warn_of_short_leases(settings: Settings) -> None:
+    """Say so where a status may be over before the next one comes."""
+    for flag, lease_s in (("--lease", settings.lease), ("--primary-lease", settings.primary_lease)):
+        if lease_s < 2 * settings.observer_interval:
+            _log.warning(
+                "%s %gs is short beside --observer-interval %gs: what was seen of a node will often be too old",
+                flag, lease_s, settings.observer_interval,
+            )  # fmt: skip
 
 
 def _must_agree(settings: Settings, parts: Parts) -> None:

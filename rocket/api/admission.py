@@ -87,6 +87,8 @@ class Admission:
         """`MOST`, and none during an overload."""
         self._was_behind = False
         self._refused_before = 0
+        self._refused_until_now = 0
+        """Until the present overload, if there is one: an overload is worth a word once somebody is refused."""
         self._quiet_since = 0.0
         self._waits = 0
         self._early: deque[asyncio.Future[None]] = deque()
@@ -99,6 +101,8 @@ class Admission:
             await self._turn()
         if request.path not in self.never_refused and (too_soon or self.inside >= self.most):
             manners.welcome_at = time.monotonic() + RETRY_AFTER_S
+            if self.refused == self._refused_until_now and not self.unasked:
+                _log.warning("overload, with %d requests at a time: more are refused", self.inside)
             self.refused += 1
             return web.Response(body=_BODY, status=HTTPStatus.SERVICE_UNAVAILABLE, headers=_HEADERS)
         self.inside += 1
@@ -176,11 +180,12 @@ class Admission:
             behind = not waited and (turn_s > LONG_TURN_S or self.inside > CROWD)
             if behind and self._was_behind:
                 self.most, self.unasked, self._quiet_since = CROWD, 0, now
-                _log.warning("overload, with %d requests at a time: more are refused", self.inside)
             self._was_behind = behind
         elif now - self._quiet_since > _QUIET_S:
             self.most = self.unasked = MOST
-            _log.warning("the overload is over; %d requests were refused since the start", self.refused)
+            if refused := self.refused - self._refused_until_now:
+                _log.warning("the overload is over; %d requests were refused", refused)
+            self._refused_until_now = self.refused
         elif waited:
             self.most = min(MOST, self.most + self.most // 16 + 1)
         elif refusing:

@@ -27,7 +27,7 @@ from rocket.postgres.lineage import FIRST_TIMELINE, Lineage
 from rocket.postgres.node import Node
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator
     from pathlib import Path
 
     from rocket.postgres.control import CarriedOut
@@ -137,7 +137,7 @@ class LocalCluster:
                 node.suspect = node.exists  # what it went through in an earlier run, its directory tells
         await self._make_missing_nodes()
         async with self._kept_following():
-            with _step(f"{len(self.nodes)} servers up"):
+            with _step(f"{_servers(self.nodes)} up"):
                 if roles.has_history(self.data_dir):
                     await self.primary.start(self.primary.port)
                     with catchup.said_plainly("the primary does not answer"):
@@ -145,8 +145,9 @@ class LocalCluster:
                 await self._together(self.bring_up)
             with _step("database and tables ready"), catchup.said_plainly("the database could not be prepared"):
                 await prepare_database(self.primary, self.settings.database, self.settings.schema)
-            with _step("replicas streaming"):
-                await self.wait_for_catchup()
+            if self.replicas:
+                with _step("replicas streaming"):
+                    await self.wait_for_catchup()
 
     @contextlib.asynccontextmanager
     async def _kept_following(self) -> AsyncIterator[None]:
@@ -214,7 +215,7 @@ class LocalCluster:
             for node in self.nodes.values():
                 if node.process is not None:
                     node.process.end()
-        _log.info("%d servers stopped in %.2f s", len(self.nodes), time.monotonic() - began)
+        _log.info("%s stopped in %.2f s", _servers(self.nodes), time.monotonic() - began)
 
     def hurry(self) -> None:
         """End every server at once, for someone who will not wait: recovery is left to the next start."""
@@ -271,6 +272,10 @@ async def local_cluster(settings: ClusterSettings) -> AsyncIterator[LocalCluster
 def node_names(replicas: int) -> list[str]:
     """Return the names of a cluster's nodes; they are names, whatever the roles."""
     return [roles.FIRST_PRIMARY, *(f"replica{number}" for number in range(replicas))]
+
+
+def _servers(nodes: Collection[str]) -> str:
+    return f"{len(nodes)} {'server' if len(nodes) == 1 else 'servers'}"
 
 
 def _ports(settings: ClusterSettings, names: list[str]) -> list[int]:
