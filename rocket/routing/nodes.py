@@ -8,6 +8,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Self
 
+from rocket.addresses import parse_dsn
 from rocket.consistency import NODE_NAME
 from rocket.errors import Unavailable
 from rocket.routing.connections import NodePool, behind, in_one_piece, throw_away
@@ -42,16 +43,17 @@ class Nodes:
 
     @classmethod
     async def open(cls, dsns: Mapping[str, str], board: Board, policy: Policy, limits: Limits) -> Self:
-        """Make a pool for each node; raise `ValueError` for a name that a token cannot hold."""
+        """Make a pool for each node; raise `ValueError` for a name or an address that cannot be one."""
+        for name, dsn in dsns.items():
+            _must_be_right(name, dsn)
         nodes = cls({}, board, policy, limits)
         for name, dsn in dsns.items():
             await nodes.add(name, dsn)
         return nodes
 
     async def add(self, name: str, dsn: str) -> None:
-        """Have one more node, or another address for one that is there; raise `ValueError` for a wrong name."""
-        if not NODE_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name for a node: 1 to 63 of A-Z a-z 0-9 _ . -")
+        """Have one more node, or another address for one that is there; raise `ValueError` as `open` does."""
+        _must_be_right(name, dsn)
         pool = await NodePool.to(name, dsn, self._limits, lambda: self._doubt(name))
         pool.resets_always = self._always_reset
         before = self._pools.get(name)
@@ -170,6 +172,16 @@ class Nodes:
         """Raise `NotAsObserved` unless what the primary of `epoch` has answered is the current primary's word."""
         if not self._board.reigns(epoch, time.monotonic(), self._policy.primary_lease_s):
             raise NotAsObserved(f"the primary of epoch {epoch} was replaced, or not observed, meanwhile")
+
+
+def _must_be_right(name: str, dsn: str) -> None:
+    """Raise `ValueError` for a name that a token cannot hold, and a wrong address, which it never repeats."""
+    if not NODE_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name for a node: 1 to 63 of A-Z a-z 0-9 _ . -")
+    try:
+        parse_dsn(dsn)
+    except ValueError as error:
+        raise ValueError(f"{name}: its address {error}") from None
 
 
 def _must_not_be_of_another_reign(connection: Connection, epoch: Epoch) -> None:

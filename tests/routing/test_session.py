@@ -366,18 +366,22 @@ async def test_a_database_without_the_tables_says_what_to_run_and_that_suffices(
 
 def test_nodes_come_from_the_environment() -> None:
     """A DSN may hold equals signs."""
-    environment = {"ROCKET_PRIMARY": "postgresql://p", "ROCKET_REPLICAS": " r0=postgresql://r?a=b  r1=x "}
-    expected = {"primary": "postgresql://p", "r0": "postgresql://r?a=b", "r1": "x"}
+    environment = {
+        "ROCKET_PRIMARY": "postgresql://p",
+        "ROCKET_REPLICAS": " r0=postgresql://r?a=b  r1=postgres://x ",
+    }
+    expected = {"primary": "postgresql://p", "r0": "postgresql://r?a=b", "r1": "postgres://x"}
     assert expected == nodes_from_environment(environment)
 
 
 @pytest.mark.parametrize(
-    "replicas", ["postgresql://u:secret@h/d?a=b", "r0=", "r0=secret r0=secret", "primary=secret"]
+    "replicas",
+    ["postgresql://u:secret@h/d?a=b", "r0=", "r0=secret", "r0=postgres://x r0=postgres://x", "primary=secret"],
 )
 def test_wrong_nodes_in_the_environment_are_told_of_without_their_secrets(replicas: str) -> None:
     """There is a password in it, perhaps."""
     with pytest.raises(InvalidSetting) as caught:
-        nodes_from_environment({"ROCKET_PRIMARY": "x", "ROCKET_REPLICAS": replicas})
+        nodes_from_environment({"ROCKET_PRIMARY": "postgresql://p", "ROCKET_REPLICAS": replicas})
     assert "secret" not in str(caught.value)
     with pytest.raises(InvalidSetting, match="ROCKET_PRIMARY"):
         nodes_from_environment({})
