@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Self
 from rocket.addresses import parse_dsn
 from rocket.consistency import NODE_NAME
 from rocket.errors import Unavailable
+from rocket.routing.admittance import all_told
 from rocket.routing.connections import NodePool, behind, in_one_piece, throw_away
 from rocket.routing.epochs import must_reign
 from rocket.routing.failures import NotAsObserved
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Board, Epoch, Policy, PrimaryStatus, ReplicaStatus
@@ -39,6 +40,8 @@ class Nodes:
         self._board = board
         self._policy = policy
         self._limits = limits
+        self.failures: Callable[[], Mapping[str, Exception]] = dict
+        """What keeps nodes from being observed, by name: nothing is known of it unless somebody tells."""
         board.on_new_role.append(self._drop)
 
     @classmethod
@@ -141,7 +144,8 @@ class Nodes:
         """Return the primary that may be used; raise `Unavailable` at once where there is none."""
         primary = self._board.in_office(time.monotonic(), self._policy.primary_lease_s)
         if primary is None:
-            raise Unavailable("no primary is known to be in office")
+            why = all_told(self.failures())
+            raise Unavailable("no primary is known to be in office" + (f" ({why})" if why else ""))
         return primary
 
     @contextlib.asynccontextmanager

@@ -127,8 +127,9 @@ class Router(Generic[SubjectT]):
         With a `board`, which an `Observer` of somebody else's keeps, it does not observe. `waiting` is that
         observer's, without which no read waits for a replica.
 
-        Raise `ValueError` for a name that a token cannot hold and for an address that cannot be one (it is never
-        repeated), and `TablesUnusable`.
+        Raise `ValueError` for a name that a token cannot hold, for an address that cannot be one (it is never
+        repeated) and where there is no node to observe, `TablesUnusable`, and `NodesUnusable` if no primary is
+        found and what each node failed of will last: a wrong password or database, say.
         """
         policy, limits = policy or Policy(), limits or Limits()
         observation = None
@@ -148,6 +149,7 @@ class Router(Generic[SubjectT]):
         router._observation = observation
         try:
             if observation is not None:
+                router._nodes.failures = lambda: observation.observer.failures
                 await observation.begin()
         except BaseException:
             await router.aclose()
