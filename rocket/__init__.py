@@ -4,6 +4,7 @@ from rocket.config import nodes_from_environment
 from rocket.consistency import Board, Lsn, Policy, Reason, SessionToken
 from rocket.errors import (
     InvalidToken,
+    NodesUnusable,
     OutcomeUnknown,
     RocketError,
     RoutingError,
@@ -34,6 +35,7 @@ __all__ = [
     "InvalidToken",
     "Limits",
     "Lsn",
+    "NodesUnusable",
     "Observer",
     "OutcomeUnknown",
     "Policy",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,12 +24,22 @@ def parse_dsn(text: str) -> str:
     """Read a DSN; raise `ValueError` for what cannot be one."""
     try:
         parts = urlsplit(text)
-        usable = parts.scheme in _SCHEMES and "://" in text and (parts.port is None or parts.port > 0)
+        usable = parts.scheme in _SCHEMES and "://" in text and _is_whole(parts)
     except ValueError:  # whose words may be a part of the password
         usable = False
-    if not usable or re.search(r"[\s\0]", text):
-        raise ValueError(f"must be {_LIKE}, with what is special in it (/, #, spaces) as %XX")
+    if not usable or re.search(r"[\s\0#]", text):
+        raise ValueError(f"must be {_LIKE}, with what is special in it (/, #, ?, @, spaces) as %XX")
     return text
+
+
+def _is_whole(parts: SplitResult) -> bool:
+    """Tell whether each part is what it seems; not so where a password holds what ends the part before it."""
+    user, at, hosts = parts.netloc.rpartition("@")
+    if "@" in user or (not at and ":" in hosts and "@" in parts.path + parts.query):
+        return False
+    if parts.query:
+        parse_qsl(parts.query, strict_parsing=True)
+    return all(urlsplit(f"//{host}").port != 0 for host in hosts.split(","))
 
 
 def parse_replicas(texts: str | Iterable[str]) -> tuple[tuple[str, str], ...]:

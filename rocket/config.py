@@ -348,7 +348,7 @@ def nodes_from_environment(environment: Mapping[str, str] = os.environ) -> dict[
     """
     if not (primary := environment.get("ROCKET_PRIMARY")):
         raise InvalidSetting("ROCKET_PRIMARY must hold the DSN of the primary")
-    nodes = {"primary": primary}
+    nodes = {"primary": _address("ROCKET_PRIMARY", primary)}
     for number, item in enumerate(environment.get("ROCKET_REPLICAS", "").split(), 1):
         name, _, dsn = item.partition("=")
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,63}", name) or not dsn:
@@ -357,8 +357,15 @@ def nodes_from_environment(environment: Mapping[str, str] = os.environ) -> dict[
             )
         if name in nodes:
             raise InvalidSetting(f"ROCKET_REPLICAS must name each node once; there are two of {name}")
-        nodes[name] = dsn
+        nodes[name] = _address(f"ROCKET_REPLICAS: the address of {name}", dsn)
     return nodes
+
+
+def _address(of_what: str, text: str) -> str:
+    try:
+        return parse_dsn(text)
+    except ValueError as error:
+        raise InvalidSetting(f"{of_what} {error}") from None
 
 
 def colours_wanted(environment: Mapping[str, str] = os.environ) -> bool:

@@ -76,6 +76,10 @@ class NoSuchNode(SetupError):
     """The cluster has no node of that name."""
 
 
+class NodesUnusable(SetupError):
+    """No node will let rocket in before somebody changes something: address, role, password or database."""
+
+
 class TablesUnusable(SetupError):
     """The database lacks rocket's own tables, or does not let rocket's role use them; says what to run."""
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from rocket.addresses import parse_file
-from rocket.errors import InvalidSetting, in_words
+from rocket.errors import InvalidSetting
+from rocket.routing.admittance import told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,11 +76,11 @@ async def _trouble_with(name: str, dsn: str) -> tuple[str, bool]:
         finally:
             connection.terminate()
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-        return f"{name}: {in_words(error)}", True
+        return f"{name}: {told(error)}", True
     except (asyncpg.PostgresError, asyncpg.InternalClientError, OSError) as error:
-        return f"{name}: {in_words(error)}", False
+        return f"{name}: {told(error)}", False
     except (ValueError, asyncpg.InterfaceError) as error:
-        return f"{name}: {in_words(error)}", True
+        return f"{name}: {told(error)}", True
     assert row is not None  # noqa: S101 - an aggregate
     if row["tables"]:
         return (

@@ -75,7 +75,9 @@ ROOMS = {
     "rocket.schema": Room(()),
     # What knows a database.
     "rocket.postgres": Room(("rocket.errors", "rocket.postgres"), never=("aiohttp",)),
-    "rocket.routing": Room(("rocket.errors", "rocket.consistency", "rocket.routing"), never=("aiohttp",)),
+    "rocket.routing": Room(
+        ("rocket.errors", "rocket.addresses", "rocket.consistency", "rocket.routing"), never=("aiohttp",)
+    ),
     # The public face, and what stands before it.
     "rocket.health": Room(("rocket.consistency", "rocket.routing"), never=("aiohttp", "prometheus_client")),
     "rocket.metrics": Room(
@@ -111,7 +113,9 @@ ROOMS = {
             "rocket.inspector",
         )
     ),
-    "rocket.topology": Room((*PUBLIC, "rocket.addresses", "rocket.errors"), never=("aiohttp",)),
+    "rocket.topology": Room(
+        (*PUBLIC, "rocket.addresses", "rocket.errors", "rocket.routing.admittance"), never=("aiohttp",)
+    ),
     "rocket.serving": Room(
         (
             *PUBLIC,

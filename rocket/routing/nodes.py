@@ -8,15 +8,17 @@ import logging
 import time
 from typing import TYPE_CHECKING, Self
 
+from rocket.addresses import parse_dsn
 from rocket.consistency import NODE_NAME
 from rocket.errors import Unavailable
+from rocket.routing.admittance import all_told
 from rocket.routing.connections import behind, in_one_piece, throw_away
 from rocket.routing.epochs import must_reign
 from rocket.routing.failures import NotAsObserved
 from rocket.routing.pool import NodePool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Board, Epoch, Policy, PrimaryStatus, ReplicaStatus
@@ -39,20 +41,23 @@ class Nodes:
         self._board = board
         self._policy = policy
         self._limits = limits
+        self.failures: Callable[[], Mapping[str, Exception]] = dict
+        """What keeps nodes from being observed, by name: nothing is known of it unless somebody tells."""
         board.on_new_role.append(self._drop)
 
     @classmethod
     async def open(cls, dsns: Mapping[str, str], board: Board, policy: Policy, limits: Limits) -> Self:
-        """Make a pool for each node; raise `ValueError` for a name that a token cannot hold."""
+        """Make a pool for each node; raise `ValueError` for a name or an address that cannot be one."""
+        for name, dsn in dsns.items():
+            _must_be_right(name, dsn)
         nodes = cls({}, board, policy, limits)
         for name, dsn in dsns.items():
             await nodes.add(name, dsn)
         return nodes
 
     async def add(self, name: str, dsn: str) -> None:
-        """Have one more node, or another address for one that is there; raise `ValueError` for a wrong name."""
-        if not NODE_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name for a node: 1 to 63 of A-Z a-z 0-9 _ . -")
+        """Have one more node, or another address for one that is there; raise `ValueError` as `open` does."""
+        _must_be_right(name, dsn)
         pool = await NodePool.to(name, dsn, self._limits, lambda: self._doubt(name))
         pool.resets_always = self._always_reset
         before = self._pools.get(name)
@@ -140,7 +145,8 @@ class Nodes:
         """Return the primary that may be used; raise `Unavailable` at once where there is none."""
         primary = self._board.in_office(time.monotonic(), self._policy.primary_lease_s)
         if primary is None:
-            raise Unavailable("no primary is known to be in office")
+            why = all_told(self.failures())
+            raise Unavailable("no primary is known to be in office" + (f" ({why})" if why else ""))
         return primary
 
     @contextlib.asynccontextmanager
@@ -184,6 +190,16 @@ class Nodes:
         """Raise `NotAsObserved` unless what the primary of `epoch` has answered is the current primary's word."""
         if not self._board.reigns(epoch, time.monotonic(), self._policy.primary_lease_s):
             raise NotAsObserved(f"the primary of epoch {epoch} was replaced, or not observed, meanwhile")
+
+
+def _must_be_right(name: str, dsn: str) -> None:
+    """Raise `ValueError` for a name that a token cannot hold, and a wrong address, which it never repeats."""
+    if not NODE_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name for a node: 1 to 63 of A-Z a-z 0-9 _ . -")
+    try:
+        parse_dsn(dsn)
+    except ValueError as error:
+        raise ValueError(f"{name}: its address {error}") from None
 
 
 def _must_not_be_of_another_reign(connection: Connection, epoch: Epoch) -> None:

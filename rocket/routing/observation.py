@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from rocket.errors import TaskDied, failing_plainly
+from rocket.routing.admittance import must_be_worth_waiting_for
 from rocket.routing.tables import must_be_usable
 
 if TYPE_CHECKING:
@@ -25,11 +26,15 @@ class Observation:
     async def begin(self) -> None:
         """Observe every node once, whether it is up or not, and go on with that in the background.
 
-        Raise `TablesUnusable` if that is what keeps a primary from being found.
+        Raise `TablesUnusable` or `NodesUnusable` if that is what keeps a primary from being found, and
+        `ValueError` if there is no node at all.
         """
+        if not self.observer.names:
+            raise ValueError("there must be a node, at the least")
         await self.observer.run_once()
         if self.observer.board.primary is None:
             must_be_usable(self.observer.failures)
+            must_be_worth_waiting_for(self.observer.failures)
         # Not a task group's: who opens a router and who closes it may be different tasks.
         self._task = asyncio.create_task(self._run(), name="rocket observer")
 

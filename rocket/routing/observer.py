@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING, TypeAlias
 
 from rocket.consistency import PrimaryStatus
-from rocket.errors import in_words
 from rocket.routing import connections, status_table
+from rocket.routing.admittance import is_about_the_address, told
 from rocket.routing.epochs import have_timelines_noted, reign_of
 from rocket.routing.failures import ENDED, REFUSED, NotAsObserved
 from rocket.routing.looking import LOOK, seen_of_replica
@@ -73,8 +73,8 @@ class _Reach:
 
     def lost(self, why: Exception) -> None:
         if not self._lost:
-            foreseen = isinstance(why, (NotAsObserved, *REFUSED))
-            _log.warning("%s is out of reach: %s", self.name, in_words(why), exc_info=None if foreseen else why)
+            foreseen = isinstance(why, (NotAsObserved, *REFUSED)) or is_about_the_address(why)
+            _log.warning("%s is out of reach: %s", self.name, told(why), exc_info=None if foreseen else why)
         self._lost = True
 
 
@@ -316,6 +316,11 @@ class Observer:
         await asyncio.gather(*(watch.observe() for watch in self._watches.values()))
         if self.board.primary is not None and self.board.primary.name in self._watches:
             await self._watches[self.board.primary.name].observe()
+
+    @property
+    def names(self) -> list[str]:
+        """Every node that is watched."""
+        return list(self._watches)
 
     @property
     def failures(self) -> Mapping[str, Exception]:

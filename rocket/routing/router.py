@@ -128,7 +128,9 @@ class Router(Generic[SubjectT]):
         With a `board`, which an `Observer` of somebody else's keeps, it does not observe. `waiting` is that
         observer's, without which no read waits for a replica.
 
-        Raise `ValueError` for a name that a token cannot hold, and `TablesUnusable`.
+        Raise `ValueError` for a name that a token cannot hold, for an address that cannot be one (it is never
+        repeated) and where there is no node to observe, `TablesUnusable`, and `NodesUnusable` if no primary is
+        found and what each node failed of will last: a wrong password or database, say.
         """
         policy, limits = policy or Policy(), limits or Limits()
         observation = None
@@ -148,6 +150,7 @@ class Router(Generic[SubjectT]):
         router._observation = observation
         try:
             if observation is not None:
+                router._nodes.failures = lambda: observation.observer.failures
                 await observation.begin()
         except BaseException:
             await router.aclose()
@@ -157,8 +160,8 @@ class Router(Generic[SubjectT]):
     async def add(self, name: str, dsn: str, *, takes_reads: bool = True) -> None:
         """Have one more node, or another address for one that is there; no read fails because of it.
 
-        One that takes no reads is there to become the primary. Raise `ValueError` for a name that a token cannot
-        hold. An address that leads nowhere is logged, as a node is that is down.
+        One that takes no reads is there to become the primary. Raise `ValueError` as `open` does. An address that
+        leads nowhere is logged, as a node is that is down.
         """
         await self._nodes.add(name, dsn)
         if self._observation is not None:

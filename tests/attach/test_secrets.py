@@ -12,18 +12,19 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from rocket import Policy, Routing
+from rocket import Board, Observer, Policy, Router, Routing, nodes_from_environment
+from rocket.addresses import parse_dsn
 from rocket.errors import InvalidSetting
 from rocket.orchestrator import DATABASE
 from rocket.serving import Service
 from rocket.topology import must_be_usable
 from tests.attach.between import pgbouncer
-from tests.conftest import ROLES
+from tests.conftest import ROLES, dsns
 from tests.routing.test_races import lose_a_backend
 from tests.test_run_all import running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable
     from pathlib import Path
 
     from rocket.postgres.cluster import LocalCluster
@@ -91,6 +92,7 @@ async def test_no_password_in_anything_that_a_run_says(
         ("postgresql://somebody:{0}/@127.0.0.1:1/d", "--primary must be a DSN like"),
         ("postgresql://somebody:{0}@127.0.0.1:port/d", "--primary must be a DSN like"),
         ("mysql://somebody:{0}@127.0.0.1:1/d", "--primary must be a DSN like"),
+        ("postgresql://somebody:1#{0}@127.0.0.1:1/d", "--primary must be a DSN like"),
         ("postgresql://somebody:{0}@127.0.0.1:1/d?sslmode=odd", "primary: `sslmode` parameter must be one of"),
         ("postgresql://somebody:{0}@no.such.host.invalid/d", "no node can be reached: primary: "),
     ],
@@ -102,6 +104,71 @@ async def test_wrong_addresses_are_one_line_without_the_password(kept_dir: Path,
     assert [True] == [line.startswith("rocket: ") for line in run.errors.splitlines()]
     assert MARK not in run.output
     assert re.search(words, run.errors)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        f"{MARK}#x",
+        f"1#{MARK}",
+        f"{MARK}/x",
+        f"1/{MARK}",
+        f"{MARK}?x",
+        f"1?{MARK}",
+        f"{MARK}@x",
+        f"1@{MARK}:7",
+        f"{MARK} ",
+    ],
+)
+async def test_the_library_refuses_what_a_password_tears_apart(
+    cluster: LocalCluster, password: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the door, and without a word of it: to open a router, to add a node, and in the environment."""
+    dsn = f"postgresql://app:{password}@127.0.0.1:5432/app"
+    said = [str(await raises(ValueError, Router.open({"primary": dsn})))]
+    async with await Router.open(dsns(cluster)) as router:
+        said.append(str(await raises(ValueError, router.add("replica7", dsn))))
+        said.append(str(await raises(ValueError, router.add("replica0", dsn))))
+        assert len(cluster.nodes) == len(router.pools)
+    for environment in (
+        {"ROCKET_PRIMARY": dsn},
+        {"ROCKET_PRIMARY": "postgresql://p", "ROCKET_REPLICAS": f"r={dsn}"},
+    ):
+        with pytest.raises(InvalidSetting) as caught:
+            nodes_from_environment(environment)
+        said.append(str(caught.value))
+    assert ["must be"] * 5 == re.findall("must be", " ".join(said))
+    assert MARK not in caplog.text + "".join(said)
+
+
+async def raises(kind: type[Exception], act: Awaitable[object]) -> Exception:
+    """Return the error that something comes to."""
+    with pytest.raises(kind) as caught:
+        await act
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://app:a%23b%40@h:1/d?sslmode=require",
+        "postgresql:///d?host=/tmp&port=1",
+        "postgres://u@[::1]:5432/d",
+        "postgresql://u:p@h1:1,h2:2/d?sslrootcert=/a@b",
+    ],
+)
+def test_whole_addresses_are_let_through(dsn: str) -> None:
+    """With what is special in them escaped; several hosts are one node."""
+    assert dsn == parse_dsn(dsn)
+
+
+async def test_what_only_asyncpg_can_tell_of_an_address_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    """Its words about a number that is none are a piece of what was given."""
+    observer = Observer({"primary": f"postgresql://app@/app?host=/nowhere&port={MARK}"}, Board(), interval_s=1)
+    await observer.run_once()
+    observer.close()
+    assert "primary is out of reach: its address cannot be used" in caplog.text
+    assert MARK not in caplog.text
 
 
 async def test_a_wrong_password_is_one_line(by_password: dict[str, str]) -> None:

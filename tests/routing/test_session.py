@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +15,7 @@ from rocket import (
     FloorTable,
     InvalidToken,
     Lsn,
+    NodesUnusable,
     Policy,
     Reason,
     Role,
@@ -329,11 +331,55 @@ async def test_several_routers_on_plain_asyncio(cluster: LocalCluster) -> None:
 
 
 async def test_nodes_that_are_down_do_not_keep_a_router_from_opening() -> None:
-    """Nor is anything answered then."""
+    """Nor is anything answered then, and why is told."""
     async with await Router.open({"primary": "postgresql://x@/x?host=/nowhere"}) as router:
         with pytest.raises(Unavailable) as caught:
             await router.session().read(lambda db: db.fetchval("SELECT 1"))
-    assert "Nobody answered: no primary is known to be in office." == explain(caught.value)
+    said = explain(caught.value)
+    assert said.startswith("Nobody answered: no primary is known to be in office (primary: ")
+    assert said.endswith("No such file or directory).")
+
+
+async def test_a_router_of_no_nodes_is_refused() -> None:
+    """There is nothing that it could ever do."""
+    with pytest.raises(ValueError, match="there must be a node"):
+        await Router.open({})
+
+
+def spoiled(dsn: str, how: str) -> str:
+    """Return an address with one thing wrong."""
+    match how:
+        case "no database":
+            return dsn.replace(f"/{DATABASE}", "/not-there")
+        case "no role":
+            return re.sub("//[a-z_]+@", "//rocket_not_there@", dsn)
+        case "odd sslmode":
+            return f"{dsn}&sslmode=odd"
+    return "postgresql://x@/x?host=/nowhere"
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("no database", 'database "not-there" does not exist'),
+        ("no role", 'role "rocket_not_there" does not exist'),
+        ("odd sslmode", "`sslmode` parameter must be one of"),
+    ],
+)
+async def test_what_will_never_do_is_told_when_a_router_is_opened(
+    cluster: LocalCluster, how: str, words: str
+) -> None:
+    """Of each node; what is merely down, or one node that will do, is reason enough to open it."""
+    nodes = dsns(cluster)
+    wrong = {name: spoiled(dsn, how) for name, dsn in nodes.items()}
+    with pytest.raises(NodesUnusable) as caught:
+        await Router.open(wrong)
+    assert len(nodes) == str(caught.value).count(words)
+    assert all(f"{name}: " in str(caught.value) for name in nodes)
+    async with await Router.open(wrong | {"replica0": spoiled("", "down")}):
+        pass
+    async with await Router.open(wrong | {"primary": nodes["primary"]}) as router:
+        assert 1 == await router.session().read(lambda db: db.fetchval("SELECT 1"))
 
 
 async def test_an_observer_that_dies_is_heard(
@@ -387,18 +433,22 @@ async def test_a_database_without_the_tables_says_what_to_run_and_that_suffices(
 
 def test_nodes_come_from_the_environment() -> None:
     """A DSN may hold equals signs."""
-    environment = {"ROCKET_PRIMARY": "postgresql://p", "ROCKET_REPLICAS": " r0=postgresql://r?a=b  r1=x "}
-    expected = {"primary": "postgresql://p", "r0": "postgresql://r?a=b", "r1": "x"}
+    environment = {
+        "ROCKET_PRIMARY": "postgresql://p",
+        "ROCKET_REPLICAS": " r0=postgresql://r?a=b  r1=postgres://x ",
+    }
+    expected = {"primary": "postgresql://p", "r0": "postgresql://r?a=b", "r1": "postgres://x"}
     assert expected == nodes_from_environment(environment)
 
 
 @pytest.mark.parametrize(
-    "replicas", ["postgresql://u:secret@h/d?a=b", "r0=", "r0=secret r0=secret", "primary=secret"]
+    "replicas",
+    ["postgresql://u:secret@h/d?a=b", "r0=", "r0=secret", "r0=postgres://x r0=postgres://x", "primary=secret"],
 )
 def test_wrong_nodes_in_the_environment_are_told_of_without_their_secrets(replicas: str) -> None:
     """There is a password in it, perhaps."""
     with pytest.raises(InvalidSetting) as caught:
-        nodes_from_environment({"ROCKET_PRIMARY": "x", "ROCKET_REPLICAS": replicas})
+        nodes_from_environment({"ROCKET_PRIMARY": "postgresql://p", "ROCKET_REPLICAS": replicas})
     assert "secret" not in str(caught.value)
     with pytest.raises(InvalidSetting, match="ROCKET_PRIMARY"):
         nodes_from_environment({})
