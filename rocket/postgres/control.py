@@ -176,7 +176,7 @@ async def _delay(cluster: LocalCluster, node: Node, request: _Request) -> str:
     if not 0 <= delay_ms <= _LONGEST_DELAY_MS:
         raise Refused(f"a delay lies between 0 and {_LONGEST_DELAY_MS} ms")
     await faults.delay(node, delay_ms, cluster.upstream_port(node))
-    return f"applies commits {delay_ms} ms late"
+    return f"applies commits {delay_ms} ms late" if delay_ms else "applies commits at once again"
 
 
 async def _kill(_cluster: LocalCluster, node: Node, request: _Request) -> str:
