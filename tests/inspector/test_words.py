@@ -41,6 +41,12 @@ def test_a_primary_of_that_name_is_not_named_twice(name: str, subject: str) -> N
     )
 
 
+def test_a_replica_of_that_name_is_not_taken_for_the_primary() -> None:
+    """After a promotion it still has its name."""
+    answer = Answer(None, "primary", Role.REPLICA, Reason.CAUGHT_UP, None)
+    assert ["primary (now a replica) had replayed that far, and served the read."] == tell(answer, None, None, [])
+
+
 def test_a_request_that_was_wrong_in_itself_has_not_failed() -> None:
     """A write that was refused as such is counted as 'failed' by the API, and is no fault of a node."""
     writes = {"committed": 9, "unavailable": 2, "unknown": 1, "failed": 5}

@@ -107,6 +107,19 @@ async def test_promotion_loses_nothing_and_all_follow() -> None:
         ]
 
 
+async def test_the_old_primary_is_not_called_what_it_is_no_longer() -> None:
+    """It keeps its name."""
+    async with supervised() as cluster, control.listening(cluster, lambda: None):
+        await cluster.promote("replica0")
+        await settled(cluster)
+        assert "primary (now a replica) does not replay until it is resumed" == await control.ask(
+            cluster.run_dir, "pause", node="primary"
+        )
+        assert "primary (now a replica) reaches replica0 again, and follows it" == await control.ask(
+            cluster.run_dir, "mend", node="primary"
+        )
+
+
 async def timeline(cluster: LocalCluster, name: str) -> object:
     """Return the timeline of a node, as the status has it."""
     return next(said["timeline"] for said in await faults.describe(cluster) if said["name"] == name)
