@@ -12,8 +12,10 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rocket import Role
 from rocket.api.witness import Asked
 from rocket.inspector.told import is_of_unknown_user, page_of, ride_of
+from rocket.routing.explanation import replica_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -147,5 +149,7 @@ def _in_words(debt: Debt, told: Told, session: Session) -> str:
     ms = (told.at - debt.since) * 1000
     who = session.name if session.by_token else told.subject
     had = "had been told that it was written" if debt.written else "had been shown it"
-    node = "nobody" if told.answer is None else told.answer.node
+    node = "nobody"
+    if told.answer is not None:
+        node = replica_named(told.answer.node) if told.answer.role is Role.REPLICA else told.answer.node
     return f"Ride {debt.ride} is missing: {who} {had} {ms:.1f} ms before it asked, and {node} did not show it."

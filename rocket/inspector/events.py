@@ -169,6 +169,7 @@ def stale_event(stale: Stale, read: Event) -> Event:
         "t": read["t"],
         "read": read["id"],
         "node": read["node"],
+        "role": read["role"],
         "session": read["session"],
         "at": read["at"],
         "done": read["done"],

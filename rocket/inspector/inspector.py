@@ -69,13 +69,14 @@ class Inspector:
         app.on_shutdown.append(self._stream.close)
         for method, path, handler in (
             ("GET", "/inspector", self._index),
+            ("GET", "/inspector/", self._moved),
             ("GET", "/inspector/events", self._events),
             ("GET", "/inspector/history", self._history),
             ("POST", "/inspector/control", self._control),
             ("GET", "/inspector/{name}", self._file),
         ):
             app.router.add_route(method, path, handler)
-        page = {"", "/events", "/control", *(f"/{name}" for name in self._files)}
+        page = {"", "/", "/events", "/control", *(f"/{name}" for name in self._files)}
         app[ADMISSION].never_refused |= {f"/inspector{path}" for path in page}
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(background(feed.run(), "inspector"))
@@ -108,6 +109,13 @@ class Inspector:
             response.headers.update(doors.SECURITY_HEADERS)
             return response
         return self._served(doors.INDEX)
+
+    async def _moved(self, request: web.Request) -> web.Response:
+        """Lead to the page whoever wrote its address with a slash at the end."""
+        location = f"/inspector?{request.query_string}".removesuffix("?")
+        return web.Response(
+            status=HTTPStatus.PERMANENT_REDIRECT, headers={**doors.SECURITY_HEADERS, "Location": location}
+        )
 
     async def _file(self, request: web.Request) -> web.Response:
         doors.may_look(request, self._reach.token)

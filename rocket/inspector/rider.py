@@ -32,7 +32,8 @@ class Tally:
     reads: int = 0
     stale: int = 0
     refused: int = 0
-    """Not answered."""
+    """Not answered, but told to come again."""
+    by_primary: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     longest_ms: float = 0.0
 
@@ -44,12 +45,18 @@ class Tally:
             total.reads += one.reads
             total.stale += one.stale
             total.refused += one.refused
+            total.by_primary += one.by_primary
             total.reasons += one.reasons
             total.longest_ms = max(total.longest_ms, one.longest_ms)
         return total
 
+    @property
+    def by_replicas(self) -> int:
+        """How many a replica answered."""
+        return self.reads - self.refused - self.by_primary
+
     def __str__(self) -> str:
-        refused = f", {self.refused} refused" if self.refused else ""
+        refused = f", {self.refused} told to try again (503)" if self.refused else ""
         return f"{self.stale} of {self.reads} reads stale{refused}"
 
 
@@ -97,6 +104,7 @@ class Rider:
             self.tally.refused += 1
             return
         self.tally.stale += response.status in _UNKNOWN
+        self.tally.by_primary += response.headers.get("Rocket-Served-As") == "primary"
         self.tally.reasons[response.headers.get("Rocket-Route-Reason", "unknown")] += 1
         self.tally.longest_ms = max(self.tally.longest_ms, (time.monotonic() - began) * 1000)
 

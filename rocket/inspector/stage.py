@@ -111,14 +111,14 @@ class Stage:
             scene.say(scenario.text, "began")
             if simulator is not None:
                 self._controls.pace(0)
-            phase, text = "failed", "It was ended."
+            phase, text = "stopped", "Stopped before its end; what it had done is undone."
             try:
                 with failing_plainly():
                     async with asyncio.timeout(_LONGEST_S):
                         await self._controls.disturb("heal")
                         phase, text = "ended", await scenario.play(scene)
             except Exception as error:  # noqa: BLE001 - the program goes on; viewers and the log are told
-                text = f"It came to nothing: {in_words(error)}."
+                phase, text = "failed", f"It came to nothing: {in_words(error)}."
                 foreseen = isinstance(error, RocketError | TimeoutError | OSError | aiohttp.ClientError)
                 _log.warning("scenario %s: %s", scenario.name, text, exc_info=not foreseen)
             finally:

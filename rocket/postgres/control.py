@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rocket.errors import ClusterNotFound, RocketError, in_words
 from rocket.postgres import directories, faults, healing
+from rocket.postgres.roles import FIRST_PRIMARY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -145,7 +146,8 @@ class _Controller:
             return await healing.heal(self._cluster, faults_under_way)
         node = self._cluster.node(request["node"])
         _log.info("%s %s", command, node.name)
-        return f"{node.name} {await _NODE_COMMANDS[command](self._cluster, node, request)}"
+        done = await _NODE_COMMANDS[command](self._cluster, node, request)
+        return f"{_named(self._cluster, node)} {done}"
 
     def _tell(self, request: _Request, began: float, said: str, *, ok: bool) -> None:
         command = "kill-backend" if request.get("backend") else str(request["command"])
@@ -159,6 +161,12 @@ class _Controller:
             password = self._cluster.password_file.read_text().rpartition(":")[2]
             return {"nodes": {name: node.tcp_dsn(database, password) for name, node in nodes.items()}}
         return {"nodes": {name: node.dsn(database) for name, node in nodes.items()}}
+
+
+def _named(cluster: LocalCluster, node: Node) -> str:
+    """Name a node so that its name is not taken for its role."""
+    former = node.name == FIRST_PRIMARY and node is not cluster.primary
+    return f"{node.name} (now a replica)" if former else node.name
 
 
 async def _pause(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
@@ -176,7 +184,7 @@ async def _delay(cluster: LocalCluster, node: Node, request: _Request) -> str:
     if not 0 <= delay_ms <= _LONGEST_DELAY_MS:
         raise Refused(f"a delay lies between 0 and {_LONGEST_DELAY_MS} ms")
     await faults.delay(node, delay_ms, cluster.upstream_port(node))
-    return f"applies commits {delay_ms} ms late"
+    return f"applies commits {delay_ms} ms late" if delay_ms else "applies commits at once again"
 
 
 async def _kill(_cluster: LocalCluster, node: Node, request: _Request) -> str:
@@ -220,7 +228,7 @@ async def _cut(cluster: LocalCluster, node: Node, _request: _Request) -> str:
 
 async def _mend(cluster: LocalCluster, node: Node, _request: _Request) -> str:
     await faults.mend(node, cluster.upstream_port(node))
-    return "follows the primary"
+    return f"reaches {cluster.primary.name} again, and follows it"
 
 
 async def _promote(cluster: LocalCluster, node: Node, _request: _Request) -> str:

@@ -43,10 +43,8 @@ _REPLICA_STATUS = """
            pg_wal_lsn_diff($1::text::pg_lsn, pg_last_wal_replay_lsn())::bigint AS lag_bytes,
            pg_is_wal_replay_paused() AS paused,
            (SELECT status FROM pg_stat_wal_receiver) AS receiver,
-           coalesce(
-               (SELECT received_tli FROM pg_stat_wal_receiver),
-               (SELECT timeline_id FROM pg_control_checkpoint())
-           ) AS timeline
+           (SELECT received_tli FROM pg_stat_wal_receiver) AS streamed,
+           (SELECT pid || '@' || backend_start FROM pg_stat_activity WHERE backend_type = 'startup') AS incarnation
 """
 
 
@@ -235,10 +233,24 @@ async def _describe(node: Node, primary: Node, flush_lsn: str | None, timeline: 
             async with _connection(node, _STATUS_TIMEOUT_S) as connection:
                 row = await connection.fetchrow(_REPLICA_STATUS, flush_lsn)
                 said |= {
-                    "timeline": row["timeline"],
+                    "timeline": _timeline_of(node, row["incarnation"], row["streamed"]),
                     "lsn": row["replay_lsn"],
                     "lag_bytes": None if row["lag_bytes"] is None else max(0, row["lag_bytes"]),
                     "paused": row["paused"],
                     "receiver": row["receiver"],
                 }
     return said
+
+
+def _timeline_of(node: Node, incarnation: str | None, streamed: int | None) -> int | None:
+    """Return the timeline that a replica streams, or that it was last seen to stream in this incarnation.
+
+    None if it was not: `pg_control_checkpoint()` goes on naming the one before until the next restartpoint.
+    """
+    if incarnation is None:
+        return streamed
+    if streamed is not None:
+        node.streamed = incarnation, streamed
+    if node.streamed is None or node.streamed[0] != incarnation:
+        return None
+    return node.streamed[1]

@@ -61,6 +61,8 @@ class Node:
         self.apply_delay_ms = 0
         self.cut = False
         """Whether it is kept, as a replica, from its primary."""
+        self.streamed: tuple[str, int] | None = None
+        """The incarnation in which it was last seen to stream as a replica, and the timeline that it streamed."""
         self.up = asyncio.Event()
         """Set from the moment at which it answers until it is stopped or found dead."""
         self.process: ServerProcess | None = None

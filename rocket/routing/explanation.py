@@ -29,6 +29,8 @@ _UNGUARDED = {Reason.UNCHECKED, Reason.ASKED}
 """No floor had a say in these."""
 _MOST_NAMED = 2
 """Replicas that lie behind, by name."""
+_PRIMARY = "primary"
+"""A node may have that for its name, and keeps it when another one is promoted."""
 
 
 class Candidate(NamedTuple):
@@ -53,7 +55,7 @@ def explain(outcome: Answer[Any] | Unavailable) -> str:
         answer, route = None, outcome.route
     elif outcome.reason is Reason.WRITE:
         floor = "" if outcome.token is None else f"; {outcome.token.write_floor} is the session's floor from now"
-        return f"Committed on {outcome.node}, the primary{floor}."
+        return f"Committed on {_primary_named(outcome.node).removesuffix(',')}{floor}."
     else:
         answer, route = outcome, outcome.route
     floored = route is not None and (answer is None or answer.reason not in _UNGUARDED)
@@ -95,9 +97,12 @@ def tell(
 
 def _behind(candidates: Sequence[Candidate]) -> list[str]:
     behind = sorted((one for one in candidates if one.behind), key=lambda one: one.behind or 0)
-    sentences = [f"{one.name} was at {_place(one)}, {_bytes(one.behind or 0)} behind." for one in behind]
+    sentences = [
+        f"{replica_named(one.name)} was at {_place(one)}, {_bytes(one.behind or 0)} behind." for one in behind
+    ]
     more = len(behind) - _MOST_NAMED
-    return sentences[:_MOST_NAMED] + ([f"{more} more were further behind."] if more > 0 else [])
+    were = "1 more was" if more == 1 else f"{more} more were"
+    return sentences[:_MOST_NAMED] + ([f"{were} further behind."] if more > 0 else [])
 
 
 def _place(one: Candidate) -> str:
@@ -111,11 +116,11 @@ def _bytes(count: int) -> str:
 
 
 def _served(answer: Answer[Any], waited_ms: float | None, *, by_table: bool) -> str:
-    name = answer.node
     if answer.role is Role.PRIMARY:
         waited = "" if waited_ms is None else f", also after {waited_ms:.1f} ms"
         why = _TO_THE_PRIMARY.get(answer.reason, f"{answer.reason}")
-        return f"{why}{waited}: {name}, the primary, served the read."
+        return f"{why}{waited}: {_primary_named(answer.node)} served the read."
+    name = replica_named(answer.node)
     match answer.reason:
         case Reason.CAUGHT_UP:
             return f"{name} had replayed that far, and served the read."
@@ -126,6 +131,16 @@ def _served(answer: Answer[Any], waited_ms: float | None, *, by_table: bool) -> 
     if by_table:
         return f"The table of statuses said that {name} was there: it served the read, unchecked."
     return f"{name} was picked at random: it served the read, unchecked."
+
+
+def _primary_named(name: str) -> str:
+    """Name a node in the primary's role, as the subject of a sentence."""
+    return "the primary" if name == _PRIMARY else f"{name}, the primary,"
+
+
+def replica_named(name: str) -> str:
+    """Name a node in a replica's role."""
+    return f"{name} (now a replica)" if name == _PRIMARY else name
 
 
 def floor_of(route: Route, node: str | None) -> Lsn | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from rocket import Lsn, Routing
+import pytest
+
+from rocket import Answer, Lsn, Reason, Role, Routing
 from rocket.api.witness import Asked, Told
 from rocket.errors import Unavailable
 from rocket.inspector.figures import totals
 from rocket.inspector.told import Failure
 from rocket.inspector.words import words_of_read
-from rocket.routing.explanation import Candidate
+from rocket.routing.explanation import Candidate, tell
 
 
 def test_how_far_behind_a_replica_was_is_told_from_where_it_was_for_certain() -> None:
@@ -21,6 +23,28 @@ def test_how_far_behind_a_replica_was_is_told_from_where_it_was_for_certain() ->
     words = words_of_read(read, Routing.NEVER_STALE, Lsn(100), [unsure, sure])
     assert "replica0 was at 0/5A, 10 bytes behind." in words
     assert "replica1 was at 0/50 for certain (0/78 as it said itself), 20 bytes behind." in words
+
+
+def test_one_more_replica_that_lay_behind_is_spoken_of_as_one() -> None:
+    """And several as several."""
+    behind = [Candidate(f"replica{number}", Lsn(90), Lsn(90), 10 + number, None) for number in range(4)]
+    assert "1 more was further behind." in tell(None, None, None, behind[:3])
+    assert "2 more were further behind." in tell(None, None, None, behind)
+
+
+@pytest.mark.parametrize(("name", "subject"), [("primary", "the primary"), ("replica2", "replica2, the primary,")])
+def test_a_primary_of_that_name_is_not_named_twice(name: str, subject: str) -> None:
+    """Another one is."""
+    answer = Answer(None, name, Role.PRIMARY, Reason.ASKED, None)
+    assert [f"By this routing every read goes to the primary: {subject} served the read."] == tell(
+        answer, None, None, []
+    )
+
+
+def test_a_replica_of_that_name_is_not_taken_for_the_primary() -> None:
+    """After a promotion it still has its name."""
+    answer = Answer(None, "primary", Role.REPLICA, Reason.CAUGHT_UP, None)
+    assert ["primary (now a replica) had replayed that far, and served the read."] == tell(answer, None, None, [])
 
 
 def test_a_request_that_was_wrong_in_itself_has_not_failed() -> None:

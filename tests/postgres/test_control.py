@@ -62,7 +62,8 @@ async def test_faults_come_and_go(cluster: LocalCluster) -> None:
     assert not (await status(cluster, "replica0"))["paused"]
     await control.ask(cluster.run_dir, "delay", node="replica0", delay_ms=7)
     assert 7 == (await status(cluster, "replica0"))["delay_ms"]
-    await control.ask(cluster.run_dir, "delay", node="replica0", delay_ms=0)
+    said = await control.ask(cluster.run_dir, "delay", node="replica0", delay_ms=0)
+    assert "applies commits at once again" in said
     await control.ask(cluster.run_dir, "freeze", node="replica0")
     assert "frozen" == (await status(cluster, "replica0"))["state"]
     await control.ask(cluster.run_dir, "thaw", node="replica0")

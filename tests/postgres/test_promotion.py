@@ -107,6 +107,43 @@ async def test_promotion_loses_nothing_and_all_follow() -> None:
         ]
 
 
+async def test_the_old_primary_is_not_called_what_it_is_no_longer() -> None:
+    """It keeps its name."""
+    async with supervised() as cluster, control.listening(cluster, lambda: None):
+        await cluster.promote("replica0")
+        await settled(cluster)
+        assert "primary (now a replica) does not replay until it is resumed" == await control.ask(
+            cluster.run_dir, "pause", node="primary"
+        )
+        assert "primary (now a replica) reaches replica0 again, and follows it" == await control.ask(
+            cluster.run_dir, "mend", node="primary"
+        )
+
+
+async def timeline(cluster: LocalCluster, name: str) -> object:
+    """Return the timeline of a node, as the status has it."""
+    return next(said["timeline"] for said in await faults.describe(cluster) if said["name"] == name)
+
+
+async def test_a_replica_that_is_cut_is_on_the_timeline_that_it_last_streamed() -> None:
+    """Its control file still names the one before; another life of it may have come back anywhere."""
+    async with supervised() as cluster:
+        replica = cluster.node("replica1")
+        await cluster.promote("replica0")
+        await settled(cluster)
+        assert 2 == await timeline(cluster, "replica1")
+        await faults.cut(replica, cluster.upstream_port(replica))
+        assert 2 == await timeline(cluster, "replica1")
+        await replica.stop()
+        await replica.start(cluster.upstream_port(replica))
+        assert await timeline(cluster, "replica1") is None
+        await faults.mend(replica, cluster.upstream_port(replica))
+        async with asyncio.timeout(10):
+            while await timeline(cluster, "replica1") is None:
+                await asyncio.sleep(0.01)
+        assert 2 == await timeline(cluster, "replica1")
+
+
 async def test_promotion_with_a_frozen_primary_and_a_delayed_replica() -> None:
     """A halted primary never goes on; a delay on demand does not hold up the promotion."""
     async with supervised() as cluster:
