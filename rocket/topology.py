@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -98,15 +99,22 @@ async def _trouble_with(name: str, dsn: str) -> tuple[str, bool]:
 # --- while it runs ---
 
 
-async def follow(file: Path, nodes: Mapping[str, str], router: Router[str]) -> None:
+async def follow(
+    file: Path, nodes: Mapping[str, str], router: Router[str], at_once: asyncio.Event | None = None
+) -> None:
     """Have the router go along with what a file says, for ever; `nodes` is what it knows.
 
+    It is looked at every second, and when `at_once` is set, which is then taken back.
     A file that cannot be used changes nothing, and neither does one without the node that is the primary.
     """
     present = dict(nodes)
     complaint = ""
+    at_once = at_once or asyncio.Event()
     while True:
-        await asyncio.sleep(_POLL_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_POLL_S):
+                await at_once.wait()
+        at_once.clear()
         try:
             wanted = await asyncio.to_thread(read_nodes, file)
             if wanted != present:
