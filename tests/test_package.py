@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import mypy.api
 import pytest
 import pytest_asyncio
 
@@ -39,6 +40,56 @@ USERS_SCRIPT = """\
 from rocket import Lsn, SessionToken
 floor: Lsn = SessionToken.parse("1~1-abcdefghij~0/16B3748~0/0").write_floor
 print(floor)
+"""
+
+
+USERS_SERVICE = """\
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from fastapi import FastAPI, Request
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from rocket import Answer, FloorTable, Router, Session, explain, nodes_from_environment
+from rocket.web import Cookie
+from rocket.web.aiohttp import SESSION, setup
+from rocket.web.asgi import RocketMiddleware
+
+routers: list[Router[str | None]] = []
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async with await Router.open(nodes_from_environment(), FloorTable()) as router:
+        routers.append(router)
+        yield
+
+
+def router() -> Router[str | None]:
+    return routers[0]
+
+
+app = FastAPI(lifespan=lifespan)
+app.add_middleware(RocketMiddleware, router=router)
+app.add_middleware(RocketMiddleware, router=lambda: app.state.router, carrier=Cookie())
+app.add_middleware(RocketMiddleware, router=router, subject=lambda scope: str(scope["path"]))
+other = Starlette(middleware=[Middleware(RocketMiddleware, router=router)])
+third = web.Application()
+setup(third, router)
+
+
+@app.get("/notes/{note_id}")
+async def show(request: Request, note_id: int) -> dict[str, str]:
+    session: Session[str | None] = request.state.rocket
+    text: str = await session.read(lambda db: db.fetchval("SELECT text FROM notes WHERE id = $1", note_id))
+    last: Answer[object] | None = session.last
+    return {"text": text, "why": "" if last is None else explain(last)}
+
+
+async def show_too(request: web.Request) -> web.Response:
+    return web.Response(text=await request[SESSION].read(lambda db: db.fetchval("SELECT version()")))
 """
 
 
@@ -134,12 +185,23 @@ async def test_types_are_seen_by_who_uses_it(installed: Installed) -> None:
     script = installed.home / "script.py"
     script.write_text(USERS_SCRIPT)
     assert (0, "0/16B3748\n") == await done(installed.home, str(installed.python), str(script))
-    mypy = (sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(installed.home / "mypy"))
-    code, output = await done(installed.home, *mypy, "--python-executable", str(installed.python), str(script))
+    checker = (sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(installed.home / "mypy"))
+    code, output = await done(installed.home, *checker, "--python-executable", str(installed.python), str(script))
     assert 0 == code, output
     script.write_text(USERS_SCRIPT.replace("floor: Lsn", "floor: str"))
-    code, output = await done(installed.home, *mypy, "--python-executable", str(installed.python), str(script))
+    code, output = await done(installed.home, *checker, "--python-executable", str(installed.python), str(script))
     assert (1, True) == (code, 'variable has type "str"' in output), output
+
+
+def test_a_typed_service_passes(tmp_path: Path) -> None:
+    """With a framework whose `add_middleware` is told of no type of ours."""
+    if not REQUIRED:
+        pytest.importorskip("fastapi")
+    (tmp_path / "service.py").write_text(USERS_SERVICE)
+    said, complaints, code = mypy.api.run(
+        ["--strict", "--cache-dir", str(tmp_path / "mypy"), str(tmp_path / "service.py")]
+    )
+    assert 0 == code, said + complaints
 
 
 @needs_uv
