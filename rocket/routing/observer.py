@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from rocket.consistency import PrimaryStatus
@@ -18,7 +19,7 @@ from rocket.routing.looking import LOOK, seen_of_replica
 from rocket.routing.waiting import Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from asyncpg import Record
 
@@ -39,7 +40,8 @@ _WHY_CHECKED = {
 _LATELY_S = 2.0
 """A primary that was not seen for longer comes back into office: another may have been there meanwhile."""
 
-MayLead: TypeAlias = "Callable[[str], Awaitable[bool]]"
+MayLead: TypeAlias = Callable[[str], Awaitable[bool]]
+"""Tells whether a node, by its name, may come into office as far as somebody else knows."""
 
 _log = logging.getLogger("rocket.observer")
 

@@ -16,10 +16,15 @@ if TYPE_CHECKING:
     from rocket import Router, Session
 
 Scope: TypeAlias = MutableMapping[str, Any]
+"""What ASGI says of a connection."""
 Message: TypeAlias = MutableMapping[str, Any]
+"""One event of a connection, in or out."""
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
+"""Brings the next message of the client."""
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+"""Takes a message to the client."""
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+"""An application, by ASGI."""
 
 _BEGINNINGS = {"http.response.start", "websocket.accept"}
 """Messages that carry the response's headers."""
