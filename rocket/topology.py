@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from rocket.addresses import parse_file
-from rocket.errors import InvalidSetting
-from rocket.routing.admittance import told
+from rocket.errors import InvalidSetting, in_words
+from rocket.routing.admittance import AddressUnusable, connecting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,17 +71,18 @@ async def must_be_usable(nodes: Mapping[str, str]) -> None:
 async def _trouble_with(name: str, dsn: str) -> tuple[str, bool]:
     """Return what is wrong with a node, and whether it will be as long as nobody changes something."""
     try:
-        connection = await asyncpg.connect(dsn, timeout=_ANSWER_S, statement_cache_size=0)
+        with connecting():
+            connection = await asyncpg.connect(dsn, timeout=_ANSWER_S, statement_cache_size=0)
         try:
             row = await connection.fetchrow(_LACKING, timeout=_ANSWER_S)
         finally:
             connection.terminate()
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-        return f"{name}: {told(error)}", True
+        return f"{name}: {in_words(error)}", True
     except (asyncpg.PostgresError, asyncpg.InternalClientError, OSError) as error:
-        return f"{name}: {told(error)}", False
-    except (ValueError, asyncpg.InterfaceError) as error:
-        return f"{name}: {told(error)}", True
+        return f"{name}: {in_words(error)}", False
+    except (AddressUnusable, asyncpg.InterfaceError) as error:
+        return f"{name}: {in_words(error)}", True
     assert row is not None  # noqa: S101 - an aggregate
     if row["tables"]:
         return (
