@@ -1,13 +1,15 @@
 """Reads from Postgres replicas that are guaranteed never stale."""
 
 from rocket.config import nodes_from_environment
-from rocket.consistency import Board, Lsn, Policy, Reason, SessionToken
+from rocket.consistency import Board, Epoch, Incarnation, Lsn, Policy, Reason, SessionToken
 from rocket.errors import (
+    InvalidSetting,
     InvalidToken,
     NodesUnusable,
     OutcomeUnknown,
     RocketError,
     RoutingError,
+    SetupError,
     TablesUnusable,
     Unavailable,
     WriteInRead,
@@ -15,13 +17,15 @@ from rocket.errors import (
 from rocket.routing.answer import Answer, Role, Route
 from rocket.routing.bounds import SHOWN, saw
 from rocket.routing.connections import Connection, Work
+from rocket.routing.epochs import LostTail
 from rocket.routing.explanation import explain
 from rocket.routing.floors import FloorStore, FloorTable, SubjectLocks
 from rocket.routing.limits import Limits
-from rocket.routing.observer import Observer
+from rocket.routing.observer import MayLead, Observer
 from rocket.routing.router import Router
 from rocket.routing.rules import Routing
 from rocket.routing.session import Session, tokens_from
+from rocket.routing.waiting import Waiting
 from rocket.routing.writer import FLUSHED
 
 __all__ = [
@@ -30,11 +34,16 @@ __all__ = [
     "Answer",
     "Board",
     "Connection",
+    "Epoch",
     "FloorStore",
     "FloorTable",
+    "Incarnation",
+    "InvalidSetting",
     "InvalidToken",
     "Limits",
+    "LostTail",
     "Lsn",
+    "MayLead",
     "NodesUnusable",
     "Observer",
     "OutcomeUnknown",
@@ -48,9 +57,11 @@ __all__ = [
     "RoutingError",
     "Session",
     "SessionToken",
+    "SetupError",
     "SubjectLocks",
     "TablesUnusable",
     "Unavailable",
+    "Waiting",
     "Work",
     "WriteInRead",
     "explain",

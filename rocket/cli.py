@@ -17,7 +17,7 @@ from rocket.bench import settings as bench_settings
 from rocket.errors import RocketError, SetupError
 from rocket.loop import run
 from rocket.postgres import control
-from rocket.schema import tables
+from rocket.schema import script
 from rocket.status import settings as status_settings
 from rocket.table import NOTHING, aligned
 from rocket.torture import settings as torture_settings
@@ -109,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     schema = commands.add_parser(
         "schema",
         help="print the SQL that makes rocket's own tables in your database",
-        description="Print the SQL for rocket's own tables, to be run on the primary. Harmless to apply again.",
+        description="Print the SQL for rocket's own tables, to be run on the primary by psql: "
+        "all of it, or none where a table of somebody else's has such a name. Harmless to apply again.",
     )
     schema.add_argument("--role", metavar="NAME", help="with the grants that rocket's role needs")
     schema.add_argument(
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_schema(given: argparse.Namespace) -> int:
-    print(tables(given.role, demonstration=given.demo), end="")
+    print(script(given.role, demonstration=given.demo), end="")
     return 0
 
 

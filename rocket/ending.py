@@ -29,6 +29,8 @@ class Ending:
         """Whether the program is being taken down, for whatever reason: then nothing is cancelled any more."""
         self.on_hurry: list[Callable[[], None]] = []
         """Called when somebody asks a second time."""
+        self.on_hangup: list[Callable[[], None]] = []
+        """Called at SIGHUP; as long as there is nothing to call, that ends the program as SIGTERM does."""
         self._task = task
 
     def ask(self, why: str) -> None:
@@ -42,18 +44,33 @@ class Ending:
             for hurry in self.on_hurry:
                 hurry()
 
+    def hang_up(self) -> None:
+        """Do what SIGHUP is for: have read again what a service reads, or end, since the terminal is gone."""
+        if self.asked or self.begun:
+            return  # a terminal that goes says so more than once, and is in no hurry
+        if not self.on_hangup:
+            self.ask(signal.SIGHUP.name)
+            return
+        _log.info("%s: looking again at what is read from files", signal.SIGHUP.name)
+        for call in self.on_hangup:
+            call()
+
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[Ending]:
-    """Turn SIGINT and SIGTERM into cancellation of the current task, which is taken for a normal end.
+    """Turn SIGINT, SIGTERM and SIGHUP into cancellation of the current task, which is taken for a normal end.
 
-    A second signal hurries it. The handlers that were there before are put back.
+    A second signal hurries it. SIGHUP is left alone where it is ignored, as under `nohup`; see `Ending.on_hangup`.
+    The handlers that were there before are put back.
     """
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine runs in a task
     ending = Ending(task)
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        before[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, ending.hang_up)
     for number in _SIGNALS:
         loop.add_signal_handler(number, ending.ask, number.name)
     try:
@@ -63,9 +80,9 @@ def ended_by_signals() -> Iterator[Ending]:
             raise
         task.uncancel()
     finally:
-        for number in _SIGNALS:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
-            signal.signal(number, before[number])
+            signal.signal(number, handler)
 
 
 class Unwinding(contextlib.AsyncExitStack):

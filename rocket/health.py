@@ -36,7 +36,9 @@ class Finding:
     """One thing that is not as it should be."""
 
     code: str
+    """Which one: a `Code`."""
     text: str
+    """The same in words, with names and times."""
 
 
 @dataclass(frozen=True, slots=True)

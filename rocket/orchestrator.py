@@ -246,7 +246,7 @@ def _served(
     """Do what needs the database: in this process or, behind several listeners, in one for each."""
     if len(held) > 1:
         return working(service, held, settings.log_format, ending, observers)
-    return serving(service, held[0] if held else None, reach)
+    return serving(service, held[0] if held else None, ending, reach)
 
 
 async def _until_the_end(settings: Settings, ending: Ending) -> None:

@@ -31,6 +31,11 @@ def schema_sql() -> str:
     return found.read_text(encoding="utf-8")
 
 
+def script(role: str | None = None, *, demonstration: bool = False) -> str:
+    """Return what `tables` does, for psql: all of it is made, or nothing where a name belongs to another table."""
+    return f"\\set ON_ERROR_STOP on\nBEGIN;\n\n{tables(role, demonstration=demonstration)}\nCOMMIT;\n"
+
+
 def tables(role: str | None = None, *, demonstration: bool = False) -> str:
     """Return what rocket needs in anybody's database, or the whole; with the grants for a role if one is named."""
     own, _, _ = (whole := schema_sql()).partition(_DEMONSTRATION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Mapping
 
+    from rocket.ending import Ending
     from rocket.inspector.reach import Reach
 
 
@@ -47,11 +49,12 @@ class Service:
 
 @contextlib.asynccontextmanager
 async def serving(
-    service: Service, listener: socket.socket | None, reach: Reach | None = None
+    service: Service, listener: socket.socket | None, ending: Ending, reach: Reach | None = None
 ) -> AsyncIterator[None]:
     """Serve for as long as the context lasts, once everything is ready; without a listener only observe.
 
-    `reach` is the inspector's; without it there is none. The end comes in reverse: server, observer, pools.
+    `reach` is the inspector's; without it there is none. At SIGHUP a file of nodes is read again. The end
+    comes in reverse: server, observer, pools.
     """
     # To import aiohttp takes as long as to make a cluster: who has one to make need not wait for that first.
     from rocket.api.app import build_app, leave_out, serve  # noqa: PLC0415
@@ -88,7 +91,9 @@ async def serving(
             topology.attend(router)
             await topology.look()  # so that nobody is read from who takes no reads
         if service.nodes_file is not None:
-            following = follow(Path(service.nodes_file), service.nodes, router)
+            at_once = asyncio.Event()
+            ending.on_hangup.append(at_once.set)
+            following = follow(Path(service.nodes_file), service.nodes, router, at_once)
             await stack.enter_async_context(background(following, "nodes file"))
         if topology is not None:
             await stack.enter_async_context(background(topology.run(), "topology"))

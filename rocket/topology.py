@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
 import asyncpg
 
 from rocket.addresses import parse_file
-from rocket.errors import InvalidSetting
-from rocket.routing.admittance import told
+from rocket.errors import InvalidSetting, in_words
+from rocket.routing.admittance import AddressUnusable, connecting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,17 +71,18 @@ async def must_be_usable(nodes: Mapping[str, str]) -> None:
 async def _trouble_with(name: str, dsn: str) -> tuple[str, bool]:
     """Return what is wrong with a node, and whether it will be as long as nobody changes something."""
     try:
-        connection = await asyncpg.connect(dsn, timeout=_ANSWER_S, statement_cache_size=0)
+        with connecting():
+            connection = await asyncpg.connect(dsn, timeout=_ANSWER_S, statement_cache_size=0)
         try:
             row = await connection.fetchrow(_LACKING, timeout=_ANSWER_S)
         finally:
             connection.terminate()
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-        return f"{name}: {told(error)}", True
+        return f"{name}: {in_words(error)}", True
     except (asyncpg.PostgresError, asyncpg.InternalClientError, OSError) as error:
-        return f"{name}: {told(error)}", False
-    except (ValueError, asyncpg.InterfaceError) as error:
-        return f"{name}: {told(error)}", True
+        return f"{name}: {in_words(error)}", False
+    except (AddressUnusable, asyncpg.InterfaceError) as error:
+        return f"{name}: {in_words(error)}", True
     assert row is not None  # noqa: S101 - an aggregate
     if row["tables"]:
         return (
@@ -98,15 +100,22 @@ async def _trouble_with(name: str, dsn: str) -> tuple[str, bool]:
 # --- while it runs ---
 
 
-async def follow(file: Path, nodes: Mapping[str, str], router: Router[str]) -> None:
+async def follow(
+    file: Path, nodes: Mapping[str, str], router: Router[str], at_once: asyncio.Event | None = None
+) -> None:
     """Have the router go along with what a file says, for ever; `nodes` is what it knows.
 
+    It is looked at every second, and when `at_once` is set, which is then taken back.
     A file that cannot be used changes nothing, and neither does one without the node that is the primary.
     """
     present = dict(nodes)
     complaint = ""
+    at_once = at_once or asyncio.Event()
     while True:
-        await asyncio.sleep(_POLL_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_POLL_S):
+                await at_once.wait()
+        at_once.clear()
         try:
             wanted = await asyncio.to_thread(read_nodes, file)
             if wanted != present:

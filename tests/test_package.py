@@ -14,21 +14,28 @@ import re
 import shutil
 import sys
 import tarfile
+import textwrap
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
+import mypy.api
 import pytest
 import pytest_asyncio
 
 import rocket
+import rocket.health
+import rocket.metrics
+import rocket.web.aiohttp
+import rocket.web.asgi
 from tests.conftest import fresh_dir
 from tests.test_run_all import ROOT, Program, assert_nothing_left, servers, spawned
 
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import AsyncIterator, Iterator
+    from types import ModuleType
 
 REQUIRED = bool(os.environ.get("PACKAGE_REQUIRED"))
 UV = shutil.which("uv") or "uv"
@@ -39,6 +46,56 @@ USERS_SCRIPT = """\
 from rocket import Lsn, SessionToken
 floor: Lsn = SessionToken.parse("1~1-abcdefghij~0/16B3748~0/0").write_floor
 print(floor)
+"""
+
+
+USERS_SERVICE = """\
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from fastapi import FastAPI, Request
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from rocket import Answer, FloorTable, Router, Session, explain, nodes_from_environment
+from rocket.web import Cookie
+from rocket.web.aiohttp import SESSION, setup
+from rocket.web.asgi import RocketMiddleware
+
+routers: list[Router[str | None]] = []
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async with await Router.open(nodes_from_environment(), FloorTable()) as router:
+        routers.append(router)
+        yield
+
+
+def router() -> Router[str | None]:
+    return routers[0]
+
+
+app = FastAPI(lifespan=lifespan)
+app.add_middleware(RocketMiddleware, router=router)
+app.add_middleware(RocketMiddleware, router=lambda: app.state.router, carrier=Cookie())
+app.add_middleware(RocketMiddleware, router=router, subject=lambda scope: str(scope["path"]))
+other = Starlette(middleware=[Middleware(RocketMiddleware, router=router)])
+third = web.Application()
+setup(third, router)
+
+
+@app.get("/notes/{note_id}")
+async def show(request: Request, note_id: int) -> dict[str, str]:
+    session: Session[str | None] = request.state.rocket
+    text: str = await session.read(lambda db: db.fetchval("SELECT text FROM notes WHERE id = $1", note_id))
+    last: Answer[object] | None = session.last
+    return {"text": text, "why": "" if last is None else explain(last)}
+
+
+async def show_too(request: web.Request) -> web.Response:
+    return web.Response(text=await request[SESSION].read(lambda db: db.fetchval("SELECT version()")))
 """
 
 
@@ -141,12 +198,23 @@ async def test_types_are_seen_by_who_uses_it(installed: Installed) -> None:
     script = installed.home / "script.py"
     script.write_text(USERS_SCRIPT)
     assert (0, "0/16B3748\n") == await done(installed.home, str(installed.python), str(script))
-    mypy = (sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(installed.home / "mypy"))
-    code, output = await done(installed.home, *mypy, "--python-executable", str(installed.python), str(script))
+    checker = (sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(installed.home / "mypy"))
+    code, output = await done(installed.home, *checker, "--python-executable", str(installed.python), str(script))
     assert 0 == code, output
     script.write_text(USERS_SCRIPT.replace("floor: Lsn", "floor: str"))
-    code, output = await done(installed.home, *mypy, "--python-executable", str(installed.python), str(script))
+    code, output = await done(installed.home, *checker, "--python-executable", str(installed.python), str(script))
     assert (1, True) == (code, 'variable has type "str"' in output), output
+
+
+def test_a_typed_service_passes(tmp_path: Path) -> None:
+    """With a framework whose `add_middleware` is told of no type of ours."""
+    if not REQUIRED:
+        pytest.importorskip("fastapi")
+    (tmp_path / "service.py").write_text(USERS_SERVICE)
+    said, complaints, code = mypy.api.run(
+        ["--strict", "--cache-dir", str(tmp_path / "mypy"), str(tmp_path / "service.py")]
+    )
+    assert 0 == code, said + complaints
 
 
 @needs_uv
@@ -194,9 +262,32 @@ async def uses(url: str) -> None:
 # --- its documentation ---
 
 
-def documented(name: str) -> dict[str, str | None]:
+MODULES = (rocket, rocket.health, rocket.metrics, rocket.web, rocket.web.aiohttp, rocket.web.asgi)
+"""What `.ci/run` makes the documentation of."""
+
+
+def public(module: ModuleType) -> list[str]:
+    """Return the names that a module gives out, or defines for others."""
+    given_out: list[str] = getattr(module, "__all__", [])
+    return given_out or [
+        name
+        for statement in ast.parse(inspect.getsource(module)).body
+        for name in defined(statement)
+        if not name.startswith("_") and not isinstance(getattr(module, name), TypeVar)
+    ]
+
+
+def defined(statement: ast.stmt) -> list[str]:
+    """Return the names that a statement gives a meaning."""
+    if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return [statement.name]
+    targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def documented(module: ModuleType, name: str) -> dict[str, str | None]:
     """Return the docstring of a public name and of whatever is public in it."""
-    value: Any = getattr(rocket, name)
+    value: Any = getattr(module, name)
     if inspect.isfunction(value):
         return {name: value.__doc__}
     if not inspect.isclass(value) or not value.__module__.startswith("rocket."):
@@ -207,7 +298,27 @@ def documented(name: str) -> dict[str, str | None]:
         if not member.startswith("_")
         and (callable(what) or isinstance(what, property | classmethod | staticmethod))
     }
-    return {name: value.__doc__, **inside}
+    return {name: value.__doc__, **inside, **said_of_fields(value)}
+
+
+def said_of_fields(kind: type) -> dict[str, str | None]:
+    """Return what stands below each public field of a class; a named tuple has a docstring for them otherwise."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    return {
+        f"{kind.__name__}.{name}": said_below(following)
+        for statement, following in itertools.zip_longest(body.body, body.body[1:])
+        if isinstance(statement, ast.AnnAssign)
+        for name in defined(statement)
+        if not name.startswith("_")
+    }
+
+
+def said_below(statement: ast.stmt | None) -> str | None:
+    """Return what a statement says, if it is nothing but a text."""
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+        return str(statement.value.value)
+    return None
 
 
 def said_of_constant(name: str) -> str | None:
@@ -215,10 +326,8 @@ def said_of_constant(name: str) -> str | None:
     for path in Path(rocket.__file__).parent.rglob("*.py"):
         for block in blocks(ast.parse(path.read_text())):
             for assigned, said in itertools.pairwise(block):
-                targets = getattr(assigned, "targets", [getattr(assigned, "target", None)])
-                of_it = any(isinstance(target, ast.Name) and target.id == name for target in targets)
-                if of_it and isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant):
-                    return str(said.value.value)
+                if name in defined(assigned) and (text := said_below(said)) is not None:
+                    return text
     return None
 
 
@@ -230,8 +339,18 @@ def blocks(module: ast.Module) -> Iterator[list[ast.stmt]]:
             yield from (statement.body, statement.orelse)
 
 
-@pytest.mark.parametrize("name", rocket.__all__)
-def test_public_names_are_documented(name: str) -> None:
-    """Each says what it is for, and so do its methods and properties."""
-    silent = [where for where, said in documented(name).items() if not (said or "").strip()]
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [pytest.param(module, name, id=f"{module.__name__}.{name}") for module in MODULES for name in public(module)],
+)
+def test_public_names_are_documented(module: ModuleType, name: str) -> None:
+    """Each says what it is for, and so do its methods, properties and fields."""
+    silent = [where for where, said in documented(module, name).items() if not (said or "").strip()]
     assert [] == silent
+
+
+def test_the_documentation_is_made_of_all_that_is_public() -> None:
+    """What a service imports has a page."""
+    script = (ROOT / ".ci" / "run").read_text()
+    (command,) = re.findall(r"pdoc ((?:rocket[\w.]*\s)+)", script)
+    assert {module.__name__ for module in MODULES} == set(command.split())

@@ -144,14 +144,26 @@ async def test_run_shows_reads_from_several_replicas_and_ends_clean(kept_dir: Pa
     assert_nothing_left(kept_dir)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_signal_ends_it_in_order(kept_dir: Path, number: signal.Signals) -> None:
-    """Ctrl-C and a service manager's stop leave as little."""
+    """Ctrl-C, a service manager's stop and a terminal that is closed leave as little."""
     async with run_all(kept_dir) as program:
         await program.prints("Reading ride")
         program.process.send_signal(number)
         assert 0 == await program.ends(timeout_s=5)
-    assert "shutting down" in program.output
+    assert f"{number.name}: shutting down" in program.output
+    assert_nothing_left(kept_dir)
+
+
+async def test_a_terminal_that_is_closed_ends_a_cluster_in_order(kept_dir: Path) -> None:
+    """What says so more than once is in no hurry."""
+    async with running(kept_dir, str(ROOT / "cluster.py"), "up", "--replicas", "1", "--postgres-port", "0") as up:
+        await up.prints("Ctrl-C ends it")
+        for _ in range(3):
+            up.process.send_signal(signal.SIGHUP)
+        assert 0 == await up.ends(timeout_s=5)
+    assert "SIGHUP: shutting down" in up.output
+    assert "hurry" not in up.output
     assert_nothing_left(kept_dir)
 
 

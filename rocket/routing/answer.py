@@ -1,16 +1,13 @@
 """What comes back from a read or write, and the way that a read went."""
 
-from __future__ import annotations
-
+# Annotations are values here: nobody finds out later what the fields of a named tuple were (for the docs, say).
 import enum
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from rocket.consistency import Reason, ReplicaStatus, SessionToken
-    from rocket.routing.epochs import LostTail
+from rocket.consistency import Reason, ReplicaStatus, SessionToken
+from rocket.routing.epochs import LostTail
 
 ResultT = TypeVar("ResultT")
 
@@ -51,11 +48,13 @@ class Answer(NamedTuple, Generic[ResultT]):
     """What a read or write brought, and how it got there."""
 
     value: ResultT
+    """What the work returned."""
     node: str
     """The name of the node that answered."""
     role: Role
     """As what it answered."""
     reason: Reason
+    """Why it was that node."""
     token: SessionToken | None = None
     """What the session shall bring with its next request; None under a routing that guarantees nothing."""
     lost: LostTail | None = None

@@ -7,18 +7,20 @@ import contextlib
 import dataclasses
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from rocket.consistency import PrimaryStatus
+from rocket.errors import in_words
 from rocket.routing import connections, status_table
-from rocket.routing.admittance import is_about_the_address, told
+from rocket.routing.admittance import AddressUnusable, connecting
 from rocket.routing.epochs import have_timelines_noted, reign_of
 from rocket.routing.failures import ENDED, REFUSED, NotAsObserved
 from rocket.routing.looking import LOOK, seen_of_replica
 from rocket.routing.waiting import Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from asyncpg import Record
 
@@ -42,7 +44,8 @@ _NOTED_AGAIN_S = 15.0
 _LATELY_S = 2.0
 """A primary that was not seen for longer comes back into office: another may have been there meanwhile."""
 
-MayLead: TypeAlias = "Callable[[str], Awaitable[bool]]"
+MayLead: TypeAlias = Callable[[str], Awaitable[bool]]
+"""Tells whether a node, by its name, may come into office as far as somebody else knows."""
 
 _log = logging.getLogger("rocket.observer")
 
@@ -73,8 +76,8 @@ class _Reach:
 
     def lost(self, why: Exception) -> None:
         if not self._lost:
-            foreseen = isinstance(why, (NotAsObserved, *REFUSED)) or is_about_the_address(why)
-            _log.warning("%s is out of reach: %s", self.name, told(why), exc_info=None if foreseen else why)
+            foreseen = isinstance(why, (AddressUnusable, NotAsObserved, *REFUSED))
+            _log.warning("%s is out of reach: %s", self.name, in_words(why), exc_info=None if foreseen else why)
         self._lost = True
 
 
@@ -130,8 +133,12 @@ class NodeWatch:
                 # Whatever was known belongs to a connection, and so perhaps to an incarnation, that has ended.
                 self.close()
                 self._board.forget(self.name)
-            self._connection = await connections.connect(self._dsn)
+            self._connection = await self._connect()
         return await self._look(self._connection)
+
+    async def _connect(self) -> NodeConnection:
+        with connecting():
+            return await connections.connect(self._dsn)
 
     async def _observe_as_writer(self) -> bool:
         """Do the same on a connection that its server ends if it falls silent, and is none the worse for it."""
@@ -140,7 +147,7 @@ class NodeWatch:
             return await self._look(self._connection)
         except ENDED:
             self.close()
-            self._connection = await connections.connect(self._dsn)
+            self._connection = await self._connect()
             return await self._look(self._connection)
 
     async def _look(self, connection: NodeConnection) -> bool:
@@ -178,7 +185,7 @@ class NodeWatch:
             # It is read-only. What the board said is over at once.
             self._board.forget(self.name)
             self.close()
-            connection = self._connection = await connections.connect(self._dsn)
+            connection = self._connection = await self._connect()
         if not (self._is_in_office() or await self._may_lead(self.name)):
             self._board.forget(self.name)
             self._reach.found("no primary to follow", "whoever runs the cluster knows of another, or of none")

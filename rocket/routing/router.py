@@ -26,6 +26,7 @@ from rocket.routing.observation import Observation
 from rocket.routing.observer import Observer
 from rocket.routing.rules import Routing
 from rocket.routing.session import Session
+from rocket.routing.tables import floors_must_be_usable
 from rocket.routing.unfloored import UnflooredWrites
 from rocket.routing.unguarded import UnguardedReads
 from rocket.routing.writer import FloorTaken, Writer
@@ -152,6 +153,7 @@ class Router(Generic[SubjectT]):
             if observation is not None:
                 router._nodes.failures = lambda: observation.observer.failures
                 await observation.begin()
+                await floors_must_be_usable(floors, router._nodes, limits.attempt_s)
         except BaseException:
             await router.aclose()
             raise

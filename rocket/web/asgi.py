@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rocket.web.carriers import Carrier, Header
 from rocket.web.problems import FORESEEN, Problem, problem_of
@@ -15,20 +15,23 @@ if TYPE_CHECKING:
 
     from rocket import Router, Session
 
-SubjectT = TypeVar("SubjectT")
-
 Scope: TypeAlias = MutableMapping[str, Any]
+"""What ASGI says of a connection."""
 Message: TypeAlias = MutableMapping[str, Any]
+"""One event of a connection, in or out."""
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
+"""Brings the next message of the client."""
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+"""Takes a message to the client."""
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+"""An application, by ASGI."""
 
 _BEGINNINGS = {"http.response.start", "websocket.accept"}
 """Messages that carry the response's headers."""
 _POLICY_VIOLATION = 1008
 
 
-class RocketMiddleware(Generic[SubjectT]):
+class RocketMiddleware:
     """Puts a `rocket.Session` at hand for each request: `request.state.rocket`, or `scope["state"]["rocket"]`.
 
     Its token comes in and goes out by `carrier`: with every response of a request that has read or written, errors
@@ -43,9 +46,10 @@ class RocketMiddleware(Generic[SubjectT]):
     def __init__(
         self,
         app: App,
-        router: Callable[[], Router[SubjectT]],
+        # Not generic in what subjects are: `add_middleware` is told none of that, and takes it for `Never`.
+        router: Callable[[], Router[Any]],
         *,
-        subject: Callable[[Scope], SubjectT | None] | None = None,
+        subject: Callable[[Scope], object] | None = None,
         carrier: Carrier | None = None,
     ) -> None:
         self._app = app
@@ -59,7 +63,7 @@ class RocketMiddleware(Generic[SubjectT]):
             await self._app(scope, receive, send)
             return
         begun = False
-        session: Session[SubjectT] | None = None
+        session: Session[Any] | None = None
 
         async def send_on(message: Message) -> None:
             nonlocal begun
@@ -78,16 +82,14 @@ class RocketMiddleware(Generic[SubjectT]):
                 raise
             await _answer(problem_of(error, _called(scope)), scope, send_on)
 
-    def _session(self, scope: Scope) -> Session[SubjectT]:
+    def _session(self, scope: Scope) -> Session[Any]:
         return self._router().session(
             None if self._subject is None else self._subject(scope),
             self._carrier.bring(functools.partial(_values, scope["headers"])),
             lenient=self._carrier.lenient,
         )
 
-    def _with_session(
-        self, session: Session[SubjectT], scope: Scope, message: Message
-    ) -> list[tuple[bytes, bytes]]:
+    def _with_session(self, session: Session[Any], scope: Scope, message: Message) -> list[tuple[bytes, bytes]]:
         headers = list(message.get("headers", ()))
         values = functools.partial(_values, scope["headers"])
         fields = session_fields(session, self._carrier, values, secure=scope.get("scheme") in {"https", "wss"})

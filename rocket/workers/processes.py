@@ -104,6 +104,11 @@ class Worker:
         """End it without giving it a chance to answer what is in flight."""
         self._send(signal.SIGKILL)
 
+    def hang_up(self) -> None:
+        """Have it read again what it reads from a file."""
+        if self.up:
+            self._send(signal.SIGHUP)
+
     async def stop(self) -> None:
         """Have it answer what is in flight, and end; who takes too long is killed."""
         if self._listener is not None:
@@ -193,6 +198,11 @@ class Workers:
         await asyncio.gather(*(worker.stop() for worker in self._workers))
         _log.info("%d processes stopped in %.2f s", len(self._workers), time.monotonic() - began)
 
+    def hang_up(self) -> None:
+        """Have them read again what they read from a file."""
+        for worker in self._workers:
+            worker.hang_up()
+
     def hurry(self) -> None:
         """End them at once, for someone who will not wait."""
         for worker in self._workers:
@@ -243,6 +253,8 @@ async def working(
         ]
     )
     ending.on_hurry.append(workers.hurry)
+    if service.nodes_file is not None:
+        ending.on_hangup.append(workers.hang_up)
     try:
         await workers.start()
         async with background(workers.keep(), "workers"):

@@ -47,7 +47,7 @@ async def work(inherited: socket.socket) -> int:
         with listening as listener, ended_by_signals() as ending:
             async with Unwinding(ending) as stack:
                 await stack.enter_async_context(background(_end_with(lines), "the program's life"))
-                await stack.enter_async_context(serving(orders.service, listener))
+                await stack.enter_async_context(serving(orders.service, listener, ending))
                 reports.write(b'{"ready": true}\n')
                 await asyncio.Event().wait()  # the end comes as a cancellation
     except (RocketError, OSError) as error:  # what is wrong with the machine, rather than with us

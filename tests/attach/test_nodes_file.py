@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 from typing import TYPE_CHECKING
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
@@ -20,6 +22,7 @@ from rocket.topology import follow, read_nodes
 from tests.conftest import ROLES, dsns
 from tests.routing.test_observer import until
 from tests.routing.test_races import write_ride
+from tests.test_run_all import running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -53,6 +56,45 @@ async def followed(
     ):
         await until(lambda: len(router.board.replicas) == 1 and router.board.primary is not None)
         yield router, file
+
+
+async def test_the_file_is_read_at_once_when_that_is_asked_for(
+    cluster: LocalCluster, followed: tuple[Router[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it would be until the next look."""
+    router, file = followed
+    monkeypatch.setattr("rocket.topology._POLL_S", 600.0)
+    asked = asyncio.Event()
+    nodes = dsns(cluster, "primary", "replica0", "replica1", who=ROLES["monitor"])
+    async with background(follow(file, {}, router, asked), "another follower"):
+        await asyncio.sleep(0)  # it has begun to wait
+        write_file(file, nodes)
+        asked.set()
+        await until(lambda: set(nodes) == known(router))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_hangup_has_the_file_read_again_and_ends_nothing(
+    cluster: LocalCluster, kept_dir: Path, workers: str
+) -> None:
+    """By the program, or by each of its processes; those that it was not sent to die of it no more."""
+    file = kept_dir / "nodes"
+    write_file(file, dsns(cluster, "primary", "replica0"))
+    flags = ("--no-cluster", "--no-simulator", "--api-port", "0", "--api-workers", workers)
+    async with running(kept_dir, "-m", "rocket", "run-all", *flags, "--nodes-file", str(file)) as program:
+        url = (await program.prints(r"ready after .*: (http://\S+)"))[1]
+        write_file(file, dsns(cluster))
+        program.process.send_signal(signal.SIGHUP)
+        await program.prints("SIGHUP: looking again")
+        async with asyncio.timeout(10), aiohttp.ClientSession() as http:
+            while True:
+                async with http.get(f"{url}/replicas") as response:
+                    if "replica1" in await response.text():
+                        break
+                await asyncio.sleep(0.02)
+        program.process.terminate()
+        assert 0 == await program.ends()
+    assert "died" not in program.output
 
 
 def known(router: Router[str]) -> set[str]:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import secrets
+import subprocess
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -31,7 +32,7 @@ from rocket.errors import InvalidSetting
 from rocket.orchestrator import DATABASE
 from rocket.postgres.installation import SUPERUSER
 from rocket.routing.observer import Observer
-from rocket.schema import tables
+from rocket.schema import script, tables
 from tests.attach.between import pgbouncer
 from tests.conftest import dsns, paused
 
@@ -398,6 +399,66 @@ async def test_an_observer_that_dies_is_heard(
     assert "the observer died" in caplog.text
 
 
+async def test_a_table_of_floors_that_may_not_be_used_is_told_of_at_the_door(cluster: LocalCluster) -> None:
+    """For want of rights, or because it is somebody else's; nothing is written to find out."""
+    admin = await cluster.primary.connect(DATABASE)
+    name = f"bare{secrets.token_hex(4)}"
+    await admin.execute(f"CREATE ROLE {name} LOGIN")
+    await admin.execute(tables(name))
+    await cluster.wait_for_catchup()
+    nodes = dsns(cluster, who=name)
+    try:
+        async with await Router.open(nodes, FloorTable()) as router:
+            await router.session("ann").write(lambda db: db.fetchval("SELECT 1"))
+        assert not await admin.fetchval("SELECT count(*) FROM rocket_floors WHERE subject = ''")
+        await admin.execute(f"REVOKE UPDATE ON rocket_floors FROM {name}")
+        with pytest.raises(TablesUnusable, match=r"lacks privileges .*rocket_floors.*--role ROLE"):
+            await Router.open(nodes, FloorTable())
+        async with await Router.open(nodes):
+            pass
+    finally:
+        await admin.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+        await admin.close()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "words"),
+    [
+        ("epochs (id int)", "column .* does not exist"),
+        ("epochs (timeline int, epoch text)", "no unique or exclusion constraint"),
+        ("epochs (timeline int PRIMARY KEY, epoch text, name text NOT NULL)", "not-null constraint"),
+        ("epochs (timeline text PRIMARY KEY, epoch text)", "operator does not exist"),
+    ],
+)
+async def test_a_table_of_somebody_elses_stays_as_it_is(cluster: LocalCluster, theirs: str, words: str) -> None:
+    """What `rocket schema` prints makes nothing beside it, and a router says whose fault it is."""
+    name = f"taken{secrets.token_hex(4)}"
+    admin = await cluster.primary.connect(DATABASE)
+    await admin.execute(f"CREATE DATABASE {name}")
+    owner = await cluster.primary.connect(name)
+    try:
+        await owner.execute(f"CREATE TABLE {theirs}")
+        code, said = await asyncio.to_thread(psql, cluster, name, script())
+        assert (3, 1) == (code, said.count("ERROR"))
+        made = await owner.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        assert ["epochs"] == [row["tablename"] for row in made]
+        with pytest.raises(TablesUnusable, match=rf"primary has the name of one of rocket's.*{words}"):
+            await Router.open({"primary": cluster.primary.dsn(name)})
+    finally:
+        await owner.close()
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.close()
+
+
+def psql(cluster: LocalCluster, database: str, text: str) -> tuple[int, str]:
+    """Have psql run a script, as a reader of the README does; return exit code and errors."""
+    program = cluster.primary.installation.binaries.program("psql")
+    done = subprocess.run(  # noqa: S603 - our own
+        [program, "-qX", cluster.primary.dsn(database)], input=text, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stderr
+
+
 async def test_a_database_without_the_tables_says_what_to_run_and_that_suffices(cluster: LocalCluster) -> None:
     """As a role that is no superuser, by what `rocket schema --role` prints, applied twice."""
     name = f"bare{secrets.token_hex(4)}"
@@ -409,7 +470,7 @@ async def test_a_database_without_the_tables_says_what_to_run_and_that_suffices(
         await Router.open(nodes)
     owner = await cluster.primary.connect(name)
     for _ in range(2):
-        await owner.execute(tables(f'{name} "x"'))
+        assert 0 == (await asyncio.to_thread(psql, cluster, name, script(f'{name} "x"')))[0]
     assert not await owner.fetchval("SELECT to_regclass('users') IS NOT NULL")
     granted = await owner.fetch(
         "SELECT table_name || ' ' || string_agg(privilege_type, ' ' ORDER BY privilege_type) AS what"
