@@ -7,6 +7,7 @@ is skipped there.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections import Counter
@@ -225,6 +226,34 @@ async def test_another_life_of_a_replica_is_told_to_the_keyboard_too(visit: Visi
     else:
         pytest.fail("it was not stepped to")
     await visit.until("() => rocketInspector.store.tick.states.replica1.state === 'up'")
+
+
+async def test_of_a_cluster_that_is_only_attached_to(visit: Visit) -> None:
+    """It says beside the buttons why they do nothing; the timeline it knows by the reign's name."""
+    hello = {
+        "now": 1000, "zero": "2026-01-01T00:00:00Z", "nodes": ["primary", "replica0"], "routing": "never-stale",
+        "controls": False, "no_controls": "No faults here.",
+        "scenarios": [{"name": "race", "title": "A", "text": "B"}],
+    }  # fmt: skip
+    events = [
+        {
+            "id": 1, "kind": "replica", "t": 900, "name": "replica0", "replay_lsn": "0/10", "epoch": "3-abc",
+            "incarnation": "1@2",
+        },
+        {"id": 2, "kind": "tick", "t": 950, "reads": {}, "stale_by_routing": {}, "checked": 0},
+    ]  # fmt: skip
+    body = f"event: hello\ndata: {json.dumps(hello)}\n\nevent: batch\ndata: {json.dumps(events)}\n\n"
+    page = visit.page
+    await page.route(
+        "**/inspector/events", lambda route: route.fulfill(content_type="text/event-stream", body=body)
+    )
+    await page.goto(visit.address)
+    card = page.locator("article[data-node='replica0']")
+    await card.locator("[data-value=timeline]", has_text="3").wait_for()
+    assert ("No faults here.", True) == (
+        await page.locator("#scenarios-note").inner_text(),
+        await page.locator("[data-scenario=race]").is_disabled(),
+    )
 
 
 async def test_names_are_short_and_are_not_taken_for_roles(visit: Visit) -> None:
