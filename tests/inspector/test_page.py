@@ -7,6 +7,7 @@ is skipped there.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections import Counter
@@ -154,9 +155,123 @@ async def test_the_same_clicks_are_stale_as_published_and_not_by_us(visit: Visit
     assert stale["article"] > 0
     assert 0 == stale.get("never-stale", 0)
     assert "0" == await visit.page.locator("[data-testid='stale-count']").inner_text()
+    assert 8 == await visit.page.locator("button[data-read]").count()
     first = visit.page.locator("button[data-read]").first
     await first.click()
     await visit.until("() => document.querySelector('#card').innerText.includes('Floor')")
+
+
+async def test_a_scenario_leaves_room_for_what_it_shows(visit: Visit) -> None:
+    """Its description is there once, no other one is open, and above the diagram stands what goes on."""
+    other = visit.page.locator("#scenario-list summary").last
+    await other.click()
+    assert 1 == await visit.page.locator("#scenario-list details[open]").count()
+    card = visit.page.locator(".scenario", has=visit.page.locator("[data-scenario='stampede']"))
+    await visit.page.evaluate("() => scrollTo(0, document.body.scrollHeight)")
+    await card.locator("button").click()
+    await visit.until("() => document.querySelector('#playing.ended')", timeout_ms=PROMOTED_MS)
+    assert "0 of 40 reads stale" in await visit.page.locator("#playing").inner_text()
+    assert ["Many reads right after one write"] == await visit.page.locator(
+        "#scenario-list details[open] h3"
+    ).all_inner_texts()
+    assert 1 == (await card.inner_text()).count("Forty reads ask for a ride")
+    await visit.until("() => document.querySelector('#stage').getBoundingClientRect().top > -1")
+    await visit.page.locator("#playing-close").click()
+    assert await visit.page.locator("#playing").is_hidden()
+
+
+async def test_back_to_live_is_at_the_scale_of_before(visit: Visit) -> None:
+    """However often the diagram has closed in on a read meanwhile."""
+    await visit.page.locator("#zoom-out").click()
+    before = await visit.page.evaluate("() => rocketInspector.view.span")
+    for _ in range(2):
+        await visit.page.evaluate(
+            "() => { const { view } = rocketInspector; view.show(view.now - 5, view.now, 24); }"
+        )
+        assert 24 == await visit.page.evaluate("() => rocketInspector.view.span")
+    await visit.page.locator("#live").click()
+    assert (before, True) == tuple(
+        await visit.page.evaluate("() => [rocketInspector.view.span, rocketInspector.view.following]")
+    )
+
+
+async def test_what_was_believed_of_a_node_is_told_to_the_keyboard_too(visit: Visit) -> None:
+    """Lane by lane, at the time of the event that was stepped to."""
+    stage = visit.page.locator("#stage")
+    await stage.press("ArrowRight")
+    at = await visit.page.evaluate("() => rocketInspector.diagram.pinned.to")
+    titles = set()
+    for _ in range(4):
+        await stage.press("Shift+ArrowDown")
+        assert at == await visit.page.evaluate("() => rocketInspector.diagram.pinned.to")
+        titles.add(await visit.page.locator("#card h3").inner_text())
+    assert {"primary", "replica0", "replica1", "replica2"} == titles
+    await stage.press("ArrowRight")
+    assert "lane" != await visit.page.evaluate("() => rocketInspector.diagram.pinned.kind")
+    assert at <= await visit.page.evaluate("() => rocketInspector.diagram.pinned.to")
+
+
+async def test_another_life_of_a_replica_is_told_to_the_keyboard_too(visit: Visit) -> None:
+    """It is out of the ordinary, and stepped to as such."""
+    await visit.button("replica1", "kill-backend").click()
+    await visit.until("() => rocketInspector.store.nodes[2].lives.length")
+    stage = visit.page.locator("#stage")
+    for way in await visit.page.locator("#legend button").all():
+        await way.click()  # reads that waited are out of the ordinary, too
+    await stage.press("Space")
+    for _ in range(20):
+        await stage.press("ArrowDown")
+        if "another incarnation" in await visit.page.locator("#card h3").inner_text():
+            break
+    else:
+        pytest.fail("it was not stepped to")
+    await visit.until("() => rocketInspector.store.tick.states.replica1.state === 'up'")
+
+
+async def test_of_a_cluster_that_is_only_attached_to(visit: Visit) -> None:
+    """It says beside the buttons why they do nothing; the timeline it knows by the reign's name."""
+    hello = {
+        "now": 1000, "zero": "2026-01-01T00:00:00Z", "nodes": ["primary", "replica0"], "routing": "never-stale",
+        "controls": False, "no_controls": "No faults here.",
+        "scenarios": [{"name": "race", "title": "A", "text": "B"}],
+    }  # fmt: skip
+    events = [
+        {
+            "id": 1, "kind": "replica", "t": 900, "name": "replica0", "replay_lsn": "0/10", "epoch": "3-abc",
+            "incarnation": "1@2",
+        },
+        {"id": 2, "kind": "tick", "t": 950, "reads": {}, "stale_by_routing": {}, "checked": 0},
+    ]  # fmt: skip
+    body = f"event: hello\ndata: {json.dumps(hello)}\n\nevent: batch\ndata: {json.dumps(events)}\n\n"
+    page = visit.page
+    await page.route(
+        "**/inspector/events", lambda route: route.fulfill(content_type="text/event-stream", body=body)
+    )
+    await page.goto(visit.address)
+    card = page.locator("article[data-node='replica0']")
+    await card.locator("[data-value=timeline]", has_text="3").wait_for()
+    assert ("No faults here.", True) == (
+        await page.locator("#scenarios-note").inner_text(),
+        await page.locator("[data-scenario=race]").is_disabled(),
+    )
+
+
+async def test_names_are_short_and_are_not_taken_for_roles(visit: Visit) -> None:
+    """Where users have no sessions they are named, and after a promotion a replica may be called 'primary'."""
+    words = await visit.page.evaluate(
+        """async () => {
+            const { named, shortName } = await import("/inspector/format.js");
+            const { flagOf } = await import("/inspector/paint-frame.js");
+            const delay = { kind: "fault", name: "delay", node: "replica2" };
+            return [shortName("user ada@example.com"), shortName("s12"), named("primary", "replica"),
+                    named("primary", "primary"), named("replica2", "primary"), named("replica2", "replica"),
+                    flagOf({ ...delay, delay_ms: 300 }), flagOf({ ...delay, delay_ms: 0 })];
+        }"""
+    )
+    assert [
+        "ada", "s12", "primary (now a replica)", "primary", "replica2 (the primary)", "replica2",
+        "delay replica2", "no delay replica2",
+    ] == words  # fmt: skip
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -176,13 +291,13 @@ async def test_the_speed_shown_is_the_one_in_force(visit: Visit) -> None:
     await visit.until(shown, "one client")
     await visit.until("() => !document.querySelector('#speed').ariaBusy")
     await speed.fill("7")
-    await visit.until(shown, "50 reads/s")
+    await visit.until(shown, "50 rides/s")
     await visit.until("() => !document.querySelector('#speed').ariaBusy")
     refusal = {"status": 409, "json": {"error": "A scenario is going on."}}
     await visit.page.route("**/inspector/control", lambda route: route.fulfill(**refusal))
     await speed.press("End")
     await visit.until("() => document.querySelector('#toasts').innerText.includes('going on')")
-    await visit.until(shown, "50 reads/s")
+    await visit.until(shown, "50 rides/s")
     assert "7" == await speed.input_value()
     visit.complaints.clear()  # the browser notes the 409
 

@@ -2,7 +2,7 @@
 // The card of one event: its record in words first, then its fields.
 
 import { make } from "./dom.js";
-import { bytes, clock, duration, offset, parseLsn } from "./format.js";
+import { bytes, clock, duration, named, offset, parseLsn } from "./format.js";
 import { flagOf } from "./paint-frame.js";
 import { FAILED, WAYS } from "./palette.js";
 
@@ -13,11 +13,11 @@ export function wordsOf(store, item) {
     const way = WAYS[store.reads.get("way", item.row)];
     const what = record.request === "list" ? "List of rides" : `Read of ride ${record.ride ?? "?"}`;
     const verdict = store.stale.find((one) => one.read === item.id);
-    return { title: `${what}, ${record.node ?? "no node"}, ${way.words}`, words: verdict ? `${verdict.text} ${record.words}` : record.words, record };
+    return { title: `${what}, ${named(record.node, record.role)}, ${way.words}`, words: verdict ? `${verdict.text} ${record.words}` : record.words, record };
   }
   if (item.kind === "write" && record) {
     const what = record.request === "join" ? "New user" : `Write of ride ${record.ride ?? "?"}`;
-    const went = record.outcome === "ok" ? `committed on ${record.node}` : record.outcome === "fail" ? "failed" : "outcome unknown";
+    const went = record.outcome === "ok" ? `committed on ${named(record.node, "primary")}` : record.outcome === "fail" ? "failed" : "outcome unknown";
     return { title: `${what}, ${went}`, words: record.words, record };
   }
   if (item.kind === "mark") {
@@ -38,10 +38,11 @@ function laneWords(store, item) {
   const primary = store.primaryAt(item.to);
   const flush = store.flush.last(item.to);
   const at = flush >= store.flush.head ? store.flush.get("lsn", flush) : NaN;
-  if (item.node === primary) return { title: `${node.name}, the primary`, words: Number.isNaN(at) ? "" : `Known to have flushed ${lsnText(at)} by then.`, record: null };
+  if (item.node === primary) return { title: named(node.name, "primary"), words: Number.isNaN(at) ? "Nothing is known of it then." : `Known to have flushed ${lsnText(at)} by then.`, record: null };
   const belief = node.beliefs.last(item.to);
   const believed = belief >= node.beliefs.head ? node.beliefs.get("lsn", belief) : NaN;
-  if (Number.isNaN(believed)) return { title: node.name, words: "The board had no status of it then: it served no read.", record: null };
+  const title = named(node.name, "replica");
+  if (Number.isNaN(believed)) return { title, words: "The board had no status of it then: it served no read.", record: null };
   const look = node.looks.find(item.to, true);
   const proves = look < node.looks.tail && node.endAfter(item.to) > node.looks.get("t", look);
   const next = proves ? node.looks.get("lsn", look) : NaN;
@@ -51,7 +52,7 @@ function laneWords(store, item) {
   if (next < believed) truth = `In truth it was at or before ${lsnText(next)}: ${bytes(believed - next)} less than believed.`;
   else if (next >= at) truth = `The next look, ${duration(node.looks.get("t", look) - item.to)} later, had it all.`;
   else if (!Number.isNaN(next)) truth = `The next look, ${duration(node.looks.get("t", look) - item.to)} later, still lacked ${bytes(at - next)} of it.`;
-  return { title: node.name, words: `${seen} ${truth}`, record: null };
+  return { title, words: `${seen} ${truth}`, record: null };
 }
 
 const lsnText = (lsn) => `${Math.floor(lsn / 4294967296).toString(16).toUpperCase()}/${(lsn % 4294967296).toString(16).toUpperCase()}`;
@@ -63,11 +64,13 @@ export class Card {
     this.earlier = make("button", { type: "button", text: "← earlier", title: "The event before (left arrow in the diagram)", onclick: () => onstep(-1) });
     this.later = make("button", { type: "button", text: "later →", title: "The event after (right arrow in the diagram)", onclick: () => onstep(1) });
     this.shown = "";
+    /** Pixels to the right of an item that stay free: the word STALE is there. */
+    this.gap = 22;
   }
 
   /** Shows an item (null: nothing) beside the stretch that it takes up in the diagram. */
   show(item, pinned, from, to, y) {
-    const key = item ? `${item.kind} ${item.id} ${item.to} ${pinned} ${item.row !== undefined && item.kind === "read" ? this.store.reads.get("way", item.row) : ""}` : "";
+    const key = item ? `${item.kind} ${item.id} ${item.node} ${item.to} ${pinned} ${item.row !== undefined && item.kind === "read" ? this.store.reads.get("way", item.row) : ""}` : "";
     if (!item) {
       this.element.hidden = true;
       this.shown = key;
@@ -88,7 +91,7 @@ export class Card {
     const { element } = this;
     const box = element.parentElement.getBoundingClientRect();
     const [width, height] = [element.offsetWidth, element.offsetHeight];
-    const [before, after] = [from - width - 22, Math.max(0, to) + 22];
+    const [before, after] = [from - width - 22, Math.max(0, to) + this.gap];
     const left = after + width <= box.width ? after : before >= 0 ? before : box.width - width - 4;
     element.style.left = `${left}px`;
     element.style.top = `${Math.max(30, Math.min(y - 40, box.height - height - 6))}px`;
@@ -97,6 +100,7 @@ export class Card {
   fill(item, pinned) {
     const { title, words, record } = wordsOf(this.store, item);
     const way = item.kind === "read" ? WAYS[this.store.reads.get("way", item.row)] : null;
+    this.gap = way?.name === "stale" ? 66 : 22;
     this.element.className = `card ${way ? `way-${way.name}` : `of-${item.kind}`}${pinned ? " pinned" : ""}`;
     const head = make("header", {}, make("h3", { text: title }));
     if (pinned) head.append(this.close);
@@ -114,7 +118,7 @@ export class Card {
   read(record, item) {
     const failed = this.store.reads.get("way", item.row) === FAILED;
     const rows = [
-      ["session", record.session === record.subject ? record.session : `${record.session} (${record.subject})`],
+      who(record),
       ["arrived", this.wall(record.at)],
       ["decided", record.decided === null ? null : offset(record.decided - record.at)],
       ["done", offset(record.done - record.at)],
@@ -138,7 +142,7 @@ export class Card {
   write(record, item) {
     const { writes, nodes } = this.store;
     const rows = [
-      ["session", record.session === record.subject ? record.session : `${record.session} (${record.subject})`],
+      who(record),
       ["arrived", this.wall(record.at)],
       ["done", offset(record.done - record.at)],
       ["flush LSN", record.lsn],
@@ -158,6 +162,11 @@ export class Card {
     const table = make("table", {}, make("caption", { text: "Replayed between two looks, after it was acknowledged" }), body);
     return [fields(rows), body.childElementCount ? table : null, tokens(record)].filter(Boolean);
   }
+}
+
+/** The session, and its user; who sends no token has none. */
+function who(record) {
+  return record.session === `user ${record.subject}` ? ["user", record.subject] : ["session", `${record.session} (${record.subject})`];
 }
 
 function floors(record) {
@@ -194,7 +203,7 @@ function candidates(record) {
         make("td", { class: fit ? "fit" : "unfit", text: fit ? "✓ fit" : `✗ ${one.obstacle}` })),
     );
   }
-  const names = ["replica", "believed at", "the floor", "so"].map((text) => make("th", { scope: "col", text }));
+  const names = ["replica", "believed at", "against the floor", "verdict"].map((text) => make("th", { scope: "col", text }));
   return make("table", {}, make("caption", { text: "The board at the decision" }), make("thead", {}, make("tr", {}, ...names)), body);
 }
 

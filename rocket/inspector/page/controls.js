@@ -74,7 +74,7 @@ export class Controls {
   }
 
   nameRate(rate) {
-    const text = rate === null || rate === undefined ? "one client" : rate === 0 ? "paused" : `${rate} reads/s`;
+    const text = rate === null || rate === undefined ? "one client" : rate === 0 ? "paused" : `${rate} rides/s`;
     setText(byId("speed-now"), text);
     byId("speed").setAttribute("aria-valuetext", text);
   }

@@ -2,7 +2,8 @@
 // The space-time diagram: one loop that shows the sheet on which it is painted, slid along with the clock, and has it
 // painted anew when something has changed.
 
-import { make, setText, sizedContext } from "./dom.js";
+import { make, setAttribute, setText, sizedContext } from "./dom.js";
+import { shortName } from "./format.js";
 import { writesOf } from "./items.js";
 import { Lanes } from "./lanes.js";
 import { paintCommits } from "./paint-commits.js";
@@ -66,7 +67,7 @@ export class Diagram {
     requestAnimationFrame(this.frame);
     const { view, store } = this;
     view.advance();
-    const look = `${view.span} ${this.palette.version} ${this.hover?.kind}${this.hover?.id} ${this.pinned?.id} ${this.canvas.clientWidth} ${window.devicePixelRatio} ${[...this.hidden]}`;
+    const look = `${view.span} ${this.palette.version} ${this.hover?.kind}${this.hover?.id} ${this.pinned?.kind}${this.pinned?.id} ${this.pinned?.node} ${this.pinned?.to} ${this.canvas.clientWidth} ${window.devicePixelRatio} ${[...this.hidden]}`;
     const state = `${look} ${view.left} ${store.version} ${this.pointerX}`;
     if (document.hidden || state === this.seen || !store.nodes.length) return;
     const sized = sizedContext(this.canvas);
@@ -129,16 +130,19 @@ export class Diagram {
     pen.font = "10px ui-monospace, Menlo, Consolas, monospace";
     pen.textBaseline = "middle";
     pen.textAlign = "left";
+    pen.fillStyle = palette.muted;
+    const each = pen.measureText("0").width;
     store.sessions.tenures.forEach((tenures, lane) => {
-      let free = 0;
+      let free = -Infinity;
+      const y = lanes.session(lane);
       for (const tenure of tenures) {
         const x = view.x(tenure.from);
-        if (x < free || x > view.width) continue;
-        const y = lanes.session(lane);
-        pen.fillStyle = palette.muted;
+        const name = shortName(tenure.name);
+        if (x > view.width || x + name.length * each < 0) continue;
         pen.fillRect(x - 3, y - 6, 1, 12);
-        pen.fillText(tenure.name, x + 1, y - 5);
-        free = x + 40;
+        if (x < free) continue;
+        pen.fillText(name, x + 1, y - 5);
+        free = x + name.length * each + 8;
       }
     });
   }
@@ -156,14 +160,16 @@ export class Diagram {
     store.sessions.tenures.forEach((tenures, lane) => {
       let name = "";
       for (const tenure of tenures) if (tenure.from <= view.right) name = tenure.name;
-      setText(this.laneLabels[lane], name);
+      setText(this.laneLabels[lane], shortName(name));
+      setAttribute(this.laneLabels[lane], "title", name);
     });
-    setText(this.laneLabels[this.lanes.count], this.pinned?.session ?? "others");
+    setText(this.laneLabels[this.lanes.count], shortName(this.pinned?.session ?? "others"));
   }
 
   paintChosen({ pen, view, store, lanes, palette }, item) {
-    if (item.kind === "lane") return;
+    if (item.kind === "lane" && item !== this.pinned) return;
     pen.globalAlpha = 1;
+    if (item.kind === "lane") return ring(pen, palette, view.x(item.to), lanes.rail(item.node), 6);
     if (item.kind !== "read") {
       const row = item.row;
       const y = item.kind === "write" ? lanes.rail(store.writes.get("node", row) === 255 ? 0 : store.writes.get("node", row)) : item.kind === "life" ? lanes.roof(item.node) + 9 : lanes.flags;

@@ -54,5 +54,14 @@ export function clock(epochMs, digits = 3) {
   return `${time}.${fraction}${micros}`;
 }
 
+/** The name of a session, without the domain of a user's address: "s12", "user ada". */
+export const shortName = (session) => session.replace(/^user (.*)@[^@]*$/, "$1");
+
+/** A node with its role, where its name says another one. */
+export function named(node, role) {
+  if (node === "primary" && role === "replica") return "primary (now a replica)";
+  return node !== "primary" && role === "primary" ? `${node} (the primary)` : node ?? "no node";
+}
+
 /** "1 read", "2 reads". */
 export const counted = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;

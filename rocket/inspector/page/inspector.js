@@ -7,7 +7,7 @@ import { Diagram } from "./diagram.js";
 import { byId, make, say, setText } from "./dom.js";
 import { count, duration } from "./format.js";
 import { Gestures } from "./gestures.js";
-import { itemAt, markItem, neighbour, readItem } from "./items.js";
+import { itemAt, laneItem, markItem, neighbour, readItem } from "./items.js";
 import { listenToKeys } from "./keys.js";
 import { NodeCards } from "./nodes.js";
 import { Overview } from "./overview.js";
@@ -30,7 +30,7 @@ const commands = new Commands(askForToken);
 const nodes = new NodeCards(byId("node-cards"), store, palette, send);
 const traffic = new Traffic(store, palette, jump);
 const controls = new Controls(send);
-const scenarios = new Scenarios(store, send, jump);
+const scenarios = new Scenarios(send, lookAtDiagram);
 
 /** Sends a command for a control, and says what came of it; false if it failed. */
 async function send(command, control) {
@@ -62,14 +62,31 @@ function pin(item, y = null) {
 
 /** Goes to the event before or after; with `notable`, to one that is out of the ordinary. */
 function step(way, notable) {
-  const from = diagram.pinned && diagram.pinned.kind !== "lane" ? diagram.pinned : null;
-  const item = neighbour(diagram.scene, from, way, notable);
+  const item = neighbour(diagram.scene, diagram.pinned, way, notable);
   if (!item) return say(notable ? "No further notable event." : "No further event.");
   view.follow(false);
   view.reveal(item.from, item.to);
   pin(item);
   const { title, words } = wordsOf(store, item);
   say(`${title}. ${words}`);
+}
+
+/** Goes to the lane above or below, at the time of what is pinned, or in the middle; from a read, to its node's first. */
+function stepLane(way) {
+  const { pinned } = diagram;
+  const count = store.nodes.length;
+  if (!count) return;
+  const home = pinned?.kind === "read" ? store.reads.get("node", pinned.row) : NaN;
+  const from = pinned?.kind === "lane" ? pinned.node + way : home < count ? home : way > 0 ? 0 : count - 1;
+  const item = laneItem((from + count) % count, pinned ? pinned.to : Math.min(view.now, view.right - view.span / 2));
+  pin(item, diagram.lanes.rail(item.node));
+  const { title, words } = wordsOf(store, item);
+  say(`${title}. ${words}`);
+}
+
+/** Scrolls the page so that the diagram is on show. */
+function lookAtDiagram() {
+  byId("diagram").scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
 }
 
 /** Shows a stale read: the diagram closes in on it, and its card is pinned. */
@@ -79,7 +96,7 @@ function jump(stale) {
   const item = readItem(store, row);
   view.show(item.from, item.to, 24);
   pin(item);
-  byId("stage").scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  lookAtDiagram();
   const { title, words } = wordsOf(store, item);
   say(`${title}. ${words}`);
 }
@@ -94,6 +111,7 @@ new Gestures(byId("stage"), diagram, {
 
 listenToKeys(byId("stage"), view, {
   step,
+  stepLane,
   zoom,
   unpin: () => pin(null),
   live: () => goLive(),
@@ -108,7 +126,7 @@ function zoom(factor) {
 
 function goLive() {
   pin(null);
-  view.follow(true);
+  view.goLive();
 }
 
 byId("pause").addEventListener("click", () => (view.following ? view.follow(false) : goLive()));
@@ -160,7 +178,6 @@ store.listeners.push((event) => {
     traffic.tick(event);
   } else if (event.kind === "stale") {
     traffic.found(event);
-    scenarios.found(event);
     say(`Stale read on ${event.node}. ${event.text}`);
   } else if (event.kind === "scenario") scenarios.take(event);
   else if (event.kind === "routing") {

@@ -9,6 +9,8 @@ const REACH_PX = 9;
 
 export const readItem = (store, row) => ({ kind: "read", id: store.reads.get("id", row), row, from: store.reads.get("at", row), to: store.reads.get("t", row) });
 export const writeItem = (store, row) => ({ kind: "write", id: store.writes.get("id", row), row, from: store.writes.get("at", row), to: store.writes.get("t", row) });
+export const lifeItem = (node, life) => ({ kind: "life", id: life.id, life, node, from: life.t, to: life.t });
+export const laneItem = (node, time) => ({ kind: "lane", id: -1, node, from: time, to: time });
 export const markItem = (event) => ({ kind: "mark", id: event.id, event, from: event.t, to: event.t });
 
 /** What lies under a point of the diagram; null: nothing. */
@@ -49,13 +51,13 @@ export function itemAt(scene, x, y, reach = REACH_PX) {
   }
   const node = lanes.nodeAt(y);
   for (const life of node < 0 ? [] : store.nodes[node].lives) {
-    offer(Math.abs(view.x(life.t) - x) - 1, () => ({ kind: "life", id: life.id, life, node, from: life.t, to: life.t }));
+    offer(Math.abs(view.x(life.t) - x) - 1, () => lifeItem(node, life));
   }
   for (const event of store.marks) {
     if (event.kind === "fault" && store.numbers.get(event.node) === node) offer(Math.abs(view.x(event.t) - x), () => markItem(event));
   }
   if (best) return best();
-  return node >= 0 && time <= view.now ? { kind: "lane", id: -1, node, from: time, to: time } : null;
+  return node >= 0 && time <= view.now ? laneItem(node, time) : null;
 }
 
 function toSegment(x, y, x0, y0, x1, y1) {
@@ -66,7 +68,7 @@ function toSegment(x, y, x0, y0, x1, y1) {
 }
 
 /**
- * The item before (-1) or after (1) another in time, or nearest to the middle of the view where there is none.
+ * The event before (-1) or after (1) another in time, or a place in a lane, or nearest to the middle of the view where there is none.
  * @param {boolean} notable only what is out of the ordinary: no plain reads, no writes
  */
 export function neighbour(scene, item, way, notable) {
@@ -83,8 +85,10 @@ export function neighbour(scene, item, way, notable) {
   };
   walk(store.reads, readItem, (row) => !scene.hidden.has(store.reads.get("way", row)) && (!notable || store.reads.get("way", row) !== REPLICA));
   walk(store.writes, writeItem, (row) => !notable || store.writes.get("ok", row) !== 1);
-  const marks = store.marks.map(markItem).filter((mark) => (way > 0 ? mark.to >= time : mark.to <= time) && fits(mark));
-  if (marks.length) found.push(way > 0 ? marks[0] : marks[marks.length - 1]);
+  for (const items of [store.marks.map(markItem), ...store.nodes.map((node) => node.lives.map((life) => lifeItem(node.number, life)))]) {
+    const ahead = items.filter((one) => (way > 0 ? one.to >= time : one.to <= time) && fits(one));
+    if (ahead.length) found.push(way > 0 ? ahead[0] : ahead[ahead.length - 1]);
+  }
   found.sort((a, b) => way * (a.to - b.to || a.id - b.id));
   return found[0] || null;
 }

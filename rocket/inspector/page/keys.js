@@ -4,7 +4,7 @@
 const TYPING = "input, select, textarea, dialog, [contenteditable]";
 const PRESSING = "button, a, summary, input, select";
 
-/** @param {any} stage the diagram's element @param {any} view @param {any} hooks step, zoom, unpin, live, stale */
+/** @param {any} stage the diagram's element @param {any} view @param {any} hooks step, stepLane, zoom, unpin, live, stale */
 export function listenToKeys(stage, view, hooks) {
   document.addEventListener("keydown", (event) => {
     const target = /** @type {Element} */ (event.target);
@@ -21,7 +21,7 @@ export function listenToKeys(stage, view, hooks) {
     const quarter = view.span / 4;
     switch (event.key) {
       case " ":
-        return () => view.follow(!view.following);
+        return () => (view.following ? view.follow(false) : view.goLive());
       case "+":
       case "=":
         return () => hooks.zoom(0.6);
@@ -32,9 +32,9 @@ export function listenToKeys(stage, view, hooks) {
       case "ArrowRight":
         return inside && !event.shiftKey ? () => hooks.step(1, false) : () => view.scroll(quarter);
       case "ArrowUp":
-        return inside ? () => hooks.step(-1, true) : null;
+        return inside ? () => (event.shiftKey ? hooks.stepLane(-1) : hooks.step(-1, true)) : null;
       case "ArrowDown":
-        return inside ? () => hooks.step(1, true) : null;
+        return inside ? () => (event.shiftKey ? hooks.stepLane(1) : hooks.step(1, true)) : null;
       case "End":
         return inside ? () => hooks.live() : null;
       case "Escape":

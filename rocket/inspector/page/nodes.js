@@ -13,13 +13,14 @@ const HOLDING = [
   ["stop", "start", "Stop", "Shut down until it is started", (state) => state.state === "stopped"],
 ];
 const ACTING = [
-  ["kill", "Kill", "Crash it (SIGKILL); it is started again"],
-  ["kill-backend", "Backend", "Kill one backend that serves rocket"],
   ["restart", "Restart", "A quick restart"],
+  ["kill", "Kill", "Crash it (SIGKILL); it is started again"],
+  ["kill-backend", "Kill 1 backend", "Kill one of its backends: all its sessions end, and it recovers"],
   ["promote", "Promote", "Fence the primary and make this replica the primary"],
 ];
 const OF_REPLICAS = new Set(["pause", "delay", "cut", "promote"]);
 const LABELS = { receive: "received", replay: "replayed", connections: "in use" };
+const LONGEST_LAG_MS = 60000;
 const SLOW_MS = 300;
 const SAMPLES = 240;
 
@@ -36,17 +37,18 @@ export class NodeCards {
   }
 
   card(node, controls) {
-    const parts = { node, lags: [], buttons: {} };
+    const parts = { node, lags: [], delays: [], buttons: {} };
     parts.role = make("span", { class: "badge" });
     parts.state = make("span", { class: "state" });
     parts.life = make("p", { class: "life" });
     parts.values = {};
     const list = make("dl");
-    for (const name of ["receive", "replay", "behind", "late", "reads", "connections"]) {
+    for (const name of ["timeline", "receive", "replay", "behind", "late", "reads", "connections"]) {
       parts.values[name] = make("dd", { text: "–", "data-value": name });
-      list.append(make("dt", { text: LABELS[name] ?? name }), parts.values[name]);
+      const label = make("dt", { text: LABELS[name] ?? name, class: { behind: "of-bytes", late: "of-ms" }[name] });
+      if (name === "receive") parts.receiveLabel = label;
+      list.append(label, parts.values[name]);
     }
-    parts.receiveLabel = list.firstElementChild;
     parts.plot = make("canvas", { class: "plot", role: "img" });
     parts.element = make("article", { class: "node", "data-node": node.name, "aria-label": node.name },
       make("header", {}, make("h3", { text: node.name }), parts.role, parts.state), parts.life, parts.plot, list);
@@ -91,8 +93,9 @@ export class NodeCards {
       setText(card.role, isPrimary ? "primary" : "replica");
       card.element.classList.toggle("is-primary", isPrimary);
       this.state(card, state, status, isPrimary);
-      const timeline = state?.timeline ? `timeline ${state.timeline}` : null;
-      setText(card.life, [timeline, isPrimary ? (status?.epoch ? `epoch ${status.epoch}` : null) : status?.incarnation].filter(Boolean).join(" · ") || "no status");
+      // Of a cluster that is only attached to, the reign's name begins with its timeline.
+      setText(values.timeline, String(state?.timeline ?? (parseInt(status?.epoch, 10) || "–")));
+      setText(card.life, (isPrimary ? status?.epoch && `epoch ${status.epoch}` : status?.incarnation) || "no status");
       card.life.title = card.life.textContent;
       setText(values.replay, isPrimary ? "–" : status?.replay_lsn ?? "–");
       setText(card.receiveLabel, isPrimary ? "flushed" : "received");
@@ -103,7 +106,8 @@ export class NodeCards {
       setText(values.reads, `${count(tick.reads[node.name] ?? 0)}, ${share}%`);
       setText(values.connections, uses ? `${uses.in_use} of ${uses.in_use + uses.idle}` : "–");
       card.lags.push(behind);
-      if (card.lags.length > SAMPLES) card.lags.shift();
+      card.delays.push(isPrimary || !status ? NaN : status.lag_ms ?? NaN);
+      for (const samples of [card.lags, card.delays]) if (samples.length > SAMPLES) samples.shift();
       this.plot(card, isPrimary);
     }
   }
@@ -125,7 +129,7 @@ export class NodeCards {
     }
   }
 
-  /** Bytes behind over the last minutes, on a logarithm. */
+  /** Over the last minutes, on logarithms: bytes behind as an area, and as a line how late that is in time. */
   plot(card, isPrimary) {
     const sized = sizedContext(card.plot);
     if (!sized) return;
@@ -145,7 +149,19 @@ export class NodeCards {
       pen.globalAlpha = 1;
       pen.fillRect((first + number) * step, y(behind) - 0.6, step + 0.3, 1.5);
     });
-    const last = card.lags[card.lags.length - 1];
-    setAttribute(card.plot, "aria-label", `Bytes behind over four minutes, now ${bytes(last)}`);
+    const late = (ms) => height - 1.5 - (Math.log1p(Math.min(LONGEST_LAG_MS, ms)) / Math.log1p(LONGEST_LAG_MS)) * (height - 4);
+    pen.strokeStyle = this.palette.accent;
+    pen.lineWidth = 1.25;
+    pen.beginPath();
+    card.delays.forEach((ms, number) => {
+      if (Number.isNaN(ms)) return;
+      const [x, before] = [(first + number) * step, card.delays[number - 1]];
+      if (number && !Number.isNaN(before)) pen.lineTo(x, late(ms));
+      else pen.moveTo(x, late(ms));
+      pen.lineTo(x + step, late(ms));
+    });
+    pen.stroke();
+    const last = card.lags.length - 1;
+    setAttribute(card.plot, "aria-label", `Bytes behind and milliseconds late over four minutes, now ${bytes(card.lags[last])} and ${duration(card.delays[last])}`);
   }
 }

@@ -54,6 +54,7 @@ export function flagOf(event) {
   if (event.kind === "simulator") return event.rate === 0 ? "simulator: paused" : `simulator: ${event.rate ?? "one client"}`;
   if (event.kind === "scenario") return event.phase === "step" ? event.name : `${event.name} ${event.phase}`;
   if (event.kind === "skipped") return `${event.count} left out`;
+  if (event.name === "delay" && !event.delay_ms) return `no delay ${event.node}`;
   return `${event.name} ${event.node ?? ""}`.trim();
 }
 

@@ -13,7 +13,7 @@ export const WAYS = [
   { name: "replica", words: "by a replica", short: "replica", width: 1, shape: "dot" },
   { name: "waited", words: "after a wait", short: "after a wait", width: 1.5, shape: "ring" },
   { name: "retried", words: "retried on another replica", short: "retried", width: 1.5, shape: "triangle" },
-  { name: "primary", words: "by the primary", short: "primary", width: 1.5, shape: "square" },
+  { name: "primary", words: "by the primary", short: "to the primary", width: 1.5, shape: "square" },
   { name: "failed", words: "failed", short: "failed", width: 1.75, shape: "cross" },
   { name: "stale", words: "STALE", short: "stale", width: 3.5, shape: "diamond" },
 ];

@@ -1,56 +1,62 @@
 // @ts-check
-// Guided scenarios: what each shows, a button that runs it, how it goes, and the stale reads that it brought.
+// Guided scenarios: what each shows, a button that runs it, and how it goes. What goes on is said above the diagram too.
 
-import { byId, make, setText } from "./dom.js";
-import { staleItem } from "./traffic.js";
+import { byId, make, setAttribute, setText } from "./dom.js";
+
+const OVER = new Set(["ended", "failed", "stopped"]);
 
 export class Scenarios {
-  constructor(store, send, jump) {
-    Object.assign(this, { store, send, jump });
+  /** @param {() => void} look brings the diagram into view */
+  constructor(send, look) {
+    Object.assign(this, { send, look });
     this.cards = new Map();
-    this.running = null;
+    byId("playing-close").addEventListener("click", () => (byId("playing").hidden = true));
   }
 
   build(hello) {
     this.cards.clear();
-    this.running = null;
+    byId("playing").hidden = true;
     const items = (hello.scenarios ?? []).map((scenario) => {
       const run = make("button", { type: "button", "data-scenario": scenario.name, text: "Run", "aria-label": `Run: ${scenario.title}`, disabled: !hello.controls,
-        onclick: () => this.send({ command: "scenario", name: scenario.name }, run) });
+        onclick: () => this.run(scenario.name, run) });
       const steps = make("ol", { class: "steps" });
-      const stale = make("ul", { class: "stale-list" });
-      const details = make("details", {}, make("summary", {}, make("h3", { text: scenario.title })), make("p", { text: scenario.text }), steps, stale);
+      // Of those with the same name, one is open at a time.
+      const details = make("details", { name: "scenario" }, make("summary", {}, make("h3", { text: scenario.title })), make("p", { text: scenario.text }), steps);
       const element = make("li", { class: "scenario" }, details, run);
-      this.cards.set(scenario.name, { element, details, run, steps, stale });
+      this.cards.set(scenario.name, { title: scenario.title, element, details, run, steps });
       return element;
     });
     byId("scenario-list").replaceChildren(...items);
     byId("scenarios").hidden = !items.length;
+    byId("scenarios-note").hidden = hello.controls;
+    setText(byId("scenarios-note"), hello.controls ? "" : hello.no_controls ?? "Controls are off.");
+  }
+
+  async run(name, button) {
+    if (await this.send({ command: "scenario", name }, button)) this.look();
   }
 
   /** Shows how a scenario goes. */
   take(event) {
     const card = this.cards.get(event.name);
     if (!card) return;
-    if (event.phase === "began") {
+    const [began, over] = [event.phase === "began", OVER.has(event.phase)];
+    if (began) {
       card.steps.replaceChildren();
-      card.stale.replaceChildren();
-      card.details.open = true;
-      this.running = card;
+      for (const other of this.cards.values()) other.details.open = other === card;
+    } else {
+      card.steps.append(make("li", { class: event.phase, text: event.text }));
+      while (card.steps.childElementCount > 12) card.steps.firstElementChild.remove();
     }
     card.element.dataset.phase = event.phase;
-    const over = event.phase === "ended" || event.phase === "failed";
     setText(card.run, over ? "Again" : "Running");
     for (const other of this.cards.values()) other.run.setAttribute("aria-disabled", String(!over));
-    card.steps.append(make("li", { class: event.phase, text: event.text }));
-    while (card.steps.childElementCount > 12) card.steps.firstElementChild.remove();
-    if (over && this.running === card) this.running = null;
-  }
-
-  /** A stale read that appeared while a scenario was running belongs to it. */
-  found(event) {
-    if (!this.running) return;
-    this.running.stale.append(staleItem(event, this.jump, this.store));
-    while (this.running.stale.childElementCount > 20) this.running.stale.firstElementChild.remove();
+    const playing = byId("playing");
+    playing.hidden = false;
+    playing.className = `playing ${event.phase}`;
+    setText(byId("playing-title"), card.title);
+    setText(byId("playing-words"), began ? "It begins." : event.text);
+    byId("playing-close").hidden = !over;
+    setAttribute(playing, "aria-busy", !over);
   }
 }

@@ -2,9 +2,11 @@
 // Traffic and the checker: the big number, rates, latencies, and reads a second by node.
 
 import { byId, make, setText, sizedContext } from "./dom.js";
-import { clock, count, duration } from "./format.js";
+import { clock, count, duration, named, shortName } from "./format.js";
 
 const SECONDS = 90;
+/** Stale reads that are listed: few enough to step over with the keyboard. The diagram leads to the others. */
+const LISTED = 8;
 
 export class Traffic {
   /** @param {(stale: any) => void} jump shows a stale read in the diagram */
@@ -26,7 +28,7 @@ export class Traffic {
     this.stale(tick);
     setText(byId("p50"), duration(tick.p50_ms));
     setText(byId("p99"), duration(tick.p99_ms));
-    for (const name of ["fallbacks", "waited", "retried", "failed", "writes"]) setText(byId(name), count(tick[name] ?? 0));
+    for (const name of ["fallbacks", "waited", "retried", "failed", "writes"]) setText(byId(name), short(tick[name] ?? 0));
     const total = sum(tick.reads);
     for (const name of ["fallbacks", "waited", "retried"]) setText(byId(`${name}-share`), total ? share(tick[name] / total) : "");
     if (!before || tick.t <= before.t) return;
@@ -53,7 +55,7 @@ export class Traffic {
   found(event) {
     const list = byId("stale-reads");
     list.prepend(staleItem(event, this.jump, this.store));
-    while (list.childElementCount > 50) list.lastElementChild.remove();
+    while (list.childElementCount > LISTED) list.lastElementChild.remove();
   }
 
   key() {
@@ -101,13 +103,15 @@ export class Traffic {
 }
 
 /** An entry of a list of stale reads. */
-export function staleItem(event, jump, store) {
+function staleItem(event, jump, store) {
   const wall = clock((store.zeroMs ?? 0) + event.done, 3);
   const button = make("button", { type: "button", class: "stale-read", "data-read": event.read, onclick: () => jump(event) },
-    make("span", { class: "where", text: `◆ ${event.node}, ${event.session}` }), make("time", { text: wall }), make("span", { class: "what", text: event.text }));
+    make("span", { class: "where", text: `◆ ${named(event.node, event.role)}, ${shortName(event.session)}` }), make("time", { text: wall }), make("span", { class: "what", text: event.text }));
   return make("li", {}, button);
 }
 
+/** A total in few characters: "12,345", "123k". */
+const short = (total) => (total < 100000 ? count(total) : `${count(Math.floor(total / 1000))}k`);
 const sum = (reads) => Object.values(reads).reduce((a, b) => a + b, 0);
 const share = (part) => `${(100 * part).toFixed(part < 0.1 ? 1 : 0)}%`;
 

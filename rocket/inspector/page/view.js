@@ -17,6 +17,8 @@ export class View {
     this.width = 1;
     this.listeners = [];
     this.skew = null;
+    /** The span to which it goes back when it is live again, after `show` has closed in on something; null: as it is. */
+    this.spanBefore = null;
   }
 
   /** Sets the page's clock by the server's: it is `t` there now. */
@@ -68,6 +70,15 @@ export class View {
     for (const listener of this.listeners) listener();
   }
 
+  /** Follows the clock again, at the scale of before it closed in on something. */
+  goLive() {
+    if (this.spanBefore !== null) this.span = this.spanBefore;
+    this.spanBefore = null;
+    this.following = true;
+    this.advance();
+    for (const listener of this.listeners) listener();
+  }
+
   /** Scrolls by so many milliseconds; towards the past it stops following, up to now it goes on. */
   scroll(ms) {
     const latest = this.now + this.span * AHEAD;
@@ -90,8 +101,9 @@ export class View {
     for (const listener of this.listeners) listener();
   }
 
-  /** Shows this stretch, with as much again around it. */
+  /** Shows this stretch, with as much again around it, until it is live again. */
   show(from, to, least = 20) {
+    this.spanBefore ??= this.span;
     this.span = Math.min(LONGEST_SPAN_MS, Math.max(SHORTEST_MS, least, (to - from) * 3));
     this.right = (from + to) / 2 + this.span / 2;
     this.follow(false);
