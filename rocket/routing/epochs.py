@@ -41,7 +41,10 @@ _REIGN = f"SELECT pg_current_wal_flush_lsn() AS flush_lsn, {_TIMELINE} AS timeli
 
 _REIGNS = f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN {REIGNING} END"
 
-_BEGIN = "INSERT INTO epochs (timeline, epoch) VALUES ($1, $2) ON CONFLICT DO NOTHING"
+_BEGIN = """
+    INSERT INTO epochs (system_id, timeline, epoch) SELECT system_identifier, $1, $2 FROM pg_control_system()
+    ON CONFLICT (system_id, timeline) DO NOTHING
+"""
 _REMOVE_A_FILE = "TRUNCATE epoch_marker"
 """Of a table that is always empty: its commit makes every replica note the timeline that it applies."""
 _IMPATIENTLY = "SET LOCAL lock_timeout = '200ms'"

@@ -26,11 +26,8 @@ class Observation:
     async def begin(self) -> None:
         """Observe every node once, whether it is up or not, and go on with that in the background.
 
-        Raise `TablesUnusable` or `NodesUnusable` if that is what keeps a primary from being found, and
-        `ValueError` if there is no node at all.
+        Raise `TablesUnusable` or `NodesUnusable` if that is what keeps a primary from being found.
         """
-        if not self.observer.names:
-            raise ValueError("there must be a node, at the least")
         await self.observer.run_once()
         if self.observer.board.primary is None:
             must_be_usable(self.observer.failures)

@@ -325,11 +325,6 @@ class Observer:
             await self._watches[self.board.primary.name].observe()
 
     @property
-    def names(self) -> list[str]:
-        """Every node that is watched."""
-        return list(self._watches)
-
-    @property
     def failures(self) -> Mapping[str, Exception]:
         """What kept nodes from being observed when they were last asked, by name."""
         return {name: watch.failure for name, watch in self._watches.items() if watch.failure is not None}

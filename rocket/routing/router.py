@@ -123,8 +123,8 @@ class Router(Generic[SubjectT]):
 
         It observes them, every `observer_interval_s` seconds and once before this returns; with `observe` false it
         only finds out which one is the primary, where then every read goes. Nodes may be down, all of them even.
-        `may_lead` may veto that a node comes into office. `floors` says what reads without a token have to see:
-        `SubjectLocks` unless another store is given.
+        `may_lead` may veto that a node comes into office; who gives that may have no nodes yet. `floors` says what
+        reads without a token have to see: `SubjectLocks` unless another store is given.
 
         With a `board`, which an `Observer` of somebody else's keeps, it does not observe. `waiting` is that
         observer's, without which no read waits for a replica.
@@ -133,6 +133,8 @@ class Router(Generic[SubjectT]):
         repeated) and where there is no node to observe, `TablesUnusable`, and `NodesUnusable` if no primary is
         found and what each node failed of will last: a wrong password or database, say.
         """
+        if not nodes and board is None and may_lead is None:
+            raise ValueError("there must be a node, at the least")
         policy, limits = policy or Policy(), limits or Limits()
         observation = None
         if board is None:

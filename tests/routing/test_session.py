@@ -425,9 +425,12 @@ async def test_a_table_of_floors_that_may_not_be_used_is_told_of_at_the_door(clu
     ("theirs", "words"),
     [
         ("epochs (id int)", "column .* does not exist"),
-        ("epochs (timeline int, epoch text)", "no unique or exclusion constraint"),
-        ("epochs (timeline int PRIMARY KEY, epoch text, name text NOT NULL)", "not-null constraint"),
-        ("epochs (timeline text PRIMARY KEY, epoch text)", "operator does not exist"),
+        ("epochs (system_id bigint, timeline int, epoch text)", "no unique or exclusion constraint"),
+        (
+            "epochs (system_id bigint, timeline int, epoch text, x int NOT NULL, UNIQUE (system_id, timeline))",
+            "not-null constraint",
+        ),
+        ("epochs (system_id bigint, timeline text, epoch text)", "operator does not exist"),
     ],
 )
 async def test_a_table_of_somebody_elses_stays_as_it_is(cluster: LocalCluster, theirs: str, words: str) -> None:
