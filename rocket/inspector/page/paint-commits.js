@@ -24,7 +24,9 @@ export function paintCommits(scene) {
   }
   for (const row of scene.chosenWrites) paintEdges(scene, row, true);
   const [trips, dots] = [new Path2D(), new Path2D()];
-  const size = to - from > view.width / 8 ? 2.2 : to - from > view.width / 30 ? 3 : 4;
+  const dense = to - from > view.width / 8;
+  const size = dense ? 2.2 : to - from > view.width / 30 ? 3 : 4;
+  pen.fillStyle = palette.commit;
   const odd = [];
   for (let row = from; row < to; row++) {
     const [at, done] = [view.x(writes.get("at", row)), view.x(writes.get("t", row))];
@@ -40,13 +42,17 @@ export function paintCommits(scene) {
       odd.push([done, rail, writes.get("ok", row) === 2]);
       continue;
     }
-    dots.moveTo(done + size, rail);
-    dots.arc(done, rail, size, 0, 7);
+    // Where they touch each other, nobody sees that they are square: it takes a fraction of the time.
+    if (dense) pen.fillRect(done - 2, rail - 2, 4, 4);
+    else {
+      dots.moveTo(done + size, rail);
+      dots.arc(done, rail, size, 0, 7);
+    }
   }
-  pen.globalAlpha = 0.18 + 0.3 * lines * share;
+  pen.globalAlpha = (0.18 + 0.3 * lines * share) * (dense ? 0.6 : 1);
   pen.strokeStyle = palette.commit;
   pen.lineWidth = 1;
-  pen.setLineDash([2, 2]);
+  if (!dense) pen.setLineDash([2, 2]);
   pen.stroke(trips);
   pen.setLineDash([]);
   pen.globalAlpha = 1;

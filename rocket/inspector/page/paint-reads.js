@@ -83,8 +83,8 @@ function paintWay(scene, way, rows, count, share, density) {
   const { pen, view, store, lanes, palette } = scene;
   const { t, at, decided, node, lane, id, tried } = store.reads.columns;
   const mask = store.reads.mask;
-  const [go, back, wait, detour] = [new Path2D(), new Path2D(), new Path2D(), new Path2D()];
-  const shapes = [];
+  const [go, wait, detour] = [new Path2D(), new Path2D(), new Path2D()];
+  const [shapes, back] = [[], []];
   const colour = palette.ways[way];
   const width = WAYS[way].width;
   const roomy = density < 0.12;
@@ -113,8 +113,7 @@ function paintWay(scene, way, rows, count, share, density) {
         go.moveTo(x1, y1);
         go.lineTo(x2, y1);
       }
-      back.moveTo(x2, y1);
-      back.lineTo(x2, y0);
+      back.push(x2, y1, y0 - y1);
     }
     if (tried[cell]) {
       for (const { number: other } of store.nodes) {
@@ -155,8 +154,8 @@ function strokeWay({ pen, palette }, way, { go, back, wait, detour }) {
   pen.stroke(detour);
   pen.setLineDash([]);
   pen.globalAlpha = way === STALE ? 0.8 : alpha * 0.45;
-  pen.lineWidth = way === STALE ? 2 : 1;
-  pen.stroke(back);
+  const broad = way === STALE ? 2 : 1;
+  for (let at = 0; at < back.length; at += 3) pen.fillRect(back[at] - broad / 2, back[at + 1], broad, back[at + 2]);
   pen.globalAlpha = alpha;
 }
 
