@@ -137,7 +137,7 @@ class LocalCluster:
                 node.suspect = node.exists  # what it went through in an earlier run, its directory tells
         await self._make_missing_nodes()
         async with self._kept_following():
-            with _step(f"{len(self.nodes)} servers up"):
+            with _step(f"{_counted(len(self.nodes), 'server')} up"):
                 if roles.has_history(self.data_dir):
                     await self.primary.start(self.primary.port)
                     with catchup.said_plainly("the primary does not answer"):
@@ -145,8 +145,9 @@ class LocalCluster:
                 await self._together(self.bring_up)
             with _step("database and tables ready"), catchup.said_plainly("the database could not be prepared"):
                 await prepare_database(self.primary, self.settings.database, self.settings.schema)
-            with _step("replicas streaming"):
-                await self.wait_for_catchup()
+            if self.replicas:
+                with _step("replicas streaming"):
+                    await self.wait_for_catchup()
 
     @contextlib.asynccontextmanager
     async def _kept_following(self) -> AsyncIterator[None]:
@@ -176,7 +177,7 @@ class LocalCluster:
                     password_file.unlink()
         missing = [node for node in self.nodes.values() if not node.exists]
         if missing:
-            with _step(f"{len(missing)} replicas cloned"):
+            with _step(f"{_counted(len(missing), 'replica')} cloned"):
                 await self._together(lambda node: making.clone(node, first), missing)
 
     def _write_password_file(self) -> None:
@@ -214,7 +215,7 @@ class LocalCluster:
             for node in self.nodes.values():
                 if node.process is not None:
                     node.process.end()
-        _log.info("%d servers stopped in %.2f s", len(self.nodes), time.monotonic() - began)
+        _log.info("%s stopped in %.2f s", _counted(len(self.nodes), "server"), time.monotonic() - began)
 
     def hurry(self) -> None:
         """End every server at once, for someone who will not wait: recovery is left to the next start."""
@@ -295,6 +296,10 @@ def _refuse_other_version(data_dir: Path, major: int) -> None:
             raise DirectoryUnusable(
                 f"{data_dir} was made by Postgres {found}, and the programs here are Postgres {major}"
             )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 @contextlib.contextmanager
