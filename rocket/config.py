@@ -30,6 +30,7 @@ _SIZES = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 1
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) *(ms|s|min|h)?")
 _SECONDS = {"ms": 0.001, None: 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"([0-9]{1,18}) *([A-Za-z]+)")
+_NODES = ("primary", "replica", "nodes_file")
 _RATE = re.compile(r"[0-9]{1,6}(?:\.[0-9]{0,24})?(?:e-[0-9]{1,2})?|\.[0-9]{1,24}")
 
 
@@ -73,7 +74,10 @@ def parse_duration(text: str) -> float:
 
 def parse_wait(text: str) -> float:
     """Read a time that may be none at all."""
-    return 0.0 if text == "0" else parse_duration(text)
+    try:
+        return 0.0 if text == "0" else parse_duration(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or 0 for none") from None
 
 
 def parse_rate(text: str) -> float:
@@ -158,7 +162,12 @@ class Settings:
     """Everything that a run can be told. Each field is a flag of the same name."""
 
     replicas: int = _setting(
-        5, "NUM_REPLICAS", parse_replica_count, "N", "replicas beside the primary", also_cluster=True
+        5,
+        "NUM_REPLICAS",
+        parse_replica_count,
+        "N",
+        "how many replicas there are beside the primary",
+        also_cluster=True,
     )
     postgres_port: int = _setting(
         5433, "POSTGRES_PORT", parse_port, "P",
@@ -176,12 +185,7 @@ class Settings:
         "text", "ROCKET_LOG_FORMAT", parse_one_of(*LOG_FORMATS), "FORMAT", "text or json", also_cluster=True
     )
     duration: float | None = _setting(
-        None,
-        "ROCKET_DURATION",
-        parse_duration,
-        "S",
-        "stop by itself after so many seconds",
-        also_cluster=True,
+        None, "ROCKET_DURATION", parse_duration, "S", "stop by itself after so long", also_cluster=True
     )
     host: str = _setting("127.0.0.1", "ROCKET_HOST", parse_text, "HOST", "the address that the API listens on")
     api_port: int = _setting(5005, "API_PORT", parse_port, "P", "the API's port; 0: any free one")
@@ -190,7 +194,7 @@ class Settings:
         "processes of the API that share its port; 1: it runs inside the program itself",
     )  # fmt: skip
     observer_interval: float = _setting(
-        0.5, "ROCKET_OBSERVER_INTERVAL", parse_duration, "S", "seconds between two looks at each node"
+        0.5, "ROCKET_OBSERVER_INTERVAL", parse_duration, "S", "the time between two looks at each node"
     )
     lease: float = _setting(
         5.0, "ROCKET_LEASE", parse_duration, "S", "a replica that was not heard of for so long serves nobody"
@@ -212,12 +216,9 @@ class Settings:
         "never-stale; or, for comparison only: article, random, primary",
     )  # fmt: skip
     simulator_rate: float | None = _setting(
-        None,
-        "ROCKET_SIMULATOR_RATE",
-        parse_rate,
-        "R",
-        "rides a second in all; without it, one leisurely client",
-    )
+        None, "ROCKET_SIMULATOR_RATE", parse_rate, "R",
+        "the simulator's rides a second, in all; without it, one leisurely client",
+    )  # fmt: skip
     server_logs: bool = _setting(
         False, "ROCKET_SERVER_LOGS", parse_yes_or_no, "", "show the servers' own logs too", also_cluster=True
     )
@@ -273,22 +274,42 @@ class Settings:
         return {PRIMARY: self.primary, **dict(self.replica)}
 
 
+GROUPS = {
+    "run": ("duration", "simulator_rate"),
+    "cluster": ("replicas", "postgres_port", "data_dir", "postgres_bin"),
+    "API": ("host", "api_port", "api_workers", "allowed_hosts", "no_inspector", "inspector_token"),
+    "routing": ("routing", "max_wait", "max_lag", "lease", "primary_lease", "observer_interval"),
+    "a cluster that is there": ("primary", "replica", "nodes_file", "patroni", "patroni_dsn"),
+    "logs": ("log_format", "server_logs"),
+}
+"""What the settings are about, as the help shows them."""
+
+
 def add_arguments(parser: argparse.ArgumentParser, *, cluster_only: bool = False) -> None:
     """Give a parser a flag for each setting, or for each that concerns the cluster alone."""
-    for each in _settings():
-        if cluster_only and not each.metadata["cluster"]:
-            continue
-        if each.default is False:
-            help_text = f"{each.metadata['help']} [{each.metadata['env']}=yes]"
-            parser.add_argument(flag(each.name), action="store_const", const="yes", help=help_text)
-            continue
-        default = "" if each.default in {None, "", ()} else f" (default: {_shown(each.default)})"
-        parser.add_argument(
-            flag(each.name),
-            action="append" if each.metadata["repeated"] else "store",
-            metavar=each.metadata["metavar"],
-            help=f"{each.metadata['help']}{default} [{each.metadata['env']}]",
+    settings = {each.name: each for each in _settings()}
+    for title, names in GROUPS.items():
+        members = [settings[name] for name in names if settings[name].metadata["cluster"] or not cluster_only]
+        if members:
+            group = parser.add_argument_group(title)
+            for member in members:
+                _add_flag(group, member)
+
+
+def _add_flag(group: argparse._ArgumentGroup, setting: Field[Any]) -> None:
+    of_it = setting.metadata
+    if setting.default is False:
+        group.add_argument(
+            flag(setting.name), action="store_const", const="yes", help=f"{of_it['help']} [{of_it['env']}=yes]"
         )
+        return
+    default = "" if setting.default in {None, "", ()} else f" (default: {_shown(setting.default)})"
+    group.add_argument(
+        flag(setting.name),
+        action="append" if of_it["repeated"] else "store",
+        metavar=of_it["metavar"],
+        help=f"{of_it['help']}{default} [{of_it['env']}]",
+    )
 
 
 def flag(name: str) -> str:
@@ -309,6 +330,9 @@ def load(
         from_file = dotenv.dotenv_values(dotenv_file)
     except (OSError, ValueError) as error:
         raise InvalidSetting(f"cannot read {dotenv_file}: {error}") from None
+    by_flag = [name for name in _NODES if getattr(arguments, name, None) is not None]
+    if "nodes_file" in by_flag and len(by_flag) > 1:
+        raise InvalidSetting(f"{flag(by_flag[0])} and --nodes-file both name the nodes: give one of them")
     values: dict[str, Any] = {}
     for each in _settings():
         env = each.metadata["env"]
@@ -367,4 +391,6 @@ def _settings() -> list[Field[Any]]:
 def _shown(default: object) -> str:
     if isinstance(default, MaxLag):
         return "16MiB"
+    if isinstance(default, float):  # each is a time
+        return f"{default * 1000:g}ms" if default < 0.1 else f"{default:g}s"  # noqa: PLR2004 - as people say it
     return str(default)

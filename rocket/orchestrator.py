@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rocket import Policy, Routing, topology
+from rocket.config import flag
 from rocket.ending import Ending, Unwinding, background, ended_by_signals
 from rocket.errors import InvalidSetting
 from rocket.listeners import listeners, url_of
@@ -188,6 +189,14 @@ def _api(url: str, held: Sequence[socket.socket]) -> Mapping[str, object] | None
 def _service(settings: Settings, addresses: Addresses, *, observe: bool = True) -> Service:
     if not observe:
         _log.warning("without an observer no replica is known: every never-stale read goes to the primary")
+    looks_s = 2 * settings.observer_interval
+    short = {flag(name): getattr(settings, name) for name in ("lease", "primary_lease")}
+    if too_short := [f"{name} {lease_s:g}s" for name, lease_s in short.items() if lease_s < looks_s]:
+        _log.warning(
+            "%s: shorter than two looks of the observer (%gs), of which one may come late: reads and writes will "
+            "find nobody fit for a while, again and again",
+            ", ".join(too_short), looks_s,
+        )  # fmt: skip
     return Service(
         nodes=addresses.nodes,
         nodes_file=None if settings.nodes_file is None else str(settings.nodes_file.absolute()),

@@ -313,6 +313,16 @@ def test_the_help_names_every_flag_variable_and_default() -> None:
             assert case.default == getattr(config.load(arguments, {}, Path("no such file")), name)
 
 
+def test_the_help_shows_each_setting_once_with_others_of_its_kind() -> None:
+    """In one of its groups, and times as people write them."""
+    grouped = [name for names in config.GROUPS.values() for name in names]
+    parser = argparse.ArgumentParser()
+    config.add_arguments(parser)
+
+    assert sorted(grouped) == sorted({each.name for each in fields(Settings)} - {"given"})
+    assert {"20ms", "0.5s", "5s", "16MiB"} <= set(re.findall(r"\(default:\s+(\S+)\)", parser.format_help()))
+
+
 # --- what is wrong ---
 
 
