@@ -29,7 +29,10 @@ _MOST_FAILOVERS = 1000
 
 _FLAGS = {
     "seed": ("N", "of the faults' schedule (default: random)"),
-    "duration": ("S", "how long faults happen (default: 60s)"),
+    "duration": (
+        "S",
+        "for how long faults are planned; they end later if healing takes long: each comes once (default: 60s)",
+    ),
     "calm": ("S", "how long traffic goes on without any: replicas have to be back within 10 s (default: 12s)"),
     "faults": ("NAMES", f"all, none, or of these, separated by commas: {', '.join(KINDS)} (default: all)"),
     "sessions": ("N", "clients at a time (default: 24)"),
