@@ -49,10 +49,33 @@ _NODE_COMMANDS = {
     "mend": "let a replica reach its primary again",
     "promote": "make a replica the primary; the old primary goes down first, and then follows it",
 }
-_CLUSTER = "Run a local Postgres cluster, or act on one that runs (also inside run-all)."
+_CLUSTER = (
+    "Run a local Postgres cluster, or act on one that runs (also inside run-all). Exit codes: 0 done, or ended as "
+    "asked; 1 it could not be done, or a server cannot be kept alive; 2 wrong use, or no such cluster."
+)
+_RUN_ALL_EPILOG = """\
+Each setting also comes from the environment, or from a line of .env, by the name in brackets; a flag goes before
+both. Times are like 20ms, 5s or 2min; a number alone is seconds.
+
+example: three replicas on any free ports, 50 rides a second, for a minute
+  python -m rocket run-all --replicas 3 --postgres-port 0 --api-port 0 --simulator-rate 50 --duration 1min
+
+exit codes: 0 it ended as asked, by a signal or --duration; 1 a part failed, or the simulator saw a stale read;
+2 what was asked for cannot be had
+"""
 _COLUMNS = ("name", "role", "state", "pid", "port", "timeline", "lsn", "lag_bytes", "receiver", "replay")
 
 _log = logging.getLogger("rocket.run")
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """Refuses what it does not know with its own usage; argparse leaves that to whoever has the commands."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,12 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Reads from Postgres replicas that are guaranteed never stale.",
     )
     parser.add_argument("--version", action="version", version=f"rocket {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_CommandParser)
     run_all = commands.add_parser(
-        "run-all", help="run cluster, API, observer and simulator", description="Run the whole system."
+        "run-all",
+        help="run cluster, API, observer and simulator",
+        description="Run the whole system: a cluster of its own (or one that is there), API, observer, simulator.",
+        epilog=_RUN_ALL_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for part in ("cluster", "api", "observer", "simulator"):
-        run_all.add_argument(f"--no-{part}", action="store_true", help=f"leave out the {part}")
+    parts = run_all.add_argument_group("parts")
+    for part in ("cluster", "API", "observer", "simulator"):
+        parts.add_argument(f"--no-{part.lower()}", action="store_true", help=f"leave out the {part}")
     config.add_arguments(run_all)
     status_settings.add_arguments(
         commands.add_parser(
@@ -163,36 +191,42 @@ def cluster_main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_cluster_commands(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="cluster_command", required=True, metavar="COMMAND")
-    up = commands.add_parser("up", help="run a cluster in the foreground until Ctrl-C")
+    commands = parser.add_subparsers(
+        dest="cluster_command", required=True, metavar="COMMAND", parser_class=_CommandParser
+    )
+
+    def command(name: str, what: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+
+    up = command("up", "run a cluster in the foreground until Ctrl-C")
     config.add_arguments(up, cluster_only=True)
     up.add_argument(
         "--patroni", action="store_true", dest="by_patroni",
         help="have it run by Patroni and etcd: three members, or one more than --replicas",
     )  # fmt: skip
-    status = commands.add_parser("status", help="show the nodes of a running cluster")
+    status = command("status", "show the nodes of a running cluster")
     status.add_argument("--json", action="store_true", help="as JSON")
     which = [
         status,
-        commands.add_parser("down", help="end a running cluster, and the program that runs it"),
-        commands.add_parser("heal", help="undo all that was done to the nodes: everything back to normal"),
+        command("down", "end a running cluster, and the program that runs it"),
+        command("heal", "undo all that was done to the nodes: everything back to normal"),
     ]
-    env = commands.add_parser("env", help='print where the nodes are, for eval "$(python cluster.py env)"')
+    env = command("env", 'print where the nodes are, for eval "$(python cluster.py env)"')
     env.add_argument("--tcp", action="store_true", help="by TCP, with the password, rather than by socket")
     which.append(env)
     for name, what in _NODE_COMMANDS.items():
-        command = commands.add_parser(name, help=what, description=what)
-        command.add_argument("node", metavar="NODE", help="primary, replica0, ...")
+        on_node = command(name, what)
+        on_node.add_argument("node", metavar="NODE", help="primary, replica0, ...")
         if name == "delay":
-            command.add_argument("delay_ms", metavar="MS", type=int, help="milliseconds")
+            on_node.add_argument("delay_ms", metavar="MS", type=int, help="milliseconds")
         if name == "kill":
-            command.add_argument(
+            on_node.add_argument(
                 "--backend", action="store_true", help="one of its backends, not the whole server"
             )
-        which.append(command)
-    for command in which:
-        command.add_argument("--data-dir", metavar="DIR", help="the running cluster's data directory")
-        command.add_argument("--postgres-port", metavar="P", help="a port of the running cluster")
+        which.append(on_node)
+    for one in which:
+        one.add_argument("--data-dir", metavar="DIR", help="the running cluster's data directory")
+        one.add_argument("--postgres-port", metavar="P", help="a port of the running cluster")
 
 
 def _on_cluster(given: argparse.Namespace) -> int:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import dotenv
 
 from rocket.addresses import PRIMARY, parse_dsn, parse_replicas
 from rocket.errors import InvalidSetting
 from rocket.patroni.addresses import parse_template, parse_urls
+from rocket.values import (
+    MaxLag,
+    parse_duration,
+    parse_max_lag,
+    parse_one_of,
+    parse_path,
+    parse_port,
+    parse_rate,
+    parse_replica_count,
+    parse_text,
+    parse_token,
+    parse_wait,
+    parse_worker_count,
+    parse_yes_or_no,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -22,122 +36,7 @@ if TYPE_CHECKING:
 ROUTINGS = ("never-stale", "article", "random", "primary")
 LOG_FORMATS = ("text", "json")
 
-_LARGEST_PORT = 65535
-_MOST_REPLICAS = 30
-_MOST_WORKERS = 16
-"""Each has up to eleven connections to every node, and a node of a local cluster takes 200."""
-_SIZES = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) *(ms|s|min|h)?")
-_SECONDS = {"ms": 0.001, None: 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
-_SIZE = re.compile(r"([0-9]{1,18}) *([A-Za-z]+)")
-_RATE = re.compile(r"[0-9]{1,6}(?:\.[0-9]{0,24})?(?:e-[0-9]{1,2})?|\.[0-9]{1,24}")
-
-
-class MaxLag(NamedTuple):
-    """How far behind a replica may be and still serve: bytes or seconds, one of the two."""
-
-    bytes: int | None
-    seconds: float | None
-
-
-def parse_port(text: str) -> int:
-    """Read a TCP port; 0 stands for any free one."""
-    return parse_whole(text, 0, _LARGEST_PORT)
-
-
-def parse_replica_count(text: str) -> int:
-    """Read how many replicas there shall be."""
-    return parse_whole(text, 0, _MOST_REPLICAS)
-
-
-def parse_worker_count(text: str) -> int:
-    """Read how many processes of the API there shall be."""
-    return parse_whole(text, 1, _MOST_WORKERS)
-
-
-def parse_whole(text: str, least: int, most: int) -> int:
-    """Read a whole number within bounds."""
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
-        raise ValueError(f"must be a whole number from {least} to {most}")
-    return int(text)
-
-
-def parse_duration(text: str) -> float:
-    """Read a time like `0.5`, `20ms`, `5s` or `2min` as seconds, more than none."""
-    match = _DURATION.fullmatch(text)
-    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
-    if not 0 < seconds < math.inf:
-        raise ValueError("must be a time above zero, like 0.5, 20ms, 5s or 2min")
-    return seconds
-
-
-def parse_wait(text: str) -> float:
-    """Read a time that may be none at all."""
-    if text == "0":
-        return 0.0
-    try:
-        return parse_duration(text)
-    except ValueError:
-        raise ValueError("must be 0, or a time like 0.5, 20ms, 5s or 2min") from None
-
-
-def parse_rate(text: str) -> float:
-    """Read a number of things a second."""
-    value = float(text) if _RATE.fullmatch(text) else 0.0
-    if not 0 < value <= 10_000:  # noqa: PLR2004 - beyond it, it is not the API that is measured
-        raise ValueError("must be a number above 0, at most 10000")
-    return value
-
-
-def parse_max_lag(text: str) -> MaxLag:
-    """Read a bound on lag: bytes like `16MiB`, or seconds like `5s`."""
-    size = _SIZE.fullmatch(text)
-    if size and size[2].upper() in _SIZES:
-        return MaxLag(int(size[1]) * _SIZES[size[2].upper()], None)
-    match = _DURATION.fullmatch(text)
-    if match and match[2] and (seconds := parse_duration(text)):
-        return MaxLag(None, seconds)
-    raise ValueError("must be a number of bytes like 16MiB, or a time like 5s")
-
-
-def parse_one_of(*choices: str) -> Callable[[str], str]:
-    """Return a reader that takes one of these words."""
-
-    def read(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}")
-        return text
-
-    return read
-
-
-def parse_yes_or_no(text: str) -> bool:
-    """Read a switch."""
-    return parse_one_of("yes", "no")(text) == "yes"
-
-
-def parse_text(value: str) -> str:
-    """Read a text that is not empty."""
-    if not value:
-        raise ValueError("must not be empty")
-    return value
-
-
-def parse_token(value: str) -> str:
-    """Read a secret that goes into a header and a cookie."""
-    if not re.fullmatch(r"[A-Za-z0-9_.~-]{8,200}", value):
-        raise ValueError("must be 8 to 200 of A-Z a-z 0-9 _ . ~ -")
-    return value
-
-
-def parse_path(value: str) -> Path:
-    """Read a path."""
-    if "\0" in value:
-        raise ValueError("must not hold a NUL byte")
-    try:
-        return Path(parse_text(value)).expanduser()
-    except RuntimeError as error:  # ~somebody who does not exist
-        raise ValueError(f"cannot be used: {error}") from None
+_NODES = ("primary", "replica", "nodes_file")
 
 
 def _setting(
@@ -163,7 +62,12 @@ class Settings:
     """Everything that a run can be told. Each field is a flag of the same name."""
 
     replicas: int = _setting(
-        5, "NUM_REPLICAS", parse_replica_count, "N", "replicas beside the primary", also_cluster=True
+        5,
+        "NUM_REPLICAS",
+        parse_replica_count,
+        "N",
+        "how many replicas there are beside the primary",
+        also_cluster=True,
     )
     postgres_port: int = _setting(
         5433, "POSTGRES_PORT", parse_port, "P",
@@ -181,12 +85,7 @@ class Settings:
         "text", "ROCKET_LOG_FORMAT", parse_one_of(*LOG_FORMATS), "FORMAT", "text or json", also_cluster=True
     )
     duration: float | None = _setting(
-        None,
-        "ROCKET_DURATION",
-        parse_duration,
-        "S",
-        "stop by itself after so many seconds",
-        also_cluster=True,
+        None, "ROCKET_DURATION", parse_duration, "S", "stop by itself after so long", also_cluster=True
     )
     host: str = _setting("127.0.0.1", "ROCKET_HOST", parse_text, "HOST", "the address that the API listens on")
     api_port: int = _setting(5005, "API_PORT", parse_port, "P", "the API's port; 0: any free one")
@@ -195,7 +94,7 @@ class Settings:
         "processes of the API that share its port; 1: it runs inside the program itself",
     )  # fmt: skip
     observer_interval: float = _setting(
-        0.5, "ROCKET_OBSERVER_INTERVAL", parse_duration, "S", "seconds between two looks at each node"
+        0.5, "ROCKET_OBSERVER_INTERVAL", parse_duration, "S", "the time between two looks at each node"
     )
     lease: float = _setting(
         5.0, "ROCKET_LEASE", parse_duration, "S", "a replica that was not heard of for so long serves nobody"
@@ -217,12 +116,9 @@ class Settings:
         "never-stale; or, for comparison only: article, random, primary",
     )  # fmt: skip
     simulator_rate: float | None = _setting(
-        None,
-        "ROCKET_SIMULATOR_RATE",
-        parse_rate,
-        "R",
-        "rides a second in all; without it, one leisurely client",
-    )
+        None, "ROCKET_SIMULATOR_RATE", parse_rate, "R",
+        "the simulator's rides a second, in all; without it, one leisurely client",
+    )  # fmt: skip
     server_logs: bool = _setting(
         False, "ROCKET_SERVER_LOGS", parse_yes_or_no, "", "show the servers' own logs too", also_cluster=True
     )
@@ -286,22 +182,50 @@ class Settings:
         return {PRIMARY: self.primary, **dict(self.replica)}
 
 
+GROUPS = {
+    "run": ("duration", "simulator_rate"),
+    "cluster": ("replicas", "postgres_port", "data_dir", "postgres_bin"),
+    "API": ("host", "api_port", "api_workers", "allowed_hosts", "no_inspector", "inspector_token"),
+    "routing": ("routing", "max_wait", "max_lag", "lease", "primary_lease", "observer_interval"),
+    "a cluster that is there": (
+        "primary",
+        "replica",
+        "nodes_file",
+        "patroni",
+        "patroni_dsn",
+        "patroni_ca",
+        "patroni_cert",
+    ),
+    "logs": ("log_format", "server_logs"),
+}
+"""What the settings are about, as the help shows them."""
+
+
 def add_arguments(parser: argparse.ArgumentParser, *, cluster_only: bool = False) -> None:
     """Give a parser a flag for each setting, or for each that concerns the cluster alone."""
-    for each in _settings():
-        if cluster_only and not each.metadata["cluster"]:
-            continue
-        if each.default is False:
-            help_text = f"{each.metadata['help']} [{each.metadata['env']}=yes]"
-            parser.add_argument(flag(each.name), action="store_const", const="yes", help=help_text)
-            continue
-        default = "" if each.default in {None, "", ()} else f" (default: {_shown(each.default)})"
-        parser.add_argument(
-            flag(each.name),
-            action="append" if each.metadata["repeated"] else "store",
-            metavar=each.metadata["metavar"],
-            help=f"{each.metadata['help']}{default} [{each.metadata['env']}]",
+    settings = {each.name: each for each in _settings()}
+    for title, names in GROUPS.items():
+        members = [settings[name] for name in names if settings[name].metadata["cluster"] or not cluster_only]
+        if members:
+            group = parser.add_argument_group(title)
+            for member in members:
+                _add_flag(group, member)
+
+
+def _add_flag(group: argparse._ArgumentGroup, setting: Field[Any]) -> None:
+    of_it = setting.metadata
+    if setting.default is False:
+        group.add_argument(
+            flag(setting.name), action="store_const", const="yes", help=f"{of_it['help']} [{of_it['env']}=yes]"
         )
+        return
+    default = "" if setting.default in {None, "", ()} else f" (default: {_shown(setting.default)})"
+    group.add_argument(
+        flag(setting.name),
+        action="append" if of_it["repeated"] else "store",
+        metavar=of_it["metavar"],
+        help=f"{of_it['help']}{default} [{of_it['env']}]",
+    )
 
 
 def flag(name: str) -> str:
@@ -322,6 +246,9 @@ def load(
         from_file = dotenv.dotenv_values(dotenv_file)
     except (OSError, ValueError) as error:
         raise InvalidSetting(f"cannot read {dotenv_file}: {error}") from None
+    by_flag = [name for name in _NODES if getattr(arguments, name, None) is not None]
+    if "nodes_file" in by_flag and len(by_flag) > 1:
+        raise InvalidSetting(f"{flag(by_flag[0])} and --nodes-file both name the nodes: give one of them")
     values: dict[str, Any] = {}
     for each in _settings():
         env = each.metadata["env"]
@@ -380,4 +307,6 @@ def _settings() -> list[Field[Any]]:
 def _shown(default: object) -> str:
     if isinstance(default, MaxLag):
         return "16MiB"
+    if isinstance(default, float):  # each is a time
+        return f"{default * 1000:g}ms" if default < 0.1 else f"{default:g}s"  # noqa: PLR2004 - as people say it
     return str(default)

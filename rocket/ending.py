@@ -27,6 +27,8 @@ class Ending:
         """Whether the end was asked for, in contrast to a failure."""
         self.begun = False
         """Whether the program is being taken down, for whatever reason: then nothing is cancelled any more."""
+        self.hurried = False
+        """Whether somebody has asked a second time."""
         self.on_hurry: list[Callable[[], None]] = []
         """Called when somebody asks a second time."""
         self.on_hangup: list[Callable[[], None]] = []
@@ -40,7 +42,9 @@ class Ending:
             self.asked = True
             self._task.cancel()
         else:
-            _log.info("%s: in a hurry", why)
+            if not self.hurried:
+                _log.info("%s: in a hurry", why)
+            self.hurried = True
             for hurry in self.on_hurry:
                 hurry()
 

@@ -46,9 +46,10 @@ def listeners(settings: Settings) -> Iterator[list[socket.socket]]:
                     for _ in range(settings.api_workers)
                 ]
         except OSError as error:
-            who = directories.port_holder(settings.api_port) if error.errno == errno.EADDRINUSE else ""
-            hint = ": try --api-port 0" if who else ""
-            raise PortInUse(f"cannot listen on {where}: {error.strerror}{who}{hint}") from None
+            who = ""
+            if error.errno == errno.EADDRINUSE:
+                who = f"{directories.port_holder(settings.api_port)}; --api-port 0 takes any free one"
+            raise PortInUse(f"cannot listen on {where}: {error.strerror}{who}") from None
         yield held
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rocket import Policy, Routing, topology
+from rocket.config import flag
 from rocket.ending import Ending, Unwinding, background, ended_by_signals
 from rocket.errors import InvalidSetting
 from rocket.listeners import listeners, url_of
@@ -78,7 +79,6 @@ async def run_all(settings: Settings, parts: Parts) -> int:
 
                 simulator = Simulator(url, rate=settings.simulator_rate, reconnect=len(held) > 1)
             _must_agree(settings, parts)
-            _warn_of_short_leases(settings)
             if parts.cluster or parts.api or parts.observer:
                 addresses = await _addresses(settings, parts, ending, stack, api)
                 service = _service(settings, addresses, observe=parts.observer)
@@ -190,6 +190,14 @@ def _api(url: str, held: Sequence[socket.socket]) -> Mapping[str, object] | None
 def _service(settings: Settings, addresses: Addresses, *, observe: bool = True) -> Service:
     if not observe:
         _log.warning("without an observer no replica is known: every never-stale read goes to the primary")
+    looks_s = 2 * settings.observer_interval
+    short = {flag(name): getattr(settings, name) for name in ("lease", "primary_lease")}
+    if too_short := [f"{name} {lease_s:g}s" for name, lease_s in short.items() if lease_s < looks_s]:
+        _log.warning(
+            "%s: shorter than two looks of the observer (%gs), of which one may come late: reads and writes will "
+            "find nobody fit for a while, again and again",
+            ", ".join(too_short), looks_s,
+        )  # fmt: skip
     return Service(
         nodes=addresses.nodes,
         nodes_file=_absolute(settings.nodes_file),
@@ -293,16 +301,6 @@ async def nodes_of(settings: Settings) -> Mapping[str, str] | None:
         tls = Tls(_absolute(settings.patroni_ca), _absolute(settings.patroni_cert))
         return await patroni.find(settings.patroni, settings.patroni_dsn, tls)
     return settings.nodes if settings.nodes_file is None else topology.read_nodes(settings.nodes_file)
-
-
-def _warn_of_short_leases(settings: Settings) -> None:
-    """Say so where a status may be over before the next one comes."""
-    for flag, lease_s in (("--lease", settings.lease), ("--primary-lease", settings.primary_lease)):
-        if lease_s < 2 * settings.observer_interval:
-            _log.warning(
-                "%s %gs is short beside --observer-interval %gs: what was seen of a node will often be too old",
-                flag, lease_s, settings.observer_interval,
-            )  # fmt: skip
 
 
 def _must_agree(settings: Settings, parts: Parts) -> None:

@@ -72,19 +72,25 @@ class Tally:
         nodes = ", ".join(f"{name} {count}" for name, count in sorted(self.by_node.items()))
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.fallbacks.most_common())
         lines = [
-            f"{self.rides} rides written, {total} reads: {nodes or 'none answered'}",
-            f"{sum(self.fallbacks.values())} reads by the primary" + (f" ({reasons})" if reasons else ""),
+            f"{_counted(self.rides, 'ride')} written, {_counted(total, 'read')}: {nodes or 'none answered'}",
+            f"{_counted(sum(self.fallbacks.values()), 'read')} by the primary"
+            + (f" ({reasons})" if reasons else ""),
         ]
         trouble = {
-            "rides not acknowledged": self.unwritten,
-            "rides left out": self.left_out,
-            "reads refused": self.reads[Outcome.REFUSED],
-            "reads without an answer": self.reads[Outcome.FAILED],
+            ("ride", "not acknowledged"): self.unwritten,
+            ("ride", "left out"): self.left_out,
+            ("read", "refused"): self.reads[Outcome.REFUSED],
+            ("read", "without an answer"): self.reads[Outcome.FAILED],
         }
         if any(trouble.values()):
-            lines.append(", ".join(f"{count} {what}" for what, count in trouble.items() if count))
-        lines.append(f"{self.stale} stale reads")
+            told = (f"{_counted(count, what)} {how}" for (what, how), count in trouble.items() if count)
+            lines.append(", ".join(told))
+        lines.append(_counted(self.stale, "stale read"))
         return lines
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 class Simulator:

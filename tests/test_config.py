@@ -13,9 +13,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rocket import config
-from rocket.config import MaxLag, Settings
+from rocket import config, values
+from rocket.config import Settings
 from rocket.errors import InvalidSetting, SetupError
+from rocket.values import MaxLag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -315,6 +316,16 @@ def test_the_help_names_every_flag_variable_and_default() -> None:
             assert case.default == getattr(config.load(arguments, {}, Path("no such file")), name)
 
 
+def test_the_help_shows_each_setting_once_with_others_of_its_kind() -> None:
+    """In one of its groups, and times as people write them."""
+    grouped = [name for names in config.GROUPS.values() for name in names]
+    parser = argparse.ArgumentParser()
+    config.add_arguments(parser)
+
+    assert sorted(grouped) == sorted({each.name for each in fields(Settings)} - {"given"})
+    assert {"20ms", "0.5s", "5s", "16MiB"} <= set(re.findall(r"\(default:\s+(\S+)\)", parser.format_help()))
+
+
 # --- what is wrong ---
 
 
@@ -390,7 +401,7 @@ FACTORS = {"": 1.0, "s": 1.0, "ms": 0.001, "min": 60.0, "h": 3600.0}
 @modest
 def test_a_duration_is_its_number_times_its_unit(number: Any, unit: str, gap: str) -> None:
     """`20ms`, `0.5`, `2 min`: whatever the number and the unit, seconds come out."""
-    assert math.isclose(float(number) * FACTORS[unit], config.parse_duration(f"{number}{gap}{unit}"))
+    assert math.isclose(float(number) * FACTORS[unit], values.parse_duration(f"{number}{gap}{unit}"))
 
 
 @pytest.mark.parametrize(
@@ -398,7 +409,7 @@ def test_a_duration_is_its_number_times_its_unit(number: Any, unit: str, gap: st
 )
 def test_durations_as_people_write_them(text: str, seconds: float) -> None:
     """The forms that the help shows, and those with a bare point."""
-    assert math.isclose(seconds, config.parse_duration(text))
+    assert math.isclose(seconds, values.parse_duration(text))
 
 
 @given(text=st.text(max_size=12) | st.text("0123456789.smhin eE+-", max_size=12))
@@ -406,7 +417,7 @@ def test_durations_as_people_write_them(text: str, seconds: float) -> None:
 def test_a_duration_is_above_zero_and_finite_or_refused(text: str) -> None:
     """No text becomes a time that a clock cannot wait for."""
     try:
-        seconds = config.parse_duration(text)
+        seconds = values.parse_duration(text)
     except ValueError:
         return
 
@@ -435,7 +446,7 @@ def test_a_size_is_its_number_times_its_unit(
     number: int, unit: str, spelling: Callable[[str], str], gap: str
 ) -> None:
     """Exactly so, in any spelling, with units of ten and of two kept apart."""
-    assert MaxLag(number * SIZES[unit], None) == config.parse_max_lag(f"{number}{gap}{spelling(unit)}")
+    assert MaxLag(number * SIZES[unit], None) == values.parse_max_lag(f"{number}{gap}{spelling(unit)}")
 
 
 @given(number=st.integers(1, 10**6), unit=st.sampled_from(["s", "ms", "min", "h"]))
@@ -444,7 +455,7 @@ def test_a_bound_with_a_unit_of_time_is_in_seconds(number: int, unit: str) -> No
     """It means the same as any other time."""
     text = f"{number}{unit}"
 
-    assert MaxLag(None, config.parse_duration(text)) == config.parse_max_lag(text)
+    assert MaxLag(None, values.parse_duration(text)) == values.parse_max_lag(text)
 
 
 @given(text=st.text(max_size=12) | st.text("0123456789.smhinkKMGBib ", max_size=12))
@@ -452,7 +463,7 @@ def test_a_bound_with_a_unit_of_time_is_in_seconds(number: int, unit: str) -> No
 def test_a_bound_is_in_bytes_or_seconds_or_refused(text: str) -> None:
     """Always exactly one of the two, and never negative."""
     try:
-        bound = config.parse_max_lag(text)
+        bound = values.parse_max_lag(text)
     except ValueError:
         return
 
@@ -467,24 +478,24 @@ def test_a_whole_number_is_within_its_bounds_or_refused(number: int, least: int,
     """Both bounds are allowed values."""
     most = least + width
     if least <= number <= most:
-        assert number == config.parse_whole(str(number), least, most)
+        assert number == values.parse_whole(str(number), least, most)
     else:
         with pytest.raises(ValueError, match=f"from {least} to {most}"):
-            config.parse_whole(str(number), least, most)
+            values.parse_whole(str(number), least, most)
 
 
 @given(
     text=st.text(max_size=20) | st.text("0123456789.eE+-_ naif", max_size=20),
     parse=st.sampled_from(
         [
-            config.parse_port,
-            config.parse_replica_count,
-            config.parse_worker_count,
-            config.parse_duration,
-            config.parse_rate,
-            config.parse_max_lag,
-            config.parse_yes_or_no,
-            config.parse_text,
+            values.parse_port,
+            values.parse_replica_count,
+            values.parse_worker_count,
+            values.parse_duration,
+            values.parse_rate,
+            values.parse_max_lag,
+            values.parse_yes_or_no,
+            values.parse_text,
         ]
     ),
 )
@@ -517,13 +528,13 @@ def test_any_text_is_a_value_of_a_setting_or_refused_on_one_line(text: str, sett
 @modest
 def test_a_rate_is_read_as_it_is(rate: float) -> None:
     """Any number of rides a second up to the most."""
-    assert rate == config.parse_rate(repr(rate))
+    assert rate == values.parse_rate(repr(rate))
 
 
 @pytest.mark.parametrize("text", ["one of", "", "red,green", "RED", "red "])
 def test_a_word_is_one_of_those_that_are_known(text: str) -> None:
     """Exactly so spelled; the error says which there are."""
-    read = config.parse_one_of("red", "green")
+    read = values.parse_one_of("red", "green")
 
     assert [read("red"), read("green")] == ["red", "green"]
     with pytest.raises(ValueError, match="must be one of red, green"):
@@ -534,7 +545,7 @@ def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     """`.env` is read by no shell that would do it."""
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    assert tmp_path / "cluster" == config.parse_path("~/cluster")
+    assert tmp_path / "cluster" == values.parse_path("~/cluster")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,23 @@ async def test_signal_is_a_normal_end() -> None:
     assert ending.asked
 
 
+async def test_hurry_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However often somebody presses Ctrl-C; who is to hurry hears of each time."""
+    hurried = 0
+
+    def hurry() -> None:
+        nonlocal hurried
+        hurried += 1
+
+    with caplog.at_level("INFO", "rocket.run"), ended_by_signals() as ending:
+        ending.on_hurry.append(hurry)
+        for _ in range(4):
+            ending.ask("SIGINT")
+        await asyncio.sleep(5)
+    assert ["SIGINT: shutting down", "SIGINT: in a hurry"] == caplog.messages
+    assert 3 == hurried
+
+
 async def test_handlers_are_put_back() -> None:
     """Ctrl-C means again what it meant before."""
     before = signal.getsignal(signal.SIGINT)

@@ -62,7 +62,8 @@ ROOMS = {
     # At the bottom.
     "rocket.errors": Room(()),
     "rocket.addresses": Room(()),
-    "rocket.config": Room(("rocket.errors", "rocket.addresses", "rocket.patroni.addresses")),
+    "rocket.values": Room(()),
+    "rocket.config": Room(("rocket.errors", "rocket.addresses", "rocket.patroni.addresses", "rocket.values")),
     "rocket.consistency": Room(
         ("rocket.consistency", "rocket.errors"),
         never=("asyncio", "asyncpg", "aiohttp", "uvloop", "time", "datetime", "random", "threading"),

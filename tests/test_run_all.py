@@ -290,6 +290,9 @@ async def test_parts_run_in_programs_of_their_own(kept_dir: Path) -> None:
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
         (["--no-cluster"], "no cluster of this user is running"),
         (["--no-cluster", "--no-api", "--no-observer", "--no-simulator"], "nothing left to run"),
+        (["--nodes-file", "x", "--primary", "postgresql://x"], "--primary and --nodes-file both name the nodes"),
+        (["--nodes-file", "x", "--replica", "r=postgresql://x"], "--replica and --nodes-file both name"),
+        (["--max-wait=-1"], "or 0 for none, not '-1'"),
     ],
 )
 async def test_wrong_use_is_one_line_and_exit_code_2(kept_dir: Path, flags: list[str], words: str) -> None:
@@ -299,6 +302,55 @@ async def test_wrong_use_is_one_line_and_exit_code_2(kept_dir: Path, flags: list
     assert words in output
     assert 1 == len(output.splitlines())
     assert_nothing_left(kept_dir)
+
+
+@pytest.mark.parametrize(
+    ("program", "used"), [(("-m", "rocket", "run-all"), 2), (("-m", "rocket", "torture"), 64)]
+)
+async def test_a_flag_that_a_command_does_not_know_brings_that_commands_usage(
+    kept_dir: Path, program: tuple[str, ...], used: int
+) -> None:
+    """Rather than one that knows no flags."""
+    code, output = await command(kept_dir, *program, "--replica-count", "3")
+    assert used == code
+    assert output.startswith(f"usage: python -m rocket {program[-1]} [-h]")
+    assert output.endswith(f"rocket {program[-1]}: error: unrecognized arguments: --replica-count 3\n")
+
+
+@pytest.mark.parametrize("program", [("-m", "rocket", "run-all"), ("cluster.py",), ("-m", "rocket", "cluster")])
+async def test_the_help_tells_exit_codes(kept_dir: Path, program: tuple[str, ...]) -> None:
+    """And run-all's an example of how it is called."""
+    code, output = await command(kept_dir, *program, "--help")
+    assert 0 == code
+    assert re.search(r"exit codes: 0 .*; 1 .*;\s2 ", output, re.IGNORECASE | re.DOTALL)
+    assert ("example:" in output) == (program[-1] == "run-all")
+
+
+async def test_a_cluster_of_one_server_is_told_of_as_such(kept_dir: Path) -> None:
+    """No step that it does not take, and no plural."""
+    flags = ("--replicas", "0", "--duration", "0.1", "--no-simulator")
+    code, output = await command(kept_dir, "-m", "rocket", "run-all", *FREE_PORTS, *flags)
+    assert 0 == code
+    assert re.search(r"1 server up .*1 server stopped", output, re.DOTALL)
+    assert "replica" not in output
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--lease", "900ms"), ["--lease 0.9s"]),
+        (("--observer-interval", "3s"), ["--lease 5s, --primary-lease 5s"]),
+        (("--lease", "1s"), []),
+    ],
+)
+async def test_a_lease_that_two_looks_outlast_is_warned_of(
+    kept_dir: Path, flags: tuple[str, ...], said: list[str]
+) -> None:
+    """In one line, at the start: it works, after a fashion."""
+    rest = ("--replicas", "0", "--duration", "0.1", "--no-simulator")
+    code, output = await command(kept_dir, "-m", "rocket", "run-all", *FREE_PORTS, *rest, *flags)
+    assert 0 == code
+    assert said == re.findall(r"WARNING: (--.*): shorter than two looks of the observer", output)
 
 
 @pytest.mark.parametrize("flag", ["--api-port", "--postgres-port"])
@@ -312,5 +364,6 @@ async def test_port_in_use_is_one_line_and_exit_code_2(kept_dir: Path, flag: str
     assert 2 == code
     assert 1 == len(output.splitlines())
     assert port in output
+    assert ("--api-port 0 takes any free one" in output) == (flag == "--api-port")
     assert f"process {os.getpid()}" in output
     assert_nothing_left(kept_dir)

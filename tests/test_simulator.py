@@ -461,7 +461,7 @@ class TestTally:
         tally.fallbacks.update({"not-caught-up": 1})
         assert tally.lines() == [
             "3 rides written, 3 reads: primary 1, replica0 2",
-            "1 reads by the primary (not-caught-up 1)",
+            "1 read by the primary (not-caught-up 1)",
             "0 stale reads",
         ]
 
@@ -473,8 +473,8 @@ class TestTally:
         assert tally.lines() == [
             "4 rides written, 4 reads: replica0 1",
             "0 reads by the primary",
-            "2 rides not acknowledged, 1 rides left out, 1 reads refused, 2 reads without an answer",
-            "1 stale reads",
+            "2 rides not acknowledged, 1 ride left out, 1 read refused, 2 reads without an answer",
+            "1 stale read",
         ]
 
     def test_a_run_without_answers_says_so(self) -> None:

@@ -85,10 +85,10 @@ class Admission:
         """How many may be inside."""
         self.unasked = MOST
         """`MOST`, and none during an overload."""
+        self._told = False
+        """Whether it was said that there is an overload: not before somebody is refused."""
         self._was_behind = False
         self._refused_before = 0
-        self._refused_until_now = 0
-        """Until the present overload, if there is one: an overload is worth a word once somebody is refused."""
         self._quiet_since = 0.0
         self._waits = 0
         self._early: deque[asyncio.Future[None]] = deque()
@@ -101,8 +101,6 @@ class Admission:
             await self._turn()
         if request.path not in self.never_refused and (too_soon or self.inside >= self.most):
             manners.welcome_at = time.monotonic() + RETRY_AFTER_S
-            if self.refused == self._refused_until_now and not self.unasked:
-                _log.warning("overload, with %d requests at a time: more are refused", self.inside)
             self.refused += 1
             return web.Response(body=_BODY, status=HTTPStatus.SERVICE_UNAVAILABLE, headers=_HEADERS)
         self.inside += 1
@@ -181,11 +179,15 @@ class Admission:
             if behind and self._was_behind:
                 self.most, self.unasked, self._quiet_since = CROWD, 0, now
             self._was_behind = behind
-        elif now - self._quiet_since > _QUIET_S:
+            return
+        if refusing and not self._told:
+            self._told = True
+            _log.warning("overload: more than %d requests at a time are refused", self.most)
+        if now - self._quiet_since > _QUIET_S:
             self.most = self.unasked = MOST
-            if refused := self.refused - self._refused_until_now:
-                _log.warning("the overload is over; %d requests were refused", refused)
-            self._refused_until_now = self.refused
+            if self._told:
+                self._told = False
+                _log.warning("the overload is over; %d requests were refused since the start", self.refused)
         elif waited:
             self.most = min(MOST, self.most + self.most // 16 + 1)
         elif refusing:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 from rocket.bench.contenders import CONTENDERS
 from rocket.bench.measures import MEASURES, Pace
-from rocket.config import parse_duration, parse_path, parse_port, parse_whole
 from rocket.errors import InvalidSetting
+from rocket.values import parse_duration, parse_path, parse_port, parse_whole
 
 if TYPE_CHECKING:
     import argparse

@@ -27,7 +27,7 @@ from rocket.postgres.lineage import FIRST_TIMELINE, Lineage
 from rocket.postgres.node import Node
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from rocket.postgres.control import CarriedOut
@@ -137,7 +137,7 @@ class LocalCluster:
                 node.suspect = node.exists  # what it went through in an earlier run, its directory tells
         await self._make_missing_nodes()
         async with self._kept_following():
-            with _step(f"{_servers(self.nodes)} up"):
+            with _step(f"{_counted(len(self.nodes), 'server')} up"):
                 if roles.has_history(self.data_dir):
                     await self.primary.start(self.primary.port)
                     with catchup.said_plainly("the primary does not answer"):
@@ -177,7 +177,7 @@ class LocalCluster:
                     password_file.unlink()
         missing = [node for node in self.nodes.values() if not node.exists]
         if missing:
-            with _step(f"{len(missing)} replicas cloned"):
+            with _step(f"{_counted(len(missing), 'replica')} cloned"):
                 await self._together(lambda node: making.clone(node, first), missing)
 
     def _write_password_file(self) -> None:
@@ -215,7 +215,7 @@ class LocalCluster:
             for node in self.nodes.values():
                 if node.process is not None:
                     node.process.end()
-        _log.info("%s stopped in %.2f s", _servers(self.nodes), time.monotonic() - began)
+        _log.info("%s stopped in %.2f s", _counted(len(self.nodes), "server"), time.monotonic() - began)
 
     def hurry(self) -> None:
         """End every server at once, for someone who will not wait: recovery is left to the next start."""
@@ -274,10 +274,6 @@ def node_names(replicas: int) -> list[str]:
     return [roles.FIRST_PRIMARY, *(f"replica{number}" for number in range(replicas))]
 
 
-def _servers(nodes: Collection[str]) -> str:
-    return f"{len(nodes)} {'server' if len(nodes) == 1 else 'servers'}"
-
-
 def _ports(settings: ClusterSettings, names: list[str]) -> list[int]:
     if settings.port == 0:
         chosen: list[int] = []
@@ -300,6 +296,10 @@ def _refuse_other_version(data_dir: Path, major: int) -> None:
             raise DirectoryUnusable(
                 f"{data_dir} was made by Postgres {found}, and the programs here are Postgres {major}"
             )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 @contextlib.contextmanager

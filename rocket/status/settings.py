@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from rocket import config
 from rocket.errors import InvalidSetting
 from rocket.listeners import url_of
+from rocket.values import parse_duration
 
 if TYPE_CHECKING:
     import argparse
@@ -39,7 +40,7 @@ class StatusSettings:
         """Read what was given, and what the environment says of cluster and API; raise `InvalidSetting`."""
         settings = config.load(given)
         try:
-            watch_s = None if given.watch is None else config.parse_duration(given.watch)
+            watch_s = None if given.watch is None else parse_duration(given.watch)
         except ValueError as error:
             raise InvalidSetting(f"--watch {error}, not {given.watch!r}") from None
         return cls(

@@ -51,11 +51,18 @@ class Nemesis:
         self._target = target
         self._history = history
         self._zero = zero
+        self.left_out = 0
+        """How many were not brought about a second time, since those before them took long."""
+        self._began = zero
         self._taken: set[str] = set()
         """Nodes that a fault is at work on: another one keeps its hands off."""
 
     async def run(self, schedule: Sequence[PlannedFault], began: float) -> None:
-        """Bring each fault about when its time has come, counted from `began`, and return when all is healed."""
+        """Bring each fault about when its time has come, counted from `began`, and return when all is healed.
+
+        That may take longer than planned: each happens once, however late the one before it was healed.
+        """
+        self._began = began
         lanes: defaultdict[str, list[PlannedFault]] = defaultdict(list)
         for fault in schedule:
             lanes[fault.lane].append(fault)
@@ -63,12 +70,13 @@ class Nemesis:
             async with asyncio.TaskGroup() as group:
                 for lane, faults in lanes.items():
                     breath_s = _BREATH_S.get(lane, 0.0)
-                    group.create_task(self._lane(faults, began, breath_s), name=f"faults of {lane}")
+                    group.create_task(self._lane(faults, breath_s), name=f"faults of {lane}")
 
-    async def _lane(self, faults: Sequence[PlannedFault], began: float, breath_s: float) -> None:
+    async def _lane(self, faults: Sequence[PlannedFault], breath_s: float) -> None:
         for fault in faults:
-            late_s = time.monotonic() - began - fault.at
+            late_s = time.monotonic() - self._began - fault.at
             if late_s > _TOO_LATE_S and self.happened[fault.name]:
+                self.left_out += 1
                 continue
             await asyncio.sleep(-late_s)
             for attempt in range(_ATTEMPTS):
@@ -85,8 +93,10 @@ class Nemesis:
         async with self._node_for(fault) as node:
             at = time.monotonic() - self._zero
             words = fault.name if node is None else f"{fault.name} {node.name}"
+            late_s = at + self._zero - self._began - fault.at
+            late = f", {late_s:.1f} s late: those before it took long" if late_s > _TOO_LATE_S else ""
+            _log.info("%6.1f s  %s%s", at, words, late)
             async with injections.INJECTIONS[fault.name](self._target, node, fault.length_s) as detail:
-                _log.info("%6.1f s  %s", at, words)
                 self._tell(fault, node, f"is on for {fault.length_s:.1f} s")
                 self.under_way.append(words)
                 try:

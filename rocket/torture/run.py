@@ -102,7 +102,11 @@ async def torture(settings: TortureSettings) -> None:
                 await stack.enter_async_context(background(_progress(nemesis, target), "progress"))
                 await target.clients.at_work()
                 await nemesis.run(settings.schedule, time.monotonic())
-                history.add(Healed(at=round(time.monotonic() - zero, 6)))
+                healed_at = time.monotonic() - zero
+                history.add(Healed(at=round(healed_at, 6)))
+                left_out = f"; {nemesis.left_out} that came too late were left out" if nemesis.left_out else ""
+                done = f"the last fault is healed{left_out}" if settings.schedule else "there are no faults"
+                _log.info("%6.1f s  %s: %g s of calm", healed_at, done, settings.calm_s)
                 await asyncio.sleep(settings.calm_s)
                 finished = True
         leaked = tuple(await traces.left())

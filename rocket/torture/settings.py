@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from rocket.config import ROUTINGS, parse_duration, parse_one_of, parse_path, parse_wait, parse_whole
+from rocket.config import ROUTINGS
 from rocket.errors import InvalidSetting
 from rocket.torture.history import OF_PATRONI
 from rocket.torture.schedule import KINDS, OF_PROCESSES, plan
+from rocket.values import parse_duration, parse_one_of, parse_path, parse_wait, parse_whole
 
 if TYPE_CHECKING:
     import argparse
@@ -31,7 +32,7 @@ _FLAGS = {
     "seed": ("N", "of the faults' schedule (default: random)"),
     "duration": (
         "S",
-        "for how long faults are planned; each comes to its end, so that it may take longer (default: 60s)",
+        "for how long faults are planned; they end later if healing takes long: each comes once (default: 60s)",
     ),
     "calm": ("S", "how long traffic goes on without any: replicas have to be back within 10 s (default: 12s)"),
     "faults": ("NAMES", f"all, none, or of these, separated by commas: {', '.join(KINDS)} (default: all)"),

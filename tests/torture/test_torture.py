@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,18 @@ async def torture(kept_dir: Path, *flags: str) -> tuple[int, str]:
 
 
 async def test_the_guarantee_holds_under_fire(kept_dir: Path) -> None:
-    """Crashes, promotions, a lost tail and cut links: no read is stale, and nothing is left behind."""
+    """Crashes, promotions, a lost tail and cut links: no read is stale, and nothing is left behind.
+
+    What happens is told as it happens.
+    """
     code, output = await torture(kept_dir, "--duration", "9", "--calm", "5", "--seed", "1", "--faults", FAULTS)
 
     assert 0 == code, output
     assert "HELD" in output
+    seconds = [float(said) for said in re.findall(r"torture +([0-9.]+) s  ", output)]
+    assert sorted(seconds) == seconds
+    assert all(re.search(rf" s  {fault}\b", output) for fault in FAULTS.split(","))
+    assert re.search(r" s  the last fault is healed.*: 5 s of calm", output)
     assert_nothing_left(kept_dir)
 
 
