@@ -341,6 +341,27 @@ async def test_nodes_that_are_down_do_not_keep_a_router_from_opening() -> None:
     assert said.endswith("No such file or directory).")
 
 
+async def test_a_closed_router_says_so(cluster: LocalCluster) -> None:
+    """It is a mistake of the caller's, and no outage: asking again later would not help."""
+    async with await Router.open(dsns(cluster)) as router:
+        session = router.session()
+        await session.write(lambda db: db.fetchval("SELECT 1"))
+    with pytest.raises(RuntimeError, match="the router is closed"):
+        await session.read(lambda db: db.fetchval("SELECT 1"))
+    with pytest.raises(RuntimeError, match="the router is closed"):
+        await session.write(lambda db: db.fetchval("SELECT 1"))
+
+
+def test_nothing_can_be_explained_of_no_answer() -> None:
+    """Before a session has read or written there is none."""
+    with pytest.raises(
+        TypeError, match="nothing to explain of no answer yet: it takes an Answer or an Unavailable"
+    ):
+        explain(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="nothing to explain of str"):
+        explain("replica0")  # type: ignore[arg-type]
+
+
 async def test_a_router_of_no_nodes_is_refused() -> None:
     """There is nothing that it could ever do."""
     with pytest.raises(ValueError, match="there must be a node"):
