@@ -85,6 +85,8 @@ class Admission:
         """How many may be inside."""
         self.unasked = MOST
         """`MOST`, and none during an overload."""
+        self._told = False
+        """Whether it was said that there is an overload: not before somebody is refused."""
         self._was_behind = False
         self._refused_before = 0
         self._quiet_since = 0.0
@@ -176,11 +178,16 @@ class Admission:
             behind = not waited and (turn_s > LONG_TURN_S or self.inside > CROWD)
             if behind and self._was_behind:
                 self.most, self.unasked, self._quiet_since = CROWD, 0, now
-                _log.warning("overload, with %d requests at a time: more are refused", self.inside)
             self._was_behind = behind
-        elif now - self._quiet_since > _QUIET_S:
+            return
+        if refusing and not self._told:
+            self._told = True
+            _log.warning("overload: more than %d requests at a time are refused", self.most)
+        if now - self._quiet_since > _QUIET_S:
             self.most = self.unasked = MOST
-            _log.warning("the overload is over; %d requests were refused since the start", self.refused)
+            if self._told:
+                self._told = False
+                _log.warning("the overload is over; %d requests were refused since the start", self.refused)
         elif waited:
             self.most = min(MOST, self.most + self.most // 16 + 1)
         elif refusing:

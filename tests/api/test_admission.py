@@ -149,6 +149,29 @@ async def test_one_slow_turn_is_no_overload(guests: Guests, loop: Loop) -> None:
     assert guests.house.unasked
 
 
+async def test_an_overload_is_told_of_once_somebody_is_refused(
+    guests: Guests, loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once each time, and its end as well; one in which nobody was, is nobody's trouble."""
+    for _ in range(2):
+        caplog.clear()
+        loop.turns(LONG_S, 2)
+        unasked = [guests.house.unasked]
+        loop.turns(SHORT_S, 1000, waits=True)
+        unasked.append(guests.house.unasked)
+        assert [0, admission.MOST] == unasked
+        assert [] == caplog.messages
+
+        loop.turns(LONG_S, 2)
+        guests.house.refused += 1
+        loop.turns(SHORT_S)
+        guests.house.refused += 1
+        loop.turns(SHORT_S)
+        assert ["overload: more than 48 requests at a time are refused"] == caplog.messages
+        loop.turns(SHORT_S, 1000, waits=True)
+        assert ["overload", "the overload is over"] == [line[:20].partition(":")[0] for line in caplog.messages]
+
+
 async def test_in_an_overload_few_are_let_in(guests: Guests, loop: Loop) -> None:
     """And those who are in stay."""
     loop.overload()
