@@ -44,11 +44,14 @@ class Candidate(NamedTuple):
     """Why it could not serve the read; None if it could, or if that was not asked."""
 
 
-def explain(outcome: Answer[Any] | Unavailable) -> str:
+def explain(outcome: Answer[Any] | Unavailable | None) -> str:
     """Say in a few sentences how a read came to its answer, or why it got none; of a write, what covers it.
 
     They are made of what the router noted on the way (`Answer.route`): it costs nothing until somebody asks.
+    None is what `Session.last` is before anything was read or written.
     """
+    if outcome is None:
+        return "Nothing was read or written yet."
     if isinstance(outcome, Unavailable):
         answer, route = None, outcome.route
     elif outcome.reason is Reason.WRITE:

@@ -184,12 +184,19 @@ class Router(Generic[SubjectT]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End the observer, and close every connection. More than once is harmless."""
+        """End the observer, and close every connection; what is asked for later is a `RuntimeError`.
+
+        More than once is harmless.
+        """
         if not self._closed:
             self._closed = True
             if self._observation is not None:
                 await self._observation.end()
             await self._nodes.close()
+
+    def _must_be_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the router is closed")
 
     async def observing(self) -> None:
         """Wait until the router is closed; raise what its observer died of, if it does so before.
@@ -253,6 +260,7 @@ class Router(Generic[SubjectT]):
         `InvalidToken`; what `work` raises rolls back and is raised
         as it is.
         """
+        self._must_be_open()
         floor_taken = self._floor_taken
         if floor_taken is FloorTaken.AFTER_COMMIT:
             return await self._writer.write(work, subject, _in_order(token), floor_taken)
@@ -288,6 +296,7 @@ class Router(Generic[SubjectT]):
         for which the primary has to be asked. Raise `Unavailable` if no such node answers in time, and
         `InvalidToken`; what `work` raises is raised as it is.
         """
+        self._must_be_open()
         route = Route(time.monotonic() + self._limits.read_s, _in_order(token))
         try:
             match self._routing:

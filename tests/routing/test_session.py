@@ -320,6 +320,22 @@ async def test_nodes_that_are_down_do_not_keep_a_router_from_opening() -> None:
     assert said.endswith("No such file or directory).")
 
 
+async def test_a_closed_router_says_so(cluster: LocalCluster) -> None:
+    """It is a mistake of the caller's, and no outage: asking again later would not help."""
+    async with await Router.open(dsns(cluster)) as router:
+        session = router.session()
+        await session.write(lambda db: db.fetchval("SELECT 1"))
+    with pytest.raises(RuntimeError, match="the router is closed"):
+        await session.read(lambda db: db.fetchval("SELECT 1"))
+    with pytest.raises(RuntimeError, match="the router is closed"):
+        await session.write(lambda db: db.fetchval("SELECT 1"))
+
+
+def test_that_there_is_no_answer_yet_is_an_explanation() -> None:
+    """It is what a session's last one is at the beginning."""
+    assert "Nothing was read or written yet." == explain(None)
+
+
 async def test_a_router_of_no_nodes_is_refused() -> None:
     """There is nothing that it could ever do."""
     with pytest.raises(ValueError, match="there must be a node"):
