@@ -30,7 +30,7 @@ else:  # asyncpg's classes are generic in its stubs alone
     _PlainConnection = asyncpg.Connection
 
 ResultT = TypeVar("ResultT")
-Work: TypeAlias = Callable[["Connection"], Awaitable[ResultT]]
+Work: TypeAlias = Callable[[Connection], Awaitable[ResultT]]
 """What the router runs for a caller, perhaps more than once: its effects stay inside the database.
 
 On a replica the session is not reset after it (design fact F9), so that whoever comes next finds what it has set
