@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Board, Epoch, Policy, PrimaryStatus, ReplicaStatus
-    from rocket.routing.connections import Connection
+    from rocket.routing.connections import Connection, Work
     from rocket.routing.limits import Limits
 
 
@@ -35,8 +35,9 @@ class Nodes:
     Which node is the primary is the board's to say. When a node is found in another role, its connections end.
     """
 
-    def __init__(self, pools: Mapping[str, NodePool], board: Board, policy: Policy, limits: Limits) -> None:
-        self._pools = dict(pools)
+    def __init__(self, board: Board, policy: Policy, limits: Limits, init: Work[None] | None) -> None:
+        self._pools: dict[str, NodePool] = {}
+        self._init = init
         self._always_reset = False
         self._board = board
         self._policy = policy
@@ -46,11 +47,13 @@ class Nodes:
         board.on_new_role.append(self._drop)
 
     @classmethod
-    async def open(cls, dsns: Mapping[str, str], board: Board, policy: Policy, limits: Limits) -> Self:
+    async def open(
+        cls, dsns: Mapping[str, str], board: Board, policy: Policy, limits: Limits, init: Work[None] | None = None
+    ) -> Self:
         """Make a pool for each node; raise `ValueError` for a name or an address that cannot be one."""
         for name, dsn in dsns.items():
             _must_be_right(name, dsn)
-        nodes = cls({}, board, policy, limits)
+        nodes = cls(board, policy, limits, init)
         for name, dsn in dsns.items():
             await nodes.add(name, dsn)
         return nodes
@@ -58,7 +61,7 @@ class Nodes:
     async def add(self, name: str, dsn: str) -> None:
         """Have one more node, or another address for one that is there; raise `ValueError` as `open` does."""
         _must_be_right(name, dsn)
-        pool = await NodePool.to(name, dsn, self._limits, lambda: self._doubt(name))
+        pool = await NodePool.to(name, dsn, self._limits, lambda: self._doubt(name), self._init)
         pool.resets_always = self._always_reset
         before = self._pools.get(name)
         self._pools[name] = pool

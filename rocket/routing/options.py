@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from rocket.consistency import Policy
+    from rocket.routing.connections import Work
     from rocket.routing.limits import Limits
     from rocket.routing.observer import MayLead
     from rocket.routing.rules import Routing
@@ -22,3 +23,4 @@ class Options(TypedDict, total=False):
     observer_interval_s: float
     may_lead: MayLead | None
     waiting: Waiting | None
+    init: Work[None] | None

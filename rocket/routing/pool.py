@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from rocket.consistency import Incarnation
+    from rocket.routing.connections import Work
     from rocket.routing.limits import Limits
 
 _RELEASE_TIMEOUT_S = 1.0
@@ -61,9 +62,12 @@ class Lives:
 class NodePool:
     """The connections to one node, whatever its role is."""
 
-    def __init__(self, name: str, limits: Limits, on_several: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, name: str, limits: Limits, on_several: Callable[[], None] | None, init: Work[None] | None
+    ) -> None:
         self.name = name
         self._on_several = on_several
+        self._init = init
         self._lives = Lives()
         self.resets_always = False
         """Whether each connection is reset when it is given back, as it is by asyncpg's pool as it comes."""
@@ -74,10 +78,18 @@ class NodePool:
 
     @classmethod
     async def to(
-        cls, name: str, dsn: str, limits: Limits, on_several: Callable[[], None] | None = None
+        cls,
+        name: str,
+        dsn: str,
+        limits: Limits,
+        on_several: Callable[[], None] | None = None,
+        init: Work[None] | None = None,
     ) -> NodePool:
-        """Make a pool; no connection is opened yet. `on_several`: called once several servers are found there."""
-        made = cls(name, limits, on_several)
+        """Make a pool; no connection is opened yet.
+
+        `on_several` is called once several servers are found there, `init` with each new connection.
+        """
+        made = cls(name, limits, on_several, init)
         made._pool = await asyncpg.create_pool(
             dsn,
             min_size=0,
@@ -95,6 +107,8 @@ class NodePool:
     async def _welcome(self, connection: NodeConnection) -> None:
         try:
             await learn_where(connection)
+            if self._init is not None:
+                await self._init(connection)
         except BaseException:
             connection.terminate()  # the pool would take its leave of a server that may have fallen silent
             raise

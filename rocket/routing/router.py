@@ -118,13 +118,15 @@ class Router(Generic[SubjectT]):
         observe: bool = True,
         observer_interval_s: float = 0.5,
         may_lead: MayLead | None = None,
+        init: Work[None] | None = None,
     ) -> Self | Router[str | None]:
         """Make a router for nodes by name, each given as a DSN, whatever their roles are.
 
         It observes them, every `observer_interval_s` seconds and once before this returns; with `observe` false it
         only finds out which one is the primary, where then every read goes. Nodes may be down, all of them even.
         `may_lead` may veto that a node comes into office; who gives that may have no nodes yet. `floors` says what
-        reads without a token have to see: `SubjectLocks` unless another store is given.
+        reads without a token have to see: `SubjectLocks` unless another store is given. `init` is called with each
+        new connection that work is given, for what asyncpg keeps with it: type codecs, say.
 
         With a `board`, which an `Observer` of somebody else's keeps, it does not observe. `waiting` is that
         observer's, without which no read waits for a replica.
@@ -142,7 +144,7 @@ class Router(Generic[SubjectT]):
             observer.may_lead = may_lead
             observation, waiting = Observation(observer), observer.waiting
         router = cls(
-            await Nodes.open(nodes, board, policy, limits),
+            await Nodes.open(nodes, board, policy, limits, init),
             cast("FloorStore[SubjectT]", SubjectLocks()) if floors is None else floors,
             board,
             policy=policy,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import secrets
@@ -339,6 +340,23 @@ async def test_nodes_that_are_down_do_not_keep_a_router_from_opening() -> None:
     said = explain(caught.value)
     assert said.startswith("Nobody answered: no primary is known to be in office (primary: ")
     assert said.endswith("No such file or directory).")
+
+
+async def test_each_connection_can_be_prepared_for_work(cluster: LocalCluster) -> None:
+    """By type codecs, say: on replicas as on the primary, after a reset as well."""
+
+    async def with_json(db: Connection) -> None:
+        await db.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+
+    async def ask(db: Connection) -> object:
+        return await db.fetchval("SELECT '{\"a\": [1]}'::jsonb")
+
+    async with await Router.open(dsns(cluster), observer_interval_s=BEAT_S, init=with_json) as router:
+        session = router.session("ann")
+        for _ in range(3):
+            assert {"a": [1]} == await session.write(ask)
+        while session.last is None or session.last.role is not Role.REPLICA:
+            assert {"a": [1]} == await session.read(ask)
 
 
 async def test_a_closed_router_says_so(cluster: LocalCluster) -> None:
