@@ -69,6 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
     _role = ROLES.get(config.getoption("--role"))
     config.addinivalue_line("markers", "vouched: is about statuses that vouch, for which it takes pg_monitor")
     config.addinivalue_line("markers", "superuser: needs a role that may do anything")
+    config.addinivalue_line("markers", "long: takes half a minute by itself; run by `pytest -m long`")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

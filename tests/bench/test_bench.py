@@ -32,6 +32,7 @@ def by_contender(told: dict[str, Any], measure: str, figure: str) -> dict[str, f
     }
 
 
+@pytest.mark.long
 async def test_a_short_run_shows_what_the_guarantee_costs(kept_dir: Path) -> None:
     """Who answers, what it costs the primary, and that nothing is stale; the table, and all of it as JSON."""
     file = kept_dir / "bench.json"

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 import aiohttp
+import pytest
 
 from rocket import orchestrator
 from rocket.config import Settings
@@ -66,6 +67,7 @@ async def control(patroni: PatroniCluster, *words: str) -> None:
     assert 0 == await process.wait()
 
 
+@pytest.mark.long
 async def test_a_primary_goes_on_while_patroni_is_paused_and_its_own_is_stopped(patroni: PatroniCluster) -> None:
     """As where Patroni itself is upgraded: its lock is gone, and nobody takes over."""
     leader = await patroni.leader()
