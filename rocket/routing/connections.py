@@ -74,8 +74,7 @@ class NodeConnection(_PlainConnection):
     """
 
     __slots__ = (
-        "_note", "commits", "cut_off", "direct", "dubious", "epoch", "incarnation", "left_clean", "opened_at",
-        "to_replica",
+        "_note", "commits", "cut_off", "direct", "epoch", "incarnation", "left_clean", "opened_at", "to_replica",
     )  # fmt: skip
 
     direct: bool
@@ -94,8 +93,6 @@ class NodeConnection(_PlainConnection):
     """Whether a statement was given up before the server had answered it."""
     commits: bool
     """Whether that would be a COMMIT: a server that waits for a replica's confirmation is not to be hurried."""
-    dubious: bool
-    """Whether work has failed on it, perhaps with a statement still under way."""
     _note: tuple[str, int] | None
     _addr: Any  # asyncpg's own, as is what follows
     _params: Any
@@ -137,7 +134,7 @@ async def learn_where(connection: NodeConnection) -> None:
     protocol announced, and neither incarnation nor epoch are known.
     """
     connection._note = None  # noqa: SLF001 - it has no __init__ of its own
-    connection.left_clean = connection.cut_off = connection.commits = connection.dubious = False
+    connection.left_clean = connection.cut_off = connection.commits = False
     connection.opened_at = time.monotonic()
     row = await connection.fetchrow(_WHERE, connection.get_server_pid(), timeout=CONNECT_TIMEOUT_S)
     assert row is not None  # noqa: S101 - it has one row

@@ -59,6 +59,20 @@ class Lives:
         return False
 
 
+async def _end_if_busy(connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> None:
+    """End a connection on which work, which has failed, has left a statement under way."""
+    if is_lost(connection):
+        return
+    try:
+        await connection.execute("SELECT 1")
+    except asyncpg.InterfaceError:
+        if not is_lost(connection):
+            behind(connection).cut_off = True
+        throw_away(connection)
+    except REFUSED:
+        pass  # whatever it is: nothing else was under way
+
+
 class NodePool:
     """The connections to one node, whatever its role is."""
 
@@ -159,13 +173,13 @@ class NodePool:
                 if isinstance(error, asyncpg.InternalClientError) or is_lost(connection):
                     throw_away(connection)
                     raise ConnectionError(f"connection lost: {in_words(error)}") from error
+                await _end_if_busy(connection)
                 raise
             except (asyncio.CancelledError, NodeChanged, *UNREACHABLE):
                 throw_away(connection)
                 raise
             except Exception:
-                if not is_lost(connection):
-                    behind(connection).dubious = True
+                await _end_if_busy(connection)
                 raise
             finally:
                 await self._give_back(connection)
@@ -184,17 +198,9 @@ class NodePool:
         saves a round trip for each read (design fact F9).
         """
         clean, connection.left_clean = connection.left_clean, False
-        dubious, connection.dubious = connection.dubious, False
         connection.cut_off = connection.commits = False
         if self.resets_always or (connection.epoch is not None and not clean):
             await connection.execute(connection.get_reset_query())
-        elif dubious:
-            try:
-                await connection.execute("SELECT 1")
-            except asyncpg.InterfaceError:  # something else is under way
-                connection.cut_off = True
-                throw_away(connection)
-                raise
 
     async def close(self, timeout_s: float) -> None:
         """Close every connection, by force when `timeout_s` is over, or when the server has gone first."""

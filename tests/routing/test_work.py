@@ -163,8 +163,9 @@ async def test_a_commit_that_is_given_up_goes_on_waiting_for_its_confirmation(cl
                 await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("error", [LookupError, asyncpg.InterfaceError])
 async def test_a_connection_on_which_something_is_under_way_is_lent_to_nobody(
-    cluster: LocalCluster, opened: Router[str | None]
+    cluster: LocalCluster, opened: Router[str | None], error: type[Exception]
 ) -> None:
     """As when one of two things that work does at a time fails, and the other one is left alone."""
     abandoned: list[asyncio.Task[object]] = []
@@ -174,12 +175,14 @@ async def test_a_connection_on_which_something_is_under_way_is_lent_to_nobody(
         backends.append(behind(db).get_server_pid())
         abandoned.append(asyncio.create_task(behind(db).fetch(LONG)))
         await asyncio.sleep(0.05)
+        if error is asyncpg.InterfaceError:
+            await db.execute("SELECT 'another operation is in progress'")
         raise LookupError
 
     session = opened.session("ann")
     while session.last is None or session.last.role is not Role.REPLICA:
         await session.read(lambda db: db.fetchval("SELECT 1"))
-    with pytest.raises(LookupError):
+    with pytest.raises(error):
         await session.read(leaves_a_statement)
     for _ in range(5):
         assert backends[0] != await session.read(lambda db: asyncio.sleep(0, behind(db).get_server_pid()))
