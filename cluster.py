@@ -2,7 +2,7 @@
 
 import sys
 
-from rocket.cli import cluster_main
+from rocket.lab.cli import cluster_main
 
 if __name__ == "__main__":
     sys.exit(cluster_main())

@@ -1,6 +1,5 @@
 """Reads from Postgres replicas that are guaranteed never stale."""
 
-from rocket.config import nodes_from_environment
 from rocket.consistency import Board, Epoch, Incarnation, Lsn, Policy, Reason, SessionToken
 from rocket.errors import (
     InvalidSetting,
@@ -14,23 +13,24 @@ from rocket.errors import (
     Unavailable,
     WriteInRead,
 )
+from rocket.lab.settings import nodes_from_environment
 from rocket.routing.answer import Answer, Role, Route
-from rocket.routing.bounds import SHOWN, saw
-from rocket.routing.connections import Connection, Work
-from rocket.routing.epochs import LostTail
-from rocket.routing.explanation import explain
+from rocket.routing.bound import READ_BOUND, report_read_bound
+from rocket.routing.catchup import Waiting
+from rocket.routing.connection import Connection, Work
+from rocket.routing.epochs import PossibleLoss
+from rocket.routing.explain import explain
 from rocket.routing.floors import FloorStore, FloorTable, SubjectLocks
 from rocket.routing.limits import Limits
-from rocket.routing.observer import MayLead, Observer
+from rocket.routing.observer import MayBePrimary, Observer
 from rocket.routing.router import Router
 from rocket.routing.rules import Routing
 from rocket.routing.session import Session, tokens_from
-from rocket.routing.waiting import Waiting
-from rocket.routing.writer import FLUSHED
+from rocket.routing.writes import FORCE_FLUSH
 
 __all__ = [
-    "FLUSHED",
-    "SHOWN",
+    "FORCE_FLUSH",
+    "READ_BOUND",
     "Answer",
     "Board",
     "Connection",
@@ -41,13 +41,13 @@ __all__ = [
     "InvalidSetting",
     "InvalidToken",
     "Limits",
-    "LostTail",
     "Lsn",
-    "MayLead",
+    "MayBePrimary",
     "NodesUnusable",
     "Observer",
     "OutcomeUnknown",
     "Policy",
+    "PossibleLoss",
     "Reason",
     "RocketError",
     "Role",
@@ -66,7 +66,7 @@ __all__ = [
     "WriteInRead",
     "explain",
     "nodes_from_environment",
-    "saw",
+    "report_read_bound",
     "tokens_from",
 ]
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from rocket.cli import main
+from rocket.lab.cli import main
 
 sys.exit(main())

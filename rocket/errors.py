@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def in_words(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Return what an error says, or its kind where it says nothing (a `TimeoutError`, mostly)."""
     return str(error) or type(error).__name__
 
 
 @contextlib.contextmanager
-def failing_plainly() -> Iterator[None]:
+def unwrapping_group() -> Iterator[None]:
     """Raise the first failure out of a task group as itself, so that callers catch what it is.
 
     Not `except*`: what is raised there is wrapped anew by some versions of Python.

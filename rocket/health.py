@@ -72,7 +72,7 @@ def _of_primary(board: Board, policy: Policy, now: float) -> Finding | None:
     primary = board.primary
     if primary is None:
         return Finding(Code.PRIMARY_UNKNOWN, "no primary has been found yet")
-    if board.in_office(now, policy.primary_lease_s) is not None:
+    if board.current_primary(now, policy.primary_lease_s) is not None:
         return None
     age_s = now - primary.observed_at
     if board.primary_is_lost:

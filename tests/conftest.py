@@ -17,14 +17,14 @@ import pytest_asyncio
 import uvloop
 
 from rocket import Board, Observer, Policy, Router, Routing
-from rocket.api.app import build_app
-from rocket.api.users import UserFloors
-from rocket.ending import background
-from rocket.orchestrator import DATABASE
-from rocket.postgres import faults
-from rocket.postgres.cluster import ClusterSettings, LocalCluster, local_cluster
-from rocket.postgres.installation import SUPERUSER
-from rocket.postgres.supervisor import supervise
+from rocket.cluster import faults
+from rocket.cluster.cluster import ClusterSettings, LocalCluster, local_cluster
+from rocket.cluster.installation import SUPERUSER
+from rocket.cluster.supervisor import supervise
+from rocket.lab.api.app import build_app
+from rocket.lab.api.users import UserFloors
+from rocket.lab.app import DATABASE
+from rocket.lab.shutdown import background
 from rocket.schema import tables
 
 if TYPE_CHECKING:

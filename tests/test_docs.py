@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rocket import Limits, Reason, cli
-from rocket.bench import settings as bench_settings
-from rocket.config import Settings, flag
+from rocket import Limits, Reason
 from rocket.health import Code
-from rocket.status import settings as status_settings
-from rocket.torture import settings as torture_settings
-from rocket.torture.schedule import KINDS
+from rocket.lab import cli
+from rocket.lab.bench import settings as bench_settings
+from rocket.lab.settings import Settings, flag
+from rocket.lab.status import settings as status_settings
+from rocket.lab.torture import settings as torture_settings
+from rocket.lab.torture.schedule import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -34,7 +34,7 @@ class Room(NamedTuple):
 PUBLIC = tuple(f"rocket.{name}" for name in rocket.__all__)
 
 JUDGING = tuple(
-    f"rocket.torture.{name}"
+    f"rocket.lab.torture.{name}"
     for name in (
         "answers",
         "checker",
@@ -55,29 +55,31 @@ JUDGING = tuple(
 )
 """What judges a torture run knows its history alone, and nothing of what ran."""
 
-SHOWING = tuple(f"rocket.status.{name}" for name in ("members", "overview", "report"))
+SHOWING = tuple(f"rocket.lab.status.{name}" for name in ("members", "overview", "report"))
 """What shows a running system knows what was said of it, and asks nobody."""
 
 ROOMS = {
     # At the bottom.
     "rocket.errors": Room(()),
-    "rocket.addresses": Room(()),
-    "rocket.values": Room(()),
-    "rocket.config": Room(("rocket.errors", "rocket.addresses", "rocket.patroni.addresses", "rocket.values")),
+    "rocket.dsn": Room(()),
+    "rocket.lab.values": Room(()),
+    "rocket.lab.settings": Room(
+        ("rocket.errors", "rocket.dsn", "rocket.topology.patroni_addresses", "rocket.lab.values")
+    ),
     "rocket.consistency": Room(
         ("rocket.consistency", "rocket.errors"),
         never=("asyncio", "asyncpg", "aiohttp", "uvloop", "time", "datetime", "random", "threading"),
     ),
-    "rocket.request_id": Room(()),
-    "rocket.logs": Room(("rocket.errors", "rocket.request_id")),
-    "rocket.ending": Room(("rocket.errors",)),
-    "rocket.loop": Room(()),
-    "rocket.table": Room(()),
+    "rocket.lab.request_id": Room(()),
+    "rocket.lab.logs": Room(("rocket.errors", "rocket.lab.request_id")),
+    "rocket.lab.shutdown": Room(("rocket.errors",)),
+    "rocket.lab.loop": Room(()),
+    "rocket.lab.text": Room(()),
     "rocket.schema": Room(()),
     # What knows a database.
-    "rocket.postgres": Room(("rocket.errors", "rocket.postgres"), never=("aiohttp",)),
+    "rocket.cluster": Room(("rocket.errors", "rocket.cluster"), never=("aiohttp",)),
     "rocket.routing": Room(
-        ("rocket.errors", "rocket.addresses", "rocket.consistency", "rocket.routing"), never=("aiohttp",)
+        ("rocket.errors", "rocket.dsn", "rocket.consistency", "rocket.routing"), never=("aiohttp",)
     ),
     # The public face, and what stands before it.
     "rocket.health": Room(("rocket.consistency", "rocket.routing"), never=("aiohttp", "prometheus_client")),
@@ -92,66 +94,68 @@ ROOMS = {
         ),
         never=("aiohttp",),
     ),
-    "rocket": Room(("rocket.errors", "rocket.config", "rocket.consistency", "rocket.routing")),
+    "rocket": Room(("rocket.errors", "rocket.lab.settings", "rocket.consistency", "rocket.routing")),
     "rocket.web": Room((*PUBLIC, "rocket.web")),
     "rocket.web.asgi": Room((*PUBLIC, "rocket.web"), never=("aiohttp", "starlette", "fastapi")),
-    "rocket.api": Room(
-        (*PUBLIC, "rocket.health", "rocket.metrics", "rocket.request_id", "rocket.web", "rocket.api")
+    "rocket.lab.api": Room(
+        (*PUBLIC, "rocket.health", "rocket.metrics", "rocket.lab.request_id", "rocket.web", "rocket.lab.api")
     ),
-    "rocket.simulator": Room(("rocket.config",), never=("asyncpg",)),
-    "rocket.listeners": Room(("rocket.errors", "rocket.config", "rocket.postgres.directories")),
-    "rocket.inspector": Room(
+    "rocket.lab.simulator": Room(("rocket.lab.settings",), never=("asyncpg",)),
+    "rocket.lab.listeners": Room(("rocket.errors", "rocket.lab.settings", "rocket.cluster.directories")),
+    "rocket.lab.inspector": Room(
         (
             *PUBLIC,
             "rocket.errors",
             "rocket.consistency",
-            "rocket.postgres",
-            "rocket.routing.explanation",
-            "rocket.api",
-            "rocket.simulator",
-            "rocket.ending",
-            "rocket.torture.history",
-            "rocket.inspector",
+            "rocket.cluster",
+            "rocket.routing.explain",
+            "rocket.lab.api",
+            "rocket.lab.simulator",
+            "rocket.lab.shutdown",
+            "rocket.lab.checker.history",
+            "rocket.lab.inspector",
         )
     ),
-    "rocket.topology": Room(
-        (*PUBLIC, "rocket.addresses", "rocket.errors", "rocket.routing.admittance"), never=("aiohttp",)
+    "rocket.topology.nodes_file": Room(
+        (*PUBLIC, "rocket.dsn", "rocket.errors", "rocket.routing.admittance"), never=("aiohttp",)
     ),
-    "rocket.serving": Room(
+    "rocket.lab.serving": Room(
         (
             *PUBLIC,
-            "rocket.api",
-            "rocket.ending",
-            "rocket.inspector",
-            "rocket.topology",
-            "rocket.patroni.topology",
-            "rocket.patroni.tls",
+            "rocket.lab.api",
+            "rocket.lab.shutdown",
+            "rocket.lab.inspector",
+            "rocket.topology.nodes_file",
+            "rocket.topology.patroni",
+            "rocket.topology.patroni_tls",
         )
     ),
-    "rocket.patroni": Room(
-        (*PUBLIC, "rocket.errors", "rocket.addresses", "rocket.postgres", "rocket.patroni"), never=("rocket.cli",)
+    "rocket.lab.patroni": Room(
+        (*PUBLIC, "rocket.errors", "rocket.dsn", "rocket.cluster", "rocket.lab.patroni"), never=("rocket.lab.cli",)
     ),
-    "rocket.workers": Room(
+    "rocket.lab.workers": Room(
         (
             *PUBLIC,
             "rocket.errors",
-            "rocket.ending",
-            "rocket.loop",
-            "rocket.serving",
-            "rocket.logs",
-            "rocket.postgres",
-            "rocket.workers",
+            "rocket.lab.shutdown",
+            "rocket.lab.loop",
+            "rocket.lab.serving",
+            "rocket.lab.logs",
+            "rocket.cluster",
+            "rocket.lab.workers",
         )
     ),
     # What puts them together.
-    "rocket.orchestrator": Room(("rocket",), never=("rocket.cli", "rocket.__main__")),
-    "rocket.torture": Room(("rocket",), never=("rocket.cli", "rocket.__main__")),
-    "rocket.bench": Room(("rocket",), never=("rocket.cli", "rocket.__main__", "rocket.torture")),
-    "rocket.status": Room(("rocket",), never=("rocket.cli", "rocket.__main__", "rocket.torture", "rocket.bench")),
+    "rocket.lab.app": Room(("rocket",), never=("rocket.lab.cli", "rocket.__main__")),
+    "rocket.lab.torture": Room(("rocket",), never=("rocket.lab.cli", "rocket.__main__")),
+    "rocket.lab.bench": Room(("rocket",), never=("rocket.lab.cli", "rocket.__main__", "rocket.lab.torture")),
+    "rocket.lab.status": Room(
+        ("rocket",), never=("rocket.lab.cli", "rocket.__main__", "rocket.lab.torture", "rocket.lab.bench")
+    ),
     **dict.fromkeys(
         SHOWING,
         Room(
-            ("rocket.consistency", "rocket.table", *SHOWING),
+            ("rocket.consistency", "rocket.lab.text", *SHOWING),
             never=("asyncio", "asyncpg", "aiohttp", "uvloop", "random", "threading"),
         ),
     ),
@@ -162,13 +166,13 @@ ROOMS = {
             never=("asyncio", "asyncpg", "aiohttp", "uvloop", "time", "random", "threading"),
         ),
     ),
-    "rocket.cli": Room(("rocket",)),
+    "rocket.lab.cli": Room(("rocket",)),
     "rocket.__main__": Room(("rocket",)),
 }
 
 MAY_READ_THE_ENVIRONMENT = {
-    "rocket.config",
-    "rocket.postgres.process",  # hands it on to the servers, and reads nothing of it
+    "rocket.lab.settings",
+    "rocket.cluster.process",  # hands it on to the servers, and reads nothing of it
 }
 
 
@@ -295,7 +299,7 @@ def test_the_house_is_not_empty() -> None:
     """The modules that are read are those of the package; every room of the plan has one."""
     names = {module_name(path) for path in MODULES}
 
-    assert {"rocket", "rocket.consistency.lsn", "rocket.postgres.node", "rocket.api.app"} <= names
+    assert {"rocket", "rocket.consistency.lsn", "rocket.cluster.node", "rocket.lab.api.app"} <= names
     assert set(ROOMS) <= names
 
 
@@ -349,41 +353,45 @@ def test_the_tables_have_the_columns_of_the_system_they_descend_from(column: str
 @pytest.mark.parametrize(
     ("module", "source", "caught"),
     [
-        ("rocket.errors", "from rocket import config", "rocket.config"),
-        ("rocket.errors", "from . import config", "rocket.config"),
-        ("rocket.config", "import rocket.logs", "rocket.logs"),
+        ("rocket.errors", "from rocket import config", "rocket.lab.settings"),
+        ("rocket.errors", "from . import config", "rocket.lab.settings"),
+        ("rocket.lab.settings", "import rocket.lab.logs", "rocket.lab.logs"),
         ("rocket.consistency.board", "import time", "time"),
         ("rocket.consistency.board", "from asyncio import Lock", "asyncio.Lock"),
         ("rocket.consistency.lsn", "import asyncpg.exceptions", "asyncpg.exceptions"),
-        ("rocket.consistency.choice", "from ..config import Settings", "rocket.config.Settings"),
+        ("rocket.consistency.choice", "from ..config import Settings", "rocket.lab.settings.Settings"),
         ("rocket.consistency", "from ..routing import router", "rocket.routing.router"),
-        ("rocket.postgres.node", "from rocket.consistency import Lsn", "rocket.consistency.Lsn"),
-        ("rocket.postgres.node", "from rocket import Lsn", "rocket.Lsn"),
-        ("rocket.routing.router", "from rocket.postgres.node import Node", "rocket.postgres.node.Node"),
-        ("rocket.routing.router", "from rocket.config import Settings", "rocket.config.Settings"),
+        ("rocket.cluster.node", "from rocket.consistency import Lsn", "rocket.consistency.Lsn"),
+        ("rocket.cluster.node", "from rocket import Lsn", "rocket.Lsn"),
+        ("rocket.routing.router", "from rocket.cluster.node import Node", "rocket.cluster.node.Node"),
+        ("rocket.routing.router", "from rocket.lab.settings import Settings", "rocket.lab.settings.Settings"),
         ("rocket.routing.router", "import rocket", "rocket"),
-        ("rocket", "from rocket.orchestrator import run_all", "rocket.orchestrator.run_all"),
-        ("rocket.api.app", "from rocket.errors import Unavailable", "rocket.errors.Unavailable"),
-        ("rocket.api.app", "from rocket import errors", "rocket.errors"),
-        ("rocket.api.app", "from rocket import *", "rocket.*"),
-        ("rocket.api.app", "import rocket", "rocket"),
-        ("rocket.api.app", "from rocket.apiary import Bee", "rocket.apiary.Bee"),
-        ("rocket.simulator", "from rocket import Lsn", "rocket.Lsn"),
-        ("rocket.ending", "from rocket.logs import configure", "rocket.logs.configure"),
-        ("rocket.orchestrator", "from rocket import cli", "rocket.cli"),
-        ("rocket.orchestrator", "from rocket.cli import main", "rocket.cli.main"),
-        ("rocket.errors", "import os, rocket.config as harmless", "rocket.config"),
-        ("rocket.errors", "try:\n    pass\nfinally:\n    import rocket.config", "rocket.config"),
-        ("rocket.errors", "def late():\n    import rocket.config", "rocket.config"),
+        ("rocket", "from rocket.lab.app import run_all", "rocket.lab.app.run_all"),
+        ("rocket.lab.api.app", "from rocket.errors import Unavailable", "rocket.errors.Unavailable"),
+        ("rocket.lab.api.app", "from rocket import errors", "rocket.errors"),
+        ("rocket.lab.api.app", "from rocket import *", "rocket.*"),
+        ("rocket.lab.api.app", "import rocket", "rocket"),
+        ("rocket.lab.api.app", "from rocket.apiary import Bee", "rocket.apiary.Bee"),
+        ("rocket.lab.simulator", "from rocket import Lsn", "rocket.Lsn"),
+        ("rocket.lab.shutdown", "from rocket.lab.logs import configure", "rocket.lab.logs.configure"),
+        ("rocket.lab.app", "from rocket import cli", "rocket.lab.cli"),
+        ("rocket.lab.app", "from rocket.lab.cli import main", "rocket.lab.cli.main"),
+        ("rocket.errors", "import os, rocket.lab.settings as harmless", "rocket.lab.settings"),
+        ("rocket.errors", "try:\n    pass\nfinally:\n    import rocket.lab.settings", "rocket.lab.settings"),
+        ("rocket.errors", "def late():\n    import rocket.lab.settings", "rocket.lab.settings"),
         (
             "rocket.errors",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from rocket.config import Settings",
-            "rocket.config.Settings",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from rocket.lab.settings import Settings",
+            "rocket.lab.settings.Settings",
         ),
-        ("rocket.errors", "importlib.import_module('rocket.config')", "rocket.config"),
-        ("rocket.errors", "__import__('rocket.config')", "rocket.config"),
+        ("rocket.errors", "importlib.import_module('rocket.lab.settings')", "rocket.lab.settings"),
+        ("rocket.errors", "__import__('rocket.lab.settings')", "rocket.lab.settings"),
         ("rocket.errors", "import_module(name)", "a module that is known only as the program runs"),
-        ("rocket.torture.checker", "from rocket.torture.nemesis import Nemesis", "rocket.torture.nemesis.Nemesis"),
+        (
+            "rocket.lab.checker.check",
+            "from rocket.lab.torture.nemesis import Nemesis",
+            "rocket.lab.torture.nemesis.Nemesis",
+        ),
         ("rocket.attic", "import os", "rocket.attic has no room in the house plan"),
     ],
 )
@@ -397,13 +405,16 @@ def test_a_forbidden_import_is_caught(module: str, source: str, caught: str) -> 
     [
         ("rocket.errors", "import os\nfrom __future__ import annotations"),
         ("rocket.errors", "import rocketry\nfrom rockets import rocket"),
-        ("rocket.config", "from .errors import InvalidSetting"),
+        ("rocket.lab.settings", "from .errors import InvalidSetting"),
         ("rocket.consistency.choice", "from .board import Board"),
         ("rocket.consistency.choice", "import timeit"),
-        ("rocket.api.app", "from rocket import Router, Unavailable\nfrom rocket.api import rides\nimport time"),
-        ("rocket.orchestrator", "from rocket import Router, api, postgres\nfrom rocket.config import Settings"),
-        ("rocket.cli", "from rocket import orchestrator"),
-        ("rocket.errors", "text = 'import rocket.config'  # import rocket.config"),
+        (
+            "rocket.lab.api.app",
+            "from rocket import Router, Unavailable\nfrom rocket.lab.api import rides\nimport time",
+        ),
+        ("rocket.lab.app", "from rocket import Router, api, postgres\nfrom rocket.lab.settings import Settings"),
+        ("rocket.lab.cli", "from rocket import orchestrator"),
+        ("rocket.errors", "text = 'import rocket.lab.settings'  # import rocket.lab.settings"),
     ],
 )
 def test_an_allowed_import_is_let_through(module: str, source: str) -> None:

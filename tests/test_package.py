@@ -30,7 +30,7 @@ import rocket.metrics
 import rocket.web.aiohttp
 import rocket.web.asgi
 from tests.conftest import fresh_dir
-from tests.test_run_all import ROOT, Program, assert_nothing_left, servers, spawned
+from tests.lab.test_run_all import ROOT, Program, assert_nothing_left, servers, spawned
 
 if TYPE_CHECKING:
     import contextlib
@@ -168,7 +168,7 @@ async def test_what_is_built_holds_what_is_no_code(installed: Installed) -> None
     """Tables, page and types are in the wheel; the sdist has the tests and `cluster.py`, too."""
     with zipfile.ZipFile(installed.wheel) as wheel:
         names = set(wheel.namelist())
-    page = {f"rocket/inspector/page/{path.name}" for path in (ROOT / "rocket/inspector/page").iterdir()}
+    page = {f"rocket/lab/inspector/page/{path.name}" for path in (ROOT / "rocket/lab/inspector/page").iterdir()}
     assert {"rocket/py.typed", "rocket/schema.sql", *page} <= names
     assert not any(name.startswith("tests/") for name in names)
     with tarfile.open(installed.sdist) as sdist:

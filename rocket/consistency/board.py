@@ -56,13 +56,13 @@ class Board:
         """Return the status of one replica, or None while it has none."""
         return self._replicas.get(name)
 
-    def in_office(self, now: float, lease_s: float) -> PrimaryStatus | None:
+    def current_primary(self, now: float, lease_s: float) -> PrimaryStatus | None:
         """Return the primary if it may be used: it answered when it was last asked, no longer ago than that."""
-        if self.primary_is_lost or not self.reigns(self.epoch, now, lease_s):
+        if self.primary_is_lost or not self.is_current_epoch(self.epoch, now, lease_s):
             return None
         return self.primary
 
-    def reigns(self, epoch: Epoch | None, now: float, lease_s: float) -> bool:
+    def is_current_epoch(self, epoch: Epoch | None, now: float, lease_s: float) -> bool:
         """Tell whether an epoch was seen to be the current one no longer ago than `lease_s`."""
         return (
             self.primary is not None

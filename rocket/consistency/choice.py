@@ -138,7 +138,7 @@ def worth_waiting_for(
         if (
             status.streaming
             and obstacle(status, token, board, policy, now) is Reason.NOT_CAUGHT_UP
-            and token.floor_on(status.name, status.incarnation) < Lsn.UNKNOWN
+            and token.floor_on(status.name, status.incarnation) < Lsn.PENDING
             and (board.lag_seconds(status, status.observed_at) or 0.0) <= policy.max_wait_s
         ):
             names.append(status.name)

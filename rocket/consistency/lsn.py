@@ -17,7 +17,7 @@ class Lsn(int):
 
     __slots__ = ()
 
-    UNKNOWN: ClassVar[Lsn]
+    PENDING: ClassVar[Lsn]
     """Stands for "the commit LSN is not known yet": above every position that a replica can reach."""
 
     def __new__(cls, value: int) -> Self:
@@ -52,4 +52,4 @@ class Lsn(int):
         return f"Lsn.parse({str(self)!r})"
 
 
-Lsn.UNKNOWN = Lsn.parse("FFFFFFFF/FFFFFFFF")
+Lsn.PENDING = Lsn.parse("FFFFFFFF/FFFFFFFF")

@@ -40,7 +40,7 @@ class SessionToken:
     write_floor: Lsn
     """Covers every write of the session that was acknowledged."""
     read_floor: Lsn = _NOTHING
-    """Covers whatever the session's reads may have shown; `Lsn.UNKNOWN` where that could not be told."""
+    """Covers whatever the session's reads may have shown; `Lsn.PENDING` where that could not be told."""
     node: str | None = None
     """The replica that served the last read; None after a read on the primary, or none at all."""
     incarnation: Incarnation | None = None
@@ -62,7 +62,7 @@ class SessionToken:
     def after_write(self, flush_lsn: Lsn) -> SessionToken:
         """Return the token after a write that is flushed up to `flush_lsn`."""
         # What could not be told of an earlier write is covered by what was flushed after it.
-        earlier = _NOTHING if self.write_floor == Lsn.UNKNOWN else self.write_floor
+        earlier = _NOTHING if self.write_floor == Lsn.PENDING else self.write_floor
         return replace(self, write_floor=max(earlier, flush_lsn))
 
     def after_replica_read(self, node: str, incarnation: Incarnation | None, bound: Lsn | None) -> SessionToken:
@@ -72,8 +72,8 @@ class SessionToken:
         replica, or the primary, may serve the next read.
         """
         if bound is None:
-            read_floor = Lsn.UNKNOWN
-        elif self.read_floor == Lsn.UNKNOWN:
+            read_floor = Lsn.PENDING
+        elif self.read_floor == Lsn.PENDING:
             # It was this very replica that showed what could not be bounded: it has only gone on since.
             read_floor = bound
         else:
@@ -87,12 +87,12 @@ class SessionToken:
 
         Nor can any replica of its reign have shown more, and it shows every write that was acknowledged.
         """
-        write_floor = flush_lsn if self.write_floor == Lsn.UNKNOWN else self.write_floor
+        write_floor = flush_lsn if self.write_floor == Lsn.PENDING else self.write_floor
         return replace(self, write_floor=write_floor, read_floor=flush_lsn, node=None, incarnation=None)
 
     def is_beyond(self, flush_lsn: Lsn) -> bool:
         """Tell whether it claims more than its primary has ever written: then nobody gave it out."""
-        return any(flush_lsn < floor < Lsn.UNKNOWN for floor in (self.write_floor, self.read_floor))
+        return any(flush_lsn < floor < Lsn.PENDING for floor in (self.write_floor, self.read_floor))
 
     def merged_with(self, other: SessionToken) -> SessionToken:
         """Return a token that covers both; raise `ValueError` for tokens of different epochs.

@@ -64,7 +64,7 @@ class NodeGauges:
         yield GaugeMetricFamily(
             "rocket_primary_in_office",
             "Whether a primary is known that may be used: 1 or 0.",
-            value=board.in_office(now, policy.primary_lease_s) is not None,
+            value=board.current_primary(now, policy.primary_lease_s) is not None,
         )
         yield _gauge(
             "rocket_node_primary", "Whether the node is the last primary seen: 1 or 0.", ["node"],

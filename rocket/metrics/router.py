@@ -17,7 +17,7 @@ from rocket.errors import OutcomeUnknown, Unavailable
 from rocket.metrics.nodes import NodeGauges
 from rocket.metrics.tallies import BOUNDS_S, Tally, as_histogram
 from rocket.routing.answer import Role
-from rocket.routing.gate import Overloaded
+from rocket.routing.gate import TooManyWaiting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
@@ -92,7 +92,7 @@ class RouterMetrics(Collector):
 
     def count_refused_read(self, error: Unavailable) -> None:
         """Count a read that no node could answer, or that was turned away since too many waited already."""
-        self._unavailable["overloaded" if isinstance(error.__cause__, Overloaded) else "no-node"] += 1
+        self._unavailable["overloaded" if isinstance(error.__cause__, TooManyWaiting) else "no-node"] += 1
         self._look_back(error.route, "in-vain")
 
     def count_refused_token(self) -> None:

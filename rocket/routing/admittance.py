@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from rocket.errors import NodesUnusable, in_words
+from rocket.errors import NodesUnusable, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,10 +42,10 @@ def connecting() -> Iterator[None]:
 
 def all_told(failures: Mapping[str, Exception]) -> str:
     """Return what keeps nodes from being reached, each by its name."""
-    return "; ".join(f"{name}: {in_words(error)}" for name, error in failures.items())
+    return "; ".join(f"{name}: {describe(error)}" for name, error in failures.items())
 
 
-def must_be_worth_waiting_for(failures: Mapping[str, Exception]) -> None:
+def check_reachable(failures: Mapping[str, Exception]) -> None:
     """Raise `NodesUnusable` if what nodes failed of lasts until somebody changes something, for each of them."""
     if failures and all(isinstance(error, _LASTING) for error in failures.values()):
         raise NodesUnusable(f"no primary is found, nor will be until something is changed: {all_told(failures)}")

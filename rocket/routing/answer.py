@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from rocket.consistency import Reason, ReplicaStatus, SessionToken
-from rocket.routing.epochs import LostTail
+from rocket.routing.epochs import PossibleLoss
 
 ResultT = TypeVar("ResultT")
 
@@ -41,7 +41,7 @@ class Route:
     failed: Mapping[str, str] = field(default_factory=dict)
     """The replicas that failed it, and how."""
     said: str | None = None
-    """What the node that served it said of itself then (see `rocket.SHOWN`)."""
+    """What the node that served it said of itself then (see `rocket.READ_BOUND`)."""
 
 
 class Answer(NamedTuple, Generic[ResultT]):
@@ -57,7 +57,7 @@ class Answer(NamedTuple, Generic[ResultT]):
     """Why it was that node."""
     token: SessionToken | None = None
     """What the session shall bring with its next request; None under a routing that guarantees nothing."""
-    lost: LostTail | None = None
+    lost: PossibleLoss | None = None
     """Set, once for a token, if a promotion may have cost the session what it was promised."""
     route: Route | None = None
     """How a read came to its node; None for a write."""

@@ -6,16 +6,16 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from rocket.errors import Unavailable, in_words
+from rocket.errors import Unavailable, describe
 from rocket.routing.failures import OwnError, speaks_against_node
-from rocket.routing.gate import Gate, Overloaded
+from rocket.routing.gate import CapacityLimiter, TooManyWaiting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from rocket.consistency import PrimaryStatus, ReplicaStatus
     from rocket.routing.answer import Route
-    from rocket.routing.connections import Connection
+    from rocket.routing.connection import Connection
     from rocket.routing.limits import Limits
     from rocket.routing.nodes import Nodes
 
@@ -32,7 +32,9 @@ class Attempts:
     def __init__(self, nodes: Nodes, limits: Limits) -> None:
         self._nodes = nodes
         self._limits = limits
-        self._primary_reads = Gate("a read on the primary", width=limits.primary_reads, queue=limits.queue)
+        self._primary_reads = CapacityLimiter(
+            "a read on the primary", width=limits.primary_reads, queue=limits.queue
+        )
 
     @property
     def waiting_for_primary(self) -> int:
@@ -58,7 +60,7 @@ class Attempts:
             raise own.error from own.error.__cause__
         except Exception as error:
             if speaks_against_node(error):
-                raise NodeFailed(in_words(error)) from error
+                raise NodeFailed(describe(error)) from error
             raise
 
     async def on_primary(
@@ -79,15 +81,15 @@ class Attempts:
         """Try twice, since a connection that a restart has ended shows that only in use."""
         for last in (False, True):
             try:
-                self._nodes.primary_in_office()  # before anything is waited for
+                self._nodes.current_primary()  # before anything is waited for
                 async with self._primary_reads, self._nodes.primary() as (connection, status):
                     result = await work(connection, status)
-                self._nodes.must_still_reign(status.epoch)
+                self._nodes.check_still_current(status.epoch)
             except Exception as error:
                 if not speaks_against_node(error):
                     raise
-                if last or isinstance(error, TimeoutError | Overloaded):
-                    raise Unavailable(f"the primary does not answer: {in_words(error)}") from error
+                if last or isinstance(error, TimeoutError | TooManyWaiting):
+                    raise Unavailable(f"the primary does not answer: {describe(error)}") from error
             else:
                 return result
         raise AssertionError("unreachable")

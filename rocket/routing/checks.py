@@ -11,14 +11,14 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from rocket.consistency import Lsn, obstacle
-from rocket.routing import bounds
-from rocket.routing.connections import in_one_piece
+from rocket.routing import bound
+from rocket.routing.connection import in_one_piece
 from rocket.routing.failures import NotAsObserved
-from rocket.routing.looking import LOOK, seen_of_replica
+from rocket.routing.looking import STATUS_QUERY, replica_status_from
 
 if TYPE_CHECKING:
     from rocket.consistency import Board, Policy, PrimaryStatus, SessionToken
-    from rocket.routing.connections import Connection, Work
+    from rocket.routing.connection import Connection, Work
 
 ResultT = TypeVar("ResultT")
 
@@ -26,20 +26,20 @@ ResultT = TypeVar("ResultT")
 async def read_on_replica(
     work: Work[ResultT], replica: Connection, *, name: str, token: SessionToken, board: Board, policy: Policy
 ) -> tuple[ResultT, str, Lsn | None]:
-    """Run work once the replica has shown that it may serve this session; return as `bounds.read_on_replica` does.
+    """Run work once the replica has shown that it may serve this session; return as `bound.read_on_replica` does.
 
     Raise as that does, and `NotAsObserved` if the replica is not fit.
     """
     async with in_one_piece(replica):
         asked_at = time.monotonic()
-        row = await replica.fetchrow(LOOK)
+        row = await replica.fetchrow(STATUS_QUERY)
         assert row is not None  # noqa: S101 - it has no WHERE
         if not row["in_recovery"]:
-            raise bounds.NotAReplicaAnyMore("the server is no replica")
-        found = obstacle(seen_of_replica(name, row, None, asked_at), token, board, policy, time.monotonic())
+            raise bound.NoLongerReplica("the server is no replica")
+        found = obstacle(replica_status_from(name, row, None, asked_at), token, board, policy, time.monotonic())
         if found is not None:
             raise NotAsObserved(f"where it was asked, it was not fit: {found}")
-        return await bounds.read_on_replica(work, token.epoch, replica)
+        return await bound.read_on_replica(work, token.epoch, replica)
 
 
 async def shown_at_most(token: SessionToken, primary: Connection, status: PrimaryStatus) -> Lsn:
@@ -50,4 +50,4 @@ async def shown_at_most(token: SessionToken, primary: Connection, status: Primar
     """
     if status.epoch != token.epoch:
         raise NotAsObserved(f"epoch {token.epoch} was over when its primary was asked")
-    return bounds.shown_by_primary(str(await primary.fetchval(bounds.ASKED)), status.epoch)
+    return bound.shown_by_primary(str(await primary.fetchval(bound.ASKED)), status.epoch)

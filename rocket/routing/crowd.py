@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Crowd:
+class InFlight:
     """A context manager that many are in at once, and whose emptiness can be waited for."""
 
     __slots__ = ("_empty", "_inside")

@@ -21,7 +21,7 @@ from rocket.routing.failures import NotAsObserved
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rocket.routing.connections import Connection
+    from rocket.routing.connection import Connection
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _RANDOM_CHARACTERS = 10
@@ -33,13 +33,13 @@ NEWEST_SHOWN = f"(SELECT epoch FROM epochs WHERE {_OF_THIS_CLUSTER} ORDER BY tim
 """The newest reign whose row a node shows."""
 
 _TIMELINE = "('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int"
-REIGNING = f"(SELECT epoch FROM epochs WHERE {_OF_THIS_CLUSTER} AND timeline = {_TIMELINE})"  # noqa: S608 - the same
+CURRENT_EPOCH = f"(SELECT epoch FROM epochs WHERE {_OF_THIS_CLUSTER} AND timeline = {_TIMELINE})"  # noqa: S608 - the same
 """The reign of the primary that is asked; fails on a replica."""
 
-_REIGN = f"SELECT pg_current_wal_flush_lsn() AS flush_lsn, {_TIMELINE} AS timeline, {REIGNING} AS epoch"
+_REIGN = f"SELECT pg_current_wal_flush_lsn() AS flush_lsn, {_TIMELINE} AS timeline, {CURRENT_EPOCH} AS epoch"
 """Right after a promotion pg_control_checkpoint() still names the old timeline. Fails on a replica."""
 
-_REIGNS = f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN {REIGNING} END"
+_REIGNS = f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN {CURRENT_EPOCH} END"
 
 _BEGIN = """
     INSERT INTO epochs (system_id, timeline, epoch) SELECT system_identifier, $1, $2 FROM pg_control_system()
@@ -59,7 +59,7 @@ _HISTORY = "SELECT pg_read_file('pg_wal/' || upper(lpad(to_hex($1::int), 8, '0')
 
 
 @dataclass(frozen=True, slots=True)
-class Reign:
+class PrimaryState:
     """What a primary says of itself."""
 
     epoch: Epoch
@@ -69,7 +69,7 @@ class Reign:
 
 
 @dataclass(frozen=True, slots=True)
-class LostTail:
+class PossibleLoss:
     """What a session is told whose floors reach beyond what was left of an earlier reign."""
 
     epoch: Epoch
@@ -88,29 +88,29 @@ class LostTail:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Resolved:
     """What a session's tokens are worth to a primary."""
 
     token: SessionToken | None
     """Floors to go on with; None where there are none of this reign."""
-    lost: LostTail | None = None
+    lost: PossibleLoss | None = None
     """The worst of what they may have lost."""
 
 
-async def reign_of(primary: Connection) -> Reign:
+async def read_primary_state(primary: Connection) -> PrimaryState:
     """Return a primary's epoch, and name it if it has none yet; raise asyncpg's errors on a replica."""
     named = False
     while True:
         row = await primary.fetchrow(_REIGN)
         assert row is not None  # noqa: S101 - it has no WHERE
         if row["epoch"] is not None:
-            return Reign(Epoch(row["epoch"]), Lsn.from_wire(row["flush_lsn"]), named)
+            return PrimaryState(Epoch(row["epoch"]), Lsn.from_wire(row["flush_lsn"]), named)
         name = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARACTERS))
         await primary.execute(_BEGIN, row["timeline"], f"{row['timeline']}-{name}")
         named = True
 
 
-async def must_reign(primary: Connection, epoch: Epoch) -> None:
+async def check_epoch(primary: Connection, epoch: Epoch) -> None:
     """Raise `NotAsObserved` unless the server that answers is the primary of `epoch`."""
     if await primary.fetchval(_REIGNS) != epoch:
         raise NotAsObserved(f"behind the pooler there is no primary of epoch {epoch}")
@@ -123,16 +123,16 @@ async def have_timelines_noted(primary: Connection) -> None:
         await primary.execute(_REMOVE_A_FILE)
 
 
-async def standing_of(
+async def resolve_tokens(
     tokens: Iterable[SessionToken], primary: Connection, epoch: Epoch, *, is_last: bool
-) -> Standing:
+) -> Resolved:
     """Sort out what a session brings to the primary of `epoch`: floors of this reign, and those of earlier ones.
 
     Raise `InvalidToken` for an epoch that is not known here, and `Unavailable` if it may be one of a later reign
     than this server's, of which `is_last` says that there is none among the nodes.
     """
     current: SessionToken | None = None
-    losses: list[LostTail] = []
+    losses: list[PossibleLoss] = []
     for token in tokens:
         if token.epoch == epoch:
             current = token if current is None else current.merged_with(token)
@@ -144,16 +144,16 @@ async def standing_of(
         elif found["is_known"] or (found["of_timeline"] is None and token.timeline < timeline_of(epoch)):
             # Of another history that this one was copied from; or its primary was lost before its name got here,
             # and with it all that came after.
-            loss = LostTail(token.epoch, None, writes=bool(token.write_floor))
+            loss = PossibleLoss(token.epoch, None, writes=bool(token.write_floor))
         elif token.timeline > timeline_of(epoch) and not is_last:
             raise Unavailable(f"the session has seen a later primary than that of epoch {epoch}")
         else:
             raise InvalidToken(f"epoch {token.epoch} is unknown here", token)
         losses += [] if loss is None else [loss]
-    return Standing(current, max(losses, key=lambda loss: loss.writes, default=None))
+    return Resolved(current, max(losses, key=lambda loss: loss.writes, default=None))
 
 
-async def _lost_tail(token: SessionToken, primary: Connection, epoch: Epoch) -> LostTail | None:
+async def _lost_tail(token: SessionToken, primary: Connection, epoch: Epoch) -> PossibleLoss | None:
     """Return what a promotion may have cost a session of an earlier reign; None if that is nothing."""
     switch_lsn = None
     # An error would abort the transaction that there is behind a pooler.
@@ -164,4 +164,4 @@ async def _lost_tail(token: SessionToken, primary: Connection, epoch: Epoch) -> 
     if switch_lsn is not None and max(token.write_floor, token.read_floor) <= switch_lsn:
         return None
     writes = bool(token.write_floor) and (switch_lsn is None or token.write_floor > switch_lsn)
-    return LostTail(token.epoch, switch_lsn, writes)
+    return PossibleLoss(token.epoch, switch_lsn, writes)

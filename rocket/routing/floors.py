@@ -6,10 +6,10 @@ import zlib
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rocket.consistency import Lsn
-from rocket.routing.writer import FLUSHED
+from rocket.routing.writes import FORCE_FLUSH
 
 if TYPE_CHECKING:
-    from rocket.routing.connections import Connection
+    from rocket.routing.connection import Connection
 
 SubjectT_contra = TypeVar("SubjectT_contra", contravariant=True)
 
@@ -25,19 +25,19 @@ class FloorStore(Protocol[SubjectT_contra]):
     async def look_up(self, primary: Connection, subject: SubjectT_contra) -> Lsn | None:
         """Return the subject's floor; None where none is recorded, so that only the primary will do.
 
-        `Lsn.UNKNOWN` stands for a write whose commit LSN is not recorded yet. The statement must fail on a
+        `Lsn.PENDING` stands for a write whose commit LSN is not recorded yet. The statement must fail on a
         server that is not the primary, which a call of `pg_current_wal_flush_lsn()` in it ensures, and leave
         nothing in the session, which is not reset after it.
         """
 
-    async def mark(self, primary: Connection, subject: SubjectT_contra, floor: Lsn) -> str | None:
-        """Within a write's transaction, set the subject's floor (to `Lsn.UNKNOWN`).
+    async def begin_write(self, primary: Connection, subject: SubjectT_contra, floor: Lsn) -> str | None:
+        """Within a write's transaction, set the subject's floor (to `Lsn.PENDING`).
 
-        Return `rocket.FLUSHED`, if the statement has evaluated it, which saves the router one of its own; or None.
+        Return `rocket.FORCE_FLUSH` if the statement has evaluated it, which saves the router a statement, or None.
         """
 
-    async def settle(self, primary: Connection, subject: SubjectT_contra) -> Lsn:
-        """After COMMIT, in a statement of its own, put `pg_current_wal_flush_lsn()` where `Lsn.UNKNOWN` stands.
+    async def record_floor(self, primary: Connection, subject: SubjectT_contra) -> Lsn:
+        """After COMMIT, in a statement of its own, put `pg_current_wal_flush_lsn()` where `Lsn.PENDING` stands.
 
         Return the LSN put there or, where another write of the subject has seen to it, the flush LSN.
         """
@@ -53,7 +53,7 @@ class FloorStore(Protocol[SubjectT_contra]):
 _LOCK_CLASS = 0x726F636B
 """The first of the two keys of an advisory lock on a subject: keeps out of the way of the application's own."""
 
-_HOLD = f"SELECT {FLUSHED} FROM pg_advisory_xact_lock_shared($1, $2)"  # noqa: S608 - our own text
+_HOLD = f"SELECT {FORCE_FLUSH} FROM pg_advisory_xact_lock_shared($1, $2)"  # noqa: S608 - our own text
 _WAIT = "SELECT FROM pg_advisory_xact_lock($1, $2)"
 _FLUSH_LSN = "SELECT pg_current_wal_flush_lsn()"
 
@@ -71,12 +71,12 @@ class SubjectLocks:
         """Return None: only the primary will do, which the read itself finds out to be one."""
         return None
 
-    async def mark(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:  # noqa: ARG002
+    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:  # noqa: ARG002
         """Hold the subject's lock until the write is visible, and have the COMMIT flushed."""
         flushed: str | None = await primary.fetchval(_HOLD, *_lock_of(subject))
         return flushed
 
-    async def settle(self, primary: Connection, subject: str | None) -> Lsn:  # noqa: ARG002
+    async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:  # noqa: ARG002
         """Return the flush LSN."""
         return Lsn.from_wire(await primary.fetchval(_FLUSH_LSN))
 
@@ -104,7 +104,7 @@ _MARK = f"""
     INSERT INTO rocket_floors AS known (subject, min_lsn)
     SELECT $3::text, $4::pg_lsn FROM pg_advisory_xact_lock_shared($1, $2)
     ON CONFLICT (subject) DO UPDATE SET min_lsn = excluded.min_lsn
-    RETURNING {FLUSHED}
+    RETURNING {FORCE_FLUSH}
 """  # noqa: S608 - the same
 _SETTLE = """
     WITH settled AS (
@@ -139,22 +139,22 @@ class FloorTable(SubjectLocks):
         if row["min_lsn"] is None:
             return Lsn.from_wire(row["flush_lsn"])
         floor = Lsn.from_wire(row["min_lsn"])
-        if floor == Lsn.UNKNOWN:
+        if floor == Lsn.PENDING:
             settled = await primary.fetchval(_FINISH, subject)
             return floor if settled is None else Lsn.from_wire(settled)
         return floor
 
-    async def mark(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:
+    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:
         """Set the subject's floor, hold its lock until the write is visible, and have the COMMIT flushed."""
         if subject is None:
-            return await super().mark(primary, subject, floor)
+            return await super().begin_write(primary, subject, floor)
         flushed: str | None = await primary.fetchval(_MARK, *_lock_of(subject), subject, floor.wire)
         return flushed
 
-    async def settle(self, primary: Connection, subject: str | None) -> Lsn:
+    async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:
         """Put the flush LSN where the mark stands, and return it."""
         if subject is None:
-            return await super().settle(primary, subject)
+            return await super().record_floor(primary, subject)
         return Lsn.from_wire(await primary.fetchval(_SETTLE, subject))
 
 

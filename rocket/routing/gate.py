@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 
 
-class Overloaded(ConnectionError):
+class TooManyWaiting(ConnectionError):
     """So many wait already that one more would only make it worse."""
 
 
-class Gate:
+class CapacityLimiter:
     """Lets `width` through at a time; `queue` more may wait, and whoever comes on top is turned away.
 
     An asynchronous context manager that many use at once: it waits for a place, keeps it for the body, and raises
-    `Overloaded` at once if the queue is full.
+    `TooManyWaiting` at once if the queue is full.
     """
 
     __slots__ = ("_places", "_queue", "_what", "inside", "waiting", "width")
@@ -30,7 +30,7 @@ class Gate:
 
     async def __aenter__(self) -> None:
         if self._places.locked() and self.waiting >= self._queue:
-            raise Overloaded(f"{self.waiting} wait already for {self._what}")
+            raise TooManyWaiting(f"{self.waiting} wait already for {self._what}")
         self.waiting += 1
         try:
             await self._places.acquire()

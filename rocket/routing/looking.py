@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rocket.consistency import Incarnation
 
-LOOK = f"""
+STATUS_QUERY = f"""
     SELECT now.in_recovery, now.replay_lsn, now.receive_lsn,
            (SELECT CASE WHEN status = 'streaming' THEN received_tli END FROM pg_stat_wal_receiver
            ) AS streamed_timeline,
@@ -29,8 +29,8 @@ LOOK = f"""
 """The positions come first: a timeline that is streamed after they were read is, at the earliest, theirs."""
 
 
-def seen_of_replica(name: str, row: Record, incarnation: Incarnation | None, asked_at: float) -> ReplicaStatus:
-    """Return what a row of `LOOK` says, asked for at `asked_at`; raise `NotAsObserved` if it replays nothing.
+def replica_status_from(name: str, row: Record, incarnation: Incarnation | None, asked_at: float) -> ReplicaStatus:
+    """Return the status that a row of `STATUS_QUERY` gives; raise `NotAsObserved` if the node replays nothing.
 
     A role that may not know the incarnation is not told either what is streamed, but that something is.
     """

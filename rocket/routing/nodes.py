@@ -8,12 +8,12 @@ import logging
 import time
 from typing import TYPE_CHECKING, Self
 
-from rocket.addresses import parse_dsn
 from rocket.consistency import NODE_NAME
+from rocket.dsn import parse_dsn
 from rocket.errors import Unavailable
 from rocket.routing.admittance import all_told
-from rocket.routing.connections import behind, in_one_piece, throw_away
-from rocket.routing.epochs import must_reign
+from rocket.routing.connection import discard, in_one_piece, unwrap
+from rocket.routing.epochs import check_epoch
 from rocket.routing.failures import NotAsObserved
 from rocket.routing.pool import NodePool
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Board, Epoch, Policy, PrimaryStatus, ReplicaStatus
-    from rocket.routing.connections import Connection, Work
+    from rocket.routing.connection import Connection, Work
     from rocket.routing.limits import Limits
 
 
@@ -128,10 +128,10 @@ class Nodes:
         Raise `NotAsObserved` where it is of another one, and `ConnectionError` when there is none to be had.
         """
         async with self._lease(name) as connection:
-            if status is not None and not status.vouches_for((opened := behind(connection)).incarnation):
+            if status is not None and not status.vouches_for((opened := unwrap(connection)).incarnation):
                 if opened.opened_at < status.observed_at:
                     # Another life was seen after it was opened: its own is over, whatever the network pretends.
-                    throw_away(connection)
+                    discard(connection)
                     raise NotAsObserved("the pooled connection is of an earlier incarnation")
                 raise NotAsObserved("it has restarted since it was last observed")
             yield connection
@@ -144,9 +144,9 @@ class Nodes:
 
     # --- the primary ---
 
-    def primary_in_office(self) -> PrimaryStatus:
+    def current_primary(self) -> PrimaryStatus:
         """Return the primary that may be used; raise `Unavailable` at once where there is none."""
-        primary = self._board.in_office(time.monotonic(), self._policy.primary_lease_s)
+        primary = self._board.current_primary(time.monotonic(), self._policy.primary_lease_s)
         if primary is None:
             why = all_told(self.failures())
             raise Unavailable("no primary is known to be in office" + (f" ({why})" if why else ""))
@@ -159,27 +159,27 @@ class Nodes:
         Behind a pooler it is lent inside a transaction. Raise `Unavailable` where no primary is known to be in
         office.
         """
-        primary = self.primary_in_office()
+        primary = self.current_primary()
         async with self._lease(primary.name) as connection:
             _must_not_be_of_another_reign(connection, primary.epoch)
-            if behind(connection).direct:
+            if unwrap(connection).direct:
                 yield connection, primary
             else:
-                async with in_reign(connection, primary.epoch):
+                async with in_epoch(connection, primary.epoch):
                     yield connection, primary
 
     @contextlib.asynccontextmanager
-    async def primary_to_write_on(self) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
-        """Do the same outside of any transaction: behind a pooler, each is to prove by `in_reign` where it is."""
-        primary = self.primary_in_office()
+    async def primary_for_write(self) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
+        """Do the same outside of any transaction: behind a pooler, each is to prove by `in_epoch` where it is."""
+        primary = self.current_primary()
         async with self._lease(primary.name) as connection:
             _must_not_be_of_another_reign(connection, primary.epoch)
             yield connection, primary
 
-    def know_no_later_reign(self) -> bool:
+    def knows_no_later_epoch(self) -> bool:
         """Tell whether every node was heard of lately, and none follows a later primary than the one in office."""
         now = time.monotonic()
-        primary = self._board.in_office(now, self._policy.primary_lease_s)
+        primary = self._board.current_primary(now, self._policy.primary_lease_s)
         return primary is not None and all(
             name == primary.name
             or (
@@ -189,9 +189,9 @@ class Nodes:
             for name in self._pools
         )
 
-    def must_still_reign(self, epoch: Epoch) -> None:
+    def check_still_current(self, epoch: Epoch) -> None:
         """Raise `NotAsObserved` unless what the primary of `epoch` has answered is the current primary's word."""
-        if not self._board.reigns(epoch, time.monotonic(), self._policy.primary_lease_s):
+        if not self._board.is_current_epoch(epoch, time.monotonic(), self._policy.primary_lease_s):
             raise NotAsObserved(f"the primary of epoch {epoch} was replaced, or not observed, meanwhile")
 
 
@@ -206,21 +206,21 @@ def _must_be_right(name: str, dsn: str) -> None:
 
 
 def _must_not_be_of_another_reign(connection: Connection, epoch: Epoch) -> None:
-    if (opened := behind(connection)).direct and opened.epoch != epoch:
-        throw_away(connection)
+    if (opened := unwrap(connection)).direct and opened.epoch != epoch:
+        discard(connection)
         raise NotAsObserved(f"the connection is not to a primary of epoch {epoch}")
 
 
 @contextlib.asynccontextmanager
 async def _proved(connection: Connection, epoch: Epoch) -> AsyncIterator[None]:
     async with in_one_piece(connection, read_only=False):
-        await must_reign(connection, epoch)
+        await check_epoch(connection, epoch)
         yield
 
 
-def in_reign(connection: Connection, epoch: Epoch) -> AbstractAsyncContextManager[None]:
+def in_epoch(connection: Connection, epoch: Epoch) -> AbstractAsyncContextManager[None]:
     """Have the body's statements answered by the primary of `epoch`, or none of them; else raise `NotAsObserved`.
 
     A connection to the server itself has proved that when it was opened.
     """
-    return contextlib.nullcontext() if behind(connection).direct else _proved(connection, epoch)
+    return contextlib.nullcontext() if unwrap(connection).direct else _proved(connection, epoch)

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from rocket.errors import TaskDied, failing_plainly
-from rocket.routing.admittance import must_be_worth_waiting_for
-from rocket.routing.tables import must_be_usable
+from rocket.errors import TaskDied, unwrapping_group
+from rocket.routing.admittance import check_reachable
+from rocket.routing.tables import check_usable
 
 if TYPE_CHECKING:
     from rocket.routing.observer import Observer
@@ -30,14 +30,14 @@ class Observation:
         """
         await self.observer.run_once()
         if self.observer.board.primary is None:
-            must_be_usable(self.observer.failures)
-            must_be_worth_waiting_for(self.observer.failures)
+            check_usable(self.observer.failures)
+            check_reachable(self.observer.failures)
         # Not a task group's: who opens a router and who closes it may be different tasks.
         self._task = asyncio.create_task(self._run(), name="rocket observer")
 
     async def _run(self) -> None:
         try:
-            with failing_plainly():
+            with unwrapping_group():
                 await self.observer.run()
         except Exception:
             _log.exception("the observer died: once the leases are over, nothing will be read or written any more")

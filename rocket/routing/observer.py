@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from rocket.consistency import PrimaryStatus
-from rocket.errors import in_words
-from rocket.routing import connections, status_table
+from rocket.errors import describe
+from rocket.routing import connection as connections
+from rocket.routing import heartbeat
 from rocket.routing.admittance import AddressUnusable, connecting
-from rocket.routing.epochs import have_timelines_noted, reign_of
+from rocket.routing.catchup import Waiting
+from rocket.routing.epochs import have_timelines_noted, read_primary_state
 from rocket.routing.failures import ENDED, REFUSED, NotAsObserved
-from rocket.routing.looking import LOOK, seen_of_replica
-from rocket.routing.waiting import Waiting
+from rocket.routing.looking import STATUS_QUERY, replica_status_from
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from asyncpg import Record
 
     from rocket.consistency import Board, Epoch, Lsn
-    from rocket.routing.connections import NodeConnection
+    from rocket.routing.connection import NodeConnection
 
 _ANSWER_TIMEOUT_S = 1.0
 """A node that takes longer to say where it is, is out of reach."""
@@ -44,7 +45,7 @@ _NOTED_AGAIN_S = 15.0
 _LATELY_S = 2.0
 """A primary that was not seen for longer comes back into office: another may have been there meanwhile."""
 
-MayLead: TypeAlias = Callable[[str], Awaitable[bool]]
+MayBePrimary: TypeAlias = Callable[[str], Awaitable[bool]]
 """Tells whether a node, by its name, may come into office as far as somebody else knows."""
 
 _log = logging.getLogger("rocket.observer")
@@ -77,7 +78,7 @@ class _Reach:
     def lost(self, why: Exception) -> None:
         if not self._lost:
             foreseen = isinstance(why, (AddressUnusable, NotAsObserved, *REFUSED))
-            _log.warning("%s is out of reach: %s", self.name, in_words(why), exc_info=None if foreseen else why)
+            _log.warning("%s is out of reach: %s", self.name, describe(why), exc_info=None if foreseen else why)
         self._lost = True
 
 
@@ -90,7 +91,7 @@ class NodeWatch:
         dsn: str,
         board: Board,
         beat_s: float,
-        may_lead: MayLead,
+        may_be_primary: MayBePrimary,
         *,
         roles_only: bool = False,
         takes_reads: bool = True,
@@ -99,7 +100,7 @@ class NodeWatch:
         self._dsn = dsn
         self._board = board
         self._beat_s = beat_s
-        self._may_lead = may_lead
+        self._may_lead = may_be_primary
         self._roles_only = roles_only
         self._takes_reads = takes_reads
         self._connection: NodeConnection | None = None
@@ -153,7 +154,7 @@ class NodeWatch:
     async def _look(self, connection: NodeConnection) -> bool:
         asked_at = time.monotonic()
         async with _whole(connection):
-            row = await connection.fetchrow(LOOK, timeout=_ANSWER_TIMEOUT_S)
+            row = await connection.fetchrow(STATUS_QUERY, timeout=_ANSWER_TIMEOUT_S)
         assert row is not None  # noqa: S101 - it has no WHERE
         if not row["in_recovery"]:
             await self._publish_primary(connection)
@@ -162,7 +163,7 @@ class NodeWatch:
         return True
 
     def _publish_replica(self, connection: NodeConnection, row: Record, asked_at: float) -> None:
-        status = seen_of_replica(self.name, row, connection.incarnation, asked_at)
+        status = replica_status_from(self.name, row, connection.incarnation, asked_at)
         if status.epoch is not None and status.streaming and status.incarnation is not None:
             self._streamed = (status.epoch, status.replay_lsn)
         if self._streamed is not None and self._streamed[0] == status.epoch:
@@ -192,7 +193,7 @@ class NodeWatch:
             return
         asked_at = time.monotonic()
         async with _whole(connection, read_only=False):
-            reign = await reign_of(connection)
+            reign = await read_primary_state(connection)
         status = PrimaryStatus(self.name, reign.flush_lsn, asked_at, reign.epoch)
         if not self._board.publish_primary(status):
             self._reach.found("no primary to follow", f"epoch {reign.epoch} is over, or a copy; it takes nothing")
@@ -209,16 +210,16 @@ class NodeWatch:
 
     def _is_in_office(self) -> bool:
         """Tell whether it is the primary that was seen in office lately."""
-        primary = self._board.in_office(time.monotonic(), _LATELY_S)
+        primary = self._board.current_primary(time.monotonic(), _LATELY_S)
         return primary is not None and primary.name == self.name
 
     async def _write_down(self, connection: NodeConnection) -> None:
         """Write what others may want to know: slower without, and not wrong."""
         if not self._roles_only:
             if connection.direct:
-                self._elected = self._elected or await status_table.elect(connection, self._beat_s)
+                self._elected = self._elected or await heartbeat.elect(connection, self._beat_s)
                 if self._elected:
-                    await status_table.record(connection, self._board.replicas)
+                    await heartbeat.record(connection, self._board.replicas)
             else:
                 await self._record_through_pooler(connection)
         if self._to_be_noted or self._is_to_be_noted_again():
@@ -237,8 +238,8 @@ class NodeWatch:
     async def _record_through_pooler(self, connection: NodeConnection) -> None:
         """Be elected for one beat at a time: a session there is not ours to keep a lock in."""
         async with connections.in_one_piece(connection, read_only=False):
-            if await status_table.elect_for_now(connection):
-                await status_table.record(connection, self._board.replicas)
+            if await heartbeat.elect_for_now(connection):
+                await heartbeat.record(connection, self._board.replicas)
 
     def close(self) -> None:
         """Drop the connection, and with it the right to write the table."""
@@ -261,7 +262,7 @@ class Observer:
         self.waiting = Waiting()
         """Brings what it sees to those who wait for it."""
         self.board = board
-        self.may_lead: MayLead | None = None
+        self.may_be_primary: MayBePrimary | None = None
         """Asked of a node that would come into office, or back: a veto, where somebody else knows better."""
         self._interval_s = interval_s
         self._roles_only = roles_only
@@ -287,7 +288,7 @@ class Observer:
             self._set_to_work(self._group, self._watches[name])
 
     async def _ask(self, name: str) -> bool:
-        return self.may_lead is None or await self.may_lead(name)
+        return self.may_be_primary is None or await self.may_be_primary(name)
 
     def remove(self, name: str) -> None:
         """Watch a node no more, and know nothing of it; raise `KeyError` if there is none of that name."""

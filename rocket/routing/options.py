@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from rocket.consistency import Policy
-    from rocket.routing.connections import Work
+    from rocket.routing.catchup import Waiting
+    from rocket.routing.connection import Work
     from rocket.routing.limits import Limits
-    from rocket.routing.observer import MayLead
+    from rocket.routing.observer import MayBePrimary
     from rocket.routing.rules import Routing
-    from rocket.routing.waiting import Waiting
 
 
 class Options(TypedDict, total=False):
@@ -21,6 +21,6 @@ class Options(TypedDict, total=False):
     routing: Routing
     observe: bool
     observer_interval_s: float
-    may_lead: MayLead | None
+    may_be_primary: MayBePrimary | None
     waiting: Waiting | None
     init: Work[None] | None

@@ -12,23 +12,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 
-from rocket.errors import in_words
-from rocket.routing.connections import (
-    CONNECT_TIMEOUT_S,
-    NodeConnection,
-    behind,
-    is_lost,
-    learn_where,
-    throw_away,
-)
+from rocket.errors import describe
+from rocket.routing.connection import CONNECT_TIMEOUT_S, NodeConnection, discard, is_lost, learn_where, unwrap
 from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged
-from rocket.routing.gate import Gate
+from rocket.routing.gate import CapacityLimiter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from rocket.consistency import Incarnation
-    from rocket.routing.connections import Work
+    from rocket.routing.connection import Work
     from rocket.routing.limits import Limits
 
 _RELEASE_TIMEOUT_S = 1.0
@@ -38,7 +31,7 @@ _IDLE_S = 300.0  # connections that nobody used for so long are given back to th
 _log = logging.getLogger("rocket.router")
 
 
-class Lives:
+class IncarnationHistory:
     """The incarnations found behind one address: a single server has them one after another."""
 
     def __init__(self) -> None:
@@ -46,7 +39,7 @@ class Lives:
         self._since = 0.0
         self._past: deque[Incarnation] = deque(maxlen=_LIVES_REMEMBERED)
 
-    def betray_several(self, connection: NodeConnection) -> bool:
+    def is_shared_address(self, connection: NodeConnection) -> bool:
         """Take note of a connection's; tell whether it is back after another one, as no single server's comes."""
         found = connection.incarnation
         if found is None or found == self._present:
@@ -67,8 +60,8 @@ async def _end_if_busy(connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Reco
         await connection.execute("SELECT 1")
     except asyncpg.InterfaceError:
         if not is_lost(connection):
-            behind(connection).cut_off = True
-        throw_away(connection)
+            unwrap(connection).cut_off = True
+        discard(connection)
     except REFUSED:
         pass  # whatever it is: nothing else was under way
 
@@ -82,12 +75,12 @@ class NodePool:
         self.name = name
         self._on_several = on_several
         self._init = init
-        self._lives = Lives()
+        self._lives = IncarnationHistory()
         self.resets_always = False
         """Whether each connection is reset when it is given back, as it is by asyncpg's pool as it comes."""
         self._pool: asyncpg.Pool[Any]
         self._connections: weakref.WeakSet[NodeConnection] = weakref.WeakSet()
-        self.gate = Gate(f"a connection to {name}", width=limits.connections, queue=limits.queue)
+        self.gate = CapacityLimiter(f"a connection to {name}", width=limits.connections, queue=limits.queue)
         """Lets as many in as there may be connections."""
 
     @classmethod
@@ -127,7 +120,7 @@ class NodePool:
             connection.terminate()  # the pool would take its leave of a server that may have fallen silent
             raise
         self._connections.add(connection)
-        if self._on_several is not None and self._lives.betray_several(connection):
+        if self._on_several is not None and self._lives.is_shared_address(connection):
             self._on_several()
             self._on_several = None
 
@@ -156,7 +149,7 @@ class NodePool:
         """Lend a connection. Whoever asks sets the deadline.
 
         One that was lost, or left in the middle of something, is thrown away and not waited for. Raise
-        `ConnectionError` when there is none to be had, or when it is lost while it is lent, and `Overloaded`
+        `ConnectionError` when there is none to be had, or when it is lost while it is lent, and `TooManyWaiting`
         when too many wait for one.
         """
         async with self.gate:
@@ -164,19 +157,19 @@ class NodePool:
                 connection = await self._pool.acquire()
             except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
                 # Whatever it says (a database that a replica has not replayed yet, say), it is the node's affair.
-                raise ConnectionError(f"no connection: {in_words(error)}") from error
+                raise ConnectionError(f"no connection: {describe(error)}") from error
             try:
                 yield connection
             except (asyncpg.InterfaceError, asyncpg.InternalClientError, AttributeError) as error:
                 # The second is what asyncpg says between a server's last words and the end of the connection, the
                 # third when a connection is ended right before an answer is looked at.
                 if isinstance(error, asyncpg.InternalClientError) or is_lost(connection):
-                    throw_away(connection)
-                    raise ConnectionError(f"connection lost: {in_words(error)}") from error
+                    discard(connection)
+                    raise ConnectionError(f"connection lost: {describe(error)}") from error
                 await _end_if_busy(connection)
                 raise
             except (asyncio.CancelledError, NodeChanged, *UNREACHABLE):
-                throw_away(connection)
+                discard(connection)
                 raise
             except Exception:
                 await _end_if_busy(connection)
@@ -189,7 +182,7 @@ class NodePool:
         try:
             await self._pool.release(connection, timeout=_RELEASE_TIMEOUT_S)
         except REFUSED as error:  # asyncpg has ended the connection
-            _log.info("a connection to %s was lost when it was given back: %s", self.name, in_words(error))
+            _log.info("a connection to %s was lost when it was given back: %s", self.name, describe(error))
 
     async def _reset(self, connection: NodeConnection) -> None:
         """Clear what a piece of work may have left behind.

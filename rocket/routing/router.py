@@ -19,27 +19,27 @@ from rocket.routing.answer import Answer, Route
 from rocket.routing.attempts import Attempts
 from rocket.routing.failures import REFUSED, NotAsObserved
 from rocket.routing.floors import SubjectLocks
-from rocket.routing.guarded import GuardedReads
 from rocket.routing.limits import Limits
 from rocket.routing.nodes import Nodes
 from rocket.routing.observation import Observation
 from rocket.routing.observer import Observer
+from rocket.routing.reads import Reads
 from rocket.routing.rules import Routing
 from rocket.routing.session import Session
-from rocket.routing.tables import floors_must_be_usable
+from rocket.routing.tables import check_floor_table
 from rocket.routing.unfloored import UnflooredWrites
-from rocket.routing.unguarded import UnguardedReads
-from rocket.routing.writer import FloorTaken, Writer
+from rocket.routing.unguarded import UncheckedReads
+from rocket.routing.writes import FloorTaken, Writes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from rocket.routing.connections import Work
+    from rocket.routing.catchup import Waiting
+    from rocket.routing.connection import Work
     from rocket.routing.floors import FloorStore
-    from rocket.routing.observer import MayLead
+    from rocket.routing.observer import MayBePrimary
     from rocket.routing.options import Options
     from rocket.routing.pool import NodePool
-    from rocket.routing.waiting import Waiting
 
 ResultT = TypeVar("ResultT")
 SubjectT = TypeVar("SubjectT")
@@ -81,9 +81,9 @@ class Router(Generic[SubjectT]):
         self._observation: Observation | None = None
         self._limits = limits
         self._attempts = Attempts(nodes, limits)
-        self._guarded = GuardedReads(nodes, self._attempts, board, floors, policy, waiting, limits)
-        self._unguarded = UnguardedReads(nodes, self._attempts, board, self._guarded.look_up)
-        self._writer = Writer(nodes, floors, limits)
+        self._guarded = Reads(nodes, self._attempts, board, floors, policy, waiting, limits)
+        self._unguarded = UncheckedReads(nodes, self._attempts, board, self._guarded.look_up)
+        self._writer = Writes(nodes, floors, limits)
         self._floor_taken = routing.floor_taken
         self._unfloored = UnflooredWrites(self._attempts, limits)
         self._switching = asyncio.Lock()
@@ -117,15 +117,15 @@ class Router(Generic[SubjectT]):
         routing: Routing = Routing.NEVER_STALE,
         observe: bool = True,
         observer_interval_s: float = 0.5,
-        may_lead: MayLead | None = None,
+        may_be_primary: MayBePrimary | None = None,
         init: Work[None] | None = None,
     ) -> Self | Router[str | None]:
         """Make a router for nodes by name, each given as a DSN, whatever their roles are.
 
         It observes them, every `observer_interval_s` seconds and once before this returns; with `observe` false it
         only finds out which one is the primary, where then every read goes. Nodes may be down, all of them even.
-        `may_lead` may veto that a node comes into office; who gives that may have no nodes yet. `floors` says what
-        reads without a token have to see: `SubjectLocks` unless another store is given. `init` is called with each
+        `may_be_primary` may veto that a node becomes the primary; with it, `nodes` may be empty. `floors` is what
+        reads without a token go by: `SubjectLocks` unless another store is given. `init` is called with each
         new connection that work is given, for what asyncpg keeps with it: type codecs, say.
 
         With a `board`, which an `Observer` of somebody else's keeps, it does not observe. `waiting` is that
@@ -135,13 +135,13 @@ class Router(Generic[SubjectT]):
         repeated) and where there is no node to observe, `TablesUnusable`, and `NodesUnusable` if no primary is
         found and what each node failed of will last: a wrong password or database, say.
         """
-        if not nodes and board is None and may_lead is None:
+        if not nodes and board is None and may_be_primary is None:
             raise ValueError("there must be a node, at the least")
         policy, limits = policy or Policy(), limits or Limits()
         observation = None
         if board is None:
             observer = Observer(nodes, board := Board(), interval_s=observer_interval_s, roles_only=not observe)
-            observer.may_lead = may_lead
+            observer.may_be_primary = may_be_primary
             observation, waiting = Observation(observer), observer.waiting
         router = cls(
             await Nodes.open(nodes, board, policy, limits, init),
@@ -157,7 +157,7 @@ class Router(Generic[SubjectT]):
             if observation is not None:
                 router._nodes.failures = lambda: observation.observer.failures
                 await observation.begin()
-                await floors_must_be_usable(floors, router._nodes, limits.attempt_s)
+                await check_floor_table(floors, router._nodes, limits.attempt_s)
         except BaseException:
             await router.aclose()
             raise
@@ -199,7 +199,7 @@ class Router(Generic[SubjectT]):
                 await self._observation.end()
             await self._nodes.close()
 
-    def _must_be_open(self) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("the router is closed")
 
@@ -265,7 +265,7 @@ class Router(Generic[SubjectT]):
         `InvalidToken`; what `work` raises rolls back and is raised
         as it is.
         """
-        self._must_be_open()
+        self._check_open()
         floor_taken = self._floor_taken
         if floor_taken is FloorTaken.AFTER_COMMIT:
             return await self._writer.write(work, subject, _in_order(token), floor_taken)
@@ -304,7 +304,7 @@ class Router(Generic[SubjectT]):
         Raise `Unavailable` if no such node answers in time, and `InvalidToken`; what `work` raises is raised as it
         is.
         """
-        self._must_be_open()
+        self._check_open()
         route = Route(time.monotonic() + self._limits.read_s, _in_order(token))
         try:
             match self._routing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from rocket.routing.writer import FloorTaken
+from rocket.routing.writes import FloorTaken
 
 
 class Routing(enum.StrEnum):

@@ -8,14 +8,14 @@ import asyncpg
 
 from rocket.consistency import SessionToken, merged
 from rocket.errors import InvalidToken, WriteInRead
-from rocket.routing.connections import behind
+from rocket.routing.connection import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from rocket.routing.answer import Answer
-    from rocket.routing.connections import Connection, Work
-    from rocket.routing.epochs import LostTail
+    from rocket.routing.connection import Connection, Work
+    from rocket.routing.epochs import PossibleLoss
     from rocket.routing.router import Router
 
 ResultT = TypeVar("ResultT")
@@ -49,7 +49,7 @@ class Session(Generic[SubjectT]):
         """Whom its writes belong to; may be set once that is known, before the first read or write."""
         self.last: Answer[Any] | None = None
         """The last answer: which node gave it, and why; `rocket.explain` makes words of it."""
-        self.lost: LostTail | None = None
+        self.lost: PossibleLoss | None = None
         """Set if a promotion may have cost the session what it was promised. The client should be told."""
         self._router = router
         self._lenient = lenient
@@ -68,7 +68,7 @@ class Session(Generic[SubjectT]):
         """
 
         async def only_reading(node: Connection) -> ResultT:
-            connection = behind(node)
+            connection = unwrap(node)
             if not connection.direct:
                 await node.execute(_READ_ONLY_NOW)
             elif connection.epoch is not None:  # the primary; replicas' connections are like that from the start

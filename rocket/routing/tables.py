@@ -31,7 +31,7 @@ _TRY_FLOORS = """
 """Takes the rights that a write takes, and writes nothing."""
 
 
-def must_be_usable(failures: Mapping[str, Exception]) -> None:
+def check_usable(failures: Mapping[str, Exception]) -> None:
     """Raise `TablesUnusable` if that is what a node failed of; says what to run."""
     for name, failure in failures.items():
         if isinstance(failure, asyncpg.UndefinedTableError):
@@ -51,7 +51,7 @@ def must_be_usable(failures: Mapping[str, Exception]) -> None:
             )
 
 
-async def floors_must_be_usable(floors: object, nodes: Nodes, timeout_s: float) -> None:
+async def check_floor_table(floors: object, nodes: Nodes, timeout_s: float) -> None:
     """Raise `TablesUnusable` if floors are kept in a `FloorTable`, and the primary does not let us use it.
 
     A primary that is away, or does not answer in time, is not waited for.
@@ -64,6 +64,6 @@ async def floors_must_be_usable(floors: object, nodes: Nodes, timeout_s: float) 
             name = primary.name
             await connection.execute(_TRY_FLOORS)
     except asyncpg.SyntaxOrAccessError as error:
-        must_be_usable({name: error})
+        check_usable({name: error})
     except (Unavailable, NotAsObserved, *REFUSED):
         pass

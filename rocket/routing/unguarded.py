@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from rocket.consistency import Reason, SessionToken
-from rocket.routing import status_table
+from rocket.routing import heartbeat
 from rocket.routing.answer import Answer, Role
 from rocket.routing.attempts import NodeFailed
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rocket.consistency import Board, Epoch, Lsn, PrimaryStatus
     from rocket.routing.answer import Route
     from rocket.routing.attempts import Attempts
-    from rocket.routing.connections import Connection, Work
+    from rocket.routing.connection import Connection, Work
     from rocket.routing.nodes import Nodes
 
 ResultT = TypeVar("ResultT")
@@ -27,7 +27,7 @@ SubjectT = TypeVar("SubjectT")
 _log = logging.getLogger("rocket.router")
 
 
-class UnguardedReads(Generic[SubjectT]):
+class UncheckedReads(Generic[SubjectT]):
     """The routings beside never-stale."""
 
     def __init__(
@@ -49,7 +49,7 @@ class UnguardedReads(Generic[SubjectT]):
         if floor is not None:
             route.tokens = (SessionToken(epoch, floor),)
             names = await self._attempts.on_primary(
-                lambda primary, _: status_table.names_caught_up(primary, floor), route
+                lambda primary, _: heartbeat.names_caught_up(primary, floor), route
             )
         return await self._on_any_of(names, work, route)
 

@@ -377,7 +377,7 @@ class Rules:
 
     def still_reigns(self, board: Board, epoch: Epoch, now: float, lease_s: float) -> bool:
         """Asked after whatever a primary has done."""
-        return board.reigns(epoch, now, lease_s)
+        return board.is_current_epoch(epoch, now, lease_s)
 
     # Tokens.
 
@@ -525,7 +525,7 @@ class World:
     # The primaries.
 
     def _name_reign(self, node: Node) -> None:
-        """Write the row of the epoch, if it has none yet, and remove a file with it: as `reign_of` does."""
+        """Write the row of the epoch, if it has none yet, and remove a file with it."""
         if node.reign is None:
             node.reign = Epoch(f"{node.history.timeline}-{self._random.getrandbits(40):010d}")
             self._histories[node.reign] = node.history
@@ -889,7 +889,7 @@ class World:
 
     def _enter_primary(self, request: Request) -> bool:
         """Take a connection to the primary in office, of its present reign."""
-        primary = request.process.board.in_office(self._now, self._policy.primary_lease_s)
+        primary = request.process.board.current_primary(self._now, self._policy.primary_lease_s)
         if primary is None:
             return False
         node = self._node(primary.name)
@@ -899,7 +899,7 @@ class World:
         return True
 
     def _stand(self, request: Request) -> bool:
-        """Sort out what a session brings to a primary, as `standing_of` does; tell whether it is served."""
+        """Sort out what a session brings to a primary, as `resolve_tokens` does; tell whether it is served."""
         node, epoch = request.node, request.epoch
         assert node is not None
         assert epoch is not None
@@ -953,7 +953,7 @@ class World:
             return
         floor = Lsn(self.rules.write_floor(inside=write.lsn_inside, after=node.have))
         if self._chance(0.05):
-            floor = Lsn.UNKNOWN  # the connection was lost before it was told
+            floor = Lsn.PENDING  # the connection was lost before it was told
         token = self._current(write)
         if token is None:
             token = SessionToken(epoch, floor)
@@ -1035,7 +1035,7 @@ class World:
         """Check that what the replica has applied up to the floor is the WAL of the token's reign."""
         assert token is not None
         floor = token.floor_on(status.name, status.incarnation)
-        if floor < Lsn.UNKNOWN and not self.rules.by_data:
+        if floor < Lsn.PENDING and not self.rules.by_data:
             if node.replay < floor:
                 self._fail(f"{node.name} is not caught up with {token}")
             if not node.history.holds(self._histories[token.epoch], floor):
@@ -1103,7 +1103,7 @@ class World:
         assert read.shown is not None
         self._check_floor(read.shown, after)
         self.events["read on a replica"] += 1
-        self.events["read without a bound"] += after.read_floor == Lsn.UNKNOWN
+        self.events["read without a bound"] += after.read_floor == Lsn.PENDING
         if token.node is not None:
             same = (token.node, token.incarnation) == (after.node, after.incarnation)
             self.events["stayed" if same else "moved"] += 1
@@ -1148,7 +1148,7 @@ class World:
     def _check_floor(self, shown: int, token: SessionToken) -> None:
         """Check that a replica of the reign which has replayed the read floor shows all that was shown."""
         history = self._histories[token.epoch]
-        if token.read_floor < Lsn.UNKNOWN and not self.rules.by_data:
+        if token.read_floor < Lsn.PENDING and not self.rules.by_data:
             covered = history.shows[history.up_to(max(token.write_floor, token.read_floor))]
             if shown & ~covered:
                 self._fail(f"a read was shown what the floors of {token} do not cover")
@@ -1161,7 +1161,7 @@ class World:
             self._fail(f"a session lost a write with the primary of an earlier reign, and is told {request.lost}")
         for before in (old.token for old in request.carried if old.token.epoch == after.epoch):
             for was, now in ((before.write_floor, after.write_floor), (before.read_floor, after.read_floor)):
-                if now < was < Lsn.UNKNOWN and not self.rules.by_data:
+                if now < was < Lsn.PENDING and not self.rules.by_data:
                     self._fail(f"{before} went back to {after}")
         request.session.answered(request.carried, held)
 

@@ -68,7 +68,7 @@ def test_an_empty_board_knows_nothing() -> None:
     assert board.replica("replica0") is None
     assert board.primary is None
     assert board.epoch is None
-    assert board.in_office(0.0, LEASE_S) is None
+    assert board.current_primary(0.0, LEASE_S) is None
 
 
 def test_published_statuses_stand_in_the_order_in_which_they_were_first_seen() -> None:
@@ -182,9 +182,9 @@ def test_a_replica_that_shows_a_later_reign_ends_the_present_one(epoch: Epoch | 
     board.forget("replica0")
 
     assert reign == board.epoch
-    assert board.in_office(1.0, LEASE_S) == (None if reign is None else board.primary)
-    assert board.reigns(EPOCH, 1.0, LEASE_S) == (reign is not None)
-    assert not board.reigns(LATER, 1.0, LEASE_S)
+    assert board.current_primary(1.0, LEASE_S) == (None if reign is None else board.primary)
+    assert board.is_current_epoch(EPOCH, 1.0, LEASE_S) == (reign is not None)
+    assert not board.is_current_epoch(LATER, 1.0, LEASE_S)
 
 
 def test_a_reign_that_only_replicas_show_is_nobodys() -> None:
@@ -204,14 +204,14 @@ def test_a_reign_holds_as_long_as_the_lease(now: float, reigns: bool) -> None:
     """Counted from when the question was sent: a later primary may have been promoted after that."""
     board = board_of((5, 0.0), (5, 1.0))
 
-    assert reigns == board.reigns(EPOCH, now, LEASE_S)
-    assert (board.primary if reigns else None) == board.in_office(now, LEASE_S)
+    assert reigns == board.is_current_epoch(EPOCH, now, LEASE_S)
+    assert (board.primary if reigns else None) == board.current_primary(now, LEASE_S)
 
 
 @pytest.mark.parametrize("epoch", [TWIN, EARLIER, LATER, None])
 def test_no_other_reign_is_the_present_one(epoch: Epoch | None) -> None:
     """Not even on the same timeline."""
-    assert not board_of((5, 1.0)).reigns(epoch, 1.0, LEASE_S)
+    assert not board_of((5, 1.0)).is_current_epoch(epoch, 1.0, LEASE_S)
 
 
 def test_an_unknown_reign_is_not_the_present_one_even_if_that_is_unknown() -> None:
@@ -219,8 +219,8 @@ def test_an_unknown_reign_is_not_the_present_one_even_if_that_is_unknown() -> No
     board = board_of((5, 1.0))
     board.publish(replica(epoch=LATER))
 
-    assert not Board().reigns(None, 0.0, LEASE_S)
-    assert not board.reigns(None, 1.0, LEASE_S)
+    assert not Board().is_current_epoch(None, 0.0, LEASE_S)
+    assert not board.is_current_epoch(None, 1.0, LEASE_S)
 
 
 # --- who is the primary ---
@@ -232,10 +232,10 @@ def test_a_primary_that_does_not_answer_is_out_of_office_and_keeps_its_reign() -
     board.publish(replica())
     board.forget("primary")
 
-    assert board.in_office(1.0, LEASE_S) is None
+    assert board.current_primary(1.0, LEASE_S) is None
     assert board.primary_is_lost
     assert EPOCH == board.epoch
-    assert board.reigns(EPOCH, 1.0, LEASE_S)
+    assert board.is_current_epoch(EPOCH, 1.0, LEASE_S)
     assert primary(flush_lsn=5, observed_at=1.0) == board.primary
 
 
@@ -245,7 +245,7 @@ def test_a_replica_that_does_not_answer_puts_nobody_out_of_office() -> None:
     board.publish(replica())
     board.forget("replica0")
 
-    assert board.primary == board.in_office(1.0, LEASE_S) is not None
+    assert board.primary == board.current_primary(1.0, LEASE_S) is not None
 
 
 def test_a_primary_that_answers_again_is_in_office_again() -> None:
@@ -254,7 +254,7 @@ def test_a_primary_that_answers_again_is_in_office_again() -> None:
     board.forget("primary")
 
     assert board.publish_primary(primary(flush_lsn=4, observed_at=2.0))
-    assert primary(flush_lsn=4, observed_at=2.0) == board.in_office(2.0, LEASE_S)
+    assert primary(flush_lsn=4, observed_at=2.0) == board.current_primary(2.0, LEASE_S)
 
 
 def test_a_primary_that_answers_as_a_replica_is_out_of_office() -> None:
@@ -263,7 +263,7 @@ def test_a_primary_that_answers_as_a_replica_is_out_of_office() -> None:
     told = told_of(board)
     board.publish(replica("primary", epoch=None))
 
-    assert board.in_office(1.0, LEASE_S) is None
+    assert board.current_primary(1.0, LEASE_S) is None
     assert told == ["primary"]
     assert replica("primary", epoch=None) == board.replica("primary")
 
@@ -295,7 +295,7 @@ def test_the_primary_of_a_later_timeline_takes_office(lost: bool) -> None:
 
     assert board.publish_primary(primary("replica0", flush_lsn=5, observed_at=2.0, epoch=LATER))
     assert LATER == board.epoch
-    assert primary("replica0", flush_lsn=5, observed_at=2.0, epoch=LATER) == board.in_office(2.0, LEASE_S)
+    assert primary("replica0", flush_lsn=5, observed_at=2.0, epoch=LATER) == board.current_primary(2.0, LEASE_S)
     assert {"primary", "replica0"} == set(told)
 
 
@@ -310,7 +310,7 @@ def test_the_primary_of_an_older_timeline_never_takes_office(name: str, lost: bo
 
     assert not board.publish_primary(primary(name, flush_lsn=99, observed_at=2.0, epoch=EARLIER))
     assert primary(flush_lsn=50, observed_at=1.0) == board.primary
-    assert (None if lost else board.primary) == board.in_office(2.0, LEASE_S)
+    assert (None if lost else board.primary) == board.current_primary(2.0, LEASE_S)
     assert EPOCH == board.epoch
     assert told == [name]  # it is closed to everybody
 
@@ -322,7 +322,7 @@ def test_an_old_primary_does_not_take_office_once_a_replica_shows_a_later_reign(
 
     assert not board.publish_primary(primary(flush_lsn=51, observed_at=2.0))
     assert board.epoch is None
-    assert board.in_office(2.0, LEASE_S) is None
+    assert board.current_primary(2.0, LEASE_S) is None
 
 
 @pytest.mark.parametrize(
@@ -414,11 +414,11 @@ def test_the_reign_never_goes_back_to_an_older_timeline(steps: list[tuple[str, s
             assert epoch == board.epoch
             newest = int(epoch.split("-")[0])
         reign = board.epoch
-        in_office = board.in_office(float(moment), LEASE_S)
+        current_primary = board.current_primary(float(moment), LEASE_S)
 
         assert reign is None or int(reign.split("-")[0]) == newest
-        assert in_office is None or in_office.epoch == reign
-        assert in_office is None or board.replica(in_office.name) is None
+        assert current_primary is None or current_primary.epoch == reign
+        assert current_primary is None or board.replica(current_primary.name) is None
 
 
 # --- a replica that has diverged ---

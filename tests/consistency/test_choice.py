@@ -137,7 +137,7 @@ def vouched(status: ReplicaStatus) -> int:
 
 QUESTIONS = st.builds(
     Question,
-    floor=LSNS | LSNS | st.integers(0, 4).map(Lsn) | st.just(Lsn.UNKNOWN),
+    floor=LSNS | LSNS | st.integers(0, 4).map(Lsn) | st.just(Lsn.PENDING),
     board=boards(),
     policy=POLICIES,
     start=st.integers(-7, 2**40),
@@ -271,7 +271,7 @@ def test_reads_spread_over_all_fit_replicas(question: Question) -> None:
 @modest
 def test_a_higher_floor_never_makes_a_replica_fit(question: Question, higher: int) -> None:
     """What cannot serve a session cannot serve one that has seen more."""
-    further = question._replace(floor=Lsn(min(question.floor + higher, Lsn.UNKNOWN)))
+    further = question._replace(floor=Lsn(min(question.floor + higher, Lsn.PENDING)))
 
     assert question.choice().status is not None or further.choice().status is None
 
@@ -280,7 +280,7 @@ def test_a_higher_floor_never_makes_a_replica_fit(question: Question, higher: in
 @modest
 def test_an_unknown_commit_lsn_is_served_by_no_replica(question: Question) -> None:
     """A write in progress binds its session to the primary, however far the replicas are."""
-    assert question._replace(floor=Lsn.UNKNOWN).choice().status is None
+    assert question._replace(floor=Lsn.PENDING).choice().status is None
 
 
 # --- the edges, one by one ---
@@ -764,8 +764,8 @@ def test_the_own_replica_is_bound_by_lease_and_lag_like_any_other(status: Replic
 
 def test_a_read_floor_that_is_unknown_allows_only_the_own_replica() -> None:
     """Nobody can tell which other one has replayed as much; without the own one the primary serves."""
-    token = read_on("replica0", 50, Lsn.UNKNOWN)
-    ahead = replica("replica1", Lsn.UNKNOWN - 1)
+    token = read_on("replica0", 50, Lsn.PENDING)
+    ahead = replica("replica1", Lsn.PENDING - 1)
 
     for start in range(4):
         assert Choice(replica("replica0", 50), Reason.CAUGHT_UP) == choose(

@@ -161,11 +161,11 @@ def test_order_and_distance_are_those_of_the_byte_positions(one: Lsn, other: Lsn
 @modest
 def test_unknown_is_above_everything(lsn: Lsn) -> None:
     """No replica can have replayed up to a commit LSN that is not known yet."""
-    assert lsn <= Lsn.UNKNOWN
-    assert (lsn == Lsn.UNKNOWN) == (str(lsn) == "FFFFFFFF/FFFFFFFF")
+    assert lsn <= Lsn.PENDING
+    assert (lsn == Lsn.PENDING) == (str(lsn) == "FFFFFFFF/FFFFFFFF")
 
 
 def test_unknown_is_what_the_table_says() -> None:
     """The marker has the same value in the program as in `users.min_lsn`, on the wire as well."""
-    assert Lsn.parse("FFFFFFFF/FFFFFFFF") == Lsn.UNKNOWN
-    assert Lsn.UNKNOWN.wire == -1
+    assert Lsn.parse("FFFFFFFF/FFFFFFFF") == Lsn.PENDING
+    assert Lsn.PENDING.wire == -1

@@ -155,7 +155,7 @@ class OffByOne(Rules):
         )
 
     def _before(self, floor: Lsn) -> Lsn:
-        return floor if floor in {0, Lsn.UNKNOWN} else Lsn(floor - 1)
+        return floor if floor in {0, Lsn.PENDING} else Lsn(floor - 1)
 
 
 class LeaseAndLagIgnored(Rules):

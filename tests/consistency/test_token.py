@@ -224,7 +224,7 @@ def test_a_write_raises_the_write_floor_and_nothing_else(token: SessionToken, fl
     """It never lowers a known one, and covers one that could not be told; what was read, and where, stays."""
     after = token.after_write(flush_lsn)
 
-    if token.write_floor == Lsn.UNKNOWN:
+    if token.write_floor == Lsn.PENDING:
         assert replace(token, write_floor=flush_lsn) == after
     else:
         assert replace(token, write_floor=max(token.write_floor, flush_lsn)) == after
@@ -238,7 +238,7 @@ def test_a_bounded_read_raises_the_read_floor_to_its_bound(
 ) -> None:
     """A known read floor is never lowered, an unknown one becomes known, and the write floor stays."""
     after = token.after_replica_read(*place, bound)
-    known = bound if token.read_floor == Lsn.UNKNOWN else max(token.read_floor, bound)
+    known = bound if token.read_floor == Lsn.PENDING else max(token.read_floor, bound)
 
     assert token_of(token.write_floor, known, place) == after
 
@@ -252,7 +252,7 @@ def test_after_a_read_without_a_bound_only_the_same_life_of_that_replica_will_do
     after = token.after_replica_read(*place, None)
 
     assert token_of(token.write_floor, LARGEST, place) == after
-    assert {Lsn.UNKNOWN} == {after.floor_on(*other) for other in EVERYWHERE if other != place}
+    assert {Lsn.PENDING} == {after.floor_on(*other) for other in EVERYWHERE if other != place}
     assert token.write_floor == after.floor_on(*place)
 
 
@@ -269,7 +269,7 @@ def test_a_bound_that_is_found_later_ends_an_unknown_read_floor() -> None:
 @modest
 def test_a_read_on_the_primary_takes_its_flush_lsn_and_no_node(token: SessionToken, flush_lsn: Lsn) -> None:
     """Nothing beyond that was ever shown; an unknown commit LSN lies below it, one that was known stays."""
-    write_floor = flush_lsn if token.write_floor == Lsn.UNKNOWN else token.write_floor
+    write_floor = flush_lsn if token.write_floor == Lsn.PENDING else token.write_floor
 
     assert token_of(write_floor, flush_lsn) == token.after_primary_read(flush_lsn)
 

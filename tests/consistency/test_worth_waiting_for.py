@@ -83,7 +83,7 @@ def test_replica_that_has_diverged_is_not() -> None:
 
 def test_nobody_waits_for_what_nothing_is_enough_for() -> None:
     """A floor that is not known is reached by no replica."""
-    assert worth_waiting_for(SessionToken(EPOCH, Lsn.UNKNOWN), board_of(near), POLICY, now=NOW) == []
+    assert worth_waiting_for(SessionToken(EPOCH, Lsn.PENDING), board_of(near), POLICY, now=NOW) == []
 
 
 def test_replica_that_is_caught_up_is_not_waited_for() -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
 from rocket import Answer, Board, Limits, Observer, OutcomeUnknown, Policy, Reason, Role, Router, Unavailable
-from rocket.api.users import UserFloors
 from rocket.consistency import Epoch
-from rocket.ending import background
+from rocket.lab.api.users import UserFloors
+from rocket.lab.shutdown import background
 from rocket.metrics import RouterMetrics
 from rocket.metrics.tallies import BOUNDS_S, Tally, as_histogram
 from tests.conftest import dsns, paused
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rocket import Connection
-    from rocket.postgres.cluster import LocalCluster
+    from rocket.cluster.cluster import LocalCluster
 
 
 class Watched:

@@ -11,16 +11,16 @@ import pytest_asyncio
 
 from rocket import FloorTable, InvalidToken, Policy, Role, Router, Unavailable
 from rocket.consistency import Epoch, Lsn, SessionToken
-from rocket.orchestrator import DATABASE
-from rocket.routing.epochs import standing_of
-from tests.attach.between import pgbouncer
+from rocket.lab.app import DATABASE
+from rocket.routing.epochs import resolve_tokens
 from tests.conftest import dsns, paused
+from tests.support.between import pgbouncer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rocket import Connection, Session
-    from rocket.postgres.cluster import LocalCluster
+    from rocket.cluster.cluster import LocalCluster
 
 BEAT_S = 0.05
 ELSEWHERE = 42
@@ -100,7 +100,7 @@ async def test_what_was_written_in_a_reign_that_nobody_here_has_heard_of_may_be_
     try:
         timeline, _, name = epoch.partition("-")
         unheard = SessionToken.parse(f"1~{timeline}-eeeeeeeeee~0/1~0/1")
-        standing = await standing_of([unheard], admin, Epoch(f"{int(timeline) + 1}-{name}"), is_last=True)
+        standing = await resolve_tokens([unheard], admin, Epoch(f"{int(timeline) + 1}-{name}"), is_last=True)
     finally:
         await admin.execute("UPDATE epochs SET timeline = timeline - 1 WHERE epoch = $1", epoch)
         await admin.close()

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rocket import Board, Observer
-from rocket.ending import background
-from rocket.orchestrator import DATABASE
-from rocket.torture.takeover import look
+from rocket.lab.app import DATABASE
+from rocket.lab.shutdown import background
+from rocket.lab.torture.takeover import look
 from tests.conftest import dsns, paused, recorded, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from rocket.postgres.cluster import LocalCluster
+    from rocket.cluster.cluster import LocalCluster
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
@@ -186,14 +186,14 @@ async def test_another_way_to_the_primary_is_no_replica(cluster: LocalCluster) -
     board = Board()
     nodes = {"primary": cluster.primary.dsn(DATABASE), "replica0": cluster.primary.dsn(DATABASE)}
     observer = Observer(nodes, board, interval_s=1)
-    in_office = set()
+    current_primary = set()
     for _ in range(3):
         await observer.run_once()
         assert not board.replicas
         assert board.primary is not None
-        in_office.add(board.primary.name)
+        current_primary.add(board.primary.name)
     observer.close()
-    assert 1 == len(in_office)
+    assert 1 == len(current_primary)
 
 
 async def test_role_that_may_not_see_the_startup_process_vouches_for_nothing(cluster: LocalCluster) -> None:

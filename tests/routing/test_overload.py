@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rocket import Limits, Reason, Router, SessionToken, Unavailable
-from rocket.api import queries
-from rocket.api.users import UserFloors
-from rocket.orchestrator import DATABASE
-from rocket.routing.gate import Gate, Overloaded
+from rocket.lab.api import queries
+from rocket.lab.api.users import UserFloors
+from rocket.lab.app import DATABASE
+from rocket.routing.gate import CapacityLimiter, TooManyWaiting
 from tests.conftest import dsns
 from tests.routing.test_observer import until
 from tests.routing.test_races import write_ride
 
 if TYPE_CHECKING:
     from rocket import Board, Connection, Observer
-    from rocket.postgres.cluster import LocalCluster
+    from rocket.cluster.cluster import LocalCluster
 
 
 async def test_gate_turns_away_whoever_finds_the_queue_full() -> None:
     """One is through, one waits, the third need not."""
-    gate = Gate("it", width=1, queue=1)
+    gate = CapacityLimiter("it", width=1, queue=1)
     leave = asyncio.Event()
     inside: list[int] = []
 
@@ -38,7 +38,7 @@ async def test_gate_turns_away_whoever_finds_the_queue_full() -> None:
         await until(lambda: inside == [1])
         group.create_task(go(2))
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded):
+        with pytest.raises(TooManyWaiting):
             await go(3)
         leave.set()
     assert [1, 2] == inside
@@ -46,7 +46,7 @@ async def test_gate_turns_away_whoever_finds_the_queue_full() -> None:
 
 async def test_whoever_stops_waiting_leaves_the_queue() -> None:
     """A place in it is not lost with its owner."""
-    gate = Gate("it", width=1, queue=1)
+    gate = CapacityLimiter("it", width=1, queue=1)
     async with gate:
         for _ in range(3):
             with pytest.raises(TimeoutError):

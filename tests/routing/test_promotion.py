@@ -13,11 +13,11 @@ import pytest
 import pytest_asyncio
 
 from rocket import Board, Lsn, Observer, OutcomeUnknown, Reason, Role, Router, SessionToken, Unavailable
-from rocket.api import queries
-from rocket.api.users import UserFloors
-from rocket.ending import background
-from rocket.orchestrator import DATABASE
-from rocket.postgres.cluster import ClusterSettings, local_cluster
+from rocket.cluster.cluster import ClusterSettings, local_cluster
+from rocket.lab.api import queries
+from rocket.lab.api.users import UserFloors
+from rocket.lab.app import DATABASE
+from rocket.lab.shutdown import background
 from tests.conftest import dsns, schema
 from tests.routing.test_observer import until
 from tests.routing.test_races import lose_a_backend
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rocket import Answer, Connection
-    from rocket.postgres.cluster import LocalCluster
-    from rocket.postgres.node import Node
+    from rocket.cluster.cluster import LocalCluster
+    from rocket.cluster.node import Node
 
 CLIENTS = """
     SELECT count(*) FROM pg_stat_activity WHERE application_name = 'rocket' AND pid <> pg_backend_pid()
@@ -48,7 +48,7 @@ FOLLOWED_WITHIN_S = 2.0
 async def cluster(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalCluster]:
     """A cluster that nobody supervises: what is promoted here is promoted behind everybody's back."""
     # A replica past the fork asks for WAL from the start of a segment, which the new primary has to have reached.
-    monkeypatch.setattr("rocket.postgres.making.SEGMENT_MIB", 16)
+    monkeypatch.setattr("rocket.cluster.datadir.SEGMENT_MIB", 16)
     settings = ClusterSettings(replicas=2, port=0, database=DATABASE, schema=schema())
     async with local_cluster(settings) as cluster:
         yield cluster
@@ -305,8 +305,8 @@ async def test_a_write_across_a_promotion_is_an_unknown_outcome(
     await session.write()
 
     class Slow(UserFloors):
-        async def settle(self, primary: Connection, subject: str) -> Lsn:
-            floor = await super().settle(primary, subject)
+        async def record_floor(self, primary: Connection, subject: str) -> Lsn:
+            floor = await super().record_floor(primary, subject)
             await promote(new)
             await until(lambda: watched.board.primary is not None and watched.board.primary.name == new.name)
             return floor

@@ -13,21 +13,21 @@ import asyncpg
 import pytest
 
 from rocket import Board, Limits, Lsn, Reason, Role, Router, Routing, SessionToken
-from rocket.api import queries
-from rocket.api.users import UserFloors
-from rocket.ending import background
-from rocket.orchestrator import DATABASE
-from rocket.postgres import faults
-from rocket.routing import bounds
+from rocket.cluster import faults
+from rocket.lab.api import queries
+from rocket.lab.api.users import UserFloors
+from rocket.lab.app import DATABASE
+from rocket.lab.shutdown import background
+from rocket.routing import bound
 from tests.conftest import dsns, paused, recorded, role
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rocket import Connection, Observer
+    from rocket.cluster.cluster import LocalCluster
+    from rocket.cluster.node import Node
     from rocket.consistency import Epoch
-    from rocket.postgres.cluster import LocalCluster
-    from rocket.postgres.node import Node
 
 AN_HOUR_MS = 3_600_000
 
@@ -40,9 +40,9 @@ class HeldBeforeCommit(UserFloors):
         self._observer = observer
         self.replay_stopped = contextlib.AsyncExitStack()
 
-    async def mark(self, primary: Connection, subject: str, floor: Lsn) -> None:
+    async def begin_write(self, primary: Connection, subject: str, floor: Lsn) -> None:
         """Let replicas replay all of the transaction but its commit, observe them, and stop their replay."""
-        await super().mark(primary, subject, floor)
+        await super().begin_write(primary, subject, floor)
         other = await self._cluster.primary.connect(DATABASE)
         await other.execute("SELECT pg_logical_emit_message(true, 'test', 'flush')")
         await other.close()
@@ -209,7 +209,7 @@ async def test_an_unknown_floor_stays_unknown_across_switches(
         await observer.run_once()
         ride_id = await write_ride(router, email)
         assert router.board.epoch is not None
-        token = SessionToken(router.board.epoch, Lsn.UNKNOWN)
+        token = SessionToken(router.board.epoch, Lsn.PENDING)
         assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id, token)
 
 
@@ -364,7 +364,7 @@ async def test_a_read_before_the_replay_lsn_has_moved_is_not_gone_back_behind(
     the replay LSN as the bound of what was seen, that one passes for caught up.
     """
     if not ours:
-        monkeypatch.setattr(bounds, "shown_by_replica", bound_by_replay_lsn)
+        monkeypatch.setattr(bound, "shown_by_replica", bound_by_replay_lsn)
     primary = await cluster.primary.connect(DATABASE)
     await primary.execute(MAKE_TABLES.format(owner=role()), timeout=60)
     await primary.execute(queries.INSERT_USER, email)

@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from rocket import Answer, Limits, Lsn, OutcomeUnknown, Policy, Reason, Role, Router, Unavailable, saw
-from rocket.api import queries
-from rocket.api.problems import Problem
-from rocket.api.users import UserFloors
-from rocket.orchestrator import DATABASE
+from rocket import (
+    Answer,
+    Limits,
+    Lsn,
+    OutcomeUnknown,
+    Policy,
+    Reason,
+    Role,
+    Router,
+    Unavailable,
+    report_read_bound,
+)
+from rocket.lab.api import queries
+from rocket.lab.api.problems import Problem
+from rocket.lab.api.users import UserFloors
+from rocket.lab.app import DATABASE
 from tests.conftest import dsns, paused
 from tests.routing.test_races import read_ride, write_ride
 
@@ -22,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rocket import Board, Connection, Observer
-    from rocket.postgres.cluster import LocalCluster
+    from rocket.cluster.cluster import LocalCluster
 
 
 def written(answer: Answer[Any]) -> Lsn:
@@ -222,7 +233,7 @@ async def test_floor_is_recorded_after_the_commit(cluster: LocalCluster, router:
     recorded = Lsn.from_wire(await connection.fetchval("SELECT min_lsn FROM users WHERE email = $1", email))
     await connection.close()
     assert written(answer) == recorded
-    assert inside < recorded < Lsn.UNKNOWN
+    assert inside < recorded < Lsn.PENDING
 
 
 async def test_servers_that_end_first_do_not_keep_a_router_from_closing(
@@ -264,7 +275,7 @@ async def test_what_work_leaves_in_a_session_on_the_primary_reaches_nobody_else(
 class Plain(UserFloors):
     """Marks the floor as any application might: the router has to see to the rest."""
 
-    async def mark(self, primary: Connection, subject: str, floor: Lsn) -> None:
+    async def begin_write(self, primary: Connection, subject: str, floor: Lsn) -> None:
         """Set the user's floor."""
         await primary.execute("UPDATE users SET min_lsn = $2 WHERE email = $1", subject, floor.wire)
 
@@ -291,10 +302,10 @@ async def test_commit_is_flushed_whatever_the_session_says(
 class Forgetful(UserFloors):
     """Dies between COMMIT and the settling of the floor."""
 
-    async def settle(self, primary: Connection, subject: str) -> Lsn:
+    async def record_floor(self, primary: Connection, subject: str) -> Lsn:
         """Lose the connection."""
         await primary.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-        return await super().settle(primary, subject)
+        return await super().record_floor(primary, subject)
 
 
 async def test_writer_that_dies_before_settling_leaves_a_mark_that_a_read_finishes(
@@ -303,11 +314,11 @@ async def test_writer_that_dies_before_settling_leaves_a_mark_that_a_read_finish
     """The write is acknowledged without a floor; until one is known only the primary will do."""
     async with await Router.open(dsns(cluster), Forgetful(), board) as forgetful:
         answer = await forgetful.write(lambda primary: primary.fetchval(queries.INSERT_USER, email), subject=email)
-    assert Lsn.UNKNOWN == written(answer)
+    assert Lsn.PENDING == written(answer)
     connection = await cluster.primary.connect(DATABASE)
     mark = await connection.fetchval("SELECT min_lsn::text FROM users WHERE email = $1", email)
     await connection.close()
-    assert str(Lsn.UNKNOWN) == mark
+    assert str(Lsn.PENDING) == mark
     await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
     await cluster.wait_for_catchup()
     await observer.run_once()
@@ -322,7 +333,7 @@ async def test_write_in_progress_sends_reads_to_the_primary_without_waiting(
     """A mark whose row another write holds is left to that write."""
     await write_ride(router, email)
     connection = await cluster.primary.connect(DATABASE)
-    await connection.execute("UPDATE users SET min_lsn = $2 WHERE email = $1", email, Lsn.UNKNOWN.wire)
+    await connection.execute("UPDATE users SET min_lsn = $2 WHERE email = $1", email, Lsn.PENDING.wire)
     async with connection.transaction():
         await connection.execute("SELECT FROM users WHERE email = $1 FOR UPDATE", email)
         async with asyncio.timeout(2):
@@ -346,8 +357,8 @@ async def test_concurrent_writes_of_one_user_leave_a_floor_that_covers_all(
     connection = await cluster.primary.connect(DATABASE)
     recorded = Lsn.from_wire(await connection.fetchval("SELECT min_lsn FROM users WHERE email = $1", email))
     await connection.close()
-    assert max(insides) < recorded < Lsn.UNKNOWN
-    assert all(written(answer) < Lsn.UNKNOWN for answer in answers)
+    assert max(insides) < recorded < Lsn.PENDING
+    assert all(written(answer) < Lsn.PENDING for answer in answers)
 
 
 async def test_serialization_failure_is_tried_again(router: Router[str], email: str) -> None:
@@ -554,7 +565,7 @@ async def test_connection_that_is_ended_before_the_work_has_said_what_it_saw_cos
         if 1 == ran:
             for pool in router.pools:
                 pool.drop()
-        saw(node, row["shown"])
+        report_read_bound(node, row["shown"])
         return int(row["id"])
 
     answer = await router.read(work, subject=email)
@@ -570,7 +581,7 @@ async def test_what_an_earlier_statement_said_is_not_what_the_work_has_shown(
     await observer.run_once()
 
     async def work(node: Connection) -> None:
-        saw(node, f"replica 0/1 0/2 1 {board.epoch}")
+        report_read_bound(node, f"replica 0/1 0/2 1 {board.epoch}")
         await node.fetchval("SELECT 1")
 
     answer = await router.read(work, subject=email)

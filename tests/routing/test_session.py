@@ -29,13 +29,13 @@ from rocket import (
     explain,
     nodes_from_environment,
 )
+from rocket.cluster.installation import SUPERUSER
 from rocket.errors import InvalidSetting
-from rocket.orchestrator import DATABASE
-from rocket.postgres.installation import SUPERUSER
+from rocket.lab.app import DATABASE
 from rocket.routing.observer import Observer
 from rocket.schema import script, tables
-from tests.attach.between import pgbouncer
 from tests.conftest import dsns, paused
+from tests.support.between import pgbouncer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from rocket import Connection
-    from rocket.postgres.cluster import LocalCluster
+    from rocket.cluster.cluster import LocalCluster
 
 ResultT = TypeVar("ResultT")
 
@@ -218,11 +218,15 @@ class Held:
     def __init__(self, floors: SubjectLocks) -> None:
         self._floors = floors
         self.marked, self.go_on = asyncio.Event(), asyncio.Event()
-        self.look_up, self.settle, self.wait_for_writes = floors.look_up, floors.settle, floors.wait_for_writes
+        self.look_up, self.record_floor, self.wait_for_writes = (
+            floors.look_up,
+            floors.record_floor,
+            floors.wait_for_writes,
+        )
 
-    async def mark(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:
+    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:
         """Mark, and wait."""
-        flushed = await self._floors.mark(primary, subject, floor)
+        flushed = await self._floors.begin_write(primary, subject, floor)
         self.marked.set()
         await self.go_on.wait()
         return flushed
@@ -274,12 +278,12 @@ async def test_a_program_that_halts_before_its_commit_holds_its_locks_for_second
     held = Held(floors)
     limits: list[str] = []
 
-    async def mark(primary: Connection, subject: str | None, floor: Lsn) -> str | None:
-        flushed = await floors.mark(primary, subject, floor)
+    async def begin_write(primary: Connection, subject: str | None, floor: Lsn) -> str | None:
+        flushed = await floors.begin_write(primary, subject, floor)
         limits.append(await primary.fetchval("SHOW idle_in_transaction_session_timeout"))
         return flushed
 
-    held.mark = mark  # type: ignore[method-assign]
+    held.begin_write = begin_write  # type: ignore[method-assign]
     async with await Router.open(dsns(cluster), held, observer_interval_s=BEAT_S) as router:
         await router.session("ann").write(notes.add)
         after = await router.session().write(lambda db: db.fetchval("SHOW idle_in_transaction_session_timeout"))

@@ -10,10 +10,10 @@ import pytest
 import pytest_asyncio
 
 from rocket import Board, Observer, Policy, Reason, Router
-from rocket.api.users import UserFloors
-from rocket.ending import background
-from rocket.postgres import faults
-from rocket.routing.waiting import Waiting
+from rocket.cluster import faults
+from rocket.lab.api.users import UserFloors
+from rocket.lab.shutdown import background
+from rocket.routing.catchup import Waiting
 from tests.conftest import dsns, paused
 from tests.routing.test_observer import until
 from tests.routing.test_races import read_ride, write_ride
@@ -21,7 +21,7 @@ from tests.routing.test_races import read_ride, write_ride
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
-    from rocket.postgres.cluster import LocalCluster
+    from rocket.cluster.cluster import LocalCluster
 
 FoundT = TypeVar("FoundT")
 

@@ -12,17 +12,17 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from rocket import SHOWN, Limits, OutcomeUnknown, Role, Router, saw
-from rocket.orchestrator import DATABASE
-from rocket.postgres.installation import SUPERUSER
-from rocket.routing.connections import behind
+from rocket import READ_BOUND, Limits, OutcomeUnknown, Role, Router, report_read_bound
+from rocket.cluster.installation import SUPERUSER
+from rocket.lab.app import DATABASE
+from rocket.routing.connection import unwrap
 from tests.conftest import dsns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rocket import Connection
-    from rocket.postgres.cluster import LocalCluster
+    from rocket.cluster.cluster import LocalCluster
 
 LONG = "SELECT pg_sleep(30) /* given up */"
 DEADLINE_S = 15.0
@@ -74,7 +74,7 @@ async def test_what_work_raises_by_itself_is_raised_as_it_is(
     async def counted(db: Connection) -> None:
         nonlocal runs
         runs += 1
-        backends.append(behind(db).get_server_pid())
+        backends.append(unwrap(db).get_server_pid())
         await work(db)  # type: ignore[operator]
 
     session = opened.session("ann")
@@ -85,7 +85,7 @@ async def test_what_work_raises_by_itself_is_raised_as_it_is(
     pools = {pool.name: pool for pool in opened.pools}
     assert 1 <= sum(pool.idle for pool in pools.values())
     if how == "write":
-        assert backends == [await session.write(lambda db: asyncio.sleep(0, behind(db).get_server_pid()))]
+        assert backends == [await session.write(lambda db: asyncio.sleep(0, unwrap(db).get_server_pid()))]
 
 
 async def running(cluster: LocalCluster) -> int:
@@ -172,8 +172,8 @@ async def test_a_connection_on_which_something_is_under_way_is_lent_to_nobody(
     backends: list[int] = []
 
     async def leaves_a_statement(db: Connection) -> None:
-        backends.append(behind(db).get_server_pid())
-        abandoned.append(asyncio.create_task(behind(db).fetch(LONG)))
+        backends.append(unwrap(db).get_server_pid())
+        abandoned.append(asyncio.create_task(unwrap(db).fetch(LONG)))
         await asyncio.sleep(0.05)
         if error is asyncpg.InterfaceError:
             await db.execute("SELECT 'another operation is in progress'")
@@ -185,7 +185,7 @@ async def test_a_connection_on_which_something_is_under_way_is_lent_to_nobody(
     with pytest.raises(error):
         await session.read(leaves_a_statement)
     for _ in range(5):
-        assert backends[0] != await session.read(lambda db: asyncio.sleep(0, behind(db).get_server_pid()))
+        assert backends[0] != await session.read(lambda db: asyncio.sleep(0, unwrap(db).get_server_pid()))
         assert 1 == await session.read(lambda db: db.fetchval("SELECT 1"))
     await asyncio.wait(abandoned)
     assert abandoned[0].exception() is not None
@@ -198,8 +198,8 @@ async def test_what_a_statement_said_does_not_cover_a_copy_after_it(opened: Rout
     """COPY reads as well, later."""
 
     async def copies(db: Connection) -> str | None:
-        saw(db, await db.fetchval(f"SELECT {SHOWN}"))
+        report_read_bound(db, await db.fetchval(f"SELECT {READ_BOUND}"))
         await db.copy_from_query("SELECT 1", output=io.BytesIO())
-        return behind(db).take_note()
+        return unwrap(db).take_note()
 
     assert await opened.session("ann").read(copies) is None

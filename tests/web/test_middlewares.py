@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pytest_aiohttp.plugin import AiohttpClient
 
-    from rocket.postgres.cluster import LocalCluster
+    from rocket.cluster.cluster import LocalCluster
     from rocket.web.asgi import Message, Receive, Scope, Send
 
 HEADER = "Rocket-Session"

@@ -22,7 +22,7 @@ from tests.conftest import dsns, fresh_dir, paused
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from rocket.postgres.cluster import LocalCluster
+    from rocket.cluster.cluster import LocalCluster
 
 README = Path(__file__).parent.parent.parent / "README.md"
 HEADER = "Rocket-Session"

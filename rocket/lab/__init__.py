@@ -1,0 +1,1 @@
+"""What shows, proves and measures the router: the demonstration, torture, the checker, the benchmark."""

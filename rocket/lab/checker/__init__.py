@@ -1,0 +1,1 @@
+"""The checker: judges the history of a run, and knows nothing of what ran."""

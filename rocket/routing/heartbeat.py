@@ -1,0 +1,78 @@
+"""The table `replica_statuses`: for people, for the routing as published, and as the cluster's heartbeat.
+
+Never-stale routing does not read it: it cannot tell one incarnation of a replica from the next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rocket.consistency import Lsn, ReplicaStatus
+    from rocket.routing.connection import Connection
+
+WRITERS_LOCK = 0x726F636B6574
+"""Key of the advisory lock that elects the one process that writes the table."""
+
+_ELECT = """
+    SELECT CASE WHEN pg_try_advisory_lock($1) THEN
+        set_config('idle_session_timeout',
+                   CASE pg_backend_pid() WHEN $2 THEN $3 ELSE current_setting('idle_session_timeout') END,
+                   false)
+    END IS NOT NULL
+"""
+"""Whoever has the lock and falls silent (halted, cut off, on a machine that is gone) loses it with its session.
+
+Behind a transaction pooler the session is not the writer's own, and not its to end.
+"""
+
+_SILENT_BEATS = 3
+_SHORTEST_SILENCE_S = 1.0
+"""How long whoever has the lock may say nothing: so many beats, and no less than that."""
+_LONGEST_SILENCE_MS = 2**31 - 1  # what the setting holds
+
+_ELECT_FOR_NOW = "SELECT pg_try_advisory_xact_lock($1)"
+
+_RECORD = """
+    WITH seen AS (
+        SELECT name, last_lsn FROM unnest($1::text[], $2::pg_lsn[]) AS seen(name, last_lsn)
+    ), gone AS (
+        DELETE FROM replica_statuses WHERE name <> ALL ($1)
+    )
+    INSERT INTO replica_statuses AS known (name, last_lsn)
+    SELECT name, last_lsn FROM seen
+    ON CONFLICT (name) DO UPDATE SET last_lsn = excluded.last_lsn
+"""
+"""Writes, and so flushes WAL, even when no status has changed (design fact F2)."""
+
+_CAUGHT_UP = "SELECT name FROM replica_statuses WHERE last_lsn >= $1"
+
+
+async def elect(primary: Connection, beat_s: float) -> bool:
+    """Tell whether this connection is the one whose owner writes the table; it is so until it closes.
+
+    The server ends it if the owner lets three beats pass, or a second, whichever takes longer.
+    """
+    silence_ms = min(round(1000 * max(_SILENT_BEATS * beat_s, _SHORTEST_SILENCE_S)), _LONGEST_SILENCE_MS)
+    return bool(await primary.fetchval(_ELECT, WRITERS_LOCK, primary.get_server_pid(), f"{silence_ms}ms"))
+
+
+async def elect_for_now(primary: Connection) -> bool:
+    """Tell the same, for the transaction under way."""
+    return bool(await primary.fetchval(_ELECT_FOR_NOW, WRITERS_LOCK))
+
+
+async def record(primary: Connection, statuses: Sequence[ReplicaStatus]) -> None:
+    """Make the table hold these statuses and no others."""
+    await primary.execute(
+        _RECORD,
+        [status.name for status in statuses],
+        [status.replay_lsn.wire for status in statuses],
+    )
+
+
+async def names_caught_up(primary: Connection, floor: Lsn) -> list[str]:
+    """Return the replicas that had reached `floor` when the table was last written."""
+    return [row["name"] for row in await primary.fetch(_CAUGHT_UP, floor.wire)]

@@ -1,0 +1,134 @@
+"""The benchmark as its user runs it: a short run, one on a cluster that is there already, and the ways out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from tests.lab.test_run_all import ROOT, assert_nothing_left, command, running
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CLUSTER = str(ROOT / "cluster.py")
+
+
+async def bench(kept_dir: Path, *flags: str) -> tuple[int, str]:
+    """Run the benchmark to its end and return its exit code and what it printed."""
+    return await command(kept_dir, "-m", "rocket", "bench", *flags)
+
+
+def by_contender(told: dict[str, Any], measure: str, figure: str) -> dict[str, float]:
+    """Return a figure of the last round."""
+    return {
+        row["contender"]: row["figures"][figure]
+        for row in told["rows"]
+        if row["measure"] == measure and figure in row["figures"]
+    }
+
+
+@pytest.mark.long
+async def test_a_short_run_shows_what_the_guarantee_costs(kept_dir: Path) -> None:
+    """Who answers, what it costs the primary, and that nothing is stale; the table, and all of it as JSON."""
+    file = kept_dir / "bench.json"
+    code, output = await bench(
+        kept_dir, "--rounds", "1", "--seconds", "0.2", "--replicas", "1", "--measures", "queries,read-after-write",
+        "--only", "article,never-stale,never-stale-no-token", "--json", str(file),
+    )  # fmt: skip
+    assert 0 == code, output
+    told = json.loads(file.read_text())
+    file.unlink()
+
+    queries = by_contender(told, "queries", "primary_queries_per_read")
+    assert queries["never-stale"] == pytest.approx(0, abs=0.1)
+    assert queries["never-stale-no-token"] == pytest.approx(1, abs=0.1)
+    assert round(queries["article"], 1) >= 2
+    shares = by_contender(told, "read-after-write", "replica_share_percent")
+    assert shares["never-stale"] > shares["article"]
+    for measure in ("queries", "read-after-write"):
+        assert 0 == sum(by_contender(told, measure, "failed_requests").values())
+    assert min(by_contender(told, "read-after-write", "p50_ms").values()) > 0
+    assert (0, True) == (told["stale_reads"], told["about"]["finished"])
+    assert "primary queries per read, article" in output
+    assert_nothing_left(kept_dir)
+
+
+async def test_a_cluster_that_is_there_gets_its_replicas_back(kept_dir: Path) -> None:
+    """Interrupted while their replay is paused, with whatever was measured until then told."""
+    async with running(kept_dir, CLUSTER, "up", "--replicas", "1", "--postgres-port", "0") as cluster:
+        await cluster.prints("psql -h")
+        async with running(
+            kept_dir, "-m", "rocket", "bench", "--attach", "--seconds", "30",
+            "--measures", "read-after-write-paused",
+        ) as program:  # fmt: skip
+            await cluster.prints("pause replica0")
+            program.process.send_signal(signal.SIGINT)
+            assert 1 == await program.ends(timeout_s=15)
+        assert "Traceback" not in program.output
+        code, output = await command(kept_dir, CLUSTER, "status", "--json")
+        assert 0 == code
+        assert [False, False] == [node["paused"] for node in json.loads(output)]
+        assert [] == list(kept_dir.glob("*/bench-*"))
+        cluster.process.send_signal(signal.SIGINT)
+        assert 0 == await cluster.ends()
+    assert_nothing_left(kept_dir)
+
+
+async def test_nothing_that_is_measured_outlives_it(kept_dir: Path) -> None:
+    """Not even if it is killed, and could end nobody."""
+    async with running(kept_dir, "-m", "rocket", "bench", "--soak", "50000", "--replicas", "1") as program:
+        await program.prints("5000 of 50000 reads")
+        parent = psutil.Process(program.process.pid)
+        children = parent.children(recursive=True)
+        program.process.kill()
+        await program.process.wait()  # not for the end of its output: whoever is left may hold that
+        gone, left = await asyncio.to_thread(psutil.wait_procs, children, timeout=15)
+        for child in left:
+            child.kill()
+        assert (len(children), []) == (len(gone), left)
+    code, _ = await command(
+        kept_dir, CLUSTER, "up", "--replicas", "0", "--postgres-port", "0", "--duration", "0.1"
+    )
+    assert 0 == code
+    assert_nothing_left(kept_dir)
+
+
+async def test_many_replicas_cost_a_decision_nothing(kept_dir: Path) -> None:
+    """Not timed here; it has to come to its end, with every figure."""
+    file = kept_dir / "scale.json"
+    code, output = await bench(kept_dir, "--scale", "--json", str(file))
+
+    assert 0 == code, output
+    told = json.loads(file.read_text())
+    assert {"5 replicas", "50 replicas", "500 replicas", "5000 replicas"} == set(
+        by_contender(told, "scale", "observe_per_replica_us")
+    )
+    assert 2 == len(told["goals"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--only", "pgpool"], "--only: there is no 'pgpool'"),
+        (["--only", "bare", "--measures", "writes"], "takes part"),
+        (["--rounds", "0"], "--rounds must be a whole number"),
+        (["--seconds", "never"], "--seconds must be a time"),
+        (["--json", "/nonexistent/file"], "cannot write /nonexistent/file"),
+        (["--attach"], "no cluster of this user is running"),
+        (["--postgres-port", "5433"], "give --attach too"),
+        (["--scale", "--soak", "100"], "--scale needs no cluster"),
+    ],
+)
+async def test_wrong_use_is_one_line_and_exit_code_2(kept_dir: Path, flags: list[str], words: str) -> None:
+    """No traceback, and nothing made."""
+    code, output = await bench(kept_dir, *flags)
+
+    assert 2 == code
+    assert words in output
+    assert 1 == len(output.splitlines())
+    assert_nothing_left(kept_dir)

@@ -1,0 +1,111 @@
+"""What people and programs are told: tables, and goals that are met or missed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rocket.lab.bench.figures import Figures, Row
+from rocket.lab.bench.goals import Finding, findings, stale_reads
+from rocket.lab.bench.report import as_json, report
+
+ABOUT = {
+    "cores": 2,
+    "cpu": "some",
+    "python": "3.11.0",
+    "postgres": "18.4",
+    "replicas": 5,
+    "settings": {"connections": 8, "rounds": 2, "seconds": 1.5, "soak": None},
+}
+
+
+def reads(number: int, contender: str, per_s: float, stale: int = 0) -> Row:
+    """Return a row of the measure that matters most."""
+    figures = {
+        "reads_per_s": per_s,
+        "p99_ms": 1000 / per_s,
+        "stale_reads": stale,
+        "failed_requests": 0,
+    }
+    return Row(number, "reads", contender, figures)
+
+
+FIGURES = Figures(
+    [
+        reads(1, "random", 1000, stale=7),
+        reads(1, "never-stale", 960),
+        reads(1, "never-stale-no-token", 500),
+        reads(2, "random", 2000, stale=2),
+        reads(2, "never-stale", 1800),
+        reads(2, "never-stale-no-token", 900),
+        Row(1, "queries", "never-stale", {"primary_queries_per_read": -0.0004}),
+        Row(1, "queries", "never-stale-no-token", {"primary_queries_per_read": 1.004}),
+    ]
+)
+
+
+def found(figures: Figures, what: str) -> Finding:
+    """Return the one finding that begins so."""
+    (finding,) = (each for each in findings(figures) if each.what.startswith(what))
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("what", "met"),
+    [
+        ("reads/s, never-stale ÷ random", False),
+        ("p99 of a read, never-stale ÷ random", True),
+        ("primary queries per read, never-stale with tokens", True),
+        ("primary queries per read, never-stale without", True),
+    ],
+)
+def test_a_goal_is_met_or_not_as_precisely_as_it_is_shown(what: str, met: bool) -> None:
+    """0.93 is below 0.95; 1.002 transactions are one."""
+    assert met is found(FIGURES, what).met
+
+
+def test_what_was_not_measured_has_no_goal() -> None:
+    """Nor has a run that was cut off before the first round was over."""
+    assert {"reads/s, never-stale ÷ random", "p99 of a read, never-stale ÷ random"} <= {
+        finding.what for finding in findings(FIGURES)
+    }
+    assert not [finding for finding in findings(FIGURES) if "article" in finding.what]
+    assert [] == list(findings(Figures()))
+
+
+def test_the_report_can_be_read() -> None:
+    """Medians with their extremes, totals, no minus before nothing."""
+    lines = report(FIGURES, ABOUT).splitlines()
+
+    assert (
+        "2 cores (some), Python 3.11.0, Postgres 18.4, 5 replicas, 8 connections, 2 rounds of 1.5 s each"
+        == lines[0]
+    )
+    cells = {line.split("  ")[1]: line.split() for line in lines if line.startswith("  ")}
+    assert ["random", "1,500", "(1,000", "to", "2,000)", "0.75", "9", "0"] == cells["random"]
+    assert ["never-stale", "0.00"] == cells["never-stale"]  # of the last measure
+    assert ["0.930", "(0.900", "to", "0.960)", "≥", "0.95", "MISSED"] == cells["reads/s, never-stale ÷ random"][
+        -7:
+    ]
+    assert not [line for line in lines if "-0.00" in line or line != line.rstrip()]
+
+
+def test_a_stale_read_of_never_stale_is_told_loudly() -> None:
+    """One of `random` is what it is there to show."""
+    broken = Figures([*FIGURES.rows, reads(3, "never-stale-no-token", 900, stale=2)])
+
+    assert (0, 2) == (stale_reads(FIGURES), stale_reads(broken))
+    assert "STALE" not in report(FIGURES, ABOUT)
+    assert report(broken, ABOUT).splitlines()[-1].startswith("STALE: 2 reads")
+
+
+def test_programs_are_told_everything() -> None:
+    """Rows, medians and goals, as JSON that any reader takes."""
+    told = json.loads(json.dumps(as_json(FIGURES, ABOUT), allow_nan=False))
+
+    assert 8 == len(told["rows"])
+    assert {"measure": "reads", "contender": "random", "figure": "reads_per_s", "median": 1500, "least": 1000,
+            "most": 2000} in told["medians"]  # fmt: skip
+    assert {False, True} == {goal["met"] for goal in told["goals"]}
+    assert 0 == told["stale_reads"]

@@ -1,0 +1,316 @@
+"""The inspector's page in a real browser, on a whole system: it moves, and its buttons do what they say.
+
+Needs playwright and a Chromium of the system's; `.ci/run` installs both, and sets BROWSER_REQUIRED so that nothing
+is skipped there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from tests.conftest import fresh_dir
+from tests.lab.test_run_all import running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from playwright.async_api import ConsoleMessage, Page
+
+REQUIRED = bool(os.environ.get("BROWSER_REQUIRED"))
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SOON_MS = 15_000
+PROMOTED_MS = 40_000
+WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+
+
+def _reason_to_skip() -> str | None:
+    try:
+        import playwright  # noqa: F401, PLC0415
+    except ImportError:
+        return "playwright is not installed: uv sync --group browser"
+    return None if CHROMIUM else "there is no Chromium on the PATH"
+
+
+MISSING = _reason_to_skip()
+pytestmark = pytest.mark.skipif(MISSING is not None and not REQUIRED, reason=MISSING or "")
+
+
+class Visit:
+    """A page that is open, and what went wrong on it."""
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.page = page
+        self.address = address
+        self.complaints: list[str] = []
+        self.hosts: Counter[str] = Counter()
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.hosts.update([request.url.split("/")[2]]))
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            self.complaints.append(message.text)
+
+    async def reads(self) -> dict[str, int]:
+        """Return how many reads each node has served, by the last tick."""
+        reads: dict[str, int] = await self.page.evaluate("() => rocketInspector.store.tick.reads")
+        return reads
+
+    async def until(self, condition: str, argument: object = None, timeout_ms: float = SOON_MS) -> None:
+        """Wait until an expression in the page's own language holds."""
+        await self.page.wait_for_function(condition, arg=argument, timeout=timeout_ms)
+
+    def button(self, node: str, command: str) -> Any:
+        """Return the button of a node's card."""
+        return self.page.locator(f"article[data-node='{node}'] button[data-command='{command}']")
+
+
+@pytest_asyncio.fixture(scope="module")
+async def system() -> AsyncIterator[str]:
+    """Run the whole system with three replicas and traffic; give the address of the page."""
+    assert MISSING is None, MISSING
+    with fresh_dir() as kept_dir:
+        flags = ("--replicas", "3", "--postgres-port", "0", "--api-port", "0", "--simulator-rate", "60")
+        async with running(kept_dir, "-m", "rocket", "run-all", *flags) as program:
+            match = await program.prints(r"inspector: (http://\S+)")
+            yield match[1]
+
+
+@contextlib.asynccontextmanager
+async def visiting(address: str, size: dict[str, int], scheme: Any = "light") -> AsyncIterator[Visit]:
+    """Open the page in a browser of its own."""
+    from playwright.async_api import async_playwright  # noqa: PLC0415
+
+    async with async_playwright() as playwright:
+        # Chromium's own sandbox does not work for root, as whom CI runs.
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            page = await browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+            visit = Visit(page, address)
+            await page.goto(address)
+            await visit.until("() => rocketInspector.events > 50 && rocketInspector.store.tick")
+            yield visit
+            assert [] == visit.complaints
+            assert {address.split("/")[2]} == set(visit.hosts)
+        finally:
+            await browser.close()
+
+
+@pytest_asyncio.fixture
+async def visit(system: str) -> AsyncIterator[Visit]:
+    """Open the page at the width of a desk."""
+    async with visiting(system, WIDE) as visit:
+        yield visit
+
+
+async def test_the_diagram_moves_with_what_happens(visit: Visit) -> None:
+    """By itself, as drawn, until it is paused."""
+    canvas = visit.page.locator("#canvas")
+    before, right = await canvas.screenshot(), await visit.page.evaluate("() => rocketInspector.view.right")
+    held = await visit.page.evaluate("() => rocketInspector.events")
+    await visit.until("(held) => rocketInspector.events > held + 100 && rocketInspector.fps > 10", held)
+    assert before != await canvas.screenshot()
+    assert right < await visit.page.evaluate("() => rocketInspector.view.right")
+    await visit.page.locator("#stage").press("Space")
+    right = await visit.page.evaluate("() => rocketInspector.view.right")
+    await visit.until("(held) => rocketInspector.events > held + 200", held)
+    assert right == await visit.page.evaluate("() => rocketInspector.view.right")
+
+
+async def test_a_replica_that_is_paused_falls_behind_and_reads_leave_it(visit: Visit) -> None:
+    """By the button on its card, and back by the same button."""
+    pause = visit.button("replica2", "pause")
+    await pause.click()
+    card = "document.querySelector(\"article[data-node='replica2']\")"
+    await visit.until(f"() => {card}.querySelector('[data-command=pause]').ariaPressed === 'true'")
+    await visit.until(f"() => {card}.querySelector('[data-value=behind]').innerText.endsWith('kB')")
+    before = await visit.reads()
+    await visit.until(
+        "(before) => ['replica0', 'replica1'].every("
+        "name => rocketInspector.store.tick.reads[name] > before[name] + 30)",
+        before,
+    )
+    after = await visit.reads()
+    assert after["replica2"] - before["replica2"] < 10
+    await pause.click()
+    await visit.until("(before) => rocketInspector.store.tick.reads.replica2 > before + 20", after["replica2"])
+
+
+async def test_the_same_clicks_are_stale_as_published_and_not_by_us(visit: Visit) -> None:
+    """The guided race: every stale read that the checker finds was routed as published."""
+    await visit.page.locator("button[data-scenario='race']").click()
+    await visit.until(
+        "() => /never-stale: 0 of [1-9]\\d* reads stale/.test(document.querySelector('main').innerText)",
+        timeout_ms=PROMOTED_MS,
+    )
+    stale = await visit.page.evaluate("() => rocketInspector.store.tick.stale_by_routing")
+    assert stale["article"] > 0
+    assert 0 == stale.get("never-stale", 0)
+    assert "0" == await visit.page.locator("[data-testid='stale-count']").inner_text()
+    assert 8 == await visit.page.locator("button[data-read]").count()
+    first = visit.page.locator("button[data-read]").first
+    await first.click()
+    await visit.until("() => document.querySelector('#card').innerText.includes('Floor')")
+
+
+async def test_a_scenario_leaves_room_for_what_it_shows(visit: Visit) -> None:
+    """Its description is there once, no other one is open, and above the diagram stands what goes on."""
+    other = visit.page.locator("#scenario-list summary").last
+    await other.click()
+    assert 1 == await visit.page.locator("#scenario-list details[open]").count()
+    card = visit.page.locator(".scenario", has=visit.page.locator("[data-scenario='stampede']"))
+    await visit.page.evaluate("() => scrollTo(0, document.body.scrollHeight)")
+    await card.locator("button").click()
+    await visit.until(  # one that ended before is told of as well
+        "(title) => document.querySelector('#playing.ended #playing-title')?.innerText === title",
+        "Many reads right after one write",
+        timeout_ms=PROMOTED_MS,
+    )
+    assert "0 of 40 reads stale" in await visit.page.locator("#playing").inner_text()
+    assert ["Many reads right after one write"] == await visit.page.locator(
+        "#scenario-list details[open] h3"
+    ).all_inner_texts()
+    assert 1 == (await card.inner_text()).count("Forty reads ask for a ride")
+    await visit.until("() => document.querySelector('#stage').getBoundingClientRect().top > -1")
+    await visit.page.locator("#playing-close").click()
+    assert await visit.page.locator("#playing").is_hidden()
+
+
+async def test_back_to_live_is_at_the_scale_of_before(visit: Visit) -> None:
+    """However often the diagram has closed in on a read meanwhile."""
+    await visit.page.locator("#zoom-out").click()
+    before = await visit.page.evaluate("() => rocketInspector.view.span")
+    for _ in range(2):
+        await visit.page.evaluate(
+            "() => { const { view } = rocketInspector; view.show(view.now - 5, view.now, 24); }"
+        )
+        assert 24 == await visit.page.evaluate("() => rocketInspector.view.span")
+    await visit.page.locator("#live").click()
+    assert (before, True) == tuple(
+        await visit.page.evaluate("() => [rocketInspector.view.span, rocketInspector.view.following]")
+    )
+
+
+async def test_what_was_believed_of_a_node_is_told_to_the_keyboard_too(visit: Visit) -> None:
+    """Lane by lane, at the time of the event that was stepped to."""
+    stage = visit.page.locator("#stage")
+    await stage.press("ArrowRight")
+    at = await visit.page.evaluate("() => rocketInspector.diagram.pinned.to")
+    titles = set()
+    for _ in range(4):
+        await stage.press("Shift+ArrowDown")
+        assert at == await visit.page.evaluate("() => rocketInspector.diagram.pinned.to")
+        titles.add(await visit.page.locator("#card h3").inner_text())
+    assert {"primary", "replica0", "replica1", "replica2"} == titles
+    await stage.press("ArrowRight")
+    assert "lane" != await visit.page.evaluate("() => rocketInspector.diagram.pinned.kind")
+    assert at <= await visit.page.evaluate("() => rocketInspector.diagram.pinned.to")
+
+
+async def test_another_life_of_a_replica_is_told_to_the_keyboard_too(visit: Visit) -> None:
+    """It is out of the ordinary, and stepped to as such."""
+    await visit.button("replica1", "kill-backend").click()
+    await visit.until("() => rocketInspector.store.nodes[2].lives.length")
+    stage = visit.page.locator("#stage")
+    for way in await visit.page.locator("#legend button").all():
+        await way.click()  # reads that waited are out of the ordinary, too
+    await stage.press("Space")
+    for _ in range(20):
+        await stage.press("ArrowDown")
+        if "another incarnation" in await visit.page.locator("#card h3").inner_text():
+            break
+    else:
+        pytest.fail("it was not stepped to")
+    await visit.until("() => rocketInspector.store.tick.states.replica1.state === 'up'")
+
+
+async def test_of_a_cluster_that_is_only_attached_to(visit: Visit) -> None:
+    """It says beside the buttons why they do nothing; the timeline it knows by the reign's name."""
+    hello = {
+        "now": 1000, "zero": "2026-01-01T00:00:00Z", "nodes": ["primary", "replica0"], "routing": "never-stale",
+        "controls": False, "no_controls": "No faults here.",
+        "scenarios": [{"name": "race", "title": "A", "text": "B"}],
+    }  # fmt: skip
+    events = [
+        {
+            "id": 1, "kind": "replica", "t": 900, "name": "replica0", "replay_lsn": "0/10", "epoch": "3-abc",
+            "incarnation": "1@2",
+        },
+        {"id": 2, "kind": "tick", "t": 950, "reads": {}, "stale_by_routing": {}, "checked": 0},
+    ]  # fmt: skip
+    body = f"event: hello\ndata: {json.dumps(hello)}\n\nevent: batch\ndata: {json.dumps(events)}\n\n"
+    page = visit.page
+    await page.route(
+        "**/inspector/events", lambda route: route.fulfill(content_type="text/event-stream", body=body)
+    )
+    await page.goto(visit.address)
+    card = page.locator("article[data-node='replica0']")
+    await card.locator("[data-value=timeline]", has_text="3").wait_for()
+    assert ("No faults here.", True) == (
+        await page.locator("#scenarios-note").inner_text(),
+        await page.locator("[data-scenario=race]").is_disabled(),
+    )
+
+
+async def test_names_are_short_and_are_not_taken_for_roles(visit: Visit) -> None:
+    """Where users have no sessions they are named, and after a promotion a replica may be called 'primary'."""
+    words = await visit.page.evaluate(
+        """async () => {
+            const { named, shortName } = await import("/inspector/format.js");
+            const { flagOf } = await import("/inspector/paint-frame.js");
+            const delay = { kind: "fault", name: "delay", node: "replica2" };
+            return [shortName("user ada@example.com"), shortName("s12"), named("primary", "replica"),
+                    named("primary", "primary"), named("replica2", "primary"), named("replica2", "replica"),
+                    flagOf({ ...delay, delay_ms: 300 }), flagOf({ ...delay, delay_ms: 0 })];
+        }"""
+    )
+    assert [
+        "ada", "s12", "primary (now a replica)", "primary", "replica2 (the primary)", "replica2",
+        "delay replica2", "no delay replica2",
+    ] == words  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_on_a_phone_nothing_sticks_out(system: str, scheme: str) -> None:
+    """No part of the page is wider than the screen."""
+    async with visiting(system, PHONE, scheme) as visit:
+        assert 0 == await visit.page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
+
+
+async def test_the_speed_shown_is_the_one_in_force(visit: Visit) -> None:
+    """Also when another one is refused; the first one is that of one client."""
+    speed, shown = (
+        visit.page.locator("#speed"),
+        "(text) => document.querySelector('#speed-now').innerText === text",
+    )
+    await speed.press("Home")
+    await visit.until(shown, "one client")
+    await visit.until("() => !document.querySelector('#speed').ariaBusy")
+    await speed.fill("7")
+    await visit.until(shown, "50 rides/s")
+    await visit.until("() => !document.querySelector('#speed').ariaBusy")
+    refusal = {"status": 409, "json": {"error": "A scenario is going on."}}
+    await visit.page.route("**/inspector/control", lambda route: route.fulfill(**refusal))
+    await speed.press("End")
+    await visit.until("() => document.querySelector('#toasts').innerText.includes('going on')")
+    await visit.until(shown, "50 rides/s")
+    assert "7" == await speed.input_value()
+    visit.complaints.clear()  # the browser notes the 409
+
+
+async def test_promotion_shows_a_new_primary(visit: Visit) -> None:
+    """Its card says so, and the old primary's says that it follows; it is the last test here."""
+    await visit.button("replica0", "promote").click()
+    await visit.until(
+        "() => document.querySelector(\"article[data-node='replica0'] .badge\").innerText === 'primary'"
+        " && document.querySelector(\"article[data-node='primary'] .badge\").innerText === 'replica'",
+        timeout_ms=PROMOTED_MS,
+    )

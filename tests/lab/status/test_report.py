@@ -1,0 +1,111 @@
+"""A running system as text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from rocket.lab.status.members import ApiStatus
+from rocket.lab.status.overview import Look, Overview
+from rocket.lab.status.report import report
+from tests.lab.status.test_members import NOW, answer, node, seen
+
+NODES = (node("primary"), node("replica0", port=5434, lag_bytes=1_234_567), node("replica1", paused=True))
+
+
+def look(said: dict[str, Any] | None, *nodes: dict[str, Any], **others: Any) -> Look:
+    """Return what a look has brought: the API's answer and the cluster's, each if there is one."""
+    return replace(
+        Look(
+            at=NOW,
+            url="http://127.0.0.1:5005",
+            workers=1,
+            api=None if said is None else ApiStatus.read(said),
+            api_error="Connection refused" if said is None else None,
+            nodes=nodes or None,
+            cluster_error=None,
+        ),
+        **others,
+    )
+
+
+def lines(found: Look, width: int | None = None, *, colours: bool = False) -> list[str]:
+    """Return it as text, shares being those since the API's start."""
+    overview = Overview.of(found, found.api.reads if found.api else None)
+    return report(overview, width=width, colours=colours, timed=False)
+
+
+def test_a_system_is_shown_whole() -> None:
+    """Where it is; its members, each in a line; who answers its reads."""
+    assert [
+        "epoch 1-aaaaaaaaaa (timeline 1), routing never-stale, API http://127.0.0.1:5005",
+        "member    port  role     state      tl   lsn      lag  lag s  life  reads %  conns",
+        "primary   5433  primary  up          1  0/20        -      -     -     25.0    1/3",
+        "replica0  5434  replica  streaming   1  0/20  1.2 MiB    0.5   10s     75.0    1/3",
+        "replica1  5433  replica  paused      1  0/20      0 B      -     -      0.0    1/3",
+        "reads since the API's start: 4, 75.0 % by replicas; 1 by the primary (not-caught-up 1); 2 refused",
+    ] == lines(look(answer(seen("replica0")), *NODES))
+
+
+def test_a_terminal_of_80_columns_is_enough() -> None:
+    """With all columns, closer together; a narrower one still gets what matters most."""
+    at_80 = lines(look(answer(seen("replica0")), *NODES), 80)
+    at_60 = lines(look(answer(seen("replica0")), *NODES), 60)
+
+    assert max(map(len, at_80)) <= 80
+    assert "member   port role    state     tl  lsn     lag lag s life reads % conns" in at_80
+    assert max(map(len, at_60)) <= 60
+    assert "member   role    state     tl  lsn     lag lag s reads %" in at_60
+    assert {"primary", "replica0", "replica1"} <= {line.split()[0] for line in at_60}
+
+
+def test_what_says_nothing_is_told() -> None:
+    """The other source is shown."""
+    without_api = lines(look(None, *NODES))
+    without_cluster = lines(look(answer(), cluster_error="several clusters are running"))
+
+    assert "timeline 1, no API at http://127.0.0.1:5005 (Connection refused)" == without_api[0]
+    assert without_api[2].startswith("primary   5433  primary  up")
+    assert 5 == len(without_api)
+    assert "No ports, and no states of servers: several clusters are running." == without_cluster[-1]
+
+
+def test_a_system_that_is_away_takes_one_line() -> None:
+    """For whoever watches on."""
+    (line,) = lines(look(None, cluster_error="no cluster is running"))
+
+    assert line.endswith("no API at http://127.0.0.1:5005 (Connection refused), and no cluster is running")
+
+
+def test_reads_of_one_process_are_not_taken_for_all() -> None:
+    """Processes that share a port do not count together."""
+    assert lines(look(answer(), workers=3))[0].endswith("reads of one of its 3 processes")
+
+
+def test_colours_only_mark_what_is_out_of_order() -> None:
+    """And the heading; nothing at all where none are wanted."""
+    painted = lines(look(answer(seen("replica0")), *NODES), colours=True)
+
+    assert ["\x1b[1mmember", "primary", "replica0", "\x1b[33mreplica1"] == [
+        line.split()[0] for line in painted[1:5]
+    ]
+    assert "\x1b" not in "".join(lines(look(answer(seen("replica0")), *NODES)))
+
+
+def test_nothing_that_is_said_steers_the_terminal() -> None:
+    """An API at an address that somebody gave may say anything."""
+    said = answer() | {"routing": "\x1b[2J", "fallbacks": {"\x1b]0;x\x07": 1}}
+    said["connections"]["\x1b[31m"] = {"in_use": 0, "idle": 0}
+
+    assert "\x1b" not in "".join(lines(look(said)))
+
+
+def test_programs_get_every_key_whatever_is_known() -> None:
+    """What is not known is null."""
+    whole = Overview.of(look(answer(seen("replica0")), *NODES), ApiStatus.read(answer()).reads).as_json()
+    nothing = Overview.of(look(None), None).as_json()
+
+    assert list(whole) == list(nothing)
+    assert ([], None, None) == (nothing["members"], nothing["reads"], nothing["routing"])
+    assert {"total": 4, "by_replicas": 3, "unavailable": 2}.items() <= whole["reads"].items()
+    assert ("1-aaaaaaaaaa", 1, True) == (whole["epoch"], whole["timeline"], whole["cluster"]["found"])

@@ -1,0 +1,369 @@
+"""The program as its user runs it: in a process of its own, from the first line to the last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+ROOT = Path(__file__).parents[2]
+READY_S = 60.0
+FREE_PORTS = ("--postgres-port", "0", "--api-port", "0")
+
+
+@dataclass
+class Program:
+    """A program that runs, and what it has printed; somebody has to `listen`, lest it waits to be read."""
+
+    process: asyncio.subprocess.Process
+    lines: list[str] = field(default_factory=list)
+    errors: str = ""
+    _looked_at: int = 0
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _silent: bool = False
+
+    async def listen(self) -> None:
+        """Take what it prints, until it ends."""
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        errors = asyncio.ensure_future(self.process.stderr.read())
+        async for line in self.process.stdout:
+            self.lines.append(line.decode())
+            self._news.set()
+        self.errors = (await errors).decode()
+        self._silent = True
+        self._news.set()
+
+    async def prints(self, pattern: str, timeout_s: float = READY_S) -> re.Match[str]:
+        """Wait for a line that holds `pattern`, after the one that was last waited for."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                while self._looked_at < len(self.lines):
+                    self._looked_at += 1
+                    if match := re.search(pattern, self.lines[self._looked_at - 1]):
+                        return match
+                assert not self._silent, f"ended without {pattern!r}:\n{self.output}"
+                self._news.clear()
+                await self._news.wait()
+
+    async def ends(self, timeout_s: float = READY_S) -> int:
+        """Wait for the end and return the exit code."""
+        async with asyncio.timeout(timeout_s):
+            while not self._silent:
+                self._news.clear()
+                await self._news.wait()
+            return await self.process.wait()
+
+    @property
+    def output(self) -> str:
+        """All that it has printed so far."""
+        return "".join(self.lines) + self.errors
+
+
+@contextlib.asynccontextmanager
+async def spawned(*command: str, cwd: Path, env: dict[str, str]) -> AsyncIterator[Program]:
+    """Run a command, and listen to it; it does not outlive the context."""
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=cwd, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    program = Program(process)
+    listening = asyncio.create_task(program.listen(), name="listening to a program")
+    try:
+        yield program
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        listening.cancel()  # a child of its that lives on may hold its output open
+        await asyncio.wait([listening])
+
+
+def running(kept_dir: Path, *arguments: str) -> contextlib.AbstractAsyncContextManager[Program]:
+    """Run a Python program with `kept_dir` as the temporary directory; it does not outlive the context."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ROCKET_")}
+    environment |= {"TMPDIR": str(kept_dir), "PYTHONUNBUFFERED": "1"}
+    return spawned(sys.executable, *arguments, cwd=ROOT, env=environment)
+
+
+def run_all(kept_dir: Path, *flags: str) -> contextlib.AbstractAsyncContextManager[Program]:
+    """Run the whole system with two replicas on free ports."""
+    return running(kept_dir, "-m", "rocket", "run-all", "--replicas", "2", *FREE_PORTS, *flags)
+
+
+async def command(kept_dir: Path, *arguments: str) -> tuple[int, str]:
+    """Run a program to its end; return exit code and output."""
+    async with running(kept_dir, *arguments) as program:
+        code = await program.ends()
+        return code, program.output
+
+
+def servers(kept_dir: Path) -> list[psutil.Process]:
+    """Return the Postgres processes that live below a directory."""
+    return [
+        process
+        for process in psutil.process_iter(["name", "cwd"])
+        if process.info["name"] == "postgres" and (process.info["cwd"] or "").startswith(str(kept_dir))
+    ]
+
+
+def postmaster(kept_dir: Path, name: str) -> psutil.Process:
+    """Return the process of one server."""
+    every = [process for process in servers(kept_dir) if f"/{name}/data" in process.cwd()]
+    ids = {process.pid for process in every}
+    return next(process for process in every if process.ppid() not in ids)
+
+
+def assert_nothing_left(kept_dir: Path) -> None:
+    """No process, and no file."""
+    assert [] == servers(kept_dir)
+    assert [] == list(kept_dir.iterdir())
+
+
+async def test_run_shows_reads_from_several_replicas_and_ends_clean(kept_dir: Path) -> None:
+    """The main job: traffic, a trace, no stale read, exit 0, nothing left."""
+    async with run_all(kept_dir, "--simulator-rate", "60", "--duration", "5") as program:
+        code = await program.ends()
+    nodes = set(re.findall(r"Reading ride \d+ from server '(\w+)'", program.output))
+    assert {"replica0", "replica1"} <= nodes
+    assert " 0 stale reads" in program.output
+    assert (0, "") == (code, program.errors)
+    assert_nothing_left(kept_dir)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_signal_ends_it_in_order(kept_dir: Path, number: signal.Signals) -> None:
+    """Ctrl-C, a service manager's stop and a terminal that is closed leave as little."""
+    async with run_all(kept_dir) as program:
+        await program.prints("Reading ride")
+        program.process.send_signal(number)
+        assert 0 == await program.ends(timeout_s=5)
+    assert f"{number.name}: shutting down" in program.output
+    assert_nothing_left(kept_dir)
+
+
+async def test_a_terminal_that_is_closed_ends_a_cluster_in_order(kept_dir: Path) -> None:
+    """What says so more than once is in no hurry."""
+    async with running(kept_dir, str(ROOT / "cluster.py"), "up", "--replicas", "1", "--postgres-port", "0") as up:
+        await up.prints("Ctrl-C ends it")
+        for _ in range(3):
+            up.process.send_signal(signal.SIGHUP)
+        assert 0 == await up.ends(timeout_s=5)
+    assert "SIGHUP: shutting down" in up.output
+    assert "hurry" not in up.output
+    assert_nothing_left(kept_dir)
+
+
+async def test_second_signal_hurries_it(kept_dir: Path) -> None:
+    """Even with a server that does not react."""
+    async with run_all(kept_dir, "--no-simulator") as program:
+        await program.prints("ready after")
+        postmaster(kept_dir, "replica0").suspend()
+        program.process.send_signal(signal.SIGINT)
+        await program.prints("shutting down")
+        program.process.send_signal(signal.SIGINT)
+        hurried_at = time.monotonic()
+        await program.ends(timeout_s=5)
+        assert time.monotonic() - hurried_at < 1
+    assert_nothing_left(kept_dir)
+
+
+async def test_end_of_its_reader_ends_it(kept_dir: Path) -> None:
+    """As in `run-all | head`: no flood of errors, and nothing left."""
+    process = await asyncio.create_subprocess_shell(
+        f"{sys.executable} -m rocket run-all --replicas 1 {' '.join(FREE_PORTS)} | head -n 8",
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(kept_dir), "PYTHONUNBUFFERED": "1"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(READY_S):
+        output, errors = await process.communicate()
+    assert 8 == len(output.splitlines())
+    assert b"" == errors
+    async with asyncio.timeout(10):
+        while servers(kept_dir) or any(kept_dir.iterdir()):
+            await asyncio.sleep(0.02)
+
+
+async def test_signal_while_starting_leaves_nothing(kept_dir: Path) -> None:
+    """There may be no server yet to stop."""
+    async with run_all(kept_dir) as program:
+        async with asyncio.timeout(READY_S):
+            while not list(kept_dir.glob("*/tmp/data-*/primary/data.new/PG_VERSION")):
+                await asyncio.sleep(0.005)
+        program.process.send_signal(signal.SIGINT)
+        assert 0 == await program.ends(timeout_s=5)
+    assert_nothing_left(kept_dir)
+
+
+async def test_killed_servers_come_back_while_it_runs(kept_dir: Path) -> None:
+    """SIGKILL to a replica and to the primary: reads and writes go on, none is stale, the end is clean."""
+    async with run_all(kept_dir, "--simulator-rate", "40") as program:
+        await program.prints("Reading ride .* 'replica")
+        for name in ("replica0", "primary"):
+            postmaster(kept_dir, name).kill()
+            await program.prints(f"{name} is back after", timeout_s=15)
+            await program.prints("Reading ride .* 'replica", timeout_s=15)
+        program.process.send_signal(signal.SIGINT)
+        assert 0 == await program.ends(timeout_s=5)
+    assert " 0 stale reads" in program.output
+    assert_nothing_left(kept_dir)
+
+
+async def test_failure_of_a_part_unwinds_it_with_exit_code_1(kept_dir: Path) -> None:
+    """A server that can't be kept alive is not part of the game."""
+    async with run_all(kept_dir, "--no-simulator") as program:
+        await program.prints("ready after")
+        server = postmaster(kept_dir, "primary")
+        (Path(server.cwd()) / "global" / "pg_control").unlink()
+        server.kill()
+        assert 1 == await program.ends()
+    assert "primary keeps dying" in program.errors
+    assert_nothing_left(kept_dir)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+async def test_servers_follow_a_killed_program_and_the_next_start_clears_up(kept_dir: Path) -> None:
+    """After SIGKILL nobody could stop them; a halted one, which cannot follow, is ended by the next start."""
+    async with run_all(kept_dir, "--no-simulator") as program:
+        await program.prints("ready after")
+        frozen = postmaster(kept_dir, "replica1")
+        frozen.suspend()
+        program.process.kill()
+        await program.ends()
+    async with asyncio.timeout(10):
+        while any(process.pid != frozen.pid and process.ppid() != frozen.pid for process in servers(kept_dir)):
+            await asyncio.sleep(0.02)
+    async with run_all(kept_dir, "--duration", "0.1", "--no-simulator") as program:
+        assert 0 == await program.ends()
+    assert "the run of process" in program.output
+    assert str(frozen.pid) in program.output
+    assert_nothing_left(kept_dir)
+
+
+async def test_parts_run_in_programs_of_their_own(kept_dir: Path) -> None:
+    """A cluster by itself, the rest beside it, and commands from a third side."""
+    cluster_py = str(ROOT / "cluster.py")
+    async with running(kept_dir, cluster_py, "up", "--replicas", "1", "--postgres-port", "0") as cluster:
+        await cluster.prints("psql -h")
+        code, output = await command(
+            kept_dir, "-m", "rocket", "run-all", "--no-cluster", "--api-port", "0",
+            "--duration", "2", "--simulator-rate", "30",
+        )  # fmt: skip
+        assert 0 == code, output
+        assert "from server 'replica0'" in output
+        code, output = await command(kept_dir, cluster_py, "status")
+        assert 0 == code
+        assert re.search(r"replica0 +replica +up .* streaming", output)
+        code, output = await command(kept_dir, cluster_py, "pause", "primary")
+        assert 1 == code
+        assert "only a replica replays" in output
+        code, _ = await command(kept_dir, cluster_py, "down")
+        assert 0 == code
+        assert 0 == await cluster.ends(timeout_s=5)
+    assert_nothing_left(kept_dir)
+    code, output = await command(kept_dir, cluster_py, "status")
+    assert (2, True) == (code, "no cluster" in output)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--replicas", "many"], "--replicas must be a whole number"),
+        (["--postgres-bin", "/nonexistent"], "no Postgres server programs in /nonexistent"),
+        (["--data-dir", "/proc/rocket"], "cannot use /proc/rocket as data directory"),
+        (["--data-dir", "/"], "/ holds something that rocket did not make"),
+        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
+        (["--no-cluster"], "no cluster of this user is running"),
+        (["--no-cluster", "--no-api", "--no-observer", "--no-simulator"], "nothing left to run"),
+        (["--nodes-file", "x", "--primary", "postgresql://x"], "--primary and --nodes-file both name the nodes"),
+        (["--nodes-file", "x", "--replica", "r=postgresql://x"], "--replica and --nodes-file both name"),
+        (["--max-wait=-1"], "or 0 for none, not '-1'"),
+    ],
+)
+async def test_wrong_use_is_one_line_and_exit_code_2(kept_dir: Path, flags: list[str], words: str) -> None:
+    """No traceback, and nothing made."""
+    code, output = await command(kept_dir, "-m", "rocket", "run-all", *FREE_PORTS, *flags)
+    assert 2 == code
+    assert words in output
+    assert 1 == len(output.splitlines())
+    assert_nothing_left(kept_dir)
+
+
+@pytest.mark.parametrize(
+    ("program", "used"), [(("-m", "rocket", "run-all"), 2), (("-m", "rocket", "torture"), 64)]
+)
+async def test_a_flag_that_a_command_does_not_know_brings_that_commands_usage(
+    kept_dir: Path, program: tuple[str, ...], used: int
+) -> None:
+    """Rather than one that knows no flags."""
+    code, output = await command(kept_dir, *program, "--replica-count", "3")
+    assert used == code
+    assert output.startswith(f"usage: python -m rocket {program[-1]} [-h]")
+    assert output.endswith(f"rocket {program[-1]}: error: unrecognized arguments: --replica-count 3\n")
+
+
+@pytest.mark.parametrize("program", [("-m", "rocket", "run-all"), ("cluster.py",), ("-m", "rocket", "cluster")])
+async def test_the_help_tells_exit_codes(kept_dir: Path, program: tuple[str, ...]) -> None:
+    """And run-all's an example of how it is called."""
+    code, output = await command(kept_dir, *program, "--help")
+    assert 0 == code
+    assert re.search(r"exit codes: 0 .*; 1 .*;\s2 ", output, re.IGNORECASE | re.DOTALL)
+    assert ("example:" in output) == (program[-1] == "run-all")
+
+
+async def test_a_cluster_of_one_server_is_told_of_as_such(kept_dir: Path) -> None:
+    """No step that it does not take, and no plural."""
+    flags = ("--replicas", "0", "--duration", "0.1", "--no-simulator")
+    code, output = await command(kept_dir, "-m", "rocket", "run-all", *FREE_PORTS, *flags)
+    assert 0 == code
+    assert re.search(r"1 server up .*1 server stopped", output, re.DOTALL)
+    assert "replica" not in output
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--lease", "900ms"), ["--lease 0.9s"]),
+        (("--observer-interval", "3s"), ["--lease 5s, --primary-lease 5s"]),
+        (("--lease", "1s"), []),
+    ],
+)
+async def test_a_lease_that_two_looks_outlast_is_warned_of(
+    kept_dir: Path, flags: tuple[str, ...], said: list[str]
+) -> None:
+    """In one line, at the start: it works, after a fashion."""
+    rest = ("--replicas", "0", "--duration", "0.1", "--no-simulator")
+    code, output = await command(kept_dir, "-m", "rocket", "run-all", *FREE_PORTS, *rest, *flags)
+    assert 0 == code
+    assert said == re.findall(r"WARNING: (--.*): shorter than two looks of the observer", output)
+
+
+@pytest.mark.parametrize("flag", ["--api-port", "--postgres-port"])
+async def test_port_in_use_is_one_line_and_exit_code_2(kept_dir: Path, flag: str) -> None:
+    """Said before any server is started, with the process that has it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code, output = await command(kept_dir, "-m", "rocket", "run-all", *FREE_PORTS, flag, port)
+    assert 2 == code
+    assert 1 == len(output.splitlines())
+    assert port in output
+    assert ("--api-port 0 takes any free one" in output) == (flag == "--api-port")
+    assert f"process {os.getpid()}" in output
+    assert_nothing_left(kept_dir)

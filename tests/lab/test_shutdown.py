@@ -1,0 +1,118 @@
+"""How the program comes to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rocket.errors import ServerKeepsDying, TaskDied
+from rocket.lab.shutdown import ShutdownStack, background, shutdown_on_signals
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+async def forever() -> None:
+    """Run until cancelled."""
+    await asyncio.Event().wait()
+
+
+async def test_signal_is_a_normal_end() -> None:
+    """The body is cancelled, and the code after it goes on."""
+    with shutdown_on_signals() as ending:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(5)
+    assert ending.asked
+
+
+async def test_hurry_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However often somebody presses Ctrl-C; who is to hurry hears of each time."""
+    hurried = 0
+
+    def hurry() -> None:
+        nonlocal hurried
+        hurried += 1
+
+    with caplog.at_level("INFO", "rocket.run"), shutdown_on_signals() as ending:
+        ending.on_force.append(hurry)
+        for _ in range(4):
+            ending.ask("SIGINT")
+        await asyncio.sleep(5)
+    assert ["SIGINT: shutting down", "SIGINT: in a hurry"] == caplog.messages
+    assert 3 == hurried
+
+
+async def test_handlers_are_put_back() -> None:
+    """Ctrl-C means again what it meant before."""
+    before = signal.getsignal(signal.SIGINT)
+    with shutdown_on_signals():
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+async def test_failure_in_the_background_is_raised_as_itself() -> None:
+    """The body does not go on without its part."""
+
+    async def fail() -> None:
+        raise ServerKeepsDying("replica0")
+
+    with pytest.raises(ServerKeepsDying):
+        async with background(fail(), "part"):
+            await asyncio.sleep(5)
+
+
+async def test_part_that_ends_by_itself_is_a_failure() -> None:
+    """A loop that should run for ever has no business to end."""
+
+    async def end() -> None:
+        pass
+
+    with pytest.raises(TaskDied, match="part"):
+        async with background(end(), "part"):
+            await asyncio.sleep(5)
+
+
+async def test_signal_while_a_failure_unwinds_hurries_and_does_not_cancel() -> None:
+    """The clean-up runs to its end, and the failure stays the failure."""
+    cleaned_up = asyncio.Event()
+    hurried: list[bool] = []
+
+    @contextlib.asynccontextmanager
+    async def slow_to_clean_up() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.05)
+            cleaned_up.set()
+
+    async def program() -> None:
+        with shutdown_on_signals() as ending:
+            ending.on_force.append(lambda: hurried.append(True))
+            async with ShutdownStack(ending) as stack:
+                await stack.enter_async_context(slow_to_clean_up())
+                raise ServerKeepsDying("replica0")
+
+    with pytest.raises(ServerKeepsDying):
+        await program()
+    assert cleaned_up.is_set()
+    assert [True] == hurried
+
+
+async def test_second_signal_hurries() -> None:
+    """The first one has asked already."""
+    hurried: list[bool] = []
+    with shutdown_on_signals() as ending:
+        ending.on_force.append(lambda: hurried.append(True))
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            await forever()
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.05)
+    assert [True] == hurried

@@ -1,0 +1,79 @@
+"""The table of wrong variants is complete, and the oracle convicts; all of them are `variants --all`'s affair."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from rocket.lab.torture.schedule import KINDS, plan
+from tests.lab.test_run_all import command
+from tests.lab.torture.variants import VARIANTS, Variant, applied
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def as_parameters() -> list[object]:
+    """Return each variant under its name."""
+    return [pytest.param(variant, id=variant.name) for variant in VARIANTS.values()]
+
+
+class Recorder:
+    """Takes note of what a variant would patch."""
+
+    def __init__(self) -> None:
+        self.patched: list[tuple[object, str, object]] = []
+
+    def setattr(self, target: object, name: str, _value: object) -> None:
+        """Remember what is there."""
+        self.patched.append((target, name, getattr(target, name)))
+
+
+@pytest.mark.parametrize("variant", as_parameters())
+def test_each_variant_names_what_convicts_it(variant: Variant) -> None:
+    """Torture in a scene that can be planned, or tests that exist."""
+    assert variant.rule.endswith(".")
+    assert variant.scene is not None or variant.tests
+    if variant.scene is not None:
+        assert set(variant.scene.faults.split(",")) <= KINDS.keys()
+        for seed in variant.scene.seeds:
+            assert plan(seed, variant.scene.duration_s, variant.scene.faults.split(","), variant.scene.replicas)
+    for test in variant.tests:
+        path, _, name = test.partition("::")
+        module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+        found: object = module
+        for part in name.partition("[")[0].split("::"):
+            found = getattr(found, part)
+        assert callable(found)
+
+
+@pytest.mark.parametrize("variant", as_parameters())
+def test_a_variant_ends_with_its_context(variant: Variant) -> None:
+    """What it patches is there, and is whole again afterwards."""
+    recorder = Recorder()
+    variant.apply(cast("pytest.MonkeyPatch", recorder))
+    assert recorder.patched
+    with applied(variant.name):
+        assert all(getattr(target, name) is not real for target, name, real in recorder.patched)
+    assert all(getattr(target, name) is real for target, name, real in recorder.patched)
+
+
+async def test_torture_convicts_a_router_that_does_not_check(kept_dir: Path) -> None:
+    """The real command, patched from outside, ends with the verdict; the excerpt names the rule."""
+    code, output = await command(
+        kept_dir, "-m", "tests.lab.torture.variants", "no-check", "--", "--calm", "0",
+        "--faults", "replay-paused", "--duration", "2s", "--replicas", "2", "--seed", "1",
+        "--history", str(kept_dir / "history.jsonl"),
+    )  # fmt: skip
+
+    assert 2 == code, output
+    assert "read-your-writes" in output
+
+
+async def test_wrong_use_is_no_verdict(kept_dir: Path) -> None:
+    """A name that is none, or none at all, is exit code 64."""
+    for arguments in ([], ["nobody"]):
+        code, _ = await command(kept_dir, "-m", "tests.lab.torture.variants", *arguments)
+        assert 64 == code

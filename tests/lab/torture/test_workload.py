@@ -1,0 +1,166 @@
+"""Sessions against a real API: what they record is what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import aiohttp
+import psutil
+from aiohttp import web
+
+from rocket.lab.checker.history import HistoryWriter, Op, Outcome, Request, Role, Run
+from rocket.lab.checker.reader import read_history
+from rocket.lab.torture import clients
+from rocket.lab.torture.workload import MOST_RIDES, Job, Workload
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aiohttp.test_utils import TestClient
+    from pytest_aiohttp.plugin import AiohttpClient
+
+    from rocket import Observer
+
+    Client = TestClient[web.Request, web.Application]
+
+
+RUN = Run(seed=1, duration_s=1, routing="never-stale", sessions=8, faults=(), nodes=("primary",), started_at="now")
+
+
+def orders_for(url: str, history: Path, *, sessions: int = 8) -> Job:
+    """Return what the only client process of a run is told."""
+    return Job(
+        url=url, history=str(history), zero=time.monotonic(), seed=1, process=0, processes=1, sessions=sessions
+    )
+
+
+async def recorded(client: Client, kept_dir: Path, seconds: float) -> tuple[Op, ...]:
+    """Make traffic for a while and return what it recorded."""
+    path = kept_dir / "history.jsonl"
+    url = str(client.make_url("/"))
+    with HistoryWriter.create(path, RUN) as history:
+        async with aiohttp.ClientSession(url) as http:
+            workload = Workload(orders_for(url, path), http, http, history)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await workload.run()
+    return read_history(path).ops
+
+
+async def test_sessions_record_what_they_wrote_and_read(
+    client: Client, observer: Observer, kept_dir: Path
+) -> None:
+    """Each write has a distance of its own, each own ride is found again, sessions do one thing at a time."""
+    await observer.run_once()
+
+    ops = await recorded(client, kept_dir, 2)
+
+    writes = [op for op in ops if op.request is Request.WRITE]
+    assert len({op.distance for op in writes}) == len(writes) > 5
+    written = {op.ride: op.distance for op in writes if op.outcome is Outcome.OK}
+    reads = [op for op in ops if op.request is Request.READ and op.outcome is Outcome.OK]
+    assert len(reads) > 20
+    assert all(written.get(op.ride or 0, op.distance) == op.distance for op in reads)
+    assert {Role.PRIMARY} == {op.role for op in writes if op.outcome is Outcome.OK}
+    for session in {op.session for op in ops}:
+        own = [op for op in ops if op.session == session]
+        assert all(earlier.done <= later.at for earlier, later in itertools.pairwise(own))
+        assert 1 == len({op.user for op in own})
+
+
+async def test_tokens_are_sent_back_by_most_sessions(client: Client, observer: Observer, kept_dir: Path) -> None:
+    """The rest have none, some send an earlier one beside the newest, and users are shared."""
+    await observer.run_once()
+
+    ops = await recorded(client, kept_dir, 2)
+
+    assert {True, False} == {op.tokens for op in ops}
+    assert not any(op.sent for op in ops if not op.tokens)
+    assert any("," in op.sent for op in ops if op.sent)
+    sessions_of = {op.user: {other.session for other in ops if other.user == op.user} for op in ops}
+    assert 1 < max(map(len, sessions_of.values()))
+    assert (
+        max(sum(op.user == user and op.request is Request.WRITE for op in ops) for user in sessions_of)
+        <= MOST_RIDES
+    )
+
+
+async def test_a_client_that_hangs_up_knows_nothing(client: Client, kept_dir: Path) -> None:
+    """Neither of writes nor of reads, and what it did is recorded all the same."""
+    path = kept_dir / "history.jsonl"
+    url = str(client.make_url("/"))
+    with HistoryWriter.create(path, RUN) as history:
+        async with aiohttp.ClientSession(url) as http:
+            workload = Workload(orders_for(url, path), http, http, history)
+            workload.hang_up_until = 1e9
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await workload.run()
+    hung_up = [op for op in read_history(path).ops if (op.error or "").startswith("hung up")]
+
+    assert hung_up
+    assert {Outcome.UNKNOWN} == {op.outcome for op in hung_up}
+
+
+async def test_a_refused_connection_is_a_failure(kept_dir: Path, unused_tcp_port: int) -> None:
+    """Nothing can have been written."""
+    path = kept_dir / "history.jsonl"
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    with HistoryWriter.create(path, RUN) as history:
+        async with aiohttp.ClientSession(url) as http:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await Workload(orders_for(url, path), http, http, history).run()
+
+    refused = [op for op in read_history(path).ops if op.error != "cut off"]  # by the end of the test
+    assert {(Request.JOIN, Outcome.FAIL)} == {(op.request, op.outcome) for op in refused}
+
+
+async def test_a_read_whose_connection_is_lost_is_sent_again(
+    aiohttp_client: AiohttpClient, kept_dir: Path
+) -> None:
+    """On a new connection, once, as clients of HTTP do; a write is not: it may have been done."""
+    asked: Counter[str] = Counter()
+
+    async def lose_every_other(request: web.Request) -> web.Response:
+        asked[request.path] += 1
+        if asked[request.path] % 2 == 0 and request.transport is not None:
+            request.transport.abort()
+        if request.path == "/users":
+            return web.json_response({}, status=201)
+        return web.json_response({"rides": [], "next": None})
+
+    app = web.Application()
+    app.router.add_route("*", "/users", lose_every_other)
+    app.router.add_get("/rides", lose_every_other)
+    ops = await recorded(await aiohttp_client(app), kept_dir, 0.5)
+    lists = [op for op in ops if op.request is Request.LIST and op.error != "cut off"]
+
+    assert {True, False} == {op.again for op in lists if op.outcome is Outcome.OK}
+    assert not any(op.again for op in ops if op.request is not Request.LIST)
+    assert {Outcome.OK, Outcome.UNKNOWN} == {op.outcome for op in ops if op.request is Request.JOIN}
+
+
+async def test_client_processes_flood_and_end(client: Client, observer: Observer, kept_dir: Path) -> None:
+    """They are told what to do while they run, say how far they are, and are gone at the end."""
+    await observer.run_once()
+    path = kept_dir / "history.jsonl"
+    orders = orders_for(str(client.make_url("/")), path, sessions=2)
+    HistoryWriter.create(path, RUN).close()
+    async with clients.running([orders]) as running, asyncio.timeout(20):
+        watching = asyncio.create_task(running.watch(), name="watching")
+        while not running.counts["read ok"]:
+            await asyncio.sleep(0.05)
+        await running.flood(time.monotonic() - orders.zero + 0.5)
+        while len({op.session for op in read_history(path).ops}) < 50:
+            await asyncio.sleep(0.1)
+        while running.counts["read ok"] <= 50:
+            await asyncio.sleep(0.1)
+        (pid,) = running.pids
+    await watching
+    assert not psutil.pid_exists(pid)

@@ -1,0 +1,561 @@
+"""Deliberately wrong variants of the router: the oracle is tried on them, and has to convict every one.
+
+Each is a small patch of the real code, applied from outside: the product has no switch for any of them. Its
+docstring names the wrong rule; the decorator above it names what convicts it: torture in a scene of faults, or a
+test that fails under the patch.
+
+    python -m tests.lab.torture.variants NAME -- [flags of torture]     torture it
+    python -m tests.lab.torture.variants NAME --pytest TEST...          run tests on it
+    python -m tests.lab.torture.variants --all                          the campaign: convict them all
+
+`unpatched` is the name of the code as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import sys
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rocket.consistency import (
+    Board,
+    Choice,
+    Lsn,
+    Reason,
+    ReplicaStatus,
+    SessionToken,
+    choice,
+    choose,
+    merged,
+    timeline_of,
+)
+from rocket.lab import cli
+from rocket.lab.api.users import UserFloors
+from rocket.lab.workers import processes, worker
+from rocket.routing import bound, epochs, heartbeat, reads, router, writes
+from rocket.routing.failures import NotAsObserved
+from rocket.routing.nodes import Nodes
+from rocket.routing.observer import NodeWatch
+from rocket.routing.reads import Reads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from asyncpg import Record
+
+    from rocket.consistency import Epoch, Incarnation, Policy, PrimaryStatus
+    from rocket.routing.answer import Route
+    from rocket.routing.connection import Connection, NodeConnection
+    from rocket.routing.epochs import Resolved
+
+UNPATCHED = "unpatched"
+
+_SHOWN_BY_REPLICA = bound.shown_by_replica
+"""The right rule, which wrong ones go round in a part only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Faults under which torture is let loose on a variant, and on the code as it is."""
+
+    faults: str
+    duration_s: int
+    replicas: int
+    seeds: tuple[int, ...]
+    """One conviction is enough; the code as it is has to hold with the first."""
+    processes: int = 1
+
+    def flags(self, seed: int) -> list[str]:
+        """Return torture's flags."""
+        return [
+            "--faults", self.faults, "--duration", f"{self.duration_s}s", "--replicas", str(self.replicas),
+            "--seed", str(seed), "--calm", "3s", "--processes", str(self.processes),
+        ]  # fmt: skip
+
+
+LAG = Conditions("commit-stuck,replay-slow", duration_s=6, replicas=3, seeds=(1, 2, 3))
+"""Replicas lag, and stand right before a commit record."""
+LAG_AND_CRASHES = Conditions(
+    "backend-killed,replay-paused,replica-killed", duration_s=6, replicas=3, seeds=(2, 1, 3)
+)
+"""One replica stands still while reads fail on another."""
+LOST_TAIL = Conditions("promotion-lossy", duration_s=3, replicas=2, seeds=(1, 2, 3))
+"""A promotion that loses acknowledged writes."""
+SEVERAL_PROCESSES = Conditions(
+    "writer-killed,writer-frozen,replay-slow", 6, replicas=2, seeds=(1, 2, 3), processes=2
+)
+"""Whoever writes the table of statuses dies, or falls silent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One wrong rule."""
+
+    name: str
+    apply: Callable[[pytest.MonkeyPatch], None]
+    scene: Conditions | None
+    """In which torture convicts it, in seconds; None if that takes luck."""
+    tests: tuple[str, ...]
+    """Each of which fails under it."""
+
+    @property
+    def rule(self) -> str:
+        """The wrong rule, in a sentence."""
+        return (self.apply.__doc__ or "").partition("\n")[0]
+
+
+VARIANTS: dict[str, Variant] = {}
+"""Every variant, by name."""
+
+
+def convicted_by(
+    *tests: str, scene: Conditions | None = None
+) -> Callable[[Callable[[pytest.MonkeyPatch], None]], Callable[[pytest.MonkeyPatch], None]]:
+    """Enter a patch into the table under its function's name, with what convicts it."""
+
+    def enter(apply: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.MonkeyPatch], None]:
+        name = apply.__name__.replace("_", "-")
+        VARIANTS[name] = Variant(name, apply, scene, tests)
+        return apply
+
+    return enter
+
+
+@contextlib.contextmanager
+def applied(name: str) -> Iterator[None]:
+    """Have the router go by a variant's rule for as long as the context lasts."""
+    with pytest.MonkeyPatch.context() as patch:
+        if name != UNPATCHED:
+            VARIANTS[name].apply(patch)
+            patch.setattr(processes, "COMMAND", ("-m", "tests.lab.torture.variants", name, "--worker"))
+        yield
+
+
+# --- several processes ---
+
+
+@convicted_by(
+    "tests/lab/test_takeover.py::test_another_observer_writes_when_the_one_that_did_is_halted",
+    scene=SEVERAL_PROCESSES,
+)
+def silent_writer_keeps_its_right(patch: pytest.MonkeyPatch) -> None:
+    """Whoever was elected to write the table of statuses stays so for as long as its connection lives."""
+
+    async def elect(primary: Connection, _beat_s: float) -> bool:
+        return bool(await primary.fetchval("SELECT pg_try_advisory_lock($1)", heartbeat.WRITERS_LOCK))
+
+    patch.setattr(heartbeat, "elect", elect)
+
+
+@convicted_by(
+    "tests/lab/test_takeover.py::test_another_observer_writes_when_the_one_that_did_is_halted",
+    scene=SEVERAL_PROCESSES,
+)
+def elected_once_and_for_all(patch: pytest.MonkeyPatch) -> None:
+    """Who is not elected on its first attempt never tries again."""
+    elect, attempts = heartbeat.elect, iter([True])
+
+    async def once(primary: Connection, beat_s: float) -> bool:
+        return next(attempts, False) and await elect(primary, beat_s)
+
+    patch.setattr(heartbeat, "elect", once)
+
+
+# --- the floor of a write ---
+
+_RACES = "tests/routing/test_races.py::"
+_INSIDE = f"{_RACES}test_floor_taken_inside_the_transaction_is_stale_and_ours_is_not[never-stale-True]"
+
+
+def _take_floor_before_commit(patch: pytest.MonkeyPatch, statement: str) -> None:
+    taken: ContextVar[Lsn] = ContextVar("taken")
+    begin_write = UserFloors.begin_write
+
+    async def mark_with_it(self: UserFloors, primary: Connection, subject: str, _floor: Lsn) -> None:
+        await begin_write(self, primary, subject, Lsn(0))  # the LSN shall cover this UPDATE, too
+        taken.set(Lsn.from_wire(await primary.fetchval(statement)))
+        await begin_write(self, primary, subject, taken.get())
+        taken.set(Lsn.from_wire(await primary.fetchval(statement)))
+
+    async def record_floor(_self: UserFloors, _primary: Connection, _subject: str) -> Lsn:
+        return taken.get()
+
+    patch.setattr(UserFloors, "begin_write", mark_with_it)
+    patch.setattr(UserFloors, "record_floor", record_floor)
+
+
+@convicted_by(_INSIDE, scene=LAG)
+def floor_inside_the_transaction(patch: pytest.MonkeyPatch) -> None:
+    """The floor is the write LSN, read inside the transaction: it lies before the commit record (F1)."""
+    _take_floor_before_commit(patch, "SELECT pg_current_wal_lsn()")
+
+
+@convicted_by(_INSIDE, scene=LAG)
+def insert_lsn_before_commit(patch: pytest.MonkeyPatch) -> None:
+    """The floor is the insert LSN, read right before COMMIT: it covers all but the commit record (F1)."""
+    _take_floor_before_commit(patch, "SELECT pg_current_wal_insert_lsn()")
+
+
+# --- the check ---
+
+_CHOICE = "tests/consistency/test_choice.py::"
+
+
+@convicted_by(scene=LAG)
+def no_check(patch: pytest.MonkeyPatch) -> None:
+    """Any replica that the observer sees will do."""
+
+    def any_of(
+        _token: SessionToken,
+        board: Board,
+        _policy: Policy,
+        *,
+        without: Iterable[str] = (),
+        **_: object,
+    ) -> Choice:
+        seen = [status for status in board.replicas if status.name not in without]
+        return Choice(random.choice(seen), Reason.CAUGHT_UP) if seen else Choice(None, Reason.NO_STATUS)
+
+    patch.setattr(reads, "choose", any_of)
+
+
+class _CheckedInTheStatement:
+    """A connection whose reads bring the replay LSN along, taken in their own statement."""
+
+    def __init__(self, connection: Connection, floor: Lsn) -> None:
+        self._connection = connection
+        self._floor = floor
+
+    async def fetch(self, query: str, *arguments: object) -> list[Record]:
+        rows = await self._connection.fetch(
+            "SELECT answer.*, pg_last_wal_replay_lsn() AS replayed FROM (SELECT) AS one "  # noqa: S608
+            f"LEFT JOIN (SELECT inner_query.*, true AS there FROM ({query}) AS inner_query) AS answer ON true",
+            *arguments,
+        )
+        if Lsn.from_wire(rows[0]["replayed"]) < self._floor:
+            raise NotAsObserved("the read has found it behind")
+        return [row for row in rows if row["there"]]
+
+    async def fetchrow(self, query: str, *arguments: object) -> Record | None:
+        rows = await self.fetch(query, *arguments)
+        return rows[0] if rows else None
+
+    async def fetchval(self, query: str, *arguments: object) -> object:
+        row = await self.fetchrow(query, *arguments)
+        return None if row is None else row[0]
+
+
+@convicted_by(f"{_RACES}test_a_read_that_began_before_the_write_was_replayed_is_not_believed")
+def check_in_the_reads_own_statement(patch: pytest.MonkeyPatch) -> None:
+    """The replay LSN is read in the read's own statement: later than that statement's snapshot (F5)."""
+    read = Reads._read_on_replica  # noqa: SLF001
+
+    def choose_any(token: SessionToken, board: Board, policy: Policy, **more: Any) -> Choice:
+        return choose(replace(token, write_floor=Lsn(0), read_floor=Lsn(0)), board, policy, **more)
+
+    async def checked(
+        self: Reads[Any], status: ReplicaStatus, work: Any, route: Route
+    ) -> tuple[Any, SessionToken]:
+        floor = route.tokens[0].floor_on(status.name, status.incarnation)
+
+        async def inside(node: Connection) -> Any:
+            return await work(_CheckedInTheStatement(node, floor))
+
+        return await read(self, status, inside, route)
+
+    patch.setattr(reads, "choose", choose_any)
+    patch.setattr(Reads, "_read_on_replica", checked)
+
+
+def _compare_differently(patch: pytest.MonkeyPatch, reaches: Callable[[Lsn, Lsn], bool]) -> None:
+    obstacle = choice.obstacle
+
+    def otherwise(
+        status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
+    ) -> Reason | None:
+        found = obstacle(status, token, board, policy, now)
+        if found not in {None, Reason.NOT_CAUGHT_UP}:
+            return found
+        floor = token.floor_on(status.name, status.incarnation)
+        return None if reaches(status.vouched_lsn, floor) else Reason.NOT_CAUGHT_UP
+
+    patch.setattr(choice, "obstacle", otherwise)
+
+
+@convicted_by(f"{_CHOICE}test_the_floor_is_compared_as_a_number")
+def lsns_compared_as_text(patch: pytest.MonkeyPatch) -> None:
+    """LSNs are compared as text: 0/FFFFFF8 is beyond 0/10000000.
+
+    Torture would have to write 256 MB of WAL to come to an LSN with another number of digits.
+    """
+    _compare_differently(patch, lambda replayed, floor: str(replayed) >= str(floor))
+
+
+_COMMIT_RECORD_BYTES = 40
+"""A plain one, with its padding: a bound that is off by fewer lies between no two records."""
+
+
+@convicted_by(f"{_CHOICE}test_replayed_exactly_up_to_the_floor_is_fit")
+def off_by_one_record(patch: pytest.MonkeyPatch) -> None:
+    """A replica will do that has replayed up to where the last record before the floor begins, not ends.
+
+    Torture would have to keep a replica right before the very record that a session's floor ends with.
+    """
+    _compare_differently(patch, lambda replayed, floor: replayed + _COMMIT_RECORD_BYTES >= floor)
+
+
+# --- what a status is worth ---
+
+
+@convicted_by(
+    f"{_RACES}test_replica_that_comes_back_behind_is_read_stale_as_published_and_not_by_us[never-stale-True]"
+)
+def status_kept_across_a_restart(patch: pytest.MonkeyPatch) -> None:
+    """What was seen of a replica counts until it is seen again, whichever life of its server that was in (F3).
+
+    In torture a replica that restarts has little to replay, and has done it before anybody can connect.
+    """
+    forget = Board.forget
+
+    def forget_primary_only(self: Board, name: str) -> None:
+        if self.primary is not None and self.primary.name == name:
+            forget(self, name)
+
+    def vouches_for(_self: ReplicaStatus, _incarnation: Incarnation | None) -> bool:
+        return True
+
+    def floor_on(self: SessionToken, node: str, _incarnation: Incarnation | None) -> Lsn:
+        return self.write_floor if node == self.node else max(self.write_floor, self.read_floor)
+
+    patch.setattr(Board, "forget", forget_primary_only)
+    patch.setattr(ReplicaStatus, "vouches_for", vouches_for)
+    patch.setattr(SessionToken, "floor_on", floor_on)
+
+
+@convicted_by(scene=LAG_AND_CRASHES)
+def floor_dropped_on_retry(patch: pytest.MonkeyPatch) -> None:
+    """After a replica has failed a read, any other will do."""
+    choose_fit = Reads._choice  # noqa: SLF001
+
+    def without_floor(self: Reads[Any], route: Route) -> Choice:
+        if route.failed:
+            (token,) = route.tokens
+            route.tokens = (replace(token, write_floor=Lsn(0), read_floor=Lsn(0)),)
+        return choose_fit(self, route)
+
+    patch.setattr(Reads, "_choice", without_floor)
+
+
+# --- reigns ---
+
+_PROMOTION = "tests/routing/test_promotion.py::"
+
+
+def _bound_of_any_reign(said: str, epoch: Epoch) -> Lsn | None:
+    role, *rest = said.split(" ")
+    if role == "replica":
+        replayed, received, streamed, *_ = rest
+        said = f"replica {replayed} {received} {0 if streamed == '0' else timeline_of(epoch)} {epoch}"
+    return _SHOWN_BY_REPLICA(said, epoch)
+
+
+def _see_the_current_epoch(patch: pytest.MonkeyPatch, is_of: Callable[[int | None, Epoch], bool]) -> None:
+    """Take a replica for one of the current reign if what it streams says so, whatever row it shows."""
+    publish = NodeWatch._publish_replica  # noqa: SLF001
+
+    def as_it_says(self: NodeWatch, connection: NodeConnection, row: Any, asked_at: float) -> None:
+        streamed, epoch = row["streamed_timeline"], self._board.epoch
+        if epoch is not None and is_of(streamed, epoch):
+            streamed = None if streamed is None else timeline_of(epoch)
+            row = {**row, "epoch": epoch, "applied_timeline": timeline_of(epoch), "streamed_timeline": streamed}
+        publish(self, connection, row, asked_at)
+
+    patch.setattr(NodeWatch, "_publish_replica", as_it_says)
+    patch.setattr(bound, "shown_by_replica", _bound_of_any_reign)
+
+
+@convicted_by(scene=LOST_TAIL)
+def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
+    """One reign is like another: LSNs of tokens and replicas are compared whosever they are."""
+    obstacle = choice.obstacle
+
+    def of_any_reign(
+        status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
+    ) -> Reason | None:
+        epoch = board.epoch or token.epoch
+        return obstacle(replace(status, epoch=epoch), replace(token, epoch=epoch), board, policy, now)
+
+    async def resolve_tokens(
+        tokens: Sequence[SessionToken],
+        _primary: Connection,
+        epoch: Epoch,
+        *,
+        is_last: bool,  # noqa: ARG001
+    ) -> Resolved:
+        return epochs.Resolved(replace(tokens[0], epoch=epoch) if tokens else None)
+
+    def merged_as_one(tokens: Iterable[SessionToken]) -> tuple[SessionToken, ...]:
+        latest_first = sorted(tokens, key=lambda token: token.timeline, reverse=True)
+        return merged([replace(token, epoch=latest_first[0].epoch) for token in latest_first])
+
+    _see_the_current_epoch(patch, lambda _streamed, _epoch: True)
+    patch.setattr(choice, "obstacle", of_any_reign)
+    patch.setattr(router, "merged", merged_as_one)
+    patch.setattr(reads, "standing_of", resolve_tokens)
+    patch.setattr(writes, "standing_of", resolve_tokens)
+
+
+@convicted_by(f"{_PROMOTION}test_a_replica_past_the_fork_is_not_believed")
+def received_tli_trusted(patch: pytest.MonkeyPatch) -> None:
+    """A replica that streams the current timeline follows the current primary, whatever it has replayed (F11).
+
+    Nor is it minded that such a replica has replayed more than its primary has written: that catches most of them.
+    Torture never re-points a replica that has passed the fork without cloning or rewinding it first.
+    """
+
+    def has_diverged(_self: Board, _status: ReplicaStatus) -> bool:
+        return False
+
+    patch.setattr(Board, "has_diverged", has_diverged)
+    _see_the_current_epoch(patch, lambda streamed, epoch: streamed == timeline_of(epoch))
+
+
+@convicted_by(f"{_PROMOTION}test_what_a_promotion_lost_is_said_in_so_many_words", scene=LOST_TAIL)
+def lost_tails_not_reported(patch: pytest.MonkeyPatch) -> None:
+    """A token of an earlier reign is exchanged without a word."""
+
+    async def nothing(_token: SessionToken, _primary: Connection, _epoch: Epoch) -> None:
+        return None
+
+    patch.setattr(epochs, "_lost_tail", nothing)
+
+
+@convicted_by(
+    f"{_PROMOTION}test_a_thawed_old_primary_gets_nothing",
+    f"{_PROMOTION}test_a_promotion_is_followed_and_the_old_primary_closed",
+)
+def old_primary_still_used(patch: pytest.MonkeyPatch) -> None:
+    """Whoever says last that it is the primary is believed, of whichever timeline.
+
+    Torture's promotions fence the old primary, as the guarantee asks.
+    """
+    publish = Board.publish_primary
+
+    def believe(self: Board, status: PrimaryStatus) -> bool:
+        self._newest_timeline = 0
+        return publish(self, status)
+
+    def may_succeed(_self: Board, _status: PrimaryStatus, _before: PrimaryStatus) -> bool:
+        return True
+
+    patch.setattr(Board, "publish_primary", believe)
+    patch.setattr(Board, "_may_succeed", may_succeed)
+
+
+@convicted_by(f"{_PROMOTION}test_a_write_across_a_promotion_is_an_unknown_outcome")
+def acknowledged_by_a_primary_that_was_replaced(patch: pytest.MonkeyPatch) -> None:
+    """What a primary has answered counts, although another one reigns by then.
+
+    Torture's promotions end the old primary, and with it the write's connection, before there is another one.
+    """
+
+    def whoever_reigns(_self: Nodes, _epoch: Epoch) -> None: ...
+
+    patch.setattr(Nodes, "must_still_reign", whoever_reigns)
+
+
+# --- what reads have shown ---
+
+_SESSIONS = "tests/lab/api/test_sessions.py::"
+
+
+@convicted_by(f"{_SESSIONS}TestMonotonicReads::test_a_replica_behind_the_one_that_was_read_is_not_read", scene=LAG)
+def token_not_raised_on_reads(patch: pytest.MonkeyPatch) -> None:
+    """A read hands back the token that it was sent."""
+
+    def as_before(self: SessionToken, _node: str, _incarnation: Incarnation, _bound: Lsn | None) -> SessionToken:
+        return self
+
+    patch.setattr(SessionToken, "after_replica_read", as_before)
+
+
+@convicted_by("tests/routing/test_bounds.py::test_read_that_cannot_be_bounded_ties_the_session_to_its_replica")
+def read_floor_trusted_while_not_streaming(patch: pytest.MonkeyPatch) -> None:
+    """What a read has shown ends at the greater of receive and replay LSN, also without a WAL receiver (F6)."""
+
+    def greatest(said: str, epoch: Epoch) -> Lsn | None:
+        _SHOWN_BY_REPLICA(said, epoch)
+        _, replayed, received, *_ = said.split(" ")
+        return max(Lsn.parse(each) for each in (replayed, received) if each != "-")
+
+    patch.setattr(bound, "shown_by_replica", greatest)
+
+
+@convicted_by(f"{_SESSIONS}TestSeveralTokens::test_tokens_of_two_replicas_bind_everywhere")
+def merge_keeps_the_node(patch: pytest.MonkeyPatch) -> None:
+    """Two tokens of different replicas merge to one of the first of them, with all floors.
+
+    Torture would have to bring a session back to a replica that has fallen behind, by an earlier token of its own.
+    """
+    merge = SessionToken.merged_with
+
+    def keep(self: SessionToken, other: SessionToken) -> SessionToken:
+        first = self if self.node is not None else other
+        return replace(merge(self, other), node=first.node, incarnation=first.incarnation)
+
+    patch.setattr(SessionToken, "merged_with", keep)
+
+
+@convicted_by(
+    f"{_SESSIONS}TestFallingBackToThePrimary::test_a_session_that_read_on_a_replica_waits_for_the_users_writes"
+)
+def fallback_without_the_lock(patch: pytest.MonkeyPatch) -> None:
+    """The primary is read at once, also after a replica that may have shown a commit before it does (F13).
+
+    Without faults that happens for a few in a thousand pairs of reads, for milliseconds.
+    """
+
+    async def wait_for_nobody(_self: UserFloors, _primary: Connection, _subject: str) -> None: ...
+
+    patch.setattr(UserFloors, "wait_for_writes", wait_for_nobody)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run torture or tests on one variant, or the campaign; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.lab.torture.variants", description=__doc__)
+    parser.add_argument("name", nargs="?", choices=[UNPATCHED, *VARIANTS], metavar="NAME")
+    parser.add_argument("--all", action="store_true", help="convict every variant")
+    parser.add_argument("--worker", action="store_true", help="be a process of an API that has several")
+    parser.add_argument("--pytest", nargs="+", metavar="TEST", help="run these tests instead of torture")
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    try:
+        given = parser.parse_args(arguments[:end])
+    except SystemExit as wrong_use:  # 2 is a verdict
+        return cli.WRONG_USE_OF_JUDGES if wrong_use.code else 0
+    if given.all:
+        from tests.lab.torture import campaign  # noqa: PLC0415 - it imports this module
+
+        return campaign.convict_all()
+    if given.name is None:
+        parser.print_usage()
+        return cli.WRONG_USE_OF_JUDGES
+    with applied(given.name):
+        if given.worker:
+            return worker.main()
+        if given.pytest:
+            return int(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *given.pytest]))
+        return cli.main(["torture", *arguments[end + 1 :]])
+
+
+if __name__ == "__main__":
+    # Under its own name, so that there is one table.
+    from tests.lab.torture.variants import main as main_by_name
+
+    raise SystemExit(main_by_name())

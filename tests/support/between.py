@@ -1,0 +1,151 @@
+"""What may stand between a router and its servers: a real PgBouncer, and an address that several servers share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rocket.cluster.account import server_account
+from rocket.lab.app import DATABASE
+from tests.conftest import ROLES, fresh_dir
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+    from pathlib import Path
+
+    from rocket.cluster.cluster import LocalCluster
+
+PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+UP_WITHIN_S = 10.0
+
+
+def needs_pgbouncer() -> None:
+    """Skip a test where there is no PgBouncer; fail where there has to be one."""
+    if PROGRAM is None:
+        if os.environ.get("PGBOUNCER_REQUIRED"):
+            pytest.fail("there is no pgbouncer, and PGBOUNCER_REQUIRED is set")
+        pytest.skip("there is no pgbouncer (Debian's package of that name)")
+
+
+@contextlib.contextmanager
+def pgbouncer(
+    cluster: LocalCluster, who: str = ROLES["monitor"], *settings: str, files: Mapping[str, Path] | None = None
+) -> Iterator[dict[str, str]]:
+    """Run a PgBouncer in transaction mode before every node; give the nodes' addresses behind it.
+
+    `files` are copied to where it may read them, in `{home}` for its settings.
+    """
+    needs_pgbouncer()
+    assert PROGRAM is not None
+    port = free_port()
+    account = server_account()
+    with fresh_dir() as home:
+        file = home / "pgbouncer.ini"
+        file.write_text(_configuration(cluster, who, port, home, settings))
+        for name, path in (files or {}).items():
+            shutil.copy(path, home / name)
+        if account is not None:
+            for path in (home, *home.iterdir()):
+                account.own(path)
+        log = (home / "log").open("wb")
+        process = subprocess.Popen(  # noqa: S603 - the one that was found above
+            [PROGRAM, "--quiet", file],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=None if account is None else account.become,  # noqa: PLW1509 - it refuses root
+        )
+        try:
+            _wait_for(port, process, home / "log")
+            yield {name: f"postgresql://{who}@127.0.0.1:{port}/{name}" for name in cluster.nodes}
+        finally:
+            process.send_signal(signal.SIGTERM)  # at once, unlike SIGINT
+            process.wait(10)
+            log.close()
+
+
+def _configuration(cluster: LocalCluster, who: str, port: int, home: Path, settings: tuple[str, ...]) -> str:
+    sockets = cluster.socket_dir
+    return "\n".join(
+        [
+            "[databases]",
+            *(
+                f"{name} = host={sockets} port={node.port} dbname={DATABASE} user={who}"
+                for name, node in cluster.nodes.items()
+            ),
+            "[pgbouncer]",
+            "listen_addr = 127.0.0.1",
+            f"listen_port = {port}",
+            "unix_socket_dir =",
+            "auth_type = any",
+            "pool_mode = transaction",
+            "default_pool_size = 2",
+            "server_login_retry = 0.1",
+            f"pidfile = {home / 'pid'}",
+            *(setting.format(home=home) for setting in settings),
+            "",
+        ]
+    )
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(int(UP_WITHIN_S / 0.05)):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.05):
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
+            break
+    pytest.fail(f"pgbouncer did not come up: {log.read_text()}")
+
+
+def free_port() -> int:
+    """Return a TCP port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.asynccontextmanager
+async def shared_address(cluster: LocalCluster, *names: str) -> AsyncIterator[str]:
+    """Run a proxy that gives each connection to the next one of these nodes; give the address that they share."""
+    ports = cycle([cluster.node(name).port for name in names])
+    pipes: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            there, to_there = await asyncio.open_unix_connection(cluster.socket_dir / f".s.PGSQL.{next(ports)}")
+        except OSError:
+            writer.close()
+            return
+        for source, target in ((reader, to_there), (there, writer)):
+            task = asyncio.create_task(_pipe(source, target))
+            pipes.add(task)
+            task.add_done_callback(pipes.discard)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield f"postgresql://{ROLES['monitor']}@127.0.0.1:{port}/{DATABASE}"
+    finally:
+        server.close()
+        for task in pipes:
+            task.cancel()
+        await asyncio.gather(*pipes, return_exceptions=True)
+
+
+async def _pipe(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        try:
+            while data := await source.read(2**16):
+                target.write(data)
+                await target.drain()
+        finally:
+            target.close()
