@@ -1,6 +1,7 @@
 """Reads from Postgres replicas that are guaranteed never stale."""
 
 from rocket.consistency import Board, Epoch, Incarnation, Lsn, Policy, Reason, SessionToken
+from rocket.dsn import nodes_from_environment
 from rocket.errors import (
     InvalidSetting,
     InvalidToken,
@@ -13,7 +14,6 @@ from rocket.errors import (
     Unavailable,
     WriteInRead,
 )
-from rocket.lab.settings import nodes_from_environment
 from rocket.routing.answer import Answer, Role, Route
 from rocket.routing.bound import READ_BOUND, report_read_bound
 from rocket.routing.catchup import Waiting

@@ -5,9 +5,12 @@ A DSN may hold a password, so no error here repeats what it was given.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from rocket.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -84,3 +87,31 @@ def _put(nodes: dict[str, str], name: str, dsn: str) -> None:
         nodes[name] = parse_dsn(dsn)
     except ValueError as error:
         raise ValueError(f"{name}: its address {error}") from None
+
+
+def nodes_from_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the DSNs of nodes by name, as `rocket.Router.open` takes them.
+
+    ROCKET_PRIMARY holds the DSN of the node that is called "primary", ROCKET_REPLICAS those of others, each as
+    `NAME=DSN`, with spaces between them. Raise `InvalidSetting`, which quotes nothing, for the passwords' sake.
+    """
+    if not (primary := environment.get("ROCKET_PRIMARY")):
+        raise InvalidSetting("ROCKET_PRIMARY must hold the DSN of the primary")
+    nodes = {"primary": _address("ROCKET_PRIMARY", primary)}
+    for number, item in enumerate(environment.get("ROCKET_REPLICAS", "").split(), 1):
+        name, _, dsn = item.partition("=")
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,63}", name) or not dsn:
+            raise InvalidSetting(
+                f"ROCKET_REPLICAS must hold NAME=DSN with spaces between; number {number} is none"
+            )
+        if name in nodes:
+            raise InvalidSetting(f"ROCKET_REPLICAS must name each node once; there are two of {name}")
+        nodes[name] = _address(f"ROCKET_REPLICAS: the address of {name}", dsn)
+    return nodes
+
+
+def _address(of_what: str, text: str) -> str:
+    try:
+        return parse_dsn(text)
+    except ValueError as error:
+        raise InvalidSetting(f"{of_what} {error}") from None

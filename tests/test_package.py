@@ -29,8 +29,8 @@ import rocket.health
 import rocket.metrics
 import rocket.web.aiohttp
 import rocket.web.asgi
-from tests.conftest import fresh_dir
-from tests.lab.test_run_all import ROOT, Program, assert_nothing_left, servers, spawned
+from tests.support.program import ROOT, Program, assert_nothing_left, servers, spawned
+from tests.support.servers import fresh_dir
 
 if TYPE_CHECKING:
     import contextlib

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,34 +264,6 @@ def load(
                     raise InvalidSetting(f"{origin} {error}{shown}") from None
                 break
     return Settings(**values, given=frozenset(values))
-
-
-def nodes_from_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the DSNs of nodes by name, as `rocket.Router.open` takes them.
-
-    ROCKET_PRIMARY holds the DSN of the node that is called "primary", ROCKET_REPLICAS those of others, each as
-    `NAME=DSN`, with spaces between them. Raise `InvalidSetting`, which quotes nothing, for the passwords' sake.
-    """
-    if not (primary := environment.get("ROCKET_PRIMARY")):
-        raise InvalidSetting("ROCKET_PRIMARY must hold the DSN of the primary")
-    nodes = {"primary": _address("ROCKET_PRIMARY", primary)}
-    for number, item in enumerate(environment.get("ROCKET_REPLICAS", "").split(), 1):
-        name, _, dsn = item.partition("=")
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,63}", name) or not dsn:
-            raise InvalidSetting(
-                f"ROCKET_REPLICAS must hold NAME=DSN with spaces between; number {number} is none"
-            )
-        if name in nodes:
-            raise InvalidSetting(f"ROCKET_REPLICAS must name each node once; there are two of {name}")
-        nodes[name] = _address(f"ROCKET_REPLICAS: the address of {name}", dsn)
-    return nodes
-
-
-def _address(of_what: str, text: str) -> str:
-    try:
-        return parse_dsn(text)
-    except ValueError as error:
-        raise InvalidSetting(f"{of_what} {error}") from None
 
 
 def colours_wanted(environment: Mapping[str, str] = os.environ) -> bool:

@@ -37,11 +37,11 @@ from tests.cluster.test_control import (  # noqa: F401
     test_killed_node_comes_back,
     test_status_describes_every_node,
 )
-from tests.conftest import REPLICAS
 from tests.routing.test_races import (  # noqa: F401
     test_floor_taken_inside_the_transaction_is_stale_and_ours_is_not,
     test_replica_that_comes_back_behind_is_read_stale_as_published_and_not_by_us,
 )
+from tests.support.servers import REPLICAS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

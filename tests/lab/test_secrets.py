@@ -18,10 +18,10 @@ from rocket.errors import InvalidSetting
 from rocket.lab.app import DATABASE
 from rocket.lab.serving import Service
 from rocket.topology.nodes_file import check_usable
-from tests.conftest import ROLES, dsns
-from tests.lab.test_run_all import running
 from tests.routing.test_races import lose_a_backend
 from tests.support.between import pgbouncer
+from tests.support.program import running
+from tests.support.servers import ROLES, dsns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable

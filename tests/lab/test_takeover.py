@@ -18,8 +18,8 @@ from rocket.lab.settings import Settings
 from rocket.lab.shutdown import Shutdown
 from rocket.lab.torture.takeover import look, taken_over
 from rocket.lab.workers.processes import Worker, working
-from tests.conftest import dsns
 from tests.routing.test_races import come_back_behind, restart_point_now, write_ride
+from tests.support.servers import dsns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -24,8 +24,8 @@ from rocket.lab.settings import Settings
 from rocket.lab.shutdown import Shutdown
 from rocket.lab.workers.orders import Job
 from rocket.lab.workers.processes import Worker, working
-from tests.conftest import dsns
-from tests.lab.test_run_all import assert_nothing_left, run_all, servers
+from tests.support.program import assert_nothing_left, run_all, servers
+from tests.support.servers import dsns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -20,9 +20,8 @@ from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
 from rocket.metrics import RouterMetrics
 from rocket.metrics.tallies import BOUNDS_S, Tally, as_histogram
-from tests.conftest import dsns, paused
-from tests.routing.test_observer import until
 from tests.routing.test_races import write_ride
+from tests.support.servers import dsns, paused, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

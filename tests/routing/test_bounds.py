@@ -12,8 +12,8 @@ from rocket.consistency import Epoch
 from rocket.lab.api import queries
 from rocket.lab.app import DATABASE
 from rocket.routing import bound as bounds
-from tests.conftest import paused
 from tests.routing.test_races import come_back_behind, restart_point_now, write_ride
+from tests.support.servers import paused
 
 if TYPE_CHECKING:
     from rocket import Answer, Board, Observer

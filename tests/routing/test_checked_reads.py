@@ -16,9 +16,9 @@ from rocket import Board, Lsn, Observer, Policy, Reason, Role, Router, Unavailab
 from rocket.lab.api import queries
 from rocket.lab.api.users import UserFloors
 from rocket.routing import checks
-from tests.conftest import ROLES, dsns, paused, recorded
 from tests.routing.test_races import come_back_behind, lose_a_backend, restart_point_now, write_ride
 from tests.support.between import pgbouncer, shared_address
+from tests.support.servers import ROLES, dsns, paused, recorded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

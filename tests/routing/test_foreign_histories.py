@@ -13,8 +13,8 @@ from rocket import FloorTable, InvalidToken, Policy, Role, Router, Unavailable
 from rocket.consistency import Epoch, Lsn, SessionToken
 from rocket.lab.app import DATABASE
 from rocket.routing.epochs import resolve_tokens
-from tests.conftest import dsns, paused
 from tests.support.between import pgbouncer
+from tests.support.servers import dsns, paused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,20 +13,12 @@ from rocket import Board, Observer
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
 from rocket.lab.torture.takeover import look
-from tests.conftest import dsns, paused, recorded, table
+from tests.support.servers import dsns, paused, recorded, table, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from rocket.cluster.cluster import LocalCluster
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
-    """Wait for something that other tasks bring about."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.vouched

@@ -13,9 +13,8 @@ from rocket.lab.api import queries
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.routing.gate import CapacityLimiter, TooManyWaiting
-from tests.conftest import dsns
-from tests.routing.test_observer import until
 from tests.routing.test_races import write_ride
+from tests.support.servers import dsns, until
 
 if TYPE_CHECKING:
     from rocket import Board, Connection, Observer

@@ -18,9 +18,8 @@ from rocket.lab.api import queries
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
-from tests.conftest import dsns, schema
-from tests.routing.test_observer import until
 from tests.routing.test_races import lose_a_backend
+from tests.support.servers import dsns, schema, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

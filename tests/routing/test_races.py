@@ -19,7 +19,7 @@ from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
 from rocket.routing import bound
-from tests.conftest import dsns, paused, recorded, role
+from tests.support.servers import dsns, paused, recorded, role
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

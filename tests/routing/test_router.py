@@ -26,8 +26,8 @@ from rocket.lab.api import queries
 from rocket.lab.api.problems import Problem
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
-from tests.conftest import dsns, paused
 from tests.routing.test_races import read_ride, write_ride
+from tests.support.servers import dsns, paused
 
 if TYPE_CHECKING:
     from pathlib import Path

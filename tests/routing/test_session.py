@@ -34,8 +34,8 @@ from rocket.errors import InvalidSetting
 from rocket.lab.app import DATABASE
 from rocket.routing.observer import Observer
 from rocket.schema import script, tables
-from tests.conftest import dsns, paused
 from tests.support.between import pgbouncer
+from tests.support.servers import dsns, paused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

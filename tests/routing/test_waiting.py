@@ -14,9 +14,8 @@ from rocket.cluster import faults
 from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
 from rocket.routing.catchup import Waiting
-from tests.conftest import dsns, paused
-from tests.routing.test_observer import until
 from tests.routing.test_races import read_ride, write_ride
+from tests.support.servers import dsns, paused, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection

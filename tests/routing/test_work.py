@@ -16,7 +16,7 @@ from rocket import READ_BOUND, Limits, OutcomeUnknown, Role, Router, report_read
 from rocket.cluster.installation import SUPERUSER
 from rocket.lab.app import DATABASE
 from rocket.routing.connection import unwrap
-from tests.conftest import dsns
+from tests.support.servers import dsns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -16,7 +16,7 @@ import pytest
 
 from rocket.cluster.account import server_account
 from rocket.lab.app import DATABASE
-from tests.conftest import ROLES, fresh_dir
+from tests.support.servers import ROLES, fresh_dir
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping

@@ -19,10 +19,9 @@ from rocket.lab.api import queries
 from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
 from rocket.topology.nodes_file import follow, read_nodes
-from tests.conftest import ROLES, dsns
-from tests.lab.test_run_all import running
-from tests.routing.test_observer import until
 from tests.routing.test_races import write_ride
+from tests.support.program import running
+from tests.support.servers import ROLES, dsns, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -26,7 +26,7 @@ from rocket.routing.observation import Observation
 from rocket.topology import patroni
 from rocket.topology.patroni import Topology
 from rocket.topology.patroni_rest import PatroniSilent, RestClient
-from tests.conftest import dsns
+from tests.support.servers import dsns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping

@@ -13,7 +13,7 @@ from rocket import OutcomeUnknown, Router, Unavailable
 from rocket.web import Cookie, Header
 from rocket.web import aiohttp as for_aiohttp
 from rocket.web.asgi import RocketMiddleware
-from tests.conftest import dsns
+from tests.support.servers import dsns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

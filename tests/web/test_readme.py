@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from tests.conftest import dsns, fresh_dir, paused
+from tests.support.servers import dsns, fresh_dir, paused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

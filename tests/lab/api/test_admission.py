@@ -16,7 +16,7 @@ from aiohttp.test_utils import make_mocked_request
 from rocket.lab.api import limits
 from rocket.lab.api.limits import Admission, ClientGone
 from rocket.lab.api.problems import Problem
-from tests.routing.test_observer import until
+from tests.support.servers import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

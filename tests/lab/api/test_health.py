@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rocket import Board, Lsn, Policy, Router
 from rocket.lab.api.app import build_app
 from rocket.lab.api.users import UserFloors
-from tests.conftest import dsns, paused
+from tests.support.servers import dsns, paused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

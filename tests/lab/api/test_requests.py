@@ -11,8 +11,8 @@ import pytest_asyncio
 from rocket import Board, Limits, Policy, Router
 from rocket.lab.api.app import build_app
 from rocket.lab.api.users import UserFloors
-from tests.conftest import dsns
 from tests.lab.test_logs import entries, logged
+from tests.support.servers import dsns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 import pytest_asyncio
 
-from tests.conftest import paused
+from tests.support.servers import paused
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, web

@@ -21,7 +21,7 @@ from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.web.aiohttp import tokens_of
 from rocket.web.carriers import HEADER
-from tests.conftest import dsns, paused
+from tests.support.servers import dsns, paused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from tests.lab.test_run_all import ROOT, assert_nothing_left, command, running
+from tests.support.program import ROOT, assert_nothing_left, command, running
 
 if TYPE_CHECKING:
     from pathlib import Path

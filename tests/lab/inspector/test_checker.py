@@ -11,14 +11,14 @@ from rocket.consistency import Epoch
 from rocket.lab.api.recorder import Asked, RequestRecord
 from rocket.lab.inspector.checker import Checker
 from rocket.lab.inspector.sessions import Sessions
-from tests.conftest import paused
-from tests.lab.inspector.conftest import looking
-from tests.lab.inspector.rides import User
+from tests.support.inspected import looking
+from tests.support.servers import paused
+from tests.support.user import User
 
 if TYPE_CHECKING:
     from rocket import Observer, Router
     from rocket.cluster.cluster import LocalCluster
-    from tests.lab.inspector.conftest import Inspected
+    from tests.support.inspected import Inspected
 
 FIRST, SECOND = Epoch("1-aaaaaaaa"), Epoch("2-bbbbbbbb")
 

@@ -16,7 +16,7 @@ from rocket.lab.api.limits import ADMISSION, MOST, ClientGone
 from rocket.lab.inspector import access
 from rocket.lab.inspector.inspector import Inspector
 from rocket.lab.inspector.targets import Targets
-from tests.lab.inspector.conftest import HEADERS, looking
+from tests.support.inspected import HEADERS, looking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from rocket import Router
     from rocket.cluster.cluster import LocalCluster
-    from tests.lab.inspector.conftest import Client, Inspected
+    from tests.lab.inspector.conftest import Client
+    from tests.support.inspected import Inspected
 
 SECRET = "open-sesame"  # noqa: S105 - nothing is behind it
 FAR = {"X-Forwarded-For": "192.0.2.1"}

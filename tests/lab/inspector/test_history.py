@@ -16,9 +16,9 @@ from rocket.lab.checker import check, reader
 from rocket.lab.checker.history import Outcome, Request
 from rocket.lab.checker.verdict import Judgement, Rule
 from rocket.lab.inspector import export, feed, inspector
-from tests.conftest import paused
-from tests.lab.inspector.conftest import DEADLINE_S
-from tests.lab.inspector.rides import User
+from tests.support.inspected import DEADLINE_S
+from tests.support.servers import paused
+from tests.support.user import User
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rocket.cluster.cluster import LocalCluster
     from rocket.lab.checker.history import History
     from rocket.lab.checker.verdict import Verdict
-    from tests.lab.inspector.conftest import Inspected
+    from tests.support.inspected import Inspected
 
 
 async def judged(inspected: Inspected, path: Path, last: int = 1000) -> tuple[History, Verdict]:

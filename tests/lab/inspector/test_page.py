@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import fresh_dir
-from tests.lab.test_run_all import running
+from tests.support.program import running
+from tests.support.servers import fresh_dir
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

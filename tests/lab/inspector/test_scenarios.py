@@ -17,7 +17,7 @@ from rocket.lab.inspector import runner, scenario_context
 from rocket.lab.inspector.scenarios import SCENARIOS
 from rocket.lab.settings import Settings
 from rocket.lab.shutdown import Shutdown
-from tests.lab.inspector.conftest import HEADERS, Viewer
+from tests.support.inspected import HEADERS, Viewer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -16,8 +16,8 @@ from rocket.lab.inspector import feed, stream
 from rocket.lab.inspector.event_log import Paced, Staged
 from rocket.lab.inspector.inspector import Inspector
 from rocket.lab.inspector.targets import Targets
-from tests.lab.inspector.conftest import DEADLINE_S, Inspected, looking
-from tests.lab.inspector.rides import User
+from tests.support.inspected import DEADLINE_S, Inspected, looking
+from tests.support.user import User
 
 if TYPE_CHECKING:
     from rocket import Router

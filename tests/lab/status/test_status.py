@@ -15,8 +15,8 @@ import pytest
 import pytest_asyncio
 
 from rocket.cluster import control
-from tests.conftest import TEMPORARY, paused
-from tests.lab.test_run_all import ROOT, command, run_all, running
+from tests.support.program import ROOT, command, run_all, running
+from tests.support.servers import TEMPORARY, paused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rocket.lab.checker.reader import read_history
-from tests.lab.test_run_all import assert_nothing_left, command, running
+from tests.support.program import assert_nothing_left, command, running
 
 if TYPE_CHECKING:
     from pathlib import Path

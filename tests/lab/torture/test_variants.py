@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from rocket.lab.torture.schedule import KINDS, plan
-from tests.lab.test_run_all import command
 from tests.lab.torture.variants import VARIANTS, Variant, applied
+from tests.support.program import command
 
 if TYPE_CHECKING:
     from pathlib import Path
