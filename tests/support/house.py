@@ -1,4 +1,4 @@
-"""The rules of the house: imports, and words that stay out (`python -m tests.support.house PATH ...` prints them)."""
+"""The rules of the house: imports, and words that stay out; `python -m tests.support.house PATH` prints those."""
 
 from __future__ import annotations
 
