@@ -16,12 +16,13 @@ from rocket.cluster.cluster import ClusterSettings, LocalCluster, local_cluster
 from rocket.cluster.supervisor import supervise
 from rocket.errors import InvalidSetting
 from rocket.lab.listeners import listeners, url_of
-from rocket.lab.serving import Service, serving
+from rocket.lab.serving import Service, check_usable, serving
 from rocket.lab.settings import flag
 from rocket.lab.shutdown import Shutdown, ShutdownStack, background, shutdown_on_signals
 from rocket.lab.workers.processes import working
 from rocket.schema import schema_sql
 from rocket.topology import nodes_file
+from rocket.topology.patroni import Topology
 
 if TYPE_CHECKING:
     import socket
@@ -131,8 +132,11 @@ async def run_cluster(settings: Settings) -> int:
 
 async def run_patroni(settings: Settings) -> int:
     """Run a cluster of Patroni's alone until a signal or `duration`; return the exit code."""
-    from rocket.lab.patroni.cluster import MEMBERS, PatroniSettings  # noqa: PLC0415 - nobody else needs it
-    from rocket.lab.patroni.making import patroni_cluster  # noqa: PLC0415 - the same
+    from rocket.lab.patroni.cluster import (  # noqa: PLC0415 - imports aiohttp, which this command alone needs
+        MEMBERS,
+        PatroniSettings,
+        patroni_cluster,
+    )
 
     if settings.data_dir is not None:
         raise InvalidSetting("a cluster of Patroni's is not kept: leave out --data-dir")
@@ -281,7 +285,7 @@ async def _addresses(
     given = await nodes_of(settings)
     if given is not None:
         if given:
-            await nodes_file.check_usable(given)
+            await check_usable(given)
             _log.info("attached to %s", ", ".join(given))
         return Addresses(given)
     run_dir = control.find(settings.data_dir, settings.port_asked_for)
@@ -294,13 +298,13 @@ async def nodes_of(settings: Settings) -> Mapping[str, str] | None:
     There may be none as yet, where Patroni is to tell them and is silent.
     """
     if settings.patroni:
-        from rocket.topology import patroni  # noqa: PLC0415 - as in rocket.lab.serving
-        from rocket.topology.patroni_tls import Tls  # noqa: PLC0415
+        from rocket.topology.patroni_rest import RestClient, Tls  # noqa: PLC0415 - as in rocket.lab.serving
 
         if settings.nodes or settings.nodes_file:
             raise InvalidSetting("the nodes are given twice: by --patroni, and by --primary or --nodes-file")
         tls = Tls(_absolute(settings.patroni_ca), _absolute(settings.patroni_cert))
-        return await patroni.find(settings.patroni, settings.patroni_dsn, tls)
+        async with RestClient(settings.patroni, tls) as client:
+            return await Topology(client, settings.patroni_dsn).find()
     return settings.nodes if settings.nodes_file is None else nodes_file.read_nodes(settings.nodes_file)
 
 

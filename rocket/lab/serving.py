@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from rocket import Policy, Router, Routing
 from rocket.lab.shutdown import background
-from rocket.topology.nodes_file import follow
+from rocket.topology import nodes_file
+from rocket.topology.patroni import Topology
 
 if TYPE_CHECKING:
     import socket
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
 
     from rocket.lab.inspector.targets import Targets
     from rocket.lab.shutdown import Shutdown
+
+_TABLES = {
+    **nodes_file.ROCKET_TABLES,
+    "users": ("SELECT", "INSERT", "UPDATE"),
+    "rides": ("SELECT", "INSERT"),
+}
+
+
+async def check_usable(nodes: Mapping[str, str]) -> None:
+    """Raise `InvalidSetting` for nodes that cannot serve the demonstration: see `nodes_file.check_usable`."""
+    await nodes_file.check_usable(nodes, tables=_TABLES, command="python -m rocket schema --demo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +75,11 @@ async def serving(
     async with contextlib.AsyncExitStack() as stack:
         topology = None
         if service.patroni:
-            from rocket.topology.patroni import Topology  # noqa: PLC0415 - the same
-            from rocket.topology.patroni_tls import Tls  # noqa: PLC0415 - the same
+            from rocket.topology.patroni_rest import RestClient, Tls  # noqa: PLC0415 - the same
 
             tls = Tls(service.patroni_ca, service.patroni_cert)
-            topology = await stack.enter_async_context(
-                Topology(service.patroni, service.patroni_dsn, service.nodes, tls)
-            )
+            client = await stack.enter_async_context(RestClient(service.patroni, tls))
+            topology = Topology(client, service.patroni_dsn, service.nodes)
         router = await stack.enter_async_context(
             await Router.open(
                 service.nodes,
@@ -88,15 +98,15 @@ async def serving(
 
             inspector = Inspector(router, reach, tuple(service.nodes), service.observer_interval_s)
         if topology is not None:
-            topology.attend(router)
-            await topology.look()  # so that nobody is read from who takes no reads
+            await topology.update(router)  # so that no member is read from whose tag says that it takes no reads
         if service.nodes_file is not None:
-            at_once = asyncio.Event()
-            ending.on_hangup.append(at_once.set)
-            following = follow(Path(service.nodes_file), service.nodes, router, at_once)
+            reread = asyncio.Event()
+            ending.on_hangup.append(reread.set)
+            file = Path(service.nodes_file)
+            following = nodes_file.follow(file, service.nodes, router, reread, check=check_usable)
             await stack.enter_async_context(background(following, "nodes file"))
         if topology is not None:
-            await stack.enter_async_context(background(topology.run(), "topology"))
+            await stack.enter_async_context(background(topology.follow(router), "topology"))
         if listener is not None:
             audience = None if inspector is None else inspector.journal.audience
             app = build_app(

@@ -26,7 +26,7 @@ from rocket.lab.values import (
     parse_worker_count,
     parse_yes_or_no,
 )
-from rocket.topology.patroni_addresses import parse_template, parse_urls
+from rocket.topology.patroni import parse_template, parse_urls
 
 if TYPE_CHECKING:
     import argparse

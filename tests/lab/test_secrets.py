@@ -16,8 +16,7 @@ from rocket import Board, Observer, Policy, Router, Routing, nodes_from_environm
 from rocket.dsn import parse_dsn
 from rocket.errors import InvalidSetting
 from rocket.lab.app import DATABASE
-from rocket.lab.serving import Service
-from rocket.topology.nodes_file import check_usable
+from rocket.lab.serving import Service, check_usable
 from tests.routing.test_races import lose_a_backend
 from tests.support.between import pgbouncer
 from tests.support.program import running

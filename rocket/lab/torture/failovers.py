@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from rocket.lab import app
 from rocket.lab.checker.history import PARTITION, End, Fault, Healed, HistoryWriter, Run
-from rocket.lab.patroni.cluster import PatroniSettings
-from rocket.lab.patroni.making import patroni_cluster
+from rocket.lab.patroni.cluster import PatroniSettings, patroni_cluster
 from rocket.lab.settings import Settings
 from rocket.lab.shutdown import ShutdownStack, background, shutdown_on_signals
 from rocket.lab.torture import clients, patroni_faults
@@ -115,7 +114,7 @@ async def _start(
         postgres_bin=settings.postgres_bin,
         database=app.DATABASE,
         schema=schema_sql(),
-        detours=DETOURS if cut else None,
+        proxy_hosts=DETOURS if cut else None,
     )
     made = patroni_cluster(described, links.around) if cut else patroni_cluster(described)
     cluster = await stack.enter_async_context(made)

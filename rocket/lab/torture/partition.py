@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from rocket.lab.patroni.configuration import HOST
+from rocket.lab.patroni.member import HOST
 from rocket.lab.torture.proxy import Mode, TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
     from rocket.lab.patroni.cluster import PatroniCluster
-    from rocket.lab.patroni.node import PatroniNode
+    from rocket.lab.patroni.member import PatroniNode
 
 DETOURS: Mapping[str, str] = {f"node{number}": f"127.0.0.{10 + number}" for number in range(1, 4)}
 """An address of this machine for each member; Linux has all of 127.0.0.0/8."""

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rocket.errors import NodeNotRunning
 from rocket.lab.checker.history import PARTITION, REINIT
-from rocket.topology.patroni_rest import PatroniSilent
+from rocket.topology.patroni import PatroniUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from rocket.lab.patroni.cluster import PatroniCluster
-    from rocket.lab.patroni.node import PatroniNode
+    from rocket.lab.patroni.member import PatroniNode
     from rocket.lab.torture.partition import Links
 
 _SUCCESSION_S = 60.0
@@ -97,7 +97,7 @@ async def _hung(stage: Runner, leader: PatroniNode) -> Detail:
 
 
 async def _switched_over(stage: Runner, leader: PatroniNode) -> Detail:
-    await stage.cluster.order(leader, "switchover", leader=leader.name)
+    await stage.cluster.request(leader, "switchover", leader=leader.name)
     await _succeeded(stage.cluster, leader)
     return {}
 
@@ -132,7 +132,7 @@ async def _made_anew(stage: Runner, replica: PatroniNode) -> Detail:
         except FileNotFoundError:
             return False
 
-    await stage.cluster.order(replica, "reinitialize", force=True)
+    await stage.cluster.request(replica, "reinitialize", force=True)
     await _until(is_cloned, _WHOLE_S, f"{replica.name} is not made anew")
     return {"cloned_wall_s": time.time()}
 
@@ -154,7 +154,7 @@ async def _succeeded(cluster: PatroniCluster, before: PatroniNode) -> None:
     async def is_another() -> bool:
         try:
             return await cluster.leader() is not before
-        except PatroniSilent:
+        except PatroniUnavailable:
             return False
 
     await _until(is_another, _SUCCESSION_S, f"nobody took over from {before.name}")

@@ -11,8 +11,7 @@ import pytest_asyncio
 from rocket.cluster.account import server_account
 from rocket.lab.app import DATABASE
 from rocket.lab.patroni import programs
-from rocket.lab.patroni.cluster import PatroniSettings
-from rocket.lab.patroni.making import patroni_cluster
+from rocket.lab.patroni.cluster import PatroniSettings, patroni_cluster
 from rocket.schema import schema_sql
 
 if TYPE_CHECKING:
