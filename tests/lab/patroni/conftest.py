@@ -1,4 +1,4 @@
-"""A real Patroni, with a real etcd, where there are such."""
+"""A real Patroni and a real etcd, where they are installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest_asyncio.fixture(scope="module")
 async def patroni() -> AsyncIterator[PatroniCluster]:
-    """Three members that Patroni runs; the third never leads, and takes no reads."""
+    """Three members that Patroni runs; the third never becomes the leader, and takes no reads."""
     try:
         programs.find(server_account())
     except programs.ProgramsNotFound as missing:
