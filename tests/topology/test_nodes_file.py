@@ -15,6 +15,7 @@ from rocket.consistency import Epoch
 from rocket.errors import InvalidSetting
 from rocket.lab.shutdown import background
 from rocket.topology.nodes_file import check_usable, follow, read_nodes
+from tests.support.pages import run_example
 from tests.support.servers import ROLES, dsns, until, write_nodes
 
 if TYPE_CHECKING:
@@ -233,3 +234,18 @@ async def test_missing_tables_are_named_with_what_makes_them(cluster: LocalClust
         match=r"^primary has no table epoch_marker, epochs, replica_statuses: `python -m rocket schema` prints",
     ):
         await check_usable({"primary": cluster.primary.dsn("postgres")})
+
+
+async def test_the_page_shows_how_a_service_follows_a_file(cluster: LocalCluster, tmp_path: Path) -> None:
+    """Its lines work as they are printed, but for the file's name."""
+    file = tmp_path / "nodes"
+    write_nodes(file, dsns(cluster, "primary", "replica0", who=ROLES["monitor"]))
+    seen: list[set[str]] = []
+
+    async def serve(router: Router[Any]) -> None:
+        write_nodes(file, dsns(cluster, who=ROLES["monitor"]))
+        await until(lambda: known(router) == set(cluster.nodes))
+        seen.append(known(router))
+
+    await run_example("existing-cluster.md", "read_nodes", {"/etc/app.nodes": str(file)}, serve=serve)
+    assert [set(cluster.nodes)] == seen

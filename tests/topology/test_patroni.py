@@ -16,6 +16,7 @@ from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
 from rocket.topology.patroni import Listing, Member, Topology
 from rocket.topology.patroni_rest import RestClient
+from tests.support.pages import run_example
 from tests.support.patroni import FakePatroni, hanging, listed
 from tests.support.servers import dsns, until
 
@@ -406,3 +407,27 @@ async def test_a_template_without_placeholders_is_refused() -> None:
     async with RestClient(["http://127.0.0.1:9"]) as client:
         with pytest.raises(ValueError, match="dsn_template must be a DSN"):
             Topology(client, "postgresql://app@db1/app")
+
+
+async def test_the_page_shows_how_a_service_follows_patroni(
+    cluster: LocalCluster, patroni: FakePatroni, url: str
+) -> None:
+    """Its lines work as they are printed, but for the addresses."""
+    patroni.members = listed(cluster, "primary", "replica0")
+    patroni.members[0]["role"] = "leader"
+    served: list[str] = []
+
+    async def serve(router: Router[Any]) -> None:
+        session = router.session("ann")
+        await session.write(lambda db: db.execute("SELECT 1"))
+        patroni.members = [*listed(cluster, "primary", "replica0", "replica1")]
+        patroni.members[0]["role"] = "leader"
+        await until(lambda: replicas(router) == {"replica0", "replica1"})
+        served.append(str(await session.read(lambda db: db.fetchval("SELECT 2"))))
+
+    addresses = {
+        '"http://10.0.0.1:8008", "http://10.0.0.2:8008"': repr(url),
+        "postgresql://app@{host}:{port}/app?passfile=/etc/app.pgpass": template(cluster),
+    }
+    await run_example("patroni.md", "Topology", addresses, serve=serve)
+    assert ["2"] == served
