@@ -197,8 +197,42 @@ async def test_a_primary_that_patroni_no_longer_names_is_dropped(
     assert await stays_without_primary(following)
 
 
-async def test_an_outdated_answer_is_no_veto(
+class SlowClient:
+    """Lists no leader, and answers only after the router has observed its primary once more."""
+
+    def __init__(self, router: Router[Any]) -> None:
+        self.router = router
+
+    async def listing(self) -> Listing:
+        """Wait for a status of the primary, and return no member."""
+        asked_at = time.monotonic()
+        await until(
+            lambda: self.router.board.primary is not None and self.router.board.primary.observed_at > asked_at
+        )
+        return Listing(())
+
+    async def newest_listings(self) -> list[Listing]:
+        """Return the same at once."""
+        return [Listing(())]
+
+
+async def test_a_primary_observed_after_the_question_is_not_dropped_by_the_answer(
     cluster: LocalCluster, patroni: FakePatroni, following: Following
+) -> None:
+    """It may have become the primary meanwhile, with Patroni's consent; the next answer decides."""
+    topology, router, _ = following
+    patroni.members = listed(cluster, "primary", "replica0")
+    patroni.members[0]["role"] = "leader"
+    await topology.update(router)
+    await until(lambda: has_primary(router))
+
+    await Topology(SlowClient(router), template(cluster)).update(router)
+
+    assert has_primary(router)
+
+
+async def test_an_outdated_answer_is_no_veto(
+    cluster: LocalCluster, patroni: FakePatroni, url: str, following: Following
 ) -> None:
     """A member that is cut off from its store repeats for a while what it knew before: others know better."""
     topology, router, _ = following
@@ -211,7 +245,10 @@ async def test_an_outdated_answer_is_no_veto(
         patroni.members[0]["api_url"] = f"{newer_url}/patroni"
         await topology.update(router)
         await until(lambda: has_primary(router))
-        await topology.update(router)
+        async with RestClient([url]) as client:  # which has heard the outdated answer alone
+            outdated = Topology(client, template(cluster))
+            await outdated.find()
+            await outdated.update(router)
         assert await router.primary_answers()
 
         newer.members[0]["role"], newer.members[1]["role"] = "replica", "leader"
@@ -222,16 +259,17 @@ async def test_an_outdated_answer_is_no_veto(
 async def test_while_patroni_is_paused_a_primary_may_do_without_a_leader(
     cluster: LocalCluster, patroni: FakePatroni, url: str
 ) -> None:
-    """In maintenance mode its Patroni may be stopped: there is no failover, and Postgres goes on."""
+    """In maintenance mode a Patroni may be stopped: there is no failover, and its Postgres goes on."""
     async with opened(cluster, url, grace_s=0.0) as following:
         topology, router, _ = following
-        patroni.members = listed(cluster, "primary", "replica0")
+        patroni.members = listed(cluster, "primary", "replica0", "replica1")
         patroni.members[0]["role"] = "leader"
         await topology.update(router)
         await until(lambda: has_primary(router))
 
         patroni.paused, patroni.members = True, listed(cluster, "replica0")
         await topology.update(router)
+        assert {"primary", "replica0", "replica1"} == names(router)
         assert await router.primary_answers()
 
         router.board.forget("primary")  # out of reach for a moment
