@@ -53,7 +53,7 @@ def _setting(
         "env": env, "read": read, "metavar": metavar, "help": what, "cluster": also_cluster, "secret": secret,
         "repeated": repeated,
     }  # fmt: skip
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +168,11 @@ class Settings:
     def port_asked_for(self) -> int | None:
         """The port by which a running cluster is to be found, if one was named."""
         return self.postgres_port or None if "postgres_port" in self.given else None
+
+    def url(self, api_port: int) -> str:
+        """Return the URL of an API that listens on the host of these settings."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - no bind
+        return f"http://[{host}]:{api_port}" if ":" in host and "[" not in host else f"http://{host}:{api_port}"
 
     @property
     def nodes(self) -> dict[str, str] | None:
