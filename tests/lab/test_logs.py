@@ -56,7 +56,7 @@ def entries(output: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def record_at(created: float, name: str = "rocket.lab.api", level: int = logging.INFO) -> logging.LogRecord:
+def record_at(created: float, name: str = "rocket.api", level: int = logging.INFO) -> logging.LogRecord:
     """Return a record of a certain moment."""
     return logging.makeLogRecord(
         {

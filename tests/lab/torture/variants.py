@@ -406,8 +406,8 @@ def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
     _see_the_current_epoch(patch, lambda _streamed, _epoch: True)
     patch.setattr(choice, "obstacle", of_any_reign)
     patch.setattr(router, "merged", merged_as_one)
-    patch.setattr(reads, "standing_of", resolve_tokens)
-    patch.setattr(writes, "standing_of", resolve_tokens)
+    patch.setattr(reads, "resolve_tokens", resolve_tokens)
+    patch.setattr(writes, "resolve_tokens", resolve_tokens)
 
 
 @convicted_by(f"{_PROMOTION}test_a_replica_past_the_fork_is_not_believed")
@@ -466,7 +466,7 @@ def acknowledged_by_a_primary_that_was_replaced(patch: pytest.MonkeyPatch) -> No
 
     def whoever_reigns(_self: Nodes, _epoch: Epoch) -> None: ...
 
-    patch.setattr(Nodes, "must_still_reign", whoever_reigns)
+    patch.setattr(Nodes, "check_still_current", whoever_reigns)
 
 
 # --- what reads have shown ---
