@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from rocket.errors import RocketError
-from rocket.lab.loop import run
-from rocket.lab.shutdown import shutdown_on_signals
+from rocket.lab.shutdown import run, shutdown_on_signals
 from rocket.lab.status.overview import Overview
 from rocket.lab.status.report import report
 from rocket.lab.status.settings import StatusSettings
