@@ -21,9 +21,8 @@ import pytest_asyncio
 from rocket.errors import PortInUse
 from rocket.lab.app import DATABASE
 from rocket.lab.serving import listeners, url_of
-from rocket.lab.settings import Settings
+from rocket.lab.settings import MaxLag, Settings
 from rocket.lab.shutdown import Shutdown
-from rocket.lab.values import MaxLag
 from rocket.lab.workers import Job, Worker, WorkerFailedToStart, WorkerKeepsDying, working
 from tests.support.program import assert_nothing_left, run_all, servers
 from tests.support.servers import dsns

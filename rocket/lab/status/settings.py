@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from rocket.errors import InvalidSetting
 from rocket.lab import settings as run_settings
-from rocket.lab.values import parse_duration
+from rocket.lab.settings import parse_duration
 
 if TYPE_CHECKING:
     import argparse
