@@ -8,7 +8,8 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from rocket.cluster import directories
-from rocket.errors import InvalidSetting, PortInUse
+from rocket.cluster.errors import PortInUse
+from rocket.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -16,7 +16,8 @@ import pytest
 import pytest_asyncio
 
 from rocket import Policy, Routing
-from rocket.errors import PortInUse, WorkerFailedToStart, WorkerKeepsDying
+from rocket.cluster.errors import PortInUse
+from rocket.errors import WorkerFailedToStart, WorkerKeepsDying
 from rocket.lab.app import DATABASE
 from rocket.lab.listeners import listeners, url_of
 from rocket.lab.serving import Service
