@@ -16,6 +16,7 @@ from rocket.topology.patroni import NotPatroni, PatroniUnavailable, base_url, pa
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from rocket.topology.patroni import Listing
 
@@ -31,9 +32,9 @@ _OK, _REFUSED, _BROKEN = 200, 400, 500
 class Tls(NamedTuple):
     """The files by which the REST API is asked over TLS."""
 
-    ca: str | None = None
+    ca: str | Path | None = None
     """The certificates of the authority that signed the API's; None: those that the machine trusts."""
-    certificate: str | None = None
+    certificate: str | Path | None = None
     """The client's certificate, in one file with its key; None: the API asks for none."""
 
     def context(self) -> ssl.SSLContext | bool:

@@ -20,9 +20,10 @@ from rocket.cluster import directories, placement
 from rocket.cluster.account import server_account
 from rocket.cluster.binaries import locate
 from rocket.cluster.database import prepare_database
+from rocket.cluster.errors import PortInUse, ServerFailedToStart, ServerKeepsDying
 from rocket.cluster.process import end_server_processes
 from rocket.cluster.restarts import RestartPolicy
-from rocket.errors import PortInUse, ServerFailedToStart, ServerKeepsDying, unwrapping_group
+from rocket.errors import unwrapping_group
 from rocket.lab.patroni import programs
 from rocket.lab.patroni.member import (
     HOST,

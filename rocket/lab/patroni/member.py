@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import psutil
 
+from rocket.cluster.errors import NodeNotRunning, ServerFailedToStart
 from rocket.cluster.process import end_server_processes, server_processes, spawn
-from rocket.errors import NodeNotRunning, ServerFailedToStart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
