@@ -30,7 +30,7 @@ async def test_hangup_has_the_file_read_again_and_ends_nothing(
         url = (await program.prints(r"ready after .*: (http://\S+)"))[1]
         write_nodes(file, dsns(cluster))
         program.process.send_signal(signal.SIGHUP)
-        await program.prints("SIGHUP: looking again")
+        await program.prints("SIGHUP: reading files again")
         async with asyncio.timeout(10), aiohttp.ClientSession() as http:
             while True:
                 async with http.get(f"{url}/replicas") as response:
