@@ -113,7 +113,7 @@ async def serving(
     are the inspector's; without them there is no inspector. At SIGHUP a file of nodes is read again. Everything
     is closed in reverse: server, observer, pools.
     """
-    # The import of aiohttp takes as long as the start of a cluster, so `run_all` imports it meanwhile.
+    # To import aiohttp takes as long as to start a cluster: `run_all` does both at the same time.
     from rocket.lab.api.app import build_app, leave_out, serve  # noqa: PLC0415
     from rocket.lab.api.users import UserFloors  # noqa: PLC0415
 
