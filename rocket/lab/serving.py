@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rocket import Policy, Router, Routing
 from rocket.cluster import directories
-from rocket.errors import InvalidSetting, PortInUse
+from rocket.cluster.errors import PortInUse
+from rocket.errors import InvalidSetting
 from rocket.lab.shutdown import background
 from rocket.topology.nodes_file import follow
 

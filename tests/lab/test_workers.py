@@ -18,7 +18,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from rocket.errors import PortInUse
+from rocket.cluster.errors import PortInUse
 from rocket.lab.app import DATABASE
 from rocket.lab.serving import listeners, url_of
 from rocket.lab.settings import MaxLag, Settings
