@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from rocket.lab.inspector.targets import Targets
+    from rocket.lab.inspector.controls import Targets
     from rocket.lab.settings import Settings
     from rocket.lab.simulator import Simulator
     from rocket.lab.workers.processes import Workers
@@ -232,7 +232,7 @@ def _reach(
     """Return what the inspector may reach; None if there is to be none."""
     if settings.no_inspector or settings.api_workers > 1:
         return None
-    from rocket.lab.inspector.targets import Targets  # noqa: PLC0415 - with the rest of what serves
+    from rocket.lab.inspector.controls import Targets  # noqa: PLC0415 - with the rest of what serves
 
     return Targets(url, cluster, simulator, settings.inspector_token or None)
 

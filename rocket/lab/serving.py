@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Mapping
 
-    from rocket.lab.inspector.targets import Targets
+    from rocket.lab.inspector.controls import Targets
     from rocket.lab.shutdown import Shutdown
 
 
@@ -98,7 +98,7 @@ async def serving(
         if topology is not None:
             await stack.enter_async_context(background(topology.run(), "topology"))
         if listener is not None:
-            audience = None if inspector is None else inspector.journal.audience
+            audience = None if inspector is None else inspector.event_log.recorder
             app = build_app(
                 router,
                 allowed_hosts=service.allowed_hosts,
