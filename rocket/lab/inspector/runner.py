@@ -8,11 +8,10 @@ import logging
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-import aiohttp
-
 from rocket import Unavailable
 from rocket.errors import RocketError, describe, unwrapping_group
 from rocket.lab.api.problems import Problem
+from rocket.lab.client import Api
 from rocket.lab.inspector.scenario_context import ScenarioContext
 from rocket.lab.inspector.scenarios import SCENARIOS
 
@@ -113,10 +112,9 @@ class Runner:
         """Play a scenario and restore everything, whatever its outcome, unless the program ends."""
         routing, simulator = self._router.routing, self._targets.simulator
         rate = None if simulator is None else simulator.rate
-        timeout, connector = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S), aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(self._targets.url, connector=connector, timeout=timeout) as http:
+        async with Api(self._targets.url, timeout_s=_REQUEST_TIMEOUT_S) as api:
             context = ScenarioContext(
-                scenario.name, self._router.board, self._controls, self._event_log, http, self._step_timeout_s
+                scenario.name, self._router.board, self._controls, self._event_log, api, self._step_timeout_s
             )
             context.report(scenario.text, "began")
             if simulator is not None:
@@ -129,7 +127,7 @@ class Runner:
                         phase, text = "ended", await scenario.play(context)
             except Exception as error:  # noqa: BLE001 - the program continues; viewers and the log are informed
                 phase, text = "failed", f"The scenario failed: {describe(error)}."
-                expected = isinstance(error, RocketError | TimeoutError | OSError | aiohttp.ClientError)
+                expected = isinstance(error, RocketError | TimeoutError | OSError)
                 _log.warning("scenario %s: %s", scenario.name, text, exc_info=not expected)
             finally:
                 self._restoring = True

@@ -19,13 +19,11 @@ from rocket.lab.inspector.event_log import ScenarioStep
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    import aiohttp
-
     from rocket import Board, Routing
+    from rocket.lab.client import Answer, Api
     from rocket.lab.inspector.controls import Controls
     from rocket.lab.inspector.event_log import EventLog
 
-_TOKEN = "Rocket-Session"  # noqa: S105 - the header's name
 _NOT_SHOWN = {HTTPStatus.NOT_FOUND, HTTPStatus.UNAUTHORIZED}
 """Statuses of a node that does not show a ride, or does not know its user."""
 _REPLICAS_TIMEOUT_S = 30.0
@@ -34,10 +32,6 @@ _POLL_S = 0.005
 
 class WaitTimeout(RocketError):
     """A scenario waited too long for something."""
-
-
-class NotWritten(RocketError):
-    """The API did not accept a write that a scenario needs."""
 
 
 @dataclass(slots=True)
@@ -76,51 +70,37 @@ class ReadTally:
 
 
 class ScenarioUser:
-    """A user of the API with one session, who writes rides and reads them."""
+    """A user of the API with one session, who writes rides and reads them. Every method raises `NoAnswer`."""
 
-    def __init__(self, http: aiohttp.ClientSession, scenario: str) -> None:
+    def __init__(self, api: Api, scenario: str) -> None:
         self.tally = ReadTally()
         self.lost: list[str] = []
         """Notices of a possible loss in a promotion."""
-        self._http = http
+        self._api = api
         self._email = f"{scenario}-{secrets.token_hex(3)}@scenario.example"
-        self._token: str | None = None
+        self._tokens: tuple[str, ...] = ()
 
     async def join(self) -> None:
-        """Create the user; raise `NotWritten`."""
-        async with self._http.post("/users", json={"email": self._email}) as response:
-            if not response.ok:
-                raise NotWritten(f"the user was not created: {response.status} {await response.text()}")
-            self._token = response.headers.get(_TOKEN)
-
-    async def try_write(self) -> int | None:
-        """Write a ride and return its id; None if it was refused, or its outcome is unknown."""
-        distance = secrets.randbelow(9000) / 10 + 10
-        async with self._http.post("/rides", json={"distance": distance}, headers=self._headers()) as response:
-            self._take(response)
-            body = await response.json(content_type=None)
-            return int(body["id"]) if response.status == HTTPStatus.CREATED else None
+        """Create the user; raise `UnexpectedAnswer` if the API does not."""
+        self._take(await self._api.post("/users", json={"email": self._email})).expect(HTTPStatus.CREATED)
 
     async def write(self) -> int:
-        """Write a ride and return its id; raise `NotWritten`."""
-        ride = await self.try_write()
-        if ride is None:
-            raise NotWritten("the ride was not written")
-        return ride
+        """Write a ride and return its id; raise `UnexpectedAnswer` unless it is acknowledged."""
+        distance = secrets.randbelow(9000) / 10 + 10
+        answer = await self._api.post("/rides", user=self._email, tokens=self._tokens, json={"distance": distance})
+        return int(self._take(answer).expect(HTTPStatus.CREATED).json()["id"])
 
     async def read(self, ride: int) -> None:
         """Read a ride that was written, and count the result."""
         began = time.monotonic()
-        async with self._http.get(f"/rides/{ride}", headers=self._headers()) as response:
-            await response.read()
-            self._take(response)
+        answer = self._take(await self._api.get(f"/rides/{ride}", user=self._email, tokens=self._tokens))
         self.tally.reads += 1
-        if response.status not in {*_NOT_SHOWN, HTTPStatus.OK}:
+        if answer.status not in {*_NOT_SHOWN, HTTPStatus.OK}:
             self.tally.refused += 1
             return
-        self.tally.stale += response.status in _NOT_SHOWN
-        self.tally.by_primary += response.headers.get("Rocket-Served-As") == "primary"
-        self.tally.reasons[response.headers.get("Rocket-Route-Reason", "unknown")] += 1
+        self.tally.stale += answer.status in _NOT_SHOWN
+        self.tally.by_primary += answer.role == "primary"
+        self.tally.reasons[answer.reason or "unknown"] += 1
         self.tally.longest_ms = max(self.tally.longest_ms, (time.monotonic() - began) * 1000)
 
     async def read_repeatedly(self, ride: int, times: int, every_s: float) -> ReadTally:
@@ -147,13 +127,13 @@ class ScenarioUser:
                 group.create_task(self.read(ride), name=f"read {number}")
         return self.tally
 
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": self._email} | ({_TOKEN: self._token} if self._token else {})
-
-    def _take(self, response: aiohttp.ClientResponse) -> None:
-        self._token = response.headers.get(_TOKEN, self._token)
-        if "Rocket-Lost" in response.headers:
-            self.lost.append(response.headers["Rocket-Lost"])
+    def _take(self, answer: Answer) -> Answer:
+        """Take the session token of an answer, and the notice of a possible loss; return the answer."""
+        if answer.token is not None:
+            self._tokens = (answer.token,)
+        if answer.possible_loss is not None:
+            self.lost.append(answer.possible_loss)
+        return answer
 
 
 class ScenarioContext:
@@ -165,14 +145,14 @@ class ScenarioContext:
         board: Board,
         controls: Controls,
         event_log: EventLog,
-        http: aiohttp.ClientSession,
+        api: Api,
         step_timeout_s: float,
     ) -> None:
         self.board = board
         self._name = name
         self._controls = controls
         self._event_log = event_log
-        self._http = http
+        self._api = api
         self._step_timeout_s = step_timeout_s
 
     def report(self, text: str, phase: str = "step") -> None:
@@ -185,8 +165,8 @@ class ScenarioContext:
         return [status.name for status in self.board.replicas]
 
     async def user(self) -> ScenarioUser:
-        """Create a user; raise `NotWritten`."""
-        user = ScenarioUser(self._http, self._name)
+        """Create a user; raise `NoAnswer` or `UnexpectedAnswer`."""
+        user = ScenarioUser(self._api, self._name)
         await user.join()
         return user
 

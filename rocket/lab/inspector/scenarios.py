@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rocket import Reason, Routing
+from rocket.lab.client import UnexpectedAnswer
 from rocket.lab.inspector.scenario_context import ReadTally
 
 if TYPE_CHECKING:
@@ -158,8 +159,9 @@ async def _write_and_read(user: ScenarioUser, stop: asyncio.Event) -> int:
     """Write and read in turn until `stop` is set; return the number of rides written."""
     written = 0
     while not stop.is_set():
-        ride = await user.try_write()
-        if ride is None:
+        try:
+            ride = await user.write()
+        except UnexpectedAnswer:  # while there is no primary
             await asyncio.sleep(0.05)
             continue
         written += 1

@@ -77,7 +77,7 @@ class Visit:
         return self.page.locator(f"article[data-node='{node}'] button[data-command='{command}']")
 
     async def becomes_primary(self, name: str, before: str) -> None:
-        """Wait until the cards show that one node is the primary, and another one is no longer."""
+        """Wait until the cards show one node as the primary, and another one as a replica."""
         badge = "document.querySelector(`article[data-node='${name}'] .badge`).innerText"
         await self.until(
             f"(roles) => Object.entries(roles).every(([name, role]) => {badge} === role)",

@@ -7,7 +7,7 @@ import { stamp } from "./palette.js";
 /** A fixed number in 0..1 for thinning out: an item left out at one zoom stays out as time moves on. */
 export const rank = (id) => (Math.imul(id, 2654435761) >>> 0) / 4294967296;
 
-/** Pixels that one commit with its edges takes: more where statuses are far apart, so that edges spread widely. */
+/** Pixels for one commit with its edges: more where statuses are far apart, so that edges spread widely. */
 const EDGE_ROOM_PX = 60;
 const FAN_ROOM_PX = 190;
 const LINE_ROOM_PX = 7;
