@@ -10,10 +10,11 @@ requests that were wrong in themselves, pages that are not the first one, and a 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from rocket.errors import describe
 from rocket.lab.api.parameters import BIGINT_MAX

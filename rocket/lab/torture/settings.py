@@ -1,4 +1,4 @@
-"""What a torture run is told on the command line."""
+"""The settings of a torture run, from the command line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rocket.errors import InvalidSetting
-from rocket.lab.checker.history import OF_PATRONI
 from rocket.lab.settings import ROUTINGS
-from rocket.lab.torture.schedule import KINDS, OF_PROCESSES, plan
+from rocket.lab.torture.faults import FAULTS
+from rocket.lab.torture.patroni_faults import PATRONI_FAULTS
+from rocket.lab.torture.schedule import plan
 from rocket.lab.values import parse_duration, parse_one_of, parse_path, parse_wait, parse_whole
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _FLAGS = {
         "for how long faults are planned; they end later if healing takes long: each comes once (default: 60s)",
     ),
     "calm": ("S", "how long traffic goes on without any: replicas have to be back within 10 s (default: 12s)"),
-    "faults": ("NAMES", f"all, none, or of these, separated by commas: {', '.join(KINDS)} (default: all)"),
+    "faults": ("NAMES", f"all, none, or of these, separated by commas: {', '.join(FAULTS)} (default: all)"),
     "sessions": ("N", "clients at a time (default: 24)"),
     "routing": ("HOW", "never-stale; or, to see it convicted: article, random (default: never-stale)"),
     "replicas": ("N", "replicas beside the primary (default: 4)"),
@@ -51,13 +52,13 @@ _FLAGS = {
 
 @dataclass(frozen=True, slots=True)
 class TortureSettings:
-    """What a run is made of."""
+    """The settings of a run."""
 
     seed: int
     duration_s: float
     """How long faults happen."""
     calm_s: float
-    """How long traffic goes on after that. Less than ten seconds proves less: replicas may take so long."""
+    """How long traffic goes on after that. Less than ten seconds proves less: replicas may take ten to be back."""
     faults: tuple[str, ...]
     sessions: int
     routing: str
@@ -65,15 +66,15 @@ class TortureSettings:
     processes: int
     history: Path
     keep: bool
-    """Whether the history was asked for, and is kept whatever it says."""
+    """Whether the history was asked for, and is kept even if the run held."""
     postgres_bin: Path | None
     schedule: tuple[PlannedFault, ...]
     failovers: int = 0
-    """On a cluster of Patroni's, how many faults there are; 0: on one of our own."""
+    """How many faults there are on a cluster that Patroni runs; 0: the cluster is our own."""
 
     @classmethod
     def read(cls, given: argparse.Namespace) -> Self:
-        """Read what was given; raise `InvalidSetting` for what cannot be run, and make the history's file."""
+        """Read the flags and create the history's file; raise `InvalidSetting` for a run that is impossible."""
         with _named("--seed", given.seed):
             seed = (
                 secrets.randbelow(_LARGEST_SEED)
@@ -94,25 +95,19 @@ class TortureSettings:
             postgres_bin = None if given.postgres_bin is None else parse_path(given.postgres_bin)
         with _named("--processes", given.processes):
             processes = parse_whole(given.processes or "1", 1, _MOST_PROCESSES)
+            processes = 1 if given.patroni else processes
         with _named("--failovers", given.failovers):
             failovers = parse_whole(given.failovers or "10", 1, _MOST_FAILOVERS) if given.patroni else 0
-        every = tuple(name for name in KINDS if processes > 1 or name not in OF_PROCESSES)
-        kinds = OF_PATRONI if given.patroni else every
-        named = {None: kinds, "all": kinds, "none": ()}
-        faults = named[given.faults] if given.faults in named else tuple(given.faults.split(","))
-        if processes == 1 and (alone := OF_PROCESSES & set(faults)):
-            raise InvalidSetting(f"{', '.join(sorted(alone))}: for that there have to be several --processes")
+        faults = _faults(given, processes)
         try:
-            schedule = plan(seed, duration_s, () if given.patroni else faults, replicas)
+            schedule = () if given.patroni else plan(seed, duration_s, faults, replicas)
         except ValueError as error:
             raise InvalidSetting(f"no such run can be planned: {error}") from None
-        if given.patroni and (not faults or set(faults) - set(OF_PATRONI)):
-            raise InvalidSetting(f"with --patroni there are the faults {', '.join(OF_PATRONI)}")
         return cls(
             seed=seed,
             duration_s=duration_s,
             calm_s=calm_s,
-            faults=tuple(sorted(set(faults))),
+            faults=faults,
             sessions=sessions,
             routing=routing,
             replicas=replicas,
@@ -132,8 +127,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--patroni",
         action="store_true",
-        help=f"on three members that Patroni runs; faults: {', '.join(OF_PATRONI)}",
+        help=f"on three members that Patroni runs; faults: {', '.join(PATRONI_FAULTS)}",
     )
+
+
+def _faults(given: argparse.Namespace, processes: int) -> tuple[str, ...]:
+    """Return the names of the faults, in order; `plan` refuses unknown ones."""
+    alone = {name for name, kind in FAULTS.items() if kind.needs_processes and processes == 1}
+    every = PATRONI_FAULTS if given.patroni else FAULTS.keys() - alone
+    named = {None: every, "all": every, "none": ()}
+    names = set(named[given.faults] if given.faults in named else given.faults.split(","))
+    if missing := sorted(names & alone):
+        raise InvalidSetting(f"{', '.join(missing)}: for that there have to be several --processes")
+    if given.patroni and (not names or names - PATRONI_FAULTS.keys()):
+        raise InvalidSetting(f"with --patroni there are the faults {', '.join(PATRONI_FAULTS)}")
+    return tuple(sorted(names))
 
 
 @contextlib.contextmanager

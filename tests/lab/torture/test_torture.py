@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rocket.lab.checker.reader import read_history
+from rocket.lab.checker.history import read_history
 from tests.support.program import assert_nothing_left, command, running
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from rocket.lab.torture.schedule import KINDS, plan
+from rocket.lab.torture.faults import FAULTS
+from rocket.lab.torture.schedule import plan
 from tests.lab.torture.variants import VARIANTS, Variant, applied
 from tests.support.program import command
 
@@ -37,7 +38,7 @@ def test_each_variant_names_what_convicts_it(variant: Variant) -> None:
     assert variant.rule.endswith(".")
     assert variant.scene is not None or variant.tests
     if variant.scene is not None:
-        assert set(variant.scene.faults.split(",")) <= KINDS.keys()
+        assert set(variant.scene.faults.split(",")) <= FAULTS.keys()
         for seed in variant.scene.seeds:
             assert plan(seed, variant.scene.duration_s, variant.scene.faults.split(","), variant.scene.replicas)
     for test in variant.tests:
