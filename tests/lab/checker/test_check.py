@@ -12,7 +12,7 @@ from tests.support.histories import convicted, held, history_of, page, promotion
 
 
 def test_a_violation_wins_over_void() -> None:
-    """What was seen was seen."""
+    """A stale read is one even where the run is cut off."""
     written, stale = write("s1", 1.0, 7, 0.7), read("s1", 2.0, 7, None)
 
     verdict = check(replace(history_of(written, stale), end=None))
