@@ -119,17 +119,6 @@ class PromotionFailed(RocketError):
     """A replica could not be made the primary; says who is the primary now."""
 
 
-# --- the API's workers ---
-
-
-class WorkerFailedToStart(RocketError):
-    """A process of the API ended, or did not become ready in time, while it started."""
-
-
-class WorkerKeepsDying(RocketError):
-    """A process of the API died so often by itself that starting it again has no point."""
-
-
 # --- routing ---
 
 

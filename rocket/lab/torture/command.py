@@ -11,7 +11,7 @@ from rocket.lab.checker.availability import failover_targets, missed_targets
 from rocket.lab.checker.check import Judgement, Verdict, check
 from rocket.lab.checker.history import GarbledHistory, read_history
 from rocket.lab.checker.report import as_json, report
-from rocket.lab.loop import run
+from rocket.lab.shutdown import run
 from rocket.lab.torture.run import torture
 from rocket.lab.torture.settings import TortureSettings
 
@@ -34,14 +34,14 @@ def torture_and_judge(given: argparse.Namespace) -> int:
     print(f"seed {settings.seed}, history in {settings.history}", flush=True)
     run(torture(settings))
     targets: list[Target] = []
-    if settings.failovers:
+    if settings.patroni:
         targets = list(failover_targets(read_history(settings.history)))
         print("\n".join(f"{'    ' if target.met else '  ! '}{target.text}" for target in targets), end="\n\n")
     exit_code = judge(settings.history, as_text=True)
     if exit_code == 0 and any(target.promised and not target.met for target in targets):
         exit_code = Judgement.VIOLATED.exit_code
     missed = missed_targets(targets)
-    if exit_code == 0 and not settings.keep and not missed:
+    if exit_code == 0 and not settings.keeps_history and not missed:
         settings.history.unlink()
     else:
         print(f"\nThe history is in {settings.history}; the seed was {settings.seed}.")

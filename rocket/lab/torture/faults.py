@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rocket.cluster.node import Node
     from rocket.lab.torture.clients import Clients
     from rocket.lab.torture.proxy import Proxy
-    from rocket.lab.workers.processes import Worker
+    from rocket.lab.workers import Worker
 
 Detail = dict[str, Any]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rocket.lab.checker.history import HistoryWriter
     from rocket.lab.torture.faults import Target
     from rocket.lab.torture.schedule import PlannedFault
-    from rocket.lab.workers.processes import Worker
+    from rocket.lab.workers import Worker
 
 _FIND_S = 5.0
 """How long a fault may wait for a node that it can hit."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from rocket.lab.shutdown import Shutdown
     from rocket.lab.torture.clients import Clients
     from rocket.lab.torture.settings import TortureSettings
-    from rocket.lab.workers.processes import Worker
+    from rocket.lab.workers import Worker
 
 CLIENT_PROCESSES = 2
 OBSERVERS = 2
@@ -59,10 +59,10 @@ async def torture(settings: TortureSettings) -> None:
     """
     zero = time.monotonic()
     traces = Traces()
-    system: System = PatroniSystem(settings) if settings.failovers else LocalSystem(settings)
+    system: System = PatroniSystem(settings) if settings.patroni else LocalSystem(settings)
     run = Run(
         seed=settings.seed,
-        duration_s=settings.duration_s,
+        duration_s=settings.duration,
         routing=settings.routing,
         sessions=settings.sessions,
         faults=tuple(sorted(set(system.faults))),
@@ -86,8 +86,8 @@ async def torture(settings: TortureSettings) -> None:
                 outcome = await nemesis.run()
                 healed_at = time.monotonic() - zero
                 history.add(Healed(at=round(healed_at, 6)))
-                _log.info("%6.1f s  %s: %g s of calm", healed_at, outcome, settings.calm_s)
-                await asyncio.sleep(settings.calm_s)
+                _log.info("%6.1f s  %s: %g s of calm", healed_at, outcome, settings.calm)
+                await asyncio.sleep(settings.calm)
                 finished = True
         leaked = tuple(await traces.left())
         for what in leaked:
