@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from rocket import Policy, Router, Routing
 from rocket.cluster import directories
-from rocket.errors import InvalidSetting, PortInUse
+from rocket.cluster.errors import PortInUse
+from rocket.errors import InvalidSetting
 from rocket.lab.shutdown import background
 from rocket.topology.nodes_file import follow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from rocket.lab.inspector.targets import Targets
+    from rocket.lab.inspector.controls import Targets
     from rocket.lab.settings import Settings
     from rocket.lab.shutdown import Shutdown
     from rocket.topology.patroni import Topology
@@ -113,7 +114,7 @@ async def serving(
     are the inspector's; without them there is no inspector. At SIGHUP a file of nodes is read again. Everything
     is closed in reverse: server, observer, pools.
     """
-    # The import of aiohttp takes as long as the start of a cluster, so `run_all` imports it meanwhile.
+    # To import aiohttp takes as long as to start a cluster: `run_all` does both at the same time.
     from rocket.lab.api.app import build_app, leave_out, serve  # noqa: PLC0415
     from rocket.lab.api.users import UserFloors  # noqa: PLC0415
 
@@ -155,7 +156,7 @@ async def serving(
             app = build_app(
                 router,
                 allowed_hosts=(settings.host, *settings.allowed_hosts.split(",")),
-                audience=None if inspector is None else inspector.journal.audience,
+                audience=None if inspector is None else inspector.event_log.recorder,
                 request_ids=settings.log_format == "json",
             )
             if inspector is not None:

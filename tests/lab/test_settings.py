@@ -24,7 +24,7 @@ modest = settings(max_examples=100)
 
 
 class Given(NamedTuple):
-    """A text that somebody gives, and the value that it stands for."""
+    """A text that may be given, and the value that it stands for."""
 
     text: str
     value: object

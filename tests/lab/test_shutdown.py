@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rocket.errors import ServerKeepsDying, TaskDied
+from rocket.cluster.errors import ServerKeepsDying
+from rocket.errors import TaskDied
 from rocket.lab.shutdown import ShutdownStack, background, shutdown_on_signals
 
 if TYPE_CHECKING:

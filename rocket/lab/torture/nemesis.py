@@ -10,7 +10,8 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from rocket.cluster.control import CarriedOut
-from rocket.errors import NodeNotRunning, describe, unwrapping_group
+from rocket.cluster.errors import NodeNotRunning
+from rocket.errors import describe, unwrapping_group
 from rocket.lab.checker.history import Fault
 from rocket.lab.torture.faults import FAILURES, FAULTS, PRIMARY, PROCESS, REPLICA
 

@@ -10,7 +10,8 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from rocket.errors import NodeNotRunning, RocketError
+from rocket.cluster.errors import NodeNotRunning
+from rocket.errors import RocketError
 from rocket.lab.checker.history import Fault
 from rocket.lab.patroni.configuration import HOST
 from rocket.lab.torture.proxy import Mode, TcpProxy
