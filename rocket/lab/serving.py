@@ -98,11 +98,11 @@ async def serving(
         if topology is not None:
             await stack.enter_async_context(background(topology.run(), "topology"))
         if listener is not None:
-            audience = None if inspector is None else inspector.journal.audience
+            recorder = None if inspector is None else inspector.journal.audience
             app = build_app(
                 router,
                 allowed_hosts=service.allowed_hosts,
-                audience=audience,
+                recorder=recorder,
                 request_ids=service.request_ids,
             )
             if inspector is not None:

@@ -115,11 +115,11 @@ class EventLog:
 
     def listen(self) -> None:
         """Note every request from now on. That is felt by every read, so it is done for those who look alone."""
-        self.audience.witness = self._witness
+        self.audience.record = self._witness
 
     def do_not_listen(self) -> None:
         """Note no more requests, and forget those that were noted."""
-        self.audience.witness = None
+        self.audience.record = None
         self._requests.clear()
 
     def add(self, happening: Seen | Gone | Faulted | Switched | Paced | Staged) -> None:

@@ -15,7 +15,7 @@ from rocket.routing.explain import floor_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rocket import Board, Policy, SessionToken
+    from rocket import Board, Policy
     from rocket.consistency import PrimaryStatus, ReplicaStatus
     from rocket.lab.api.recorder import RequestRecord
     from rocket.lab.inspector.checker import Stale
@@ -110,9 +110,9 @@ def _asked(told: RequestRecord, session: Session, routing: Routing, ms: Clock) -
     }
 
 
-def tokens_text(tokens: Sequence[SessionToken]) -> str | None:
+def tokens_text(tokens: Sequence[str]) -> str | None:
     """Return tokens as a client sends them; None if there are none."""
-    return ", ".join(map(str, tokens)) or None
+    return ", ".join(tokens) or None
 
 
 def replica_event(status: ReplicaStatus, at: float, board: Board, ms: Clock) -> Event:

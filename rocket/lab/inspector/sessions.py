@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from rocket.lab.api.recorder import Asked
 
 if TYPE_CHECKING:
-    from rocket import SessionToken
     from rocket.lab.api.recorder import RequestRecord
 
 _MOST = 20_000
@@ -33,7 +32,7 @@ class Sessions:
     """Names the session of each request, in the order in which they were done."""
 
     def __init__(self) -> None:
-        self._chains: OrderedDict[tuple[str, SessionToken], tuple[str, float]] = OrderedDict()
+        self._chains: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
         """By subject and token: the session that was handed it last, and when."""
 
     def of(self, told: RequestRecord, number: int) -> Session:
@@ -44,11 +43,11 @@ class Sessions:
             # A read without a token is owed what its user wrote, and so is no link of a chain: it may begin one.
             if not told.sent and (got is None or told.request in {Asked.READ, Asked.LIST}):
                 if got is not None:
-                    self._hand_out(told, got, f"s{number}")
+                    self._hand_out(told, str(got), f"s{number}")
                 return Session(f"user {told.subject}", by_token=False)
             name = f"s{number}"
         if got is not None:
-            self._hand_out(told, got, name)
+            self._hand_out(told, str(got), name)
         elif len(told.sent) == 1:  # the client goes on with what it has; of several it may go on with any
             self._hand_out(told, told.sent[0], name)
         return Session(name, by_token=True)
@@ -63,7 +62,7 @@ class Sessions:
                 name = known[0]
         return name
 
-    def _hand_out(self, told: RequestRecord, token: SessionToken, name: str) -> None:
+    def _hand_out(self, told: RequestRecord, token: str, name: str) -> None:
         key = (told.subject, token)
         self._chains.pop(key, None)
         self._chains[key] = name, told.done

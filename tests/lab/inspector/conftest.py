@@ -40,6 +40,6 @@ async def inspected(
     """An API on the cluster of the tests, which takes commands; its observer has looked once."""
     inspector = Inspector(router, Targets("", cluster), list(cluster.nodes), 0.5)
     await observer.run_once()
-    app = build_app(router, audience=inspector.journal.audience)
+    app = build_app(router, recorder=inspector.journal.audience)
     async with control.listening(cluster, lambda: None), inspector.serving(app):
         yield Inspected(await aiohttp_client(app), inspector.journal)

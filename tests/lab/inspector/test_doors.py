@@ -12,7 +12,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from rocket.cluster import control
 from rocket.lab.api.app import build_app
-from rocket.lab.api.limits import ADMISSION, MOST, ClientGone
+from rocket.lab.api.limits import ADMISSION, Backoff
 from rocket.lab.inspector import access
 from rocket.lab.inspector.inspector import Inspector
 from rocket.lab.inspector.targets import Targets
@@ -77,12 +77,12 @@ async def test_who_looks_is_not_refused_during_an_overload(inspected: Inspected,
     """Which is a thing to look at."""
     app = inspected.client.app
     assert app is not None
-    app[ADMISSION].inside += MOST
+    app[ADMISSION].inside += app[ADMISSION].most
 
     async def handle(_request: web.BaseRequest) -> web.StreamResponse:
         return web.Response()
 
-    answer = await app[ADMISSION].rationed(make_mocked_request("GET", path), handle, ClientGone())
+    answer = await app[ADMISSION].rationed(make_mocked_request("GET", path), handle, Backoff())
     assert status == answer.status
 
 

@@ -150,10 +150,10 @@ async def test_who_asks_for_a_history_now_and_then_keeps_it_noting(
         await judged(inspected, tmp_path)
         passed_s += feed._STAYS_WARM_S - 5  # noqa: SLF001
         await asyncio.sleep(4 * feed.BEAT_S)
-        assert inspected.journal.audience.witness is not None
+        assert inspected.journal.audience.record is not None
     passed_s += 5
     async with asyncio.timeout(DEADLINE_S):
-        while inspected.journal.audience.witness is not None:
+        while inspected.journal.audience.record is not None:
             await asyncio.sleep(feed.BEAT_S)
 
 

@@ -122,8 +122,8 @@ async def test_too_many_requests_are_thinned_and_counted(inspected: Inspected, e
     assert isinstance(told, RequestRecord)
     async with looking(inspected.client) as viewer:
         for _ in range(1000):
-            assert journal.audience.witness is not None
-            journal.audience.witness(told)
+            assert journal.audience.record is not None
+            journal.audience.record(told)
         paces(inspected, 7.0)
         await viewer.until("simulator", rate=7.0)
         await viewer.until("skipped")
