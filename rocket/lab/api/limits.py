@@ -130,21 +130,18 @@ class Admission:
 
     def handling(self, handler: Handler) -> Handler:
         """Return a handler that passes on only the requests that are admitted."""
+        expecting = _checking_expectations(handler)
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
-            connection = request.protocol
-            assert isinstance(connection, Connection)  # noqa: S101 - `Connections` makes no other
-            connection.busy = True
+            if self.inside >= self.unchecked or "Expect" in request.headers:
+                connection = request.protocol
+                assert isinstance(connection, Connection)  # noqa: S101 - `Connections` makes no other
+                return await self.rationed(request, expecting, connection.backoff)
+            self.inside += 1
             try:
-                if self.inside >= self.unchecked or "Expect" in request.headers:
-                    return await self.rationed(request, _expected(handler), connection.backoff)
-                self.inside += 1
-                try:
-                    return await handler(request)
-                finally:
-                    self.inside -= 1
+                return await handler(request)
             finally:
-                connection.rest()
+                self.inside -= 1
 
         return handle
 
@@ -253,7 +250,7 @@ class Admission:
 ADMISSION = web.AppKey("admission", Admission)
 
 
-def _expected(handler: Handler) -> Handler:
+def _checking_expectations(handler: Handler) -> Handler:
     """Return a handler that refuses expectations other than 100-continue: aiohttp does so in plain text."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
@@ -320,16 +317,12 @@ def _most_connections(wanted: int) -> int:
 class Connection(web.RequestHandler):
     """One connection of a client."""
 
-    __slots__ = ("_connections", "backoff", "busy", "used_at")
+    __slots__ = ("_connections", "backoff")
 
     def __init__(self, connections: Connections, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._connections = connections
         self.backoff = Backoff()
-        self.busy = False
-        """Whether a request of it is being handled."""
-        self.used_at = time.monotonic()
-        """Monotonic seconds: when it was made, or its latest response was ready."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to serve it."""
@@ -343,15 +336,15 @@ class Connection(web.RequestHandler):
         self._connections.open.discard(self)
         super().connection_lost(exc)
 
-    def rest(self) -> None:
-        """Note that its request has been handled."""
-        self.busy = False
-        self.used_at = time.monotonic()
-
     @property
     def is_idle(self) -> bool:
         """Whether it waits for a request, or for its client to read a response."""
-        return not self.busy or self.writing_paused
+        return self._waiter is not None or self.writing_paused
+
+    @property
+    def used_at(self) -> float:
+        """When it was made, or had its latest response: seconds of the loop's clock, plus the keep-alive time."""
+        return self._next_keepalive_close_time
 
     def abort(self) -> None:
         """End it at once."""
