@@ -12,11 +12,12 @@ from rocket.web.carriers import Carrier, Header
 from rocket.web.problems import FORESEEN, NOT_TO_BE_CACHED, problem_of, session_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from aiohttp.typedefs import Handler
 
     from rocket import Router
+    from rocket.web.carriers import Values
 
 SubjectT = TypeVar("SubjectT")
 
@@ -55,7 +56,7 @@ def setup(
         try:
             request[SESSION] = router().session(
                 None if subject is None else subject(request),
-                carries.bring(functools.partial(_values, request)),
+                carries.bring(_values_of(request)),
                 lenient=carries.lenient,
             )
             return await handler(request)
@@ -70,15 +71,16 @@ def setup(
         session = request.get(SESSION)
         if session is None:
             return
-        values = functools.partial(_values, request)
+        headers = response.headers
+        values = _values_of(request)
         for name, value in session_fields(session, carries, values, secure=request.secure, route=route_headers):
-            response.headers.add(name, value)
+            headers.add(name, value)
         if session.last is not None:
-            response.headers.setdefault(*NOT_TO_BE_CACHED)
+            headers.setdefault(*NOT_TO_BE_CACHED)
 
     app.middlewares.append(provide)
     app.on_response_prepare.append(hand_out)
 
 
-def _values(request: web.Request, name: str) -> Sequence[str]:
-    return request.headers.getall(name, ())
+def _values_of(request: web.Request) -> Values:
+    return functools.partial(request.headers.getall, default=())

@@ -69,10 +69,10 @@ def session_fields(
     fields = list(carrier.hand_out(session, values, secure=secure))
     if session.lost is not None:
         fields.append(("Rocket-Lost", str(session.lost)))
-    if route and session.last is not None:
-        fields += [
-            ("Rocket-Served-By", session.last.node),
-            ("Rocket-Served-As", session.last.role),
-            ("Rocket-Route-Reason", session.last.reason),
-        ]
+    if route and (last := session.last) is not None:
+        fields += (
+            ("Rocket-Served-By", last.node),
+            ("Rocket-Served-As", last.role),
+            ("Rocket-Route-Reason", last.reason),
+        )
     return fields

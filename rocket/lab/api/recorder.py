@@ -97,19 +97,19 @@ class Started(NamedTuple):
             self.recorder.record(record)
 
 
-def started(request: web.Request, asked: Asked, detail: object) -> Started | None:
+def started(app: web.Application, session: Session[Any], asked: Asked, detail: object) -> Started | None:
     """Return what begins the record of a request; None if there is nothing to record it."""
-    recorder = request.app[RECORDER]
+    recorder = app[RECORDER]
     if recorder.record is None:
         return None
-    token = request[SESSION].token
+    token = session.token
     return Started(recorder, asked, time.monotonic(), () if token is None else token.split(","), detail)
 
 
 @contextlib.contextmanager
 def recorded(request: web.Request, asked: Asked, detail: object) -> Iterator[None]:
     """Record the request's write in the body, whatever comes of it."""
-    record = started(request, asked, detail)
+    record = started(request.app, request[SESSION], asked, detail)
     try:
         yield
     except BaseException as error:

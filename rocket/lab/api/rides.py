@@ -96,10 +96,10 @@ async def create(request: web.Request) -> web.Response:
 
 async def show(request: web.Request) -> web.Response:
     """`GET /rides/{id}`: one ride of the user."""
-    email = request[SESSION].subject
+    app, email = request.app, request[SESSION].subject
     given_id = request.match_info["id"]
     ride_id = parameters.ride_id(given_id)
-    query = SELECT_RIDE if _is_guaranteed(request) else _PLAIN_SELECT_RIDE
+    query = SELECT_RIDE if app[ROUTER].routing is Routing.NEVER_STALE else _PLAIN_SELECT_RIDE
 
     async def select(node: Connection) -> Record | None:
         row = await node.fetchrow(query, email, ride_id)
@@ -107,7 +107,7 @@ async def show(request: web.Request) -> web.Response:
             report_read_bound(node, row["shown"])
         return row
 
-    ride, answer = await _read(request, select, Asked.READ, ride_id)
+    ride, answer = await _read(app, request, select, Asked.READ, ride_id)
     _log.info("Reading ride %s from server '%s'", ride_id, answer.node)
     if ride["id"] is None:
         raise not_found("ride", given_id)
@@ -116,10 +116,10 @@ async def show(request: web.Request) -> web.Response:
 
 async def page(request: web.Request) -> web.Response:
     """`GET /rides?limit=&before=`: the user's rides, newest first."""
-    email = request[SESSION].subject
+    app, email = request.app, request[SESSION].subject
     limit = parameters.page_limit(request, default=_PAGE, most=_LARGEST_PAGE)
     before = parameters.page_before(request)
-    query = SELECT_RIDES if _is_guaranteed(request) else _PLAIN_SELECT_RIDES
+    query = SELECT_RIDES if app[ROUTER].routing is Routing.NEVER_STALE else _PLAIN_SELECT_RIDES
 
     async def select(node: Connection) -> list[Record] | None:
         rows = await node.fetch(query, email, before, limit + 1)
@@ -127,7 +127,7 @@ async def page(request: web.Request) -> web.Response:
             report_read_bound(node, rows[0]["shown"])
         return rows or None
 
-    rows, answer = await _read(request, select, Asked.LIST, (limit, before))
+    rows, answer = await _read(app, request, select, Asked.LIST, (limit, before))
     _log.info("Reading rides from server '%s'", answer.node)
     found = [row for row in rows if row["id"] is not None]
     rides = found[:limit]
@@ -136,11 +136,11 @@ async def page(request: web.Request) -> web.Response:
 
 
 async def _read(
-    request: web.Request, work: Work[ResultT | None], asked: Asked, detail: object
+    app: web.Application, request: web.Request, work: Work[ResultT | None], asked: Asked, detail: object
 ) -> tuple[ResultT, Answer[ResultT]]:
     """Read in the request's session, and count and record it; `work` returns None if it finds no such user."""
-    metrics, session = request.app[METRICS], request[SESSION]
-    record = started(request, asked, detail)
+    metrics, session = app[METRICS], request[SESSION]
+    record = started(app, session, asked, detail)
     began = time.monotonic()
     try:
         found = await session.read(work)
@@ -182,10 +182,6 @@ async def _confirmed(
 def _last_of(session: Session[str]) -> Answer[Any]:
     assert session.last is not None  # noqa: S101 - it has read
     return session.last
-
-
-def _is_guaranteed(request: web.Request) -> bool:
-    return request.app[ROUTER].routing is Routing.NEVER_STALE
 
 
 def _as_json(ride: Record) -> dict[str, object]:
