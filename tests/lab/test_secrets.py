@@ -12,11 +12,12 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from rocket import Board, Observer, Policy, Router, Routing, nodes_from_environment
+from rocket import Board, Observer, Router, nodes_from_environment
 from rocket.dsn import parse_dsn
 from rocket.errors import InvalidSetting
 from rocket.lab.app import DATABASE
-from rocket.lab.serving import Service
+from rocket.lab.settings import Settings
+from rocket.lab.workers import Job
 from rocket.topology.nodes_file import check_usable
 from tests.routing.test_races import lose_a_backend
 from tests.support.between import pgbouncer
@@ -88,13 +89,13 @@ async def test_no_password_in_anything_that_a_run_says(
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("postgresql://somebody:{0}@127.0.0.1:1/d", "no node can be reached: primary: .*refused"),
-        ("postgresql://somebody:{0}/@127.0.0.1:1/d", "--primary must be a DSN like"),
-        ("postgresql://somebody:{0}@127.0.0.1:port/d", "--primary must be a DSN like"),
-        ("mysql://somebody:{0}@127.0.0.1:1/d", "--primary must be a DSN like"),
-        ("postgresql://somebody:1#{0}@127.0.0.1:1/d", "--primary must be a DSN like"),
-        ("postgresql://somebody:{0}@127.0.0.1:1/d?sslmode=odd", "primary: `sslmode` parameter must be one of"),
-        ("postgresql://somebody:{0}@no.such.host.invalid/d", "no node can be reached: primary: "),
+        ("postgresql://app:{0}@127.0.0.1:1/d", "no node can be reached: primary: .*refused"),
+        ("postgresql://app:{0}/@127.0.0.1:1/d", "--primary must be a DSN like"),
+        ("postgresql://app:{0}@127.0.0.1:port/d", "--primary must be a DSN like"),
+        ("mysql://app:{0}@127.0.0.1:1/d", "--primary must be a DSN like"),
+        ("postgresql://app:1#{0}@127.0.0.1:1/d", "--primary must be a DSN like"),
+        ("postgresql://app:{0}@127.0.0.1:1/d?sslmode=odd", "primary: `sslmode` parameter must be one of"),
+        ("postgresql://app:{0}@nowhere.invalid/d", "no node can be reached: primary: "),
     ],
 )
 async def test_wrong_addresses_are_one_line_without_the_password(kept_dir: Path, address: str, words: str) -> None:
@@ -178,7 +179,7 @@ async def test_a_wrong_password_is_one_line(by_password: dict[str, str]) -> None
     assert MARK not in str(caught.value)
 
 
-async def test_missing_tables_and_rights_are_told_of(cluster: LocalCluster) -> None:
+async def test_missing_tables_and_rights_are_named(cluster: LocalCluster) -> None:
     """At the start, and what would make them."""
     elsewhere = cluster.primary.dsn("postgres")
     with pytest.raises(InvalidSetting, match=r"primary has no table epoch_marker, epochs, .*rocket schema"):
@@ -243,14 +244,8 @@ async def test_the_certificate_is_verified(
             await check_usable({"primary": nodes["primary"] + f"?sslmode=verify-full&sslrootcert={tmp_path}/none"})
 
 
-def test_what_a_process_is_told_does_not_show_its_passwords() -> None:
+def test_a_workers_job_does_not_show_its_passwords() -> None:
     """In a traceback, say."""
-    service = Service(
-        nodes={"primary": f"postgresql://rocket:{RIGHT}@db0/rides"},
-        routing=Routing.NEVER_STALE,
-        policy=Policy(),
-        observer_interval_s=0.5,
-        observe=True,
-        allowed_hosts=(),
-    )
-    assert MARK not in repr(service)
+    dsn = f"postgresql://rocket:{RIGHT}@db0/rides"
+    settings = Settings(primary=dsn, replica=(("replica0", dsn),), patroni=(dsn,), patroni_dsn=dsn)
+    assert MARK not in repr(Job(1, {"primary": dsn}, settings))

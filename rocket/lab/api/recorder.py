@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from aiohttp import web
 
-from rocket.lab.request_id import REQUEST_ID
+from rocket.lab.logs import REQUEST_ID
 from rocket.web.aiohttp import SESSION
 
 if TYPE_CHECKING:

@@ -35,9 +35,8 @@ from rocket.consistency import (
     merged,
     timeline_of,
 )
-from rocket.lab import cli
+from rocket.lab import cli, workers
 from rocket.lab.api.users import UserFloors
-from rocket.lab.workers import processes, worker
 from rocket.routing import bound, epochs, heartbeat, reads, router, writes
 from rocket.routing.failures import NotAsObserved
 from rocket.routing.nodes import Nodes
@@ -133,7 +132,7 @@ def applied(name: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if name != UNPATCHED:
             VARIANTS[name].apply(patch)
-            patch.setattr(processes, "COMMAND", ("-m", "tests.lab.torture.variants", name, "--worker"))
+            patch.setattr(workers, "COMMAND", ("tests.lab.torture.variants", name, "--worker"))
         yield
 
 
@@ -407,8 +406,8 @@ def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
     _see_the_current_epoch(patch, lambda _streamed, _epoch: True)
     patch.setattr(choice, "obstacle", of_any_reign)
     patch.setattr(router, "merged", merged_as_one)
-    patch.setattr(reads, "standing_of", resolve_tokens)
-    patch.setattr(writes, "standing_of", resolve_tokens)
+    patch.setattr(reads, "resolve_tokens", resolve_tokens)
+    patch.setattr(writes, "resolve_tokens", resolve_tokens)
 
 
 @convicted_by(f"{_PROMOTION}test_a_replica_past_the_fork_is_not_believed")
@@ -467,7 +466,7 @@ def acknowledged_by_a_primary_that_was_replaced(patch: pytest.MonkeyPatch) -> No
 
     def whoever_reigns(_self: Nodes, _epoch: Epoch) -> None: ...
 
-    patch.setattr(Nodes, "must_still_reign", whoever_reigns)
+    patch.setattr(Nodes, "check_still_current", whoever_reigns)
 
 
 # --- what reads have shown ---
@@ -548,7 +547,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return cli.WRONG_USE_OF_JUDGES
     with applied(given.name):
         if given.worker:
-            return worker.main()
+            return workers.main()
         if given.pytest:
             return int(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *given.pytest]))
         return cli.main(["torture", *arguments[end + 1 :]])
