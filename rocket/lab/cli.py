@@ -19,7 +19,7 @@ from rocket.lab import app, logs
 from rocket.lab import settings as run_settings
 from rocket.lab.bench import settings as bench_settings
 from rocket.lab.loop import run
-from rocket.lab.status import settings as status_settings
+from rocket.lab.status import command as status_command
 from rocket.lab.text import NOTHING, aligned
 from rocket.lab.torture import settings as torture_settings
 from rocket.schema import script
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in ("cluster", "API", "observer", "simulator"):
         parts.add_argument(f"--no-{part.lower()}", action="store_true", help=f"leave out the {part}")
     run_settings.add_arguments(run_all)
-    status_settings.add_arguments(
+    status_command.add_arguments(
         commands.add_parser(
             "status",
             help="show the members of a running system, and who answers its reads",
@@ -156,13 +156,11 @@ def _print_schema(given: argparse.Namespace) -> int:
 
 
 def _show_status(given: argparse.Namespace) -> int:
-    from rocket.lab.status.command import show  # noqa: PLC0415 - run-all starts faster without
-
-    return _guarded(lambda: show(given))
+    return _guarded(lambda: status_command.show(given))
 
 
 def _measure(given: argparse.Namespace) -> int:
-    from rocket.lab.bench.command import measure  # noqa: PLC0415 - the same
+    from rocket.lab.bench.command import measure  # noqa: PLC0415 - run-all starts faster without
 
     return _guarded(lambda: measure(given))
 
