@@ -99,7 +99,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    """Whoever comes here for the first time reads it to its end."""
+    """A newcomer reads it to its end."""
     assert README.stat().st_size < LONGEST_README
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 DATABASE = "rocket-rides-scalable"
 OK, STALE = 0, 1
-"""Exit codes of a run that came to its end: as it should, or with stale reads seen."""
+"""Exit codes of a run that was not cut short by a failure: without stale reads, or with some."""
 
 _log = logging.getLogger("rocket.run")
 
@@ -119,8 +119,8 @@ async def run_cluster(settings: Settings) -> int:
 
 async def run_patroni(settings: Settings) -> int:
     """Run a cluster of Patroni's alone until a signal or `duration`; return the exit code."""
-    from rocket.lab.patroni.cluster import MEMBERS, PatroniSettings  # noqa: PLC0415 - nobody else needs it
-    from rocket.lab.patroni.making import patroni_cluster  # noqa: PLC0415 - the same
+    from rocket.lab.patroni.cluster import MEMBERS, PatroniSettings  # noqa: PLC0415 - only this needs it
+    from rocket.lab.patroni.making import patroni_cluster  # noqa: PLC0415
 
     if settings.data_dir is not None:
         raise InvalidSetting("a cluster of Patroni's is not kept: leave out --data-dir")
@@ -261,7 +261,7 @@ def _check_parts(settings: Settings, parts: Parts) -> None:
     """Raise `InvalidSetting` where an existing cluster is named, and one of our own is asked for."""
     if parts.cluster and (settings.nodes or settings.nodes_file or settings.patroni):
         raise InvalidSetting(
-            "a cluster that is there is named (--primary, --nodes-file or --patroni, or the environment): "
+            "an existing cluster is named (--primary, --nodes-file or --patroni, or the environment): "
             "give --no-cluster to use it"
         )
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rocket import Policy, Router, Routing
 from rocket.cluster import directories
-from rocket.errors import InvalidSetting, PortInUse
+from rocket.cluster.errors import PortInUse
+from rocket.errors import InvalidSetting
 from rocket.lab.shutdown import background
 from rocket.topology.nodes_file import follow
 
@@ -113,7 +114,7 @@ async def serving(
     are the inspector's; without them there is no inspector. At SIGHUP a file of nodes is read again. Everything
     is closed in reverse: server, observer, pools.
     """
-    # The import of aiohttp takes as long as the start of a cluster, so `run_all` imports it meanwhile.
+    # To import aiohttp takes as long as to start a cluster: `run_all` does both at the same time.
     from rocket.lab.api.app import build_app, leave_out, serve  # noqa: PLC0415
     from rocket.lab.api.users import UserFloors  # noqa: PLC0415
 

@@ -25,8 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from rocket.cluster.node import ending as describe_exit
 from rocket.errors import RocketError, describe
-from rocket.lab.loop import run
-from rocket.lab.shutdown import background
+from rocket.lab.shutdown import background, run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping

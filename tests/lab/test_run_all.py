@@ -49,18 +49,18 @@ async def test_signal_ends_it_in_order(kept_dir: Path, number: signal.Signals) -
 
 
 async def test_a_terminal_that_is_closed_ends_a_cluster_in_order(kept_dir: Path) -> None:
-    """What says so more than once is in no hurry."""
+    """A terminal sends it more than once, and does not mean to force anything."""
     async with running(kept_dir, str(ROOT / "cluster.py"), "up", "--replicas", "1", "--postgres-port", "0") as up:
         await up.prints("Ctrl-C ends it")
         for _ in range(3):
             up.process.send_signal(signal.SIGHUP)
         assert 0 == await up.ends(timeout_s=5)
     assert "SIGHUP: shutting down" in up.output
-    assert "hurry" not in up.output
+    assert "forc" not in up.output
     assert_nothing_left(kept_dir)
 
 
-async def test_second_signal_hurries_it(kept_dir: Path) -> None:
+async def test_second_signal_forces_it(kept_dir: Path) -> None:
     """Even with a server that does not react."""
     async with run_all(kept_dir, "--no-simulator") as program:
         await program.prints("ready after")
@@ -68,9 +68,9 @@ async def test_second_signal_hurries_it(kept_dir: Path) -> None:
         program.process.send_signal(signal.SIGINT)
         await program.prints("shutting down")
         program.process.send_signal(signal.SIGINT)
-        hurried_at = time.monotonic()
+        forced_at = time.monotonic()
         await program.ends(timeout_s=5)
-        assert time.monotonic() - hurried_at < 1
+        assert time.monotonic() - forced_at < 1
     assert_nothing_left(kept_dir)
 
 
@@ -131,7 +131,7 @@ async def test_failure_of_a_part_unwinds_it_with_exit_code_1(kept_dir: Path) -> 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
 async def test_servers_follow_a_killed_program_and_the_next_start_clears_up(kept_dir: Path) -> None:
-    """After SIGKILL nobody could stop them; a halted one, which cannot follow, is ended by the next start."""
+    """After SIGKILL; a halted one, which cannot follow, is ended by the next start."""
     async with run_all(kept_dir, "--no-simulator") as program:
         await program.prints("ready after")
         frozen = postmaster(kept_dir, "replica1")
@@ -219,7 +219,7 @@ async def test_the_help_tells_exit_codes(kept_dir: Path, program: tuple[str, ...
     assert ("example:" in output) == (program[-1] == "run-all")
 
 
-async def test_a_cluster_of_one_server_is_told_of_as_such(kept_dir: Path) -> None:
+async def test_a_cluster_of_one_server_is_logged_as_one(kept_dir: Path) -> None:
     """No step that it does not take, and no plural."""
     flags = ("--replicas", "0", "--duration", "0.1", "--no-simulator")
     code, output = await command(kept_dir, "-m", "rocket", "run-all", *FREE_PORTS, *flags)
@@ -229,21 +229,21 @@ async def test_a_cluster_of_one_server_is_told_of_as_such(kept_dir: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "warned"),
     [
         (("--lease", "900ms"), ["--lease 0.9s"]),
         (("--observer-interval", "3s"), ["--lease 5s, --primary-lease 5s"]),
         (("--lease", "1s"), []),
     ],
 )
-async def test_a_lease_that_two_looks_outlast_is_warned_of(
-    kept_dir: Path, flags: tuple[str, ...], said: list[str]
+async def test_a_lease_shorter_than_two_observer_intervals_brings_a_warning(
+    kept_dir: Path, flags: tuple[str, ...], warned: list[str]
 ) -> None:
     """In one line, at the start: it works, after a fashion."""
     rest = ("--replicas", "0", "--duration", "0.1", "--no-simulator")
     code, output = await command(kept_dir, "-m", "rocket", "run-all", *FREE_PORTS, *rest, *flags)
     assert 0 == code
-    assert said == re.findall(r"WARNING: (--.*): shorter than two looks of the observer", output)
+    assert warned == re.findall(r"WARNING: (--.*): shorter than two observer intervals", output)
 
 
 @pytest.mark.parametrize("flag", ["--api-port", "--postgres-port"])

@@ -18,12 +18,11 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from rocket.errors import PortInUse
+from rocket.cluster.errors import PortInUse
 from rocket.lab.app import DATABASE
 from rocket.lab.serving import listeners, url_of
-from rocket.lab.settings import Settings
+from rocket.lab.settings import MaxLag, Settings
 from rocket.lab.shutdown import Shutdown
-from rocket.lab.values import MaxLag
 from rocket.lab.workers import Job, Worker, WorkerFailedToStart, WorkerKeepsDying, working
 from tests.support.program import assert_nothing_left, run_all, servers
 from tests.support.servers import dsns
@@ -280,7 +279,7 @@ async def test_run_with_workers_shows_all_of_them_at_work_and_ends_clean(kept_di
 
 
 async def test_workers_end_at_once_when_the_program_is_killed(kept_dir: Path) -> None:
-    """Nobody could take them down any more; the port is free for the next start."""
+    """Nothing else could take them down; the port is free for the next start."""
     async with run_all(kept_dir, "--api-workers", "2", "--no-simulator") as program:
         url = (await program.prints(r"ready after .* (http://\S+)"))[1]
         workers = worker_processes(program.process.pid)

@@ -17,23 +17,25 @@ from rocket.lab import logs
 from rocket.lab.bench.figures import Figures
 from rocket.lab.bench.report import as_json, report, stale_reads
 from rocket.lab.bench.run import bench
-from rocket.lab.bench.settings import BenchSettings
-from rocket.lab.loop import run
+from rocket.lab.bench.settings import load
+from rocket.lab.shutdown import run
 
 if TYPE_CHECKING:
     import argparse
+
+    from rocket.lab.bench.settings import BenchSettings
 
 OK, FAILED = 0, 1
 """Exit codes: measured, whatever the figures; a part failed, or a read of never-stale was stale."""
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_LOCAL_SETTINGS = {"json", "data_dir", "postgres_bin"}
-"""Settings that are paths on this machine, and say nothing about the figures."""
+_UNSAID = {"json", "data_dir", "postgres_bin", "given"}
+"""Settings that say nothing about the figures: paths on this machine, and which of the others were given."""
 
 
 def measure(given: argparse.Namespace) -> int:
     """Run the benchmark and print its report, also if it is interrupted; return the exit code."""
-    settings = BenchSettings.read(given)
+    settings = load(given)
     logs.configure("text")
     logging.getLogger("rocket.control").setLevel(logging.WARNING)  # a measure pauses and resumes replicas itself
     figures, about = Figures(), _about(settings)
@@ -59,7 +61,7 @@ def _about(settings: BenchSettings) -> dict[str, object]:
         "load_average_1_min": psutil.getloadavg()[0],
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
-        "settings": {name: value for name, value in asdict(settings).items() if name not in _LOCAL_SETTINGS},
+        "settings": {name: value for name, value in asdict(settings).items() if name not in _UNSAID},
     }
 
 

@@ -18,8 +18,9 @@ import psutil
 
 from rocket.cluster import control, directories
 from rocket.cluster.cluster import ClusterSettings, local_cluster
+from rocket.cluster.errors import ClusterNotFound
 from rocket.cluster.supervisor import supervise
-from rocket.errors import ClusterNotFound, RocketError, describe
+from rocket.errors import RocketError, describe
 from rocket.lab import app
 from rocket.lab.shutdown import background
 from rocket.lab.subprocesses import SubprocessFailed, child_process

@@ -12,24 +12,32 @@ import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import responses
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rocket.cluster import control
-from rocket.errors import InvalidSetting, RocketError, describe
-from rocket.lab import settings as run_settings
-from rocket.lab.loop import run
-from rocket.lab.shutdown import shutdown_on_signals
+from rocket.errors import RocketError, describe
+from rocket.lab.client import Api
+from rocket.lab.settings import (
+    CommandSettings,
+    add_flags,
+    colours_wanted,
+    load,
+    parse_duration,
+    parse_yes_or_no,
+    read_settings,
+    setting,
+)
+from rocket.lab.shutdown import run, shutdown_on_signals
 from rocket.lab.status.members import ApiStatus, Overview, Snapshot
 from rocket.lab.status.report import report
-from rocket.lab.values import parse_duration
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from rocket.lab.client import Api
+    from rocket.lab.settings import Settings
     from rocket.lab.status.members import Reads
 
 OK = 0
@@ -51,71 +59,38 @@ class NothingRunning(RocketError):
 # --- settings ---
 
 
-@dataclass(frozen=True, slots=True)
-class StatusSettings:
-    """Which system to show, how often, and in which form."""
-
-    url: str | None
-    """The API's address as given; None: the cluster's API."""
-    default_url: str
-    """The API's address if the cluster does not know it."""
-    data_dir: Path | None
-    port: int | None
-    """A port of the cluster, if one was given."""
-    watch_s: float | None
-    """Seconds between two snapshots; None: take one snapshot."""
-    json: bool
-    colours: bool
-    """Whether a terminal may be shown colours."""
-
-    @classmethod
-    def read(cls, given: argparse.Namespace) -> Self:
-        """Read the flags, and the environment for cluster and API; raise `InvalidSetting`."""
-        settings = run_settings.load(given)
-        try:
-            watch_s = None if given.watch is None else parse_duration(given.watch)
-        except ValueError as error:
-            raise InvalidSetting(f"--watch {error}, not {given.watch!r}") from None
-        return cls(
-            url=None if given.url is None else _url(given.url),
-            default_url=settings.url(settings.api_port),
-            data_dir=settings.data_dir,
-            port=settings.port_asked_for,
-            watch_s=watch_s,
-            json=given.json,
-            colours=run_settings.colours_wanted(),
-        )
-
-    @property
-    def names_cluster(self) -> bool:
-        """Whether a cluster was given by its directory or port."""
-        return self.data_dir is not None or self.port is not None
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `status` to a parser."""
-    parser.add_argument(
-        "--watch",
-        nargs="?",
-        const=_INTERVAL,
-        metavar="S",
-        help=f"repeat every S seconds ({_INTERVAL} if no S is given) until Ctrl-C",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON; with --watch one object per line")
-    parser.add_argument("--url", metavar="URL", help="the API's address (default: the address the cluster knows)")
-    parser.add_argument("--data-dir", metavar="DIR", help="the running cluster's data directory")
-    parser.add_argument("--postgres-port", metavar="P", help="a port of the running cluster")
-
-
-def _url(text: str) -> str:
+def _parse_url(text: str) -> str:
+    """Read the URL of an API."""
     try:
         parts = urlsplit(text)
         usable = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
     except ValueError:
         usable = False
     if not usable:
-        raise InvalidSetting(f"--url must be an address like http://127.0.0.1:5005, not {text!r}")
+        raise ValueError("must be an address like http://127.0.0.1:5005")
     return text.rstrip("/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusSettings(CommandSettings):
+    """Which API to show, how often, and in which form; `Settings` say where the cluster is."""
+
+    watch: float | None = setting(
+        None, parse_duration, "S", f"repeat every S seconds ({_INTERVAL} if no S is given) until Ctrl-C",
+        optional_value=_INTERVAL,
+    )  # fmt: skip
+    """Seconds between two snapshots; None: take one snapshot."""
+    json: bool = setting(False, parse_yes_or_no, "", "print JSON; with --watch one object per line")
+    url: str | None = setting(
+        None, _parse_url, "URL", "the API's address (default: the address the cluster knows)"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `status` to a parser."""
+    add_flags(parser, StatusSettings)
+    parser.add_argument("--data-dir", metavar="DIR", help="data directory of the running cluster")
+    parser.add_argument("--postgres-port", metavar="P", help="a port of the running cluster")
 
 
 # --- sources ---
@@ -124,14 +99,16 @@ def _url(text: str) -> str:
 class Sources:
     """The two sources of a snapshot: the API, and the control socket of the cluster."""
 
-    def __init__(self, settings: StatusSettings, api: Api) -> None:
-        self._settings = settings
+    def __init__(self, url: str | None, system: Settings, api: Api) -> None:
+        self._url = url
+        self._data_dir, self._port = system.data_dir, system.port_asked_for
+        self._default_url = system.url(system.api_port)
         self._api = api
 
     async def snapshot(self) -> Snapshot:
         """Ask both sources; one that does not answer in time leaves an error in the snapshot."""
         run_dir, cluster_error, served = await self._find()
-        url = self._settings.url or (served["url"] if served else self._settings.default_url)
+        url = self._url or (served["url"] if served else self._default_url)
         if run_dir and not self._is_of_cluster(url, served):
             run_dir, served = None, None
         (api, api_error), (nodes, error) = await asyncio.gather(self._ask_api(url), self._ask_cluster(run_dir))
@@ -145,18 +122,22 @@ class Sources:
             cluster_error=cluster_error or error,
         )
 
+    @property
+    def _asks_cluster(self) -> bool:
+        """Whether a cluster is shown even if it has nothing to do with the API."""
+        return self._url is None or self._data_dir is not None or self._port is not None
+
     async def _find(self) -> tuple[Path | None, str | None, Mapping[str, Any] | None]:
         """Return the running cluster, why there is none, and what it says of the API that its program serves."""
         try:
-            run_dir = control.find(self._settings.data_dir, self._settings.port)
+            run_dir = control.find(self._data_dir, self._port)
             return run_dir, None, await control.ask(run_dir, "api", _API_TIMEOUT_S)
         except RocketError as error:
-            api_only = self._settings.url is not None and not self._settings.names_cluster
-            return None, None if api_only else describe(error), None
+            return None, describe(error) if self._asks_cluster else None, None
 
     def _is_of_cluster(self, url: str, served: Mapping[str, Any] | None) -> bool:
         """Return whether the API and the cluster that were found belong together."""
-        if self._settings.url is None or self._settings.names_cluster:
+        if self._asks_cluster:
             return True
         return served is not None and _host_and_port(served["url"]) == _host_and_port(url)
 
@@ -195,9 +176,9 @@ def show(given: argparse.Namespace) -> int:
 
     Raise `NothingRunning` if the first snapshot is empty.
     """
-    settings = StatusSettings.read(given)
+    settings, system = read_settings(StatusSettings, given), load(given)
     try:
-        run(_show(settings))
+        run(_show(settings, system))
     except BrokenPipeError:  # the reader has gone, as behind `| head`
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, sys.stdout.fileno())
@@ -205,15 +186,13 @@ def show(given: argparse.Namespace) -> int:
     return OK
 
 
-async def _show(settings: StatusSettings) -> None:
-    from rocket.lab.client import Api  # noqa: PLC0415 - run-all starts faster without
-
+async def _show(settings: StatusSettings, system: Settings) -> None:
     # By one connection, so that all snapshots count the reads of the same API process.
     async with Api(timeout_s=_API_TIMEOUT_S, connections=1) as api:
-        sources = Sources(settings, api)
-        if settings.watch_s is not None:
+        sources = Sources(settings.url, system, api)
+        if settings.watch is not None:
             with shutdown_on_signals():
-                await _watch(settings, sources, settings.watch_s)
+                await _watch(settings, sources, settings.watch)
             return
         snapshot = await _first_snapshot(sources)
         _print(settings, Overview.of(snapshot, snapshot.api.reads if snapshot.api else None))
@@ -255,7 +234,7 @@ def _alternate_screen() -> Iterator[None]:
 
 
 def _print(settings: StatusSettings, overview: Overview, *, on_screen: bool = False) -> None:
-    watching = settings.watch_s is not None
+    watching = settings.watch is not None
     if settings.json:
         print(json.dumps(overview.as_json(), indent=None if watching else 2), flush=True)
         return
@@ -263,7 +242,7 @@ def _print(settings: StatusSettings, overview: Overview, *, on_screen: bool = Fa
     lines = report(
         overview,
         width=terminal.columns if terminal else None,
-        colours=terminal is not None and settings.colours,
+        colours=terminal is not None and colours_wanted(),
         timed=watching,
     )
     if on_screen and terminal:

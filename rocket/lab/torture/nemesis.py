@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from rocket.cluster.control import CarriedOut
-from rocket.errors import NodeNotRunning, RocketError, describe, unwrapping_group
+from rocket.cluster.errors import NodeNotRunning
+from rocket.errors import RocketError, describe, unwrapping_group
 from rocket.lab.checker.history import Fault
 from rocket.lab.torture import faults
 from rocket.lab.torture.schedule import OF_PROCESSES, PRIMARY, PROCESS, REPLICA

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from rocket.errors import NodeNotRunning
+from rocket.cluster.errors import NodeNotRunning
 from rocket.lab.checker.history import TAKEN_OVER
 from rocket.lab.torture import takeover
 
