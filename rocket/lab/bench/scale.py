@@ -8,11 +8,12 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from rocket import Board, Observer, Policy, SessionToken
-from rocket.consistency import Epoch, Incarnation, Lsn, PrimaryStatus, ReplicaStatus, choose
+from rocket import Policy
+from rocket.consistency import Board, Epoch, Incarnation, Lsn, PrimaryStatus, ReplicaStatus, SessionToken, choose
 from rocket.lab.bench.figures import Row
 from rocket.lab.bench.measures import SCALE
 from rocket.lab.bench.report import replicas
+from rocket.routing.observer import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 
 from rocket.cluster import control
 from rocket.errors import RocketError, describe
+from rocket.lab import logs
 from rocket.lab.client import Api
 from rocket.lab.settings import (
     CommandSettings,
@@ -180,9 +180,7 @@ def show(given: argparse.Namespace) -> int:
     try:
         run(_show(settings, system))
     except BrokenPipeError:  # the reader has gone, as behind `| head`
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, sys.stdout.fileno())
-        os.close(devnull)
+        logs.discard_output()
     return OK
 
 
