@@ -207,7 +207,7 @@ def _serving(
         return working(settings, nodes, held, shutdown, observe=observe, observers=observers)
     targets = None
     if inspector_off(settings) is None:
-        from rocket.lab.inspector.targets import Targets  # noqa: PLC0415 - with the rest of what serves
+        from rocket.lab.inspector.controls import Targets  # noqa: PLC0415 - with the rest of what serves
 
         targets = Targets(url_of(settings, held), cluster, simulator, settings.inspector_token or None)
     return serving(settings, nodes, held[0] if held else None, shutdown, observe=observe, targets=targets)

@@ -18,7 +18,7 @@ from rocket.topology.nodes_file import follow
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from rocket.lab.inspector.targets import Targets
+    from rocket.lab.inspector.controls import Targets
     from rocket.lab.settings import Settings
     from rocket.lab.shutdown import Shutdown
     from rocket.topology.patroni import Topology
@@ -156,7 +156,7 @@ async def serving(
             app = build_app(
                 router,
                 allowed_hosts=(settings.host, *settings.allowed_hosts.split(",")),
-                audience=None if inspector is None else inspector.journal.audience,
+                audience=None if inspector is None else inspector.event_log.recorder,
                 request_ids=settings.log_format == "json",
             )
             if inspector is not None:

@@ -1,28 +1,29 @@
-"""The history that the inspector gives is one that `rocket check` judges."""
+"""The history that the inspector exports is one that `rocket check` judges."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-import pytest
 
 from rocket import Routing
 from rocket.lab.api.recorder import RequestRecord
 from rocket.lab.checker import check, reader
 from rocket.lab.checker.history import Outcome, Request
 from rocket.lab.checker.verdict import Judgement, Rule
-from rocket.lab.inspector import export, feed, inspector
-from tests.support.inspected import DEADLINE_S
-from tests.support.servers import paused
+from rocket.lab.inspector.export import history_lines
+from rocket.lab.inspector.feed import BATCH_S
+from tests.support.inspected import DEADLINE_S, QUICK, inspecting
+from tests.support.servers import paused, until
 from tests.support.user import User
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from pytest_aiohttp.plugin import AiohttpClient
 
     from rocket import Observer, Router
     from rocket.cluster.cluster import LocalCluster
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 async def judged(inspected: Inspected, path: Path, last: int = 1000) -> tuple[History, Verdict]:
-    """Take the history as its user does, and judge it."""
+    """Download the history as a user does, and judge it."""
     file = path / "history.jsonl"
     async with inspected.client.get("/inspector/history", params={"last": last}) as response:
         assert 200 == response.status
@@ -41,16 +42,11 @@ async def judged(inspected: Inspected, path: Path, last: int = 1000) -> tuple[Hi
     return history, check.check(history)
 
 
-@pytest.fixture(autouse=True)
-def _listening(inspected: Inspected) -> None:
-    """A history holds what was done since somebody looked."""
-    inspected.journal.listen()
-
-
 async def test_traffic_without_a_flaw_breaks_no_rule(
     inspected: Inspected, observer: Observer, email: str, tmp_path: Path
 ) -> None:
-    """Also with rides of one distance, concurrent requests, pages, old tokens, and clients without any."""
+    """Also with rides of one distance, concurrent requests, pages, old tokens, and clients without tokens."""
+    inspected.event_log.start_recording()
     user, bare = User(inspected.client, email), User(inspected.client, email, tokens=False)
     await user.join()
     rides = [await user.write(2.5), await user.write(2.5)]
@@ -70,10 +66,11 @@ async def test_traffic_without_a_flaw_breaks_no_rule(
     assert 4 == sum(op.request is Request.WRITE and op.outcome is Outcome.OK for op in history.ops)
 
 
-async def test_what_was_written_before_it_begins_is_not_held_against_anybody(
+async def test_a_ride_written_before_the_history_begins_breaks_no_rule(
     inspected: Inspected, email: str, tmp_path: Path
 ) -> None:
-    """A ride that is shown, and whose write is not told of, was written earlier."""
+    """A ride that is shown, but whose write was not recorded, was written earlier."""
+    inspected.event_log.start_recording()
     user = User(inspected.client, email)
     await user.join()
     ride = await user.write()
@@ -88,15 +85,16 @@ async def test_what_was_written_before_it_begins_is_not_held_against_anybody(
 async def test_a_stale_read_is_convicted(
     inspected: Inspected, router: Router[str], cluster: LocalCluster, email: str, tmp_path: Path
 ) -> None:
-    """With the fault that stood behind it."""
+    """The history also holds the fault that caused it."""
+    inspected.event_log.start_recording()
     user = User(inspected.client, email)
     await user.join()
     await cluster.wait_for_catchup()
     await router.switch(Routing.RANDOM)
-    assert 200 == (await inspected.order(command="pause", node="replica0"))[0]
+    assert 200 == (await inspected.command(command="pause", node="replica0"))[0]
     async with paused(cluster, "replica1"):
         assert 404 == await user.read(await user.write())
-    assert 200 == (await inspected.order(command="resume", node="replica0"))[0]
+    assert 200 == (await inspected.command(command="resume", node="replica0"))[0]
     history, verdict = await judged(inspected, tmp_path)
     assert {Rule.READ_YOUR_WRITES: 1} == verdict.counts
     assert Judgement.VIOLATED is verdict.judgement
@@ -104,71 +102,65 @@ async def test_a_stale_read_is_convicted(
     assert ("pause", "replica0", True) == (fault.name, fault.node, fault.at < history.ops[-1].at < fault.until)
 
 
-async def test_without_anybody_who_looks_nothing_is_kept(inspected: Inspected, email: str, tmp_path: Path) -> None:
-    """Not before, and not once the last has gone; to ask for a history is to look."""
-    inspected.journal.do_not_listen()
+async def test_without_a_viewer_nothing_is_recorded(inspected: Inspected, email: str, tmp_path: Path) -> None:
+    """Neither before nor after; a client that asks for a history counts as a viewer."""
     user = User(inspected.client, email)
     await user.join()
     assert () == (await judged(inspected, tmp_path))[0].ops
     await user.write()
     assert 1 == len((await judged(inspected, tmp_path))[0].ops)
-    inspected.journal.do_not_listen()
+    inspected.event_log.stop_recording()
     assert () == (await judged(inspected, tmp_path))[0].ops
 
 
-async def test_reads_go_on_while_a_history_is_made(
-    inspected: Inspected, email: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_reads_continue_while_a_history_is_made(
+    router: Router[str], cluster: LocalCluster, aiohttp_client: AiohttpClient, email: str, tmp_path: Path
 ) -> None:
-    """It is much work, and none for the event loop."""
+    """It is a lot of work, and none for the event loop."""
     begun, served = threading.Event(), threading.Event()
 
     def slow_lines(*args: Any) -> Iterator[str]:
         begun.set()
         assert served.wait(DEADLINE_S / 4)
-        yield from export.history_lines(*args)
+        yield from history_lines(*args)
 
-    monkeypatch.setattr(inspector, "history_lines", slow_lines)
-    user = User(inspected.client, email)
-    await user.join()
-    judging = asyncio.create_task(judged(inspected, tmp_path))
-    async with asyncio.timeout(DEADLINE_S):
-        while not begun.is_set():
-            await asyncio.sleep(0.01)
-        assert 404 == await user.read(1)
-        served.set()
-        assert {} == (await judging)[1].counts
+    async with inspecting(router, cluster, aiohttp_client, history=slow_lines) as inspected:
+        user = User(inspected.client, email)
+        await user.join()
+        async with asyncio.TaskGroup() as group:
+            judging = group.create_task(judged(inspected, tmp_path), name="judging")
+            await until(begun.is_set, DEADLINE_S)
+            assert 404 == await user.read(1)
+            served.set()
+        assert {} == judging.result()[1].counts
 
 
-async def test_who_asks_for_a_history_now_and_then_keeps_it_noting(
-    inspected: Inspected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_client_that_asks_for_a_history_now_and_then_keeps_it_recording(
+    router: Router[str], cluster: LocalCluster, aiohttp_client: AiohttpClient, tmp_path: Path
 ) -> None:
     """Each time for a minute."""
     passed_s = 0.0
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed_s)
-    monkeypatch.setattr(feed, "time", clock)
-    for _ in range(3):
-        await judged(inspected, tmp_path)
-        passed_s += feed._STAYS_WARM_S - 5  # noqa: SLF001
-        await asyncio.sleep(4 * feed.BEAT_S)
-        assert inspected.journal.audience.witness is not None
-    passed_s += 5
-    async with asyncio.timeout(DEADLINE_S):
-        while inspected.journal.audience.witness is not None:
-            await asyncio.sleep(feed.BEAT_S)
+    limits = replace(QUICK, idle_s=60.0, clock=lambda: time.monotonic() + passed_s)
+    async with inspecting(router, cluster, aiohttp_client, limits=limits) as inspected:
+        for _ in range(3):
+            await judged(inspected, tmp_path)
+            passed_s += limits.idle_s - 5
+            await asyncio.sleep(4 * BATCH_S)  # for the feed to notice
+            assert inspected.event_log.is_recording
+        passed_s += 5
+        await until(lambda: not inspected.event_log.is_recording, DEADLINE_S)
 
 
-async def test_of_an_error_the_words_are_kept_and_not_its_frames(
-    inspected: Inspected, email: str, tmp_path: Path
-) -> None:
-    """Thousands are kept, and each frame holds whatever it worked with."""
+async def test_an_error_is_kept_without_its_frames(inspected: Inspected, email: str, tmp_path: Path) -> None:
+    """Thousands are kept, and each frame holds everything it worked with."""
+    inspected.event_log.start_recording()
     async with inspected.client.post(
         "/rides", json={"distance": 1}, headers={"Authorization": email}
-    ) as response:  # of a user whom nobody knows
+    ) as response:  # of an unknown user
         assert 401 == response.status
-    (told,) = [
-        each for _, each in inspected.journal.since(inspected.journal.begin) if isinstance(each, RequestRecord)
-    ]
-    assert told.error is not None
-    assert [None] * 3 == [told.error.__traceback__, told.error.__context__, told.error.__cause__]
+    log = inspected.event_log
+    (record,) = [entry for _, entry in log.since(log.begin) if isinstance(entry, RequestRecord)]
+    assert record.error is not None
+    assert [None] * 3 == [record.error.__traceback__, record.error.__context__, record.error.__cause__]
     (op,) = (await judged(inspected, tmp_path))[0].ops
-    assert (401, Outcome.FAIL, str(told.error)) == (op.status, op.outcome, op.error)
+    assert (401, Outcome.FAIL, str(record.error)) == (op.status, op.outcome, op.error)

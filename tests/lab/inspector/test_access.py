@@ -1,4 +1,4 @@
-"""Who may look, and who may act."""
+"""Who may view the inspector, and who may send commands."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rocket.cluster import control
 from rocket.lab.api.app import build_app
 from rocket.lab.api.limits import ADMISSION, MOST, ClientGone
 from rocket.lab.inspector import access
+from rocket.lab.inspector.controls import Targets
 from rocket.lab.inspector.inspector import Inspector
-from rocket.lab.inspector.targets import Targets
-from tests.support.inspected import HEADERS, looking
+from tests.support.inspected import HEADERS, viewing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from rocket import Router
     from rocket.cluster.cluster import LocalCluster
-    from tests.lab.inspector.conftest import Client
-    from tests.support.inspected import Inspected
+    from tests.support.inspected import Client, Inspected
 
 SECRET = "open-sesame"  # noqa: S105 - nothing is behind it
 FAR = {"X-Forwarded-For": "192.0.2.1"}
@@ -37,7 +36,7 @@ PAUSE = {"command": "pause", "node": "replica0"}
 async def by_token(
     router: Router[str], cluster: LocalCluster, aiohttp_client: AiohttpClient
 ) -> AsyncIterator[Client]:
-    """A client of an inspector that has a token, behind a name of its own."""
+    """A client of an inspector that has a token and a host name."""
     inspector = Inspector(router, Targets("", cluster, token=SECRET), list(cluster.nodes), 0.5)
     app = build_app(router, allowed_hosts=("rides.example.com",))
     async with control.listening(cluster, lambda: None), inspector.serving(app):
@@ -45,20 +44,20 @@ async def by_token(
 
 
 async def status_of(client: Client, path: str, headers: dict[str, str] | None = None) -> int:
-    """Look at something; return the status."""
+    """Return the status of a path."""
     async with client.get(path, headers=headers, allow_redirects=False) as response:
         return response.status
 
 
-async def test_a_slash_at_the_end_of_the_address_does_no_harm(inspected: Inspected, by_token: Client) -> None:
-    """And the token is not lost on the way."""
+async def test_the_address_with_a_slash_leads_to_the_page(inspected: Inspected, by_token: Client) -> None:
+    """It keeps the token."""
     assert 200 == (await inspected.client.get("/inspector/")).status
     async with by_token.get("/inspector/", params={"token": SECRET}, allow_redirects=False) as response:
         assert (308, f"/inspector?token={SECRET}") == (response.status, response.headers["Location"])
 
 
-async def order(client: Client, headers: dict[str, str], body: object = PAUSE) -> tuple[int, dict[str, Any]]:
-    """Send an order with just these headers; return status and answer."""
+async def command(client: Client, headers: dict[str, str], body: object = PAUSE) -> tuple[int, dict[str, Any]]:
+    """Send a command with just these headers; return status and answer."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"} | headers
     async with client.post("/inspector/control", data=data, headers=headers) as response:
@@ -73,8 +72,8 @@ async def order(client: Client, headers: dict[str, str], body: object = PAUSE) -
         ("/inspector/history", 503), ("/inspector/nothing", 503), ("/rides/1", 503),
     ],
 )  # fmt: skip
-async def test_who_looks_is_not_refused_during_an_overload(inspected: Inspected, path: str, status: int) -> None:
-    """Which is a thing to look at."""
+async def test_viewers_are_not_refused_during_an_overload(inspected: Inspected, path: str, status: int) -> None:
+    """An overload is worth viewing; a history is not served during one."""
     app = inspected.client.app
     assert app is not None
     app[ADMISSION].inside += MOST
@@ -87,7 +86,7 @@ async def test_who_looks_is_not_refused_during_an_overload(inspected: Inspected,
 
 
 @pytest.mark.parametrize(
-    ("headers", "words"),
+    ("headers", "part"),
     [
         ({}, "header 'Rocket-Inspector'"),
         ({"Rocket-Inspector": "2"}, "has to be '1'"),
@@ -101,13 +100,13 @@ async def test_who_looks_is_not_refused_during_an_overload(inspected: Inspected,
         (HEADERS | {"Via": "1.1 proxy.example"}, "on this machine only"),
     ],
 )
-async def test_an_order_from_elsewhere_is_refused(
-    inspected: Inspected, headers: dict[str, str], words: str
+async def test_a_command_from_elsewhere_is_refused(
+    inspected: Inspected, headers: dict[str, str], part: str
 ) -> None:
-    """A page of another site, a proxy's client, or somebody who does not know the header."""
-    status, answer = await order(inspected.client, headers)
-    assert (403, True) == (status, words in answer["error"])
-    assert not list(inspected.journal.since(inspected.journal.end))
+    """From a page of another site, from a client of a proxy, or without the header."""
+    status, answer = await command(inspected.client, headers)
+    assert (403, True) == (status, part in answer["error"])
+    assert not list(inspected.event_log.since(inspected.event_log.end))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,7 @@ async def test_an_order_from_elsewhere_is_refused(
         (HEADERS, {"command": ["pause"]}, 422),
         (HEADERS, {"command": "pause"}, 422),
         (HEADERS, {"command": "pause", "node": 7}, 422),
-        (HEADERS, {"command": "pause", "node": "nobody"}, 409),
+        (HEADERS, {"command": "pause", "node": "replica9"}, 409),
         (HEADERS, {"command": "pause", "node": "primary"}, 409),
         (HEADERS, {"command": "delay", "node": "replica0"}, 422),
         (HEADERS, {"command": "delay", "node": "replica0", "delay_ms": True}, 422),
@@ -133,22 +132,22 @@ async def test_an_order_from_elsewhere_is_refused(
         (HEADERS, {"command": "scenario", "name": ["race"]}, 422),
     ],
 )
-async def test_what_is_no_order_is_refused_in_words(
+async def test_an_invalid_command_is_refused_with_a_reason(
     inspected: Inspected, headers: dict[str, str], body: object, status: int
 ) -> None:
-    """One sentence says why, and nothing was done."""
-    got, answer = await order(inspected.client, headers, body)
+    """One sentence says why, and nothing is done."""
+    got, answer = await command(inspected.client, headers, body)
     assert status == got
-    assert answer["error"].endswith((".", "nobody", "replica1", "replays", "ms")) or "one of" in answer["error"]
+    assert answer["error"].endswith((".", "replica9", "replica1", "replays", "ms")) or "one of" in answer["error"]
 
 
-async def test_an_order_from_the_page_is_carried_out_and_told_of(inspected: Inspected) -> None:
-    """As a browser sends it; so are those that come by the cluster's own door."""
+async def test_a_command_from_the_page_is_executed_and_reported(inspected: Inspected) -> None:
+    """It is sent as a browser sends it; the cluster reports its commands from whatever client."""
     client = inspected.client
     origin = {"Origin": f"http://127.0.0.1:{client.port}", "Sec-Fetch-Site": "same-origin"}
-    async with looking(client) as viewer:
+    async with viewing(client) as viewer:
         assert (200, "replica0 does not replay until it is resumed") == (
-            (answer := await order(client, HEADERS | origin))[0],
+            (answer := await command(client, HEADERS | origin))[0],
             answer[1]["said"],
         )
         paused = await viewer.until("fault", name="pause")
@@ -156,21 +155,21 @@ async def test_an_order_from_the_page_is_carried_out_and_told_of(inspected: Insp
         while not (tick["states"] or {}).get("replica0", {}).get("paused"):
             viewer.events.clear()
             tick = await viewer.until("tick")
-        assert 200 == (await order(client, HEADERS, {"command": "heal"}))[0]
+        assert 200 == (await command(client, HEADERS, {"command": "heal"}))[0]
         await viewer.until("fault", name="heal", ok=True)
     assert ("replica0", True) == (paused["node"], paused["ok"])
 
 
-async def test_without_a_cluster_of_its_own_nothing_is_done(
+async def test_a_program_without_a_cluster_executes_no_command(
     router: Router[str], aiohttp_client: AiohttpClient
 ) -> None:
-    """Somebody else's cluster is looked at only, and the page knows why."""
+    """It only views the cluster, and the page shows why."""
     inspector = Inspector(router, Targets(""), [], 0.5)
     app = build_app(router)
     async with inspector.serving(app):
         client = await aiohttp_client(app)
-        status, answer = await order(client, HEADERS, {"command": "routing", "routing": "random"})
-        async with looking(client) as viewer:
+        status, answer = await command(client, HEADERS, {"command": "routing", "routing": "random"})
+        async with viewing(client) as viewer:
             hello = viewer.hellos[0]
     assert (403, hello["no_controls"]) == (status, answer["error"])
     assert not hello["controls"]
@@ -179,13 +178,13 @@ async def test_without_a_cluster_of_its_own_nothing_is_done(
 @pytest.mark.parametrize(
     "path", ["/inspector", "/inspector/events", "/inspector/history", "/inspector/index.html"]
 )
-async def test_only_clients_on_this_machine_may_look(inspected: Inspected, path: str) -> None:
-    """What a proxy passes on is from somewhere else."""
+async def test_only_clients_on_this_machine_may_view(inspected: Inspected, path: str) -> None:
+    """A forwarded request is from elsewhere."""
     assert 403 == await status_of(inspected.client, path, FAR)
 
 
-async def test_no_page_of_another_site_is_told_of_requests(inspected: Inspected) -> None:
-    """It may lead to the page, and has nothing to fetch beside it."""
+async def test_a_page_of_another_site_receives_no_requests(inspected: Inspected) -> None:
+    """It may link to the page, and fetch nothing else."""
     elsewhere, own = {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-origin"}
     for path in ("/inspector/events", "/inspector/history"):
         assert [403, 200] == [await status_of(inspected.client, path, headers) for headers in (elsewhere, own)]
@@ -193,8 +192,8 @@ async def test_no_page_of_another_site_is_told_of_requests(inspected: Inspected)
 
 
 @pytest.mark.parametrize("headers", [FAR, {"Host": "rides.example.com"}])
-async def test_a_token_opens_the_doors_to_clients_elsewhere(by_token: Client, headers: dict[str, str]) -> None:
-    """In a header, or once in the address, and from then on in a cookie that is for this path only."""
+async def test_a_token_admits_clients_elsewhere(by_token: Client, headers: dict[str, str]) -> None:
+    """In a header, or once in the address and then in a cookie for this path only."""
     wrong = headers | {"Rocket-Inspector": SECRET + "!"}
     assert [403, 403, 403] == [
         await status_of(by_token, "/inspector", headers),
@@ -210,17 +209,17 @@ async def test_a_token_opens_the_doors_to_clients_elsewhere(by_token: Client, he
     assert 200 == await status_of(by_token, "/inspector", headers | {"Cookie": cookie.split(";")[0]})
 
 
-async def test_with_a_token_orders_need_it_everywhere(by_token: Client) -> None:
-    """Also on this machine, which others may use; a cookie is not enough."""
+async def test_with_a_token_every_command_needs_it(by_token: Client) -> None:
+    """Also on this machine, which other people may use; a cookie is not enough."""
     heal = {"command": "heal"}
-    assert 403 == (await order(by_token, HEADERS, heal))[0]
-    assert 403 == (await order(by_token, HEADERS | {"Cookie": f"{access.COOKIE}={SECRET}"}, heal))[0]
-    assert 200 == (await order(by_token, {"Rocket-Inspector": SECRET}, heal))[0]
-    assert 200 == (await order(by_token, FAR | {"Rocket-Inspector": SECRET}, heal))[0]
+    assert 403 == (await command(by_token, HEADERS, heal))[0]
+    assert 403 == (await command(by_token, HEADERS | {"Cookie": f"{access.COOKIE}={SECRET}"}, heal))[0]
+    assert 200 == (await command(by_token, {"Rocket-Inspector": SECRET}, heal))[0]
+    assert 200 == (await command(by_token, FAR | {"Rocket-Inspector": SECRET}, heal))[0]
 
 
-async def test_the_page_is_locked_up(inspected: Inspected) -> None:
-    """Nothing from other hosts, no frames, no guessing of types, no copies kept."""
+async def test_the_page_may_load_only_its_own_files(inspected: Inspected) -> None:
+    """Nothing from other hosts, no frames, no guessed types, no cached copies."""
     async with inspected.client.get("/inspector") as response:
         assert "text/html; charset=utf-8" == response.headers["Content-Type"]
         assert "default-src 'none'" in response.headers["Content-Security-Policy"]
@@ -230,7 +229,7 @@ async def test_the_page_is_locked_up(inspected: Inspected) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["..", "%2e%2e%2fdoors.py", "doors.py", "page", "index.html%00"])
-async def test_nothing_but_the_page_is_served(inspected: Inspected, name: str) -> None:
-    """What is not in the list is not there."""
+@pytest.mark.parametrize("name", ["..", "%2e%2e%2faccess.py", "access.py", "page", "index.html%00"])
+async def test_only_the_page_is_served(inspected: Inspected, name: str) -> None:
+    """Other files do not exist for clients."""
     assert 404 == await status_of(inspected.client, f"/inspector/{name}")
