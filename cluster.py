@@ -1,4 +1,4 @@
-"""A local Postgres cluster, by itself: `python cluster.py up`, and commands that act on a running one."""
+"""A local Postgres cluster by itself: `python cluster.py up`, and commands that act on a running one."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""Where the nodes of a cluster that is already there are: names and DSNs, as people write them.
+"""The nodes of an existing cluster, by name and DSN, as they are written in flags, variables and files.
 
-A DSN may hold a password, so no error here repeats what it was given.
+A DSN may hold a password, so no error here quotes one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 PRIMARY = "primary"
-"""The name of the node that is given as the primary; it keeps it, whatever becomes of its role."""
+"""The name of the node that is given as the primary; the node keeps it when its role changes."""
 
 NODE_NAME = re.compile("[A-Za-z0-9_.-]{1,63}")
 """What a session token can hold."""
@@ -26,19 +26,19 @@ _LIKE = "a DSN like postgresql://user@host:5432/database"
 
 
 def parse_dsn(text: str) -> str:
-    """Read a DSN; raise `ValueError` for what cannot be one."""
+    """Read a DSN; raise `ValueError` if it is none."""
     try:
         parts = urlsplit(text)
         usable = parts.scheme in _SCHEMES and "://" in text and _is_whole(parts)
-    except ValueError:  # whose words may be a part of the password
+    except ValueError:  # its message may quote a part of the password
         usable = False
     if not usable or re.search(r"[\s\0#]", text):
-        raise ValueError(f"must be {_LIKE}, with what is special in it (/, #, ?, @, spaces) as %XX")
+        raise ValueError(f"must be {_LIKE}, with special characters (/, #, ?, @, spaces) as %XX")
     return text
 
 
 def _is_whole(parts: SplitResult) -> bool:
-    """Tell whether each part is what it seems; not so where a password holds what ends the part before it."""
+    """Return whether each part is what it seems, rather than a piece of a password with `@`, `/` or `?` in it."""
     user, at, hosts = parts.netloc.rpartition("@")
     if "@" in user or (not at and ":" in hosts and "@" in parts.path + parts.query):
         return False
@@ -62,7 +62,7 @@ def parse_replicas(texts: str | Iterable[str]) -> tuple[tuple[str, str], ...]:
 
 
 def parse_file(text: str) -> Mapping[str, str]:
-    """Read `NAME DSN`, one a line; what follows a # at a line's beginning is a comment. Raise `ValueError`."""
+    """Read `NAME DSN`, one a line, and comments, which begin with #; raise `ValueError`."""
     nodes: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         match line.split():
@@ -94,26 +94,16 @@ def _put(nodes: dict[str, str], name: str, dsn: str) -> None:
 def nodes_from_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the DSNs of nodes by name, as `rocket.Router.open` takes them.
 
-    ROCKET_PRIMARY holds the DSN of the node that is called "primary", ROCKET_REPLICAS those of others, each as
-    `NAME=DSN`, with spaces between them. Raise `InvalidSetting`, which quotes nothing, for the passwords' sake.
+    ROCKET_PRIMARY holds the DSN of the node named "primary", and ROCKET_REPLICAS those of others, each as
+    `NAME=DSN`, with spaces between them. Raise `InvalidSetting`, whose message quotes no DSN, since it may hold a
+    password.
     """
     if not (primary := environment.get("ROCKET_PRIMARY")):
         raise InvalidSetting("ROCKET_PRIMARY must hold the DSN of the primary")
-    nodes = {"primary": _address("ROCKET_PRIMARY", primary)}
-    for number, item in enumerate(environment.get("ROCKET_REPLICAS", "").split(), 1):
-        name, _, dsn = item.partition("=")
-        if not NODE_NAME.fullmatch(name) or not dsn:
-            raise InvalidSetting(
-                f"ROCKET_REPLICAS must hold NAME=DSN with spaces between; number {number} is none"
-            )
-        if name in nodes:
-            raise InvalidSetting(f"ROCKET_REPLICAS must name each node once; there are two of {name}")
-        nodes[name] = _address(f"ROCKET_REPLICAS: the address of {name}", dsn)
-    return nodes
-
-
-def _address(of_what: str, text: str) -> str:
+    variable = "ROCKET_PRIMARY"
     try:
-        return parse_dsn(text)
+        nodes = {PRIMARY: parse_dsn(primary)}
+        variable = "ROCKET_REPLICAS"
+        return nodes | dict(parse_replicas(environment.get(variable, "")))
     except ValueError as error:
-        raise InvalidSetting(f"{of_what} {error}") from None
+        raise InvalidSetting(f"{variable} {error}") from None

@@ -1,4 +1,4 @@
-"""The SQL that makes rocket's tables; `schema.sql` is its one source."""
+"""The SQL for rocket's tables, which is that of `schema.sql`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 _DEMONSTRATION = "-- The tables of the demonstration"
-"""Begins the line behind which there is nothing that rocket itself needs."""
+"""Begins the line after which nothing is needed by rocket itself."""
 
 _GRANTS = """
 -- What rocket's role needs, unless it owns the tables.
@@ -25,24 +25,24 @@ GRANT SELECT, INSERT ON rides TO {role};
 
 
 def schema_sql() -> str:
-    """Return the text of `schema.sql`: inside the package once installed, beside it in a checkout."""
+    """Return the text of `schema.sql`: inside the package where it is installed, beside it in a checkout."""
     inside = resources.files("rocket").joinpath("schema.sql")
     found = inside if inside.is_file() else Path(__file__).parent.parent / "schema.sql"
     return found.read_text(encoding="utf-8")
 
 
 def script(role: str | None = None, *, demonstration: bool = False) -> str:
-    """Return what `tables` does, for psql: all of it is made, or nothing where a name belongs to another table."""
+    """Return the SQL of `tables` for psql, in a transaction, which fails if another table has one of the names."""
     return f"\\set ON_ERROR_STOP on\nBEGIN;\n\n{tables(role, demonstration=demonstration)}\nCOMMIT;\n"
 
 
 def tables(role: str | None = None, *, demonstration: bool = False) -> str:
-    """Return what rocket needs in anybody's database, or the whole; with the grants for a role if one is named."""
-    own, _, _ = (whole := schema_sql()).partition(_DEMONSTRATION)
-    made = (whole if demonstration else own).rstrip() + "\n"
+    """Return the SQL for rocket's own tables or, with the demonstration's, all; with the grants for a role."""
+    everything = schema_sql()
+    own, _, _ = everything.partition(_DEMONSTRATION)
+    sql = (everything if demonstration else own).rstrip() + "\n"
     if role is None:
-        return made
+        return sql
     quoted = '"' + role.replace('"', '""') + '"'
-    return (
-        made + _GRANTS.format(role=quoted) + (_DEMONSTRATION_GRANTS.format(role=quoted) if demonstration else "")
-    )
+    grants = _GRANTS + _DEMONSTRATION_GRANTS if demonstration else _GRANTS
+    return sql + grants.format(role=quoted)

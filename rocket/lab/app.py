@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DATABASE = "rocket-rides-scalable"
 OK, STALE = 0, 1
-"""Exit codes of a run that came to its end: as it should, or with stale reads seen."""
+"""Exit codes of a run that was not cut short by a failure: without stale reads, or with some."""
 
 _log = logging.getLogger("rocket.run")
 
@@ -211,7 +211,7 @@ def _serving(
         return working(settings, nodes, held, shutdown, observe=observe, observers=observers)
     targets = None
     if inspector_off(settings) is None:
-        from rocket.lab.inspector.targets import Targets  # noqa: PLC0415 - with the rest of what serves
+        from rocket.lab.inspector.controls import Targets  # noqa: PLC0415 - with the rest of what serves
 
         targets = Targets(url_of(settings, held), cluster, simulator, settings.inspector_token or None)
     return serving(settings, nodes, held[0] if held else None, shutdown, observe=observe, targets=targets)
@@ -264,7 +264,7 @@ def _check_parts(settings: Settings, parts: Parts) -> None:
     """Raise `InvalidSetting` where an existing cluster is named, and one of our own is asked for."""
     if parts.cluster and (settings.nodes or settings.nodes_file or settings.patroni):
         raise InvalidSetting(
-            "a cluster that is there is named (--primary, --nodes-file or --patroni, or the environment): "
+            "an existing cluster is named (--primary, --nodes-file or --patroni, or the environment): "
             "give --no-cluster to use it"
         )
 

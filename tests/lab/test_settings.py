@@ -24,7 +24,7 @@ modest = settings(max_examples=100)
 
 
 class Given(NamedTuple):
-    """A text that somebody gives, and the value that it stands for."""
+    """A text that may be given, and the value that it stands for."""
 
     text: str
     value: object
@@ -198,7 +198,7 @@ def test_every_setting_has_its_case() -> None:
         "replica",
         "patroni",
         "patroni_dsn",
-    }  # see tests/topology/test_patroni_members.py, tests/attach/test_addresses.py
+    }  # see tests/topology/test_patroni_listing.py, tests/attach/test_addresses.py
 
     assert {each.name for each in fields(Settings)} - {"given"} - secret == set(CASES)
 

@@ -30,7 +30,7 @@ DEADLINE_S = 5.0
 
 
 class NoPauses(random.Random):
-    """Chance as ever, but nobody waits between writing and reading."""
+    """Chance as ever, but no pause between writing and reading."""
 
     def uniform(self, a: float, b: float) -> float:
         """Return the lower bound where it is zero: that is a pause."""
@@ -461,7 +461,7 @@ class TestTally:
             "0 stale reads",
         ]
 
-    def test_trouble_is_told(self) -> None:
+    def test_trouble_is_in_the_summary(self) -> None:
         """What went wrong without being stale has a line of its own, in which only what happened stands."""
         tally = Tally(rides=4, unwritten=2, left_out=1)
         tally.reads.update({Outcome.STALE: 1, Outcome.REFUSED: 1, Outcome.FAILED: 2})
@@ -479,7 +479,7 @@ class TestTally:
 
 
 class TestChangingRate:
-    """Somebody turns a knob while it runs."""
+    """The rate is changed while it runs."""
 
     async def test_it_goes_faster_stops_and_goes_on(self, stub: StubApi, url: str) -> None:
         """Users come with the rate; at rate 0 nothing is begun."""

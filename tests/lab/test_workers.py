@@ -279,7 +279,7 @@ async def test_run_with_workers_shows_all_of_them_at_work_and_ends_clean(kept_di
 
 
 async def test_workers_end_at_once_when_the_program_is_killed(kept_dir: Path) -> None:
-    """Nobody could take them down any more; the port is free for the next start."""
+    """Nothing else could take them down; the port is free for the next start."""
     async with run_all(kept_dir, "--api-workers", "2", "--no-simulator") as program:
         url = (await program.prints(r"ready after .* (http://\S+)"))[1]
         workers = worker_processes(program.process.pid)

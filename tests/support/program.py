@@ -27,7 +27,7 @@ FREE_PORTS = ("--postgres-port", "0", "--api-port", "0")
 
 @dataclass
 class Program:
-    """A program that runs, and what it has printed; somebody has to `listen`, lest it waits to be read."""
+    """A running program, and what it has printed; `listen` has to run, or it blocks on its output."""
 
     process: asyncio.subprocess.Process
     lines: list[str] = field(default_factory=list)

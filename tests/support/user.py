@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.lab.inspector.conftest import Client
+    from tests.support.inspected import Client
 
 TOKEN = "Rocket-Session"  # noqa: S105 - the header's name
 
 
 class User:
-    """Sends its token back, or none at all."""
+    """A user who sends the session token back, or never sends one."""
 
     def __init__(self, client: Client, email: str, *, tokens: bool = True) -> None:
         self.token: str | None = None
@@ -20,7 +20,7 @@ class User:
         self._tokens = tokens
 
     async def join(self) -> None:
-        """Become known."""
+        """Create the user."""
         async with self._client.post("/users", json={"email": self._email}) as response:
             assert response.ok
             self.token = response.headers.get(TOKEN)

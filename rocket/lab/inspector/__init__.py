@@ -1,1 +1,1 @@
-"""The race inspector: a live page where each read's way can be seen, and why it went there."""
+"""The race inspector: a live page that shows where each read went, and why."""

@@ -1,4 +1,4 @@
-"""Who may look, who may act, and what a browser may do with the page."""
+"""Who may view the inspector, who may send commands, and what a browser may do with the page."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 HEADER = "Rocket-Inspector"
 COOKIE = "rocket-inspector"
-_NO_TOKEN = "1"  # noqa: S105 - that it is there at all keeps other sites' pages out
-_LONGEST_ORDER = 4096
+INDEX = "index.html"
+_NO_TOKEN = "1"  # noqa: S105 - its presence alone keeps other sites' pages out
+_LONGEST_COMMAND = 4096
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
-"""Headers of a proxy on this machine: the client is somewhere else."""
+"""Headers added by a proxy on this machine, whose client may be elsewhere."""
 _TYPES = {
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
@@ -37,12 +38,11 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-
-INDEX = "index.html"
+NOT_LOCAL = "Commands are accepted from clients on this machine only; --inspector-token admits others."
 
 
 def page_files() -> Mapping[str, tuple[bytes, str]]:
-    """Return the page's files by name, each with its content type: what can be served at all."""
+    """Return the page's files by name, each with its content type; nothing else is served."""
     page = resources.files("rocket.lab.inspector").joinpath("page")
     return {
         file.name: (file.read_bytes(), _TYPES[suffix])
@@ -51,73 +51,71 @@ def page_files() -> Mapping[str, tuple[bytes, str]]:
     }
 
 
-def may_look(request: web.Request, token: str | None) -> None:
-    """Let clients on this machine look, and those that bring the token; raise a 403."""
-    if is_near(request):
+def check_may_view(request: web.Request, token: str | None) -> None:
+    """Raise a 403 unless the client is on this machine or sends the token."""
+    if is_local(request):
         return
     if token is None:
-        text = "The inspector is for clients on this machine; --inspector-token lets others in."
-        raise Problem(HTTPStatus.FORBIDDEN, text, SECURITY_HEADERS)
+        raise _forbidden("The inspector is for clients on this machine; --inspector-token admits others.")
     given = (request.headers.get(HEADER), request.cookies.get(COOKIE), request.query.get("token"))
-    if not any(each is not None and _same(each, token) for each in given):
-        text = "The inspector asks clients on other machines for its token: /inspector?token=..."
-        raise Problem(HTTPStatus.FORBIDDEN, text, SECURITY_HEADERS)
+    if not any(each is not None and _equal(each, token) for each in given):
+        raise _forbidden("From another machine, the inspector requires its token: /inspector?token=...")
 
 
-def may_be_told(request: web.Request, token: str | None) -> None:
-    """Tell of requests only who may look, and no page but ours, since that is work for us; raise a 403."""
-    may_look(request, token)
-    if not _of_this_origin(request):
-        raise _refused("Of requests, the inspector tells no page of another site.")
+def check_may_fetch(request: web.Request, token: str | None) -> None:
+    """Raise a 403 unless the client may view, and is not a page of another site, for which we should not work."""
+    check_may_view(request, token)
+    if not _is_same_origin(request):
+        raise _forbidden("The inspector sends requests to no page of another site.")
 
 
-def may_act(request: web.Request, token: str | None) -> None:
-    """Let only those act who may: by the token if there is one, else clients on this machine; raise a 403."""
+def check_may_command(request: web.Request, token: str | None) -> None:
+    """Raise a 403 unless the client sends the token, or, if there is none, is on this machine."""
     given = request.headers.get(HEADER)
     if given is None:
-        raise _refused(f"Orders carry the header '{HEADER}'.")
-    if not _of_this_origin(request):
-        raise _refused("Orders are taken from the inspector's own page only.")
+        raise _forbidden(f"A command needs the header '{HEADER}'.")
+    if not _is_same_origin(request):
+        raise _forbidden("Commands are accepted from the inspector's own page only.")
     if token is not None:
-        if not _same(given, token):
-            raise _refused("That is not the inspector's token.")
-    elif not is_near(request):
-        raise _refused("Orders are taken from clients on this machine only; --inspector-token lets others in.")
+        if not _equal(given, token):
+            raise _forbidden("The inspector's token is a different one.")
+    elif not is_local(request):
+        raise _forbidden(NOT_LOCAL)
     elif given != _NO_TOKEN:
-        raise _refused(f"The header '{HEADER}' has to be '{_NO_TOKEN}'.")
+        raise _forbidden(f"The header '{HEADER}' has to be '{_NO_TOKEN}'.")
 
 
-async def order_of(request: web.Request) -> Mapping[str, Any]:
-    """Read an order; raise a `Problem` for what is none."""
+async def read_command(request: web.Request) -> Mapping[str, Any]:
+    """Read the command that a request holds; raise a `Problem` if it holds none."""
     if request.content_type != "application/json":
-        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "An order is 'application/json'.")
-    body = await request.content.read(_LONGEST_ORDER + 1)
-    while len(body) <= _LONGEST_ORDER and (more := await request.content.read(_LONGEST_ORDER + 1)):
+        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "A command is 'application/json'.")
+    body = await request.content.read(_LONGEST_COMMAND + 1)
+    while len(body) <= _LONGEST_COMMAND and (more := await request.content.read(_LONGEST_COMMAND + 1)):
         body += more
-    if len(body) > _LONGEST_ORDER:
-        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"An order has at most {_LONGEST_ORDER} bytes.")
+    if len(body) > _LONGEST_COMMAND:
+        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A command has at most {_LONGEST_COMMAND} bytes.")
     try:
-        order = json.loads(body)
+        command = json.loads(body)
     except (ValueError, RecursionError):
-        raise Problem(HTTPStatus.BAD_REQUEST, "The order is not JSON.") from None
-    if not isinstance(order, dict):
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "An order is an object.")
-    return order
+        raise Problem(HTTPStatus.BAD_REQUEST, "The command is not JSON.") from None
+    if not isinstance(command, dict):
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "A command is a JSON object.")
+    return command
 
 
-def _refused(text: str) -> Problem:
-    return Problem(HTTPStatus.FORBIDDEN, text, SECURITY_HEADERS)
-
-
-def _same(given: str, token: str) -> bool:
-    return hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode())
-
-
-def is_near(request: web.Request) -> bool:
-    """Tell whether a client is on this machine, and has not been passed on by a proxy here."""
+def is_local(request: web.Request) -> bool:
+    """Return whether the client is on this machine, and no proxy here has forwarded its request."""
     if request.remote is None or any(name in request.headers for name in _FORWARDED):
         return False
     return _is_loopback(request.remote) and _is_loopback(urlsplit(f"//{request.host}").hostname or "")
+
+
+def _forbidden(text: str) -> Problem:
+    return Problem(HTTPStatus.FORBIDDEN, text, SECURITY_HEADERS)
+
+
+def _equal(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode())
 
 
 def _is_loopback(host: str) -> bool:
@@ -129,8 +127,8 @@ def _is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _of_this_origin(request: web.Request) -> bool:
-    """Tell whether a browser sent this from a page of ours, or something that is no browser sent it."""
+def _is_same_origin(request: web.Request) -> bool:
+    """Return whether a page of ours made a browser send this, or the client is not a browser."""
     if request.headers.get("Sec-Fetch-Site", "none") not in {"same-origin", "none"}:
         return False
     origin = request.headers.get("Origin")

@@ -1,10 +1,11 @@
-"""What the page's buttons do: orders in, a sentence out."""
+"""What the page's buttons do: a command goes in, a sentence comes out."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -12,67 +13,85 @@ from rocket import Routing, Unavailable
 from rocket.cluster import control
 from rocket.errors import RocketError
 from rocket.lab.api.problems import Problem
-from rocket.lab.inspector.event_log import Paced, Switched
+from rocket.lab.inspector.event_log import RateChanged, RoutingChanged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from rocket import Router
+    from rocket.cluster.cluster import LocalCluster
     from rocket.lab.inspector.event_log import EventLog
-    from rocket.lab.inspector.targets import Targets
+    from rocket.lab.simulator import Simulator
 
 _NODE_COMMANDS = {
     "pause", "resume", "delay", "kill", "kill-backend", "stop", "start", "restart", "freeze", "thaw", "cut",
     "mend", "promote",
 }  # fmt: skip
-_PATIENCE_S = 20.0
-"""How long an order may take, before the API's own time limit for requests."""
-_HEAL_PATIENCE_S = 10.0
-"""As it may have waited for a scenario's end before."""
-_FASTEST = 1000.0
-"""Rides a second that the simulator may be told to make."""
-_STATES_S = 1.0
+_TIMEOUT_S = 20.0
+"""For a command: below the API's own limit for requests."""
+_HEAL_TIMEOUT_S = 10.0
+"""For `heal`, which may have waited for a scenario to stop before."""
+_MAX_RATE = 1000.0
+"""Rides a second that the simulator may be set to."""
+_STATES_INTERVAL_S = 1.0
 _STATES_TIMEOUT_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The parts of the program that the inspector acts on."""
+
+    url: str
+    """The address of the API."""
+    cluster: LocalCluster | None = None
+    """None: this program does not run the cluster, and does nothing to it."""
+    simulator: Simulator | None = None
+    token: str | None = None
+    """Admits clients from anywhere, and is then required for commands; None: only clients on this machine."""
+
+    async def ask(self, command: str, **details: object) -> Any:
+        """Send a command to the cluster and return its answer; raise `RocketError` if it refuses."""
+        if self.cluster is None:
+            raise Problem(HTTPStatus.CONFLICT, "This program does not run the cluster.")
+        return await control.ask(self.cluster.run_dir, command, **details)
+
+
 class Controls:
-    """Acts on the cluster by its one door, on the router, and on the simulator."""
+    """Acts on the cluster through its control socket, on the router, and on the simulator."""
 
-    def __init__(self, reach: Targets, router: Router[str], journal: EventLog) -> None:
-        self.states: tuple[float, dict[str, Any]] | None = None
-        """How the nodes are, and when (monotonic) that was asked; None if nothing recent is known."""
-        self._reach = reach
+    def __init__(self, targets: Targets, router: Router[str], event_log: EventLog) -> None:
+        self.node_states: tuple[float, dict[str, Any]] | None = None
+        """The state of each node, and when (monotonic) it was asked for; None if it is not known."""
+        self._targets = targets
         self._router = router
-        self._journal = journal
+        self._event_log = event_log
 
-    async def carry_out(self, order: Mapping[str, Any]) -> str:
-        """Do what is ordered and say what came of it; raise `Problem`, in words for the client."""
-        command = order.get("command")
-        patience_s = _HEAL_PATIENCE_S if command == "heal" else _PATIENCE_S
+    async def execute(self, command: Mapping[str, Any]) -> str:
+        """Execute a command and return its result as a sentence; raise a `Problem` for the client."""
+        name = command.get("command")
+        timeout_s = _HEAL_TIMEOUT_S if name == "heal" else _TIMEOUT_S
         try:
-            async with asyncio.timeout(patience_s):
-                match command:
+            async with asyncio.timeout(timeout_s):
+                match name:
                     case "routing":
-                        return await self.route(order.get("routing"))
+                        return await self.set_routing(command.get("routing"))
                     case "simulator":
-                        return self.pace(order.get("rate"))
-                    case str() if command in _NODE_COMMANDS or command == "heal":
-                        return await self.disturb(command, order.get("node"), order.get("delay_ms"))
+                        return self.set_rate(command.get("rate"))
+                    case str() if name in _NODE_COMMANDS or name == "heal":
+                        return await self.command_cluster(name, command.get("node"), command.get("delay_ms"))
         except TimeoutError:
-            text = f"'{command}' is not done after {patience_s:g} s; it goes on."
+            text = f"'{name}' is not complete after {timeout_s:g} s; it continues."
             raise Problem(HTTPStatus.GATEWAY_TIMEOUT, text) from None
         except Unavailable as error:
-            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"It cannot be switched now: {error}.") from None
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"The routing cannot be changed now: {error}.") from None
         except RocketError as error:
             raise Problem(HTTPStatus.CONFLICT, f"{error}") from None
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "There is no such command.")
 
-    async def disturb(self, command: str, node: object = None, delay_ms: object = None) -> str:
-        """Do something to a node, or heal all; raise `RocketError` if the cluster refuses."""
-        run_dir = _there(self._reach.run_dir)
+    async def command_cluster(self, command: str, node: object = None, delay_ms: object = None) -> str:
+        """Send a command for a node to the cluster, or `heal`; raise `RocketError` if the cluster refuses."""
         if command == "heal":
-            return str(await control.ask(run_dir, "heal"))
+            return str(await self._targets.ask("heal"))
         if not isinstance(node, str):
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Please name a node.")
         details: dict[str, object] = {"node": node}
@@ -82,51 +101,45 @@ class Controls:
             details["delay_ms"] = delay_ms
         if command == "kill-backend":
             command, details["backend"] = "kill", True
-        return str(await control.ask(run_dir, command, **details))
+        return str(await self._targets.ask(command, **details))
 
-    async def route(self, name: object) -> str:
-        """Route by another rule; raise `Unavailable` if the primary has to be asked first, and does not answer."""
+    async def set_routing(self, name: object) -> str:
+        """Route by another rule; raise `Unavailable` if the primary must be asked first and does not answer."""
         if not isinstance(name, str) or name not in set(Routing):
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"A routing is one of {', '.join(Routing)}.")
         routing = Routing(name)
         before = await self._router.switch(routing)
         if routing is not before:
-            self._journal.add(Switched(time.monotonic(), routing, before))
+            self._event_log.add(RoutingChanged(time.monotonic(), routing, before))
         return f"Reads are routed by '{routing}' from now on."
 
-    def pace(self, rate: object) -> str:
-        """Let the simulator make so many rides a second; 0: none, None: as one client does."""
-        simulator = self._reach.simulator
+    def set_rate(self, rate: object) -> str:
+        """Set the simulator's rides a second; 0: none, None: as fast as one client."""
+        simulator = self._targets.simulator
         if simulator is None:
             raise Problem(HTTPStatus.CONFLICT, "There is no simulator in this program.")
         if rate is not None and (
             not isinstance(rate, int | float)
             or isinstance(rate, bool)
             or not math.isfinite(rate)
-            or not 0 <= rate <= _FASTEST
+            or not 0 <= rate <= _MAX_RATE
         ):
-            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"A rate lies between 0 and {_FASTEST:g}, or is null.")
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"A rate lies between 0 and {_MAX_RATE:g}, or is null.")
         simulator.rate = rate
-        self._journal.add(Paced(time.monotonic(), rate))
+        self._event_log.add(RateChanged(time.monotonic(), rate))
         return "The simulator is one client." if rate is None else f"The simulator makes {rate:g} rides a second."
 
-    async def watch_nodes(self, run_dir: Path) -> None:
-        """Ask how the nodes are, once a second; a cluster that does not say is not waited for for long."""
+    async def update_node_states(self) -> None:
+        """Ask the cluster for the state of each node, and wait until that is due again."""
         asked_at = time.monotonic()
         try:
             async with asyncio.timeout(_STATES_TIMEOUT_S):
-                nodes = await control.ask(run_dir, "status")
+                nodes = await self._targets.ask("status")
         except (RocketError, TimeoutError):
-            self.states = None
+            self.node_states = None
         else:
-            self.states = asked_at, {node["name"]: _state_of(node) for node in nodes}
-        await asyncio.sleep(_STATES_S)
-
-
-def _there(run_dir: Path | None) -> Path:
-    if run_dir is None:
-        raise Problem(HTTPStatus.CONFLICT, "This program does not run the cluster.")
-    return run_dir
+            self.node_states = asked_at, {node["name"]: _state_of(node) for node in nodes}
+        await asyncio.sleep(_STATES_INTERVAL_S)
 
 
 def _state_of(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,21 +1,27 @@
-"""What happened, in the order in which it became known: kept in memory, and written on the hot path.
+"""Keeps the latest requests, statuses and commands in memory, in the order in which they became known.
 
-What is noted stays as it came. All that costs something (names, words, JSON) is made of it later, for those who
-look.
+Recording runs on the hot path, so an entry is kept as it came. Everything that costs more (session names,
+sentences, JSON) is made from it later, and only for viewers. This module also says what a recorded request means
+in terms of HTTP and rides, and to which session it belongs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 import time
 from array import array
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
+from rocket import InvalidToken, Lsn, OutcomeUnknown, Unavailable
+from rocket.errors import describe
+from rocket.lab.api.problems import Problem
 from rocket.lab.api.recorder import Asked, RequestRecord, RequestRecorder
-from rocket.lab.inspector.told import Failure
+from rocket.lab.checker.history import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,37 +30,39 @@ if TYPE_CHECKING:
     from rocket.cluster.control import CarriedOut
     from rocket.consistency import PrimaryStatus, ReplicaStatus
 
-_MOST = 8192
-"""How many requests are kept, and how many other happenings."""
+_CAPACITY = 8192
+"""Requests that are kept, and likewise other entries."""
+
+# --- entries ---
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """The observer saw a node."""
+class StatusSeen:
+    """The observer published the status of a node."""
 
     at: float
     status: ReplicaStatus | PrimaryStatus
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """A node's status was taken away."""
+class StatusGone:
+    """The observer withdrew the status of a node."""
 
     at: float
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class Faulted:
-    """Something was done to the cluster."""
+class CommandDone:
+    """The cluster carried out a command, or failed to."""
 
     at: float
     done: CarriedOut
 
 
 @dataclass(frozen=True, slots=True)
-class Switched:
-    """Another routing is in force."""
+class RoutingChanged:
+    """Reads are routed by another rule from this moment on."""
 
     at: float
     routing: Routing
@@ -62,16 +70,16 @@ class Switched:
 
 
 @dataclass(frozen=True, slots=True)
-class Paced:
-    """The simulator was given another speed."""
+class RateChanged:
+    """The simulator was given another rate."""
 
     at: float
     rate: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Staged:
-    """A scenario went on."""
+class ScenarioStep:
+    """A scenario reported a step."""
 
     at: float
     name: str
@@ -79,89 +87,87 @@ class Staged:
     text: str
 
 
+OtherEntry: TypeAlias = StatusSeen | StatusGone | CommandDone | RoutingChanged | RateChanged | ScenarioStep
+LogEntry: TypeAlias = RequestRecord | OtherEntry
 KeptT = TypeVar("KeptT")
-Happening: TypeAlias = RequestRecord | Seen | Gone | Faulted | Switched | Paced | Staged
 
 
-class Page(NamedTuple):
-    """The rides that a list showed, in little room."""
-
-    rides: array[int]
-    distances: array[float]
-    complete: bool
-    """Whether no older ones are left."""
-
-
-class Place(NamedTuple):
-    """Where in the journal somebody is: how many of either kind there had been."""
+class Position(NamedTuple):
+    """A position in the log: how many entries of either kind were added before it."""
 
     requests: int
     others: int
 
 
 class EventLog:
-    """The last happenings; the clock is the monotonic one. Requests are numbered from 0 on."""
+    """The latest entries. Times are monotonic seconds; requests are numbered from 0."""
 
     def __init__(self) -> None:
         self.zero = time.monotonic()
-        """The moment that times count from, for whoever looks."""
+        """The moment from which viewers count time."""
         self.zero_wall = time.time()
-        """The same moment by the clock on the wall."""
-        self.audience = RequestRecorder()
-        """What the API has to tell; of its requests, nothing is noted before `listen`."""
-        self._requests: deque[RequestRecord] = deque(maxlen=_MOST)
-        self._others: deque[Seen | Gone | Faulted | Switched | Paced | Staged] = deque(maxlen=_MOST)
+        """The same moment by the wall clock."""
+        self.recorder = RequestRecorder()
+        """Hand this to the API. It records requests only after `start_recording`."""
+        self._requests: deque[RequestRecord] = deque(maxlen=_CAPACITY)
+        self._others: deque[OtherEntry] = deque(maxlen=_CAPACITY)
         self._end = [0, 0]
 
-    def listen(self) -> None:
-        """Note every request from now on. That is felt by every read, so it is done for those who look alone."""
-        self.audience.witness = self._witness
+    def start_recording(self) -> None:
+        """Record every request from now on. Each read pays for it, so do so only while there are viewers."""
+        self.recorder.record = self.record
 
-    def do_not_listen(self) -> None:
-        """Note no more requests, and forget those that were noted."""
-        self.audience.witness = None
+    def stop_recording(self) -> None:
+        """Record no further requests, and forget those recorded."""
+        self.recorder.record = None
         self._requests.clear()
 
-    def add(self, happening: Seen | Gone | Faulted | Switched | Paced | Staged) -> None:
-        """Note something that is no request."""
-        self._others.append(happening)
-        self._end[1] += 1
+    @property
+    def is_recording(self) -> bool:
+        """Whether requests are recorded."""
+        return self.recorder.record is not None
 
-    def _witness(self, told: RequestRecord) -> None:
-        if told.error is not None:
-            told = told._replace(error=Failure(told.error, told.request))
-        elif told.request is Asked.LIST and told.answer is not None:
-            told = _with_little_room(told, told.answer)
-        self._requests.append(told)
+    def record(self, record: RequestRecord) -> None:
+        """Add a request, reduced to what viewers need."""
+        if record.error is not None:
+            record = record._replace(error=RecordedError(record.error, record.request))
+        elif record.request is Asked.LIST and record.answer is not None:
+            record = _with_compact_page(record, record.answer)
+        self._requests.append(record)
         self._end[0] += 1
 
-    def watch(self, board: Board) -> None:
-        """Note from now on what the observer puts on a board."""
-        board.on_status.append(lambda status: self.add(Seen(time.monotonic(), status)))
-        board.on_gone.append(lambda name: self.add(Gone(time.monotonic(), name)))
+    def add(self, entry: OtherEntry) -> None:
+        """Add an entry that is not a request."""
+        self._others.append(entry)
+        self._end[1] += 1
+
+    def follow(self, board: Board) -> None:
+        """Add an entry for every change of a board from now on."""
+        board.on_status.append(lambda status: self.add(StatusSeen(time.monotonic(), status)))
+        board.on_gone.append(lambda name: self.add(StatusGone(time.monotonic(), name)))
 
     @property
-    def end(self) -> Place:
-        """The place behind all that has been noted."""
-        return Place(*self._end)
+    def end(self) -> Position:
+        """The position after the last entry."""
+        return Position(*self._end)
 
     @property
-    def begin(self) -> Place:
-        """The place before all that is still there."""
-        return Place(self._end[0] - len(self._requests), self._end[1] - len(self._others))
+    def begin(self) -> Position:
+        """The position before the oldest entries that are still kept."""
+        return Position(self._end[0] - len(self._requests), self._end[1] - len(self._others))
 
-    def since(self, place: Place) -> Iterator[tuple[int, Happening]]:
-        """Yield what was noted behind a place, as far as it is still there, in order.
+    def since(self, position: Position) -> Iterator[tuple[int, LogEntry]]:
+        """Return the entries after a position that are still kept, in order of time; requests with their numbers.
 
-        Requests come with their numbers. What is noted meanwhile is not among them.
+        It is a snapshot: entries that are added while it is iterated are not part of it.
         """
-        first = max(place.requests, self.begin.requests)
+        first = max(position.requests, self.begin.requests)
         requests = enumerate(_last(self._requests, self._end[0] - first), first)
-        others = ((-1, other) for other in _last(self._others, self._end[1] - place.others))
-        return heapq.merge(requests, others, key=_noted_at)
+        others = ((-1, other) for other in _last(self._others, self._end[1] - position.others))
+        return heapq.merge(requests, others, key=_time_of)
 
     def ms(self, moment: float) -> float:
-        """Return a monotonic moment in milliseconds since zero."""
+        """Return a monotonic moment as milliseconds since `zero`."""
         return round((moment - self.zero) * 1000, 3)
 
 
@@ -171,18 +177,180 @@ def _last(kept: deque[KeptT], count: int) -> list[KeptT]:
     return last
 
 
-def _noted_at(numbered: tuple[int, Happening]) -> float:
-    happening = numbered[1]
-    return happening.done if isinstance(happening, RequestRecord) else happening.at
+def _time_of(numbered: tuple[int, LogEntry]) -> float:
+    entry = numbered[1]
+    return entry.done if isinstance(entry, RequestRecord) else entry.at
 
 
-def _with_little_room(told: RequestRecord, answer: Answer[Any]) -> RequestRecord:
-    """Keep of a page's rows what they say."""
-    limit, _ = told.detail
+# --- what a recorded request means ---
+
+_STATUSES = {
+    InvalidToken: HTTPStatus.BAD_REQUEST,
+    OutcomeUnknown: HTTPStatus.GATEWAY_TIMEOUT,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+_WRITES = {Asked.JOIN, Asked.WRITE}
+
+
+class RecordedError(Exception):
+    """A request's error without its traceback, whose frames would keep alive everything they refer to."""
+
+    def __init__(self, error: BaseException, asked: Asked) -> None:
+        super().__init__(describe(error))
+        known = isinstance(error, Unavailable | InvalidToken | Problem) or asked not in _WRITES
+        self.outcome = Outcome.FAIL if known else Outcome.UNKNOWN
+        self.status = _status_of_error(error, asked)
+        self.route = getattr(error, "route", None)
+
+
+class RidePage(NamedTuple):
+    """The rides that a list returned, in compact form."""
+
+    rides: array[int]
+    distances: array[float]
+    complete: bool
+    """Whether there are no older rides."""
+
+
+def _with_compact_page(record: RequestRecord, answer: Answer[Any]) -> RequestRecord:
+    """Return a list's record with its rows reduced to a `RidePage`."""
+    limit, _ = record.detail
     rows: Sequence[Any] = [row for row in answer.value if row["id"] is not None]
-    page = Page(
+    page = RidePage(
         array("q", (row["id"] for row in rows[:limit])),
         array("d", (row["distance"] for row in rows[:limit])),
         complete=len(rows) <= limit,
     )
-    return told._replace(answer=answer._replace(value=page))
+    return record._replace(answer=answer._replace(value=page))
+
+
+def outcome_of(record: RequestRecord) -> Outcome:
+    """Return what the client knows after its request."""
+    error = _error_of(record)
+    return Outcome.OK if error is None else error.outcome
+
+
+def status_of(record: RequestRecord) -> int:
+    """Return the HTTP status with which the API answers a request."""
+    error = _error_of(record)
+    return _status_of_success(record) if error is None else error.status
+
+
+def _error_of(record: RequestRecord) -> RecordedError | None:
+    assert record.error is None or isinstance(record.error, RecordedError)  # noqa: S101 - `record` saw to it
+    return record.error
+
+
+def _status_of_error(error: BaseException, asked: Asked) -> int:
+    if isinstance(error, Problem):
+        return error.status
+    if isinstance(error, asyncio.CancelledError):  # by the API's time limit for requests
+        return HTTPStatus.GATEWAY_TIMEOUT if asked in _WRITES else HTTPStatus.SERVICE_UNAVAILABLE
+    return next(
+        (status for kind, status in _STATUSES.items() if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR
+    )
+
+
+def _status_of_success(record: RequestRecord) -> int:
+    assert record.answer is not None  # noqa: S101 - there was no error
+    match record.request:
+        case Asked.WRITE:
+            return HTTPStatus.CREATED
+        case Asked.JOIN:
+            status: int = record.answer.value[1]
+            return status
+        case Asked.READ if ride_of(record) is None:
+            return HTTPStatus.NOT_FOUND
+    return HTTPStatus.OK
+
+
+def ride_of(record: RequestRecord) -> tuple[int, float] | None:
+    """Return id and distance of the ride that was written, or that a read found."""
+    if record.answer is None or record.error is not None or record.request not in {Asked.WRITE, Asked.READ}:
+        return None
+    row = record.answer.value
+    return None if row["id"] is None else (row["id"], round(row["distance"], 1))
+
+
+def page_of(record: RequestRecord) -> RidePage | None:
+    """Return the rides that a list returned."""
+    if record.answer is None or record.error is not None or record.request is not Asked.LIST:
+        return None
+    page: RidePage = record.answer.value
+    return page
+
+
+def is_of_unknown_user(record: RequestRecord) -> bool:
+    """Return whether the node that answered a read did not know the user."""
+    return record.answer is not None and record.error is not None and status_of(record) == HTTPStatus.UNAUTHORIZED
+
+
+def replayed_lsn(record: RequestRecord) -> Lsn | None:
+    """Return the replay LSN that a replica reported in the same statement as its answer."""
+    route = None if record.answer is None else record.answer.route
+    if route is None or route.said is None or not route.said.startswith("replica "):
+        return None
+    return Lsn.parse(route.said.split(" ")[1])
+
+
+# --- sessions ---
+
+_MOST_TOKENS = 20_000
+"""Tokens that are remembered until a client sends them back."""
+
+
+class TrackedSession(NamedTuple):
+    """The session to which a request belongs."""
+
+    name: str
+    by_token: bool
+    """Whether it is a chain of tokens, in contrast to a user who sends none."""
+
+
+class SessionTracker:
+    """Assigns requests to sessions by their tokens alone, in the order in which they were completed.
+
+    A session is a chain: a token in an answer belongs to the session of the token in the request, and is used up
+    once a client has sent it back. A token that is sent a second time, or is unknown, begins another session: what
+    that must see follows from its token, which covers no more than what its own chain has seen.
+    Two sessions may receive equal tokens, since a token holds nothing but floors. Either then stands for both.
+    """
+
+    def __init__(self) -> None:
+        self._chains: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
+        """By subject and token: the session that received it last, and when."""
+
+    def session_of(self, record: RequestRecord, number: int) -> TrackedSession:
+        """Return the session of a request; `number` names a session that begins with it."""
+        token = None if record.answer is None else record.answer.token
+        received = None if token is None else str(token)
+        name = self._use_up(record)
+        if name is None:
+            # A read without a token must see what its user wrote. It continues no chain, but may begin one.
+            if not record.sent and (received is None or record.request in {Asked.READ, Asked.LIST}):
+                if received is not None:
+                    self._remember(record, received, f"s{number}")
+                return TrackedSession(f"user {record.subject}", by_token=False)
+            name = f"s{number}"
+        if received is not None:
+            self._remember(record, received, name)
+        elif len(record.sent) == 1:  # the client keeps its token; of several it may go on with any
+            self._remember(record, record.sent[0], name)
+        return TrackedSession(name, by_token=True)
+
+    def _use_up(self, record: RequestRecord) -> str | None:
+        """Use up the tokens that a request sent; return the session of the first known one."""
+        name: str | None = None
+        for token in record.sent:
+            known = self._chains.pop((record.subject, token), None)
+            # A token received only after this request began is an equal one, of another session.
+            if name is None and known is not None and known[1] <= record.at:
+                name = known[0]
+        return name
+
+    def _remember(self, record: RequestRecord, token: str, name: str) -> None:
+        key = (record.subject, token)
+        self._chains.pop(key, None)
+        self._chains[key] = name, record.done
+        if len(self._chains) > _MOST_TOKENS:
+            self._chains.popitem(last=False)

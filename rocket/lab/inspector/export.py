@@ -1,67 +1,78 @@
-"""The journal as a history that `rocket check` judges.
+"""Exports the event log as a history that `rocket check` judges.
 
-The checker knows a ride by its distance, which in a torture run no two share. Here anybody may write any distance,
-so its id stands there, with a tenth added for each other distance that the ride was shown with. A ride that is
-shown, and whose write is not among what is told, is led back to a write of unknown outcome before it. Left out are
-requests that were wrong in themselves, pages that are not the first one, and a write that was recognised
-(`Idempotency-Key`) as one that is there already.
+The checker identifies a ride by its distance, of which no two are equal in a torture run. Here clients write any
+distance, so a ride's id takes its place, plus a tenth for each other distance that the ride was shown with. A ride
+that is shown, but whose write was not recorded, gets a write of unknown outcome before everything else. The
+history leaves out requests that were invalid, pages after the first one, and a write that was recognised
+(`Idempotency-Key`) as an earlier one.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
+from rocket.consistency import PrimaryStatus
 from rocket.errors import describe
 from rocket.lab.api.parameters import BIGINT_MAX
 from rocket.lab.api.recorder import Asked, RequestRecord
-from rocket.lab.checker.history import End, Healed, Op, Outcome, Request, Role, Run, line_of
+from rocket.lab.checker.history import End, Fault, Healed, Op, Outcome, Request, Role, Run, line_of
+from rocket.lab.inspector.event_log import (
+    CommandDone,
+    SessionTracker,
+    StatusGone,
+    StatusSeen,
+    TrackedSession,
+    outcome_of,
+    page_of,
+    ride_of,
+    status_of,
+)
 from rocket.lab.inspector.events import tokens_text
-from rocket.lab.inspector.incidents import Incidents
-from rocket.lab.inspector.sessions import Session, Sessions
-from rocket.lab.inspector.told import outcome_of, page_of, ride_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rocket import Routing
-    from rocket.lab.inspector.event_log import EventLog, Happening
+    from rocket.cluster.control import CarriedOut
+    from rocket.lab.inspector.event_log import EventLog, LogEntry
 
-_WRONG = {HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT}
-"""Answers to requests that were wrong in themselves."""
+_INVALID = {HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT}
+"""Statuses of requests that were invalid in themselves."""
 
-Named = tuple[int, RequestRecord, Session]
+Numbered = tuple[int, RequestRecord, TrackedSession]
 
 
-def history_lines(journal: EventLog, last: int, routing: Routing, nodes: Sequence[str]) -> Iterator[str]:
-    """Return the lines of a history of the last so many requests that the journal holds by now.
+def history_lines(event_log: EventLog, last: int, routing: Routing, nodes: Sequence[str]) -> Iterator[str]:
+    """Return the lines of a history of at most the `last` requests in the log.
 
-    They are made one by one as they are asked for, in any thread.
+    The log is read now; the lines are made as they are asked for, in any thread.
     """
-    return _lines(journal, journal.since(journal.begin), last, routing, nodes)
+    return _lines(event_log, event_log.since(event_log.begin), last, routing, nodes)
 
 
 def _lines(
-    journal: EventLog,
-    happenings: Iterator[tuple[int, Happening]],
+    event_log: EventLog,
+    entries: Iterator[tuple[int, LogEntry]],
     last: int,
     routing: Routing,
     nodes: Sequence[str],
 ) -> Iterator[str]:
-    sessions, incidents = Sessions(), Incidents()
-    named: deque[Named] = deque(maxlen=last)
-    for number, happening in happenings:
-        if isinstance(happening, RequestRecord):
-            named.append((number, happening, sessions.of(happening, number)))
+    sessions, intervals = SessionTracker(), FaultIntervals()
+    numbered: deque[Numbered] = deque(maxlen=last)
+    for number, entry in entries:
+        if isinstance(entry, RequestRecord):
+            numbered.append((number, entry, sessions.session_of(entry, number)))
         else:
-            incidents.take(happening)
-    zero = min((told.at for _, told, _ in named), default=journal.zero)
-    end = max((told.done for _, told, _ in named), default=zero)
-    telling = _Telling(zero)
-    ops = telling.ops(sorted(named, key=lambda one: one[1].at))
+            intervals.take(entry)
+    zero = min((record.at for _, record, _ in numbered), default=event_log.zero)
+    end = max((record.done for _, record, _ in numbered), default=zero)
+    ops = _Operations(zero).of(sorted(numbered, key=lambda one: one[1].at))
     yield line_of(
         Run(
             seed=0,
@@ -70,112 +81,116 @@ def _lines(
             sessions=len({op.session for op in ops}),
             faults=(),
             nodes=tuple(nodes),
-            started_at=datetime.fromtimestamp(journal.zero_wall + zero - journal.zero, UTC).isoformat(),
+            started_at=datetime.fromtimestamp(event_log.zero_wall + zero - event_log.zero, UTC).isoformat(),
         )
     )
     yield from map(line_of, ops)
-    faults = incidents.faults(zero, end)
+    faults = intervals.faults(zero, end)
     yield from map(line_of, faults)
-    if not incidents.outstanding:
+    if not intervals.lasting:
         yield line_of(Healed(at=max((fault.until for fault in faults), default=0.0)))
     yield line_of(End(at=round(end - zero, 6)))
 
 
-class _Telling:
-    """Makes operations of requests."""
+# --- operations ---
+
+
+class _Operations:
+    """Turns recorded requests into the operations of a history."""
 
     def __init__(self, zero: float) -> None:
         self._zero = zero
         self._labels: dict[int, dict[float, float]] = defaultdict(dict)
-        """By ride and distance: what stands for it."""
+        """By ride and distance: the distance in the history."""
         self._written: set[float] = set()
-        """What stands for rides whose writes are told of."""
-        self._doubtful: defaultdict[tuple[str, float], list[int]] = defaultdict(list)
-        """By user and distance: the places of writes of unknown outcome."""
+        """Distances in the history whose write is part of it."""
+        self._unknown: defaultdict[tuple[str, float], list[int]] = defaultdict(list)
+        """By user and distance: the indices of writes of unknown outcome."""
         self._free_at: dict[str, float] = {}
-        """When a session of a user without tokens has ended its last request."""
+        """When a session of a user without tokens has completed its last request."""
 
-    def ops(self, named: Sequence[Named]) -> list[Op]:
+    def of(self, numbered: Sequence[Numbered]) -> list[Op]:
         """Return the operations, in the order in which they began."""
-        # What was written for certain comes first, since it may be shown before its write is done.
+        # Acknowledged writes are labelled first, since a ride may be shown before its write is done.
         known: set[int] = set()
-        fit = []
-        for one in named:
-            told, ride = one[1], ride_of(one[1])
-            if not self._is_told(told):
+        chosen = []
+        for one in numbered:
+            record, ride = one[1], ride_of(one[1])
+            if not self._is_part_of_history(record):
                 continue
-            if told.request is Asked.WRITE and ride is not None:
+            if record.request is Asked.WRITE and ride is not None:
                 if ride[0] in known:
                     continue
                 known.add(ride[0])
                 self._written.add(self._label(*ride))
-            fit.append(one)
-        ops = [self._op(place, *one) for place, one in enumerate(fit)]
-        return [*self._earlier(ops), *ops]
+            chosen.append(one)
+        ops = [self._op(index, *one) for index, one in enumerate(chosen)]
+        return [*self._earlier_writes(ops), *ops]
 
     @staticmethod
-    def _is_told(told: RequestRecord) -> bool:
-        first_page = told.request is not Asked.LIST or told.detail[1] == BIGINT_MAX
-        return first_page and status_of(told) not in _WRONG
+    def _is_part_of_history(record: RequestRecord) -> bool:
+        first_page = record.request is not Asked.LIST or record.detail[1] == BIGINT_MAX
+        return first_page and status_of(record) not in _INVALID
 
     def _label(self, ride: int, distance: float) -> float:
+        """Return the distance that stands for a ride in the history."""
         labels = self._labels[ride]
         return labels.setdefault(distance, round(ride + 0.1 * len(labels), 1))
 
-    def _op(self, place: int, number: int, told: RequestRecord, session: Session) -> Op:
-        answer, page, ride = told.answer, page_of(told), ride_of(told)
-        outcome = outcome_of(told)
-        told_id = told.detail if told.request is Asked.READ else None
+    def _op(self, index: int, number: int, record: RequestRecord, session: TrackedSession) -> Op:
+        answer, page, ride = record.answer, page_of(record), ride_of(record)
+        outcome = outcome_of(record)
+        requested = record.detail if record.request is Asked.READ else None
         label = None if ride is None else self._label(*ride)
-        if told.request is Asked.WRITE and ride is None:
+        if record.request is Asked.WRITE and ride is None:
             label = -float(number + 1)
             if outcome is Outcome.UNKNOWN:
-                self._doubtful[told.subject, round(told.detail, 1)].append(place)
-        pairs = None
+                self._unknown[record.subject, round(record.detail, 1)].append(index)
+        rides = None
         if page is not None:
-            both = zip(page.rides, page.distances, strict=True)
-            pairs = tuple((each, self._label(each, round(distance, 1))) for each, distance in both)
+            pairs = zip(page.rides, page.distances, strict=True)
+            rides = tuple((each, self._label(each, round(distance, 1))) for each, distance in pairs)
         return Op(
-            session=session.name if session.by_token else self._lane(session.name, told),
-            user=told.subject,
+            session=session.name if session.by_token else self._sequential_session(session.name, record),
+            user=record.subject,
             tokens=session.by_token,
-            request=Request(told.request),
-            at=self._s(told.at),
-            done=self._s(told.done),
+            request=Request(record.request),
+            at=self._s(record.at),
+            done=self._s(record.done),
             outcome=outcome,
-            status=int(status_of(told)),
+            status=int(status_of(record)),
             node=None if answer is None else answer.node,
             role=None if answer is None else Role(answer.role),
             reason=None if answer is None else str(answer.reason),
-            sent=tokens_text(told.sent),
+            sent=tokens_text(record.sent),
             got=None if answer is None or answer.token is None else str(answer.token),
-            ride=told_id if ride is None else ride[0],
+            ride=requested if ride is None else ride[0],
             distance=label,
-            rides=pairs,
+            rides=rides,
             complete=None if page is None else page.complete,
             lost=None if answer is None or answer.lost is None else str(answer.lost),
-            error=None if told.error is None else describe(told.error),
+            error=None if record.error is None else describe(record.error),
         )
 
-    def _earlier(self, ops: list[Op]) -> list[Op]:
-        """Return writes of unknown outcome that account for what is shown, and was not written since."""
+    def _earlier_writes(self, ops: list[Op]) -> list[Op]:
+        """Return writes of unknown outcome for rides that are shown, but written by no operation."""
         earlier: dict[float, Op] = {}
         distances = {label: distance for labels in self._labels.values() for distance, label in labels.items()}
         for op in ops:
             for label in op.shown or ():
                 if label in self._written or label in earlier:
                     continue
-                doubtful = self._doubtful[op.user, distances[label]]
-                if doubtful and ops[doubtful[0]].at < op.done:
-                    place = doubtful.pop(0)
-                    ops[place] = replace(ops[place], distance=label)
+                unknown = self._unknown[op.user, distances[label]]
+                if unknown and ops[unknown[0]].at < op.done:
+                    index = unknown.pop(0)
+                    ops[index] = replace(ops[index], distance=label)
                     self._written.add(label)
                 else:
-                    earlier[label] = self._before(op.user, label)
+                    earlier[label] = self._earlier_write(op.user, label)
         return list(earlier.values())
 
     @staticmethod
-    def _before(user: str, label: float) -> Op:
+    def _earlier_write(user: str, label: float) -> Op:
         return Op(
             session=f"before {user}",
             user=user,
@@ -185,18 +200,111 @@ class _Telling:
             done=0.0,
             outcome=Outcome.UNKNOWN,
             distance=label,
-            error="not told of: it is shown below, and was written before",
+            error="not recorded: the ride is shown below, so it was written before",
         )
 
-    def _lane(self, name: str, told: RequestRecord) -> str:
-        """Return a session for a user without tokens: its concurrent requests are of different ones."""
+    def _sequential_session(self, name: str, record: RequestRecord) -> str:
+        """Return a session for a user without tokens, whose concurrent requests belong to different sessions."""
         number = 1
         while True:
-            lane = name if number == 1 else f"{name} ({number})"
-            if self._free_at.get(lane, self._zero) <= told.at:
-                self._free_at[lane] = told.done
-                return lane
+            session = name if number == 1 else f"{name} ({number})"
+            if self._free_at.get(session, self._zero) <= record.at:
+                self._free_at[session] = record.done
+                return session
             number += 1
 
     def _s(self, moment: float) -> float:
         return round(moment - self._zero, 6)
+
+
+# --- faults ---
+
+_UNDONE_BY = {"resume": "pause", "thaw": "freeze", "mend": "cut", "start": "stop"}
+_LASTING = {"pause", "freeze", "cut", "stop", "delay"}
+_PASSING = {"kill", "kill-backend", "restart", "promote"}
+"""Faults that last until the node's next status."""
+
+
+@dataclass(slots=True)
+class _Interval:
+    name: str
+    node: str | None
+    at: float
+    until: float | None
+    """None while it lasts."""
+    detail: dict[str, Any]
+    gone: bool = False
+    """Whether the status of its node was withdrawn since."""
+
+
+class FaultIntervals:
+    """The intervals in which faults were in force, collected from log entries in their order."""
+
+    def __init__(self) -> None:
+        self._all: list[_Interval] = []
+        self._lasting: dict[tuple[str, str | None], _Interval] = {}
+        """Faults that are not undone yet, by name and node."""
+        self._passing: list[_Interval] = []
+        self._primary: tuple[float, PrimaryStatus] | None = None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether a fault is not undone yet."""
+        return bool(self._lasting)
+
+    def take(self, entry: LogEntry) -> None:
+        """Take in an entry."""
+        match entry:
+            case CommandDone(at, done) if done.ok:
+                self._take_command(at, done)
+            case StatusGone(_, name):
+                for interval in self._passing:
+                    interval.gone = interval.gone or interval.node == name
+            case StatusSeen(at, status):
+                if isinstance(status, PrimaryStatus):
+                    self._take_primary(at, status)
+                for interval in self._passing:
+                    if interval.node == status.name and interval.gone:
+                        interval.until = at
+                self._passing = [one for one in self._passing if not (one.node == status.name and one.gone)]
+
+    def _take_command(self, at: float, done: CarriedOut) -> None:
+        if done.command == "heal":
+            for interval in self._lasting.values():
+                interval.until = at
+            self._lasting.clear()
+            return
+        undone = _UNDONE_BY.get(done.command, done.command)
+        before = self._lasting.pop((undone, done.node), None)
+        if before is not None:
+            before.until = at
+        if done.command not in _LASTING | _PASSING or (done.command == "delay" and not done.delay_ms):
+            return
+        detail = {} if done.delay_ms is None else {"delay_ms": done.delay_ms}
+        interval = _Interval(done.command, done.node, done.began, None, detail)
+        self._all.append(interval)
+        if done.command in _PASSING:
+            interval.until = at
+            self._passing.append(interval)
+        else:
+            self._lasting[done.command, done.node] = interval
+
+    def _take_primary(self, at: float, status: PrimaryStatus) -> None:
+        """Record a promotion when the epoch has changed, even if no command of ours caused it."""
+        before, self._primary = self._primary, (at, status)
+        if before is not None and before[1].epoch != status.epoch:
+            self._all.append(_Interval("promotion", status.name, before[0], at, {"old": before[1].name}))
+
+    def faults(self, zero: float, end: float) -> list[Fault]:
+        """Return the faults between two moments; one that still lasts ends with the second moment."""
+        return [
+            Fault(
+                name=one.name,
+                at=round(max(zero, one.at) - zero, 6),
+                until=round(min(end, end if one.until is None else one.until) - zero, 6),
+                node=one.node,
+                detail=one.detail,
+            )
+            for one in self._all
+            if one.at <= end and (one.until is None or one.until >= zero)
+        ]

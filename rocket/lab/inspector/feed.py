@@ -1,4 +1,4 @@
-"""Makes of the journal what viewers are told: once for all of them, and only while somebody looks."""
+"""Turns log entries into events: once for all viewers, and only while there are viewers."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from rocket.consistency import Board, PrimaryStatus
 from rocket.lab.api.recorder import Asked, RequestRecord
 from rocket.lab.inspector import events
 from rocket.lab.inspector.checker import Checker
-from rocket.lab.inspector.event_log import Faulted, Gone, Paced, Seen, Staged, Switched
-from rocket.lab.inspector.figures import Latencies, totals
-from rocket.lab.inspector.looks import Looks
-from rocket.lab.inspector.sessions import Sessions
+from rocket.lab.inspector.event_log import (
+    CommandDone,
+    RateChanged,
+    RoutingChanged,
+    ScenarioStep,
+    SessionTracker,
+    StatusGone,
+    StatusSeen,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rocket import Router, Routing
-    from rocket.lab.api.metrics import Metrics
-    from rocket.lab.inspector.event_log import EventLog, Happening
+    from rocket.lab.api.status import Metrics
+    from rocket.lab.inspector.event_log import EventLog, LogEntry
     from rocket.lab.inspector.events import Event
 
-BEAT_S = 0.05
+BATCH_S = 0.05
 """Between two batches."""
-_TICK_S = 1.0
-_STAYS_WARM_S = 60.0
-"""How long it goes on when nobody looks any more, so that who was cut off finds what they have missed."""
-KEPT = 8192
-"""Events that who comes back can be told."""
+CAPACITY = 8192
+"""Events that are kept for viewers who reconnect."""
 _REQUESTS_PER_S = 600.0
 _REQUESTS_AT_ONCE = 60.0
 
@@ -41,34 +43,50 @@ _log = logging.getLogger("rocket.inspector")
 
 
 class Feed:
-    """The events, numbered from 1 on. The numbers go on for as long as the program runs."""
+    """The events, numbered from 1. Numbers keep rising for as long as the program runs."""
 
-    def __init__(self, journal: EventLog, router: Router[str], metrics: Metrics) -> None:
-        self.states: Callable[[], tuple[float, object] | None] = lambda: None
-        """Gives what is known of the nodes of a cluster that rocket runs."""
+    def __init__(
+        self,
+        event_log: EventLog,
+        router: Router[str],
+        metrics: Metrics,
+        node_states: Callable[[], tuple[float, object] | None],
+        *,
+        tick_s: float,
+        idle_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        """Prepare a feed that sends totals every `tick_s`, and stops `idle_s` after its last viewer has left.
+
+        `node_states` returns what is known of the nodes of a cluster that this program runs, and since when.
+        """
         self.last = 0
         """The number of the last event."""
         self.viewers = 0
-        self._last_wanted = time.monotonic()
-        """When the last viewer went."""
-        self._journal = journal
+        self._event_log = event_log
         self._router = router
         self._metrics = metrics
-        self._kept: deque[str] = deque(maxlen=KEPT)
-        self._wanted = asyncio.Event()
-        self._news = asyncio.Event()
-        self._start_anew()
+        self._node_states = node_states
+        self._tick_s = tick_s
+        self._idle_s = idle_s
+        self._clock = clock
+        self._last_viewed = clock()
+        """When the last viewer left."""
+        self._kept: deque[str] = deque(maxlen=CAPACITY)
+        self._viewed = asyncio.Event()
+        self._fresh = asyncio.Event()
+        self._reset()
 
-    def _start_anew(self) -> None:
-        """Begin with the present; what was told before is forgotten, and a number stands for what was missed."""
+    def _reset(self) -> None:
+        """Forget earlier events and begin with the present; one unused number stands for what was missed."""
         self._kept.clear()
         self.last += 1
-        self._next = self._journal.end
-        self._sessions = Sessions()
+        self._next = self._event_log.end
+        self._sessions = SessionTracker()
         self._checker = Checker(time.monotonic())
         self._stale: Counter[Routing] = Counter()
-        self._latencies = Latencies()
-        self._looks = Looks()
+        self._latencies = events.Latencies()
+        self._sampler = events.StatusSampler()
         self._board = Board()
         self._routings: deque[tuple[float, Routing]] = deque([(0.0, self._router.routing)], maxlen=8)
         self._allowance, self._skipped = _REQUESTS_AT_ONCE, 0
@@ -77,158 +95,159 @@ class Feed:
 
     @property
     def first(self) -> int:
-        """The number of the oldest event that can still be told."""
+        """The number of the oldest event that is kept."""
         return self.last - len(self._kept) + 1
 
-    def look(self) -> None:
-        """Count one more viewer; whoever comes first starts it."""
+    def add_viewer(self) -> None:
+        """Count one more viewer; the first one starts the feed."""
         self.viewers += 1
-        if not self._wanted.is_set():
-            self._start_anew()
-            self._wanted.set()
-            self._journal.listen()
+        if not self._viewed.is_set():
+            self._reset()
+            self._viewed.set()
+            self._event_log.start_recording()
             board = self._router.board
             for status in (board.primary, *board.replicas):
                 if status is not None:
-                    self._take(Seen(time.monotonic(), status), 0)
+                    self._take(StatusSeen(time.monotonic(), status), 0)
 
-    def look_away(self) -> None:
+    def remove_viewer(self) -> None:
         """Count one viewer less."""
         self.viewers -= 1
-        self._last_wanted = time.monotonic()
+        self._last_viewed = self._clock()
 
     def after(self, number: int) -> Sequence[str]:
-        """Return the events behind one, each as JSON."""
+        """Return the events after a number, each as JSON."""
         fresh = list(itertools.islice(reversed(self._kept), self.last - number))
         fresh.reverse()
         return fresh
 
-    async def news(self, timeout_s: float) -> bool:
-        """Wait for new events; False when that takes longer."""
+    async def wait_for_events(self, timeout_s: float) -> bool:
+        """Wait for new events; return False after the timeout."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._news.wait()
+                await self._fresh.wait()
         except TimeoutError:
             return False
         return True
 
     def wake(self) -> None:
-        """Wake who waits for news."""
-        self._news.set()
-        self._news = asyncio.Event()
+        """Wake those who wait for events."""
+        self._fresh.set()
+        self._fresh = asyncio.Event()
 
-    async def wanted(self) -> None:
-        """Wait until somebody looks."""
-        await self._wanted.wait()
+    async def wait_for_viewer(self) -> None:
+        """Wait until there is a viewer."""
+        await self._viewed.wait()
 
     # --- its work ---
 
     async def run(self) -> None:
-        """Follow the journal while somebody looks; never returns."""
+        """Follow the log while there are viewers; never returns."""
         while True:
-            await self._wanted.wait()
-            last_tick = time.monotonic()
-            while (now := time.monotonic()) - self._last_wanted < _STAYS_WARM_S or self.viewers:
+            await self._viewed.wait()
+            last_tick = self._clock()
+            while (now := self._clock()) - self._last_viewed < self._idle_s or self.viewers:
                 before = self.last
                 self.follow()
-                if now - last_tick >= _TICK_S:
+                if now - last_tick >= self._tick_s:
                     last_tick = now
-                    self._emit(self._tick(now))
+                    self._emit(self._tick(time.monotonic()))
                 if self.last != before:
                     self.wake()
-                await asyncio.sleep(BEAT_S)
-            self._wanted.clear()
+                await asyncio.sleep(BATCH_S)
+            self._viewed.clear()
             self._kept.clear()
-            self._journal.do_not_listen()
+            self._event_log.stop_recording()
 
     def follow(self) -> None:
-        """Take in what has been noted since."""
-        self._allowance = min(_REQUESTS_AT_ONCE, self._allowance + _REQUESTS_PER_S * BEAT_S)
-        self._looks.refill()
-        begin = self._journal.begin
+        """Make events of what was logged since the last call."""
+        self._allowance = min(_REQUESTS_AT_ONCE, self._allowance + _REQUESTS_PER_S * BATCH_S)
+        self._sampler.refill()
+        begin = self._event_log.begin
         if self._next.requests < begin.requests or self._next.others < begin.others:
-            self._start_anew()  # more happened since the last look than the journal holds
-        first, self._next = self._next, self._journal.end
-        for number, happening in self._journal.since(first):
+            self._reset()  # more was logged since the last call than the log keeps
+        first, self._next = self._next, self._event_log.end
+        for number, entry in self._event_log.since(first):
             try:
-                self._take(happening, number)
-            except Exception:  # noqa: BLE001 - whoever looks shall never end what they look at
-                _log.exception("the inspector cannot make anything of %r", happening)
+                self._take(entry, number)
+            except Exception:  # noqa: BLE001 - a viewer must never end what it views
+                _log.exception("the inspector cannot make an event of %r", entry)
         if self._skipped:
-            self._emit({"kind": "skipped", "t": self._journal.ms(time.monotonic()), "count": self._skipped})
+            self._emit({"kind": "skipped", "t": self._event_log.ms(time.monotonic()), "count": self._skipped})
             self._skipped = 0
 
-    def _take(self, happening: Happening, number: int) -> None:
-        ms = self._journal.ms
-        match happening:
+    def _take(self, entry: LogEntry, number: int) -> None:
+        ms = self._event_log.ms
+        match entry:
             case RequestRecord():
-                self._take_request(happening, number)
-            case Seen():
-                self._take_look(happening)
-            case Gone():
-                self._take_loss(happening)
-            case Switched(at, routing, before):
+                self._take_request(entry, number)
+            case StatusSeen():
+                self._take_status(entry)
+            case StatusGone():
+                self._take_loss(entry)
+            case RoutingChanged(at, routing, before):
                 self._routings.append((at, routing))
-                self._checker.forget_what_was_shown(at)
+                self._checker.forget_shown(at)
                 self._emit({"kind": "routing", "t": ms(at), "routing": routing, "before": before})
-            case Faulted():
-                self._emit(events.fault_event(happening, ms))
-            case Paced(at, rate):
+            case CommandDone():
+                self._emit(events.fault_event(entry, ms))
+            case RateChanged(at, rate):
                 self._emit({"kind": "simulator", "t": ms(at), "rate": rate})
-            case Staged(at, name, phase, text):
+            case ScenarioStep(at, name, phase, text):
                 self._emit({"kind": "scenario", "t": ms(at), "name": name, "phase": phase, "text": text})
 
-    def _take_look(self, seen: Seen) -> None:
+    def _take_status(self, seen: StatusSeen) -> None:
         if isinstance(seen.status, PrimaryStatus):
             self._board.publish_primary(seen.status)
-            self._emit(events.primary_event(seen.status, seen.at, self._journal.ms, lost=False))
+            self._emit(events.primary_event(seen.status, seen.at, self._event_log.ms, lost=False))
             return
         self._board.publish(seen.status)
-        for at, status in self._looks.worth_telling(seen.status, seen.at):
-            self._emit(events.replica_event(status, at, self._board, self._journal.ms))
+        for at, status in self._sampler.sample(seen.status, seen.at):
+            self._emit(events.replica_event(status, at, self._board, self._event_log.ms))
 
-    def _take_loss(self, gone: Gone) -> None:
+    def _take_loss(self, gone: StatusGone) -> None:
         primary = self._board.primary
         self._board.forget(gone.name)
-        self._looks.forget(gone.name)
+        self._sampler.forget(gone.name)
         if primary is not None and primary.name == gone.name:
-            self._emit(events.primary_event(primary, gone.at, self._journal.ms, lost=True))
+            self._emit(events.primary_event(primary, gone.at, self._event_log.ms, lost=True))
         else:
-            self._emit({"kind": "gone", "t": self._journal.ms(gone.at), "name": gone.name})
+            self._emit({"kind": "gone", "t": self._event_log.ms(gone.at), "name": gone.name})
 
-    def _take_request(self, told: RequestRecord, number: int) -> None:
-        session = self._sessions.of(told, number)
-        stale = self._checker.look_at(told, session, self._board.epoch)
-        is_read = told.request in {Asked.READ, Asked.LIST}
+    def _take_request(self, record: RequestRecord, number: int) -> None:
+        session = self._sessions.session_of(record, number)
+        stale = self._checker.check(record, session, self._board.epoch)
+        is_read = record.request in {Asked.READ, Asked.LIST}
         if is_read:
-            self._latencies.add(told)
+            self._latencies.add(record)
         if self._allowance < 1 and stale is None:
             self._skipped += 1
             return
         self._allowance -= 1
-        routing = next((each for at, each in reversed(self._routings) if at <= told.at), self._routings[0][1])
+        routing = next((each for at, each in reversed(self._routings) if at <= record.at), self._routings[0][1])
+        ms = self._event_log.ms
         if not is_read:
-            self._emit(events.write_event(told, session, routing, self._journal.ms))
+            self._emit(events.write_event(record, session, routing, ms))
             return
-        read = events.read_event(told, session, routing, self._board, self._router.policy, self._journal.ms)
+        read = events.read_event(record, session, routing, self._board, self._router.policy, ms)
         self._emit(read)
         if stale is not None:
             self._stale[routing] += 1
             self._emit(events.stale_event(stale, read))
 
     def _tick(self, now: float) -> Event:
-        asked_at, states = self.states() or (now, None)
+        asked_at, states = self._node_states() or (now, None)
         return {
             "kind": "tick",
-            "t": self._journal.ms(now),
-            **totals(self._metrics.counts()),
+            "t": self._event_log.ms(now),
+            **events.totals(self._metrics.counts()),
             "connections": {pool.name: {"in_use": pool.in_use, "idle": pool.idle} for pool in self._router.pools},
             **self._latencies.percentiles(now),
             "stale": self._stale.total(),
             "stale_by_routing": self._stale,
             "checked": self._checker.checked,
             "states": states,
-            "states_at": self._journal.ms(asked_at),
+            "states_at": self._event_log.ms(asked_at),
         }
 
     def _emit(self, event: dict[str, Any]) -> None:

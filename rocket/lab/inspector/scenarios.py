@@ -1,4 +1,4 @@
-"""The guided scenarios: races that are hard to meet, made to happen, and what comes of them."""
+"""The guided scenarios: rare races, made to happen, with a verdict in numbers."""
 
 from __future__ import annotations
 
@@ -8,190 +8,193 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rocket import Reason, Routing
-from rocket.lab.inspector.client import Tally
+from rocket.lab.client import UnexpectedAnswer
+from rocket.lab.inspector.scenario_context import ReadTally
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from rocket.lab.inspector.client import ApiClient
-    from rocket.lab.inspector.scenario_context import ScenarioContext
+    from rocket.lab.inspector.scenario_context import ScenarioContext, ScenarioUser
 
-_LATE_MS = 3000
-_BEHIND_MS = 8000
+_RACE_DELAY_MS = 3000
+_BEHIND_DELAY_MS = 8000
 _READS = 40
+_READ_INTERVAL_S = 0.02
 _TRIES = 3
-"""Before a race that does not come about is given up: other writes, or the observer, may have come between."""
-_CROWD = 40
-"""As many as the API takes at once without thinking of an overload (`rocket.lab.api.limits`)."""
-_A_LITTLE_LATE_MS = 3
-"""Well below `--max-wait`, also for a program that is busy with the crowd itself."""
-_RIDERS = 4
-_AFTER_S = 1.5
+"""Attempts to bring about a race, which other writes or the observer may prevent."""
+_SIMULTANEOUS_READS = 40
+"""As many as the API handles at once below its limit for overloads (`rocket.lab.api.limits`)."""
+_STAMPEDE_DELAY_MS = 3
+"""Well below `--max-wait`, even while the program is busy with the reads themselves."""
+_USERS = 4
+_AFTERWARDS_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One to choose from."""
+    """A scenario that the page offers."""
 
     name: str
     title: str
     text: str
-    """What happens, and what to look at."""
+    """What happens, and what to watch."""
     play: Callable[[ScenarioContext], Awaitable[str]]
     """Plays it and returns the verdict, in numbers."""
 
 
-async def _compared(
-    scene: ScenarioContext, wrong: Routing, play: Callable[[ScenarioContext], Awaitable[Tally]]
+async def _compare(
+    context: ScenarioContext, wrong: Routing, play: Callable[[ScenarioContext], Awaitable[ReadTally]]
 ) -> str:
-    """Play the same twice, first by a wrong rule, and again if that did not come to show it, then by ours."""
+    """Play the same under a wrong routing, repeatedly until that is stale, and then under never-stale."""
     tallies = {}
     for routing in (wrong, Routing.NEVER_STALE):
-        await scene.route(routing)
-        scene.say(f"Routing: {routing}.")
+        await context.set_routing(routing)
+        context.report(f"Routing: {routing}.")
         for _ in range(_TRIES):
-            tallies[routing] = tally = await play(scene)
-            scene.say(f"{routing}: {tally}.")
+            tallies[routing] = tally = await play(context)
+            context.report(f"{routing}: {tally}.")
             if tally.stale or routing is Routing.NEVER_STALE:
                 break
     return "; ".join(f"{routing}: {tally}" for routing, tally in tallies.items()) + "."
 
 
-async def _floor_inside(scene: ScenarioContext) -> Tally:
-    """Write a ride, and read it from replicas that have replayed all of it but its commit."""
-    rider = await scene.rider()
-    await rider.write_for_certain()
-    await scene.caught_up()
-    # Right after a heartbeat the next commit that replicas meet is the ride's: there they stop.
-    await scene.beat()
-    async with scene.applied_late(_LATE_MS):
-        ride = await rider.write_for_certain()
-        scene.say(f"Ride {ride} is committed; every replica has all of it but the commit, and applies that late.")
-        await scene.beat(2)
-        return await scene.read_again_and_again(rider, ride, _READS, 0.02)
+async def _read_before_commit(context: ScenarioContext) -> ReadTally:
+    """Write a ride, and read it from replicas that have replayed all of it except its commit."""
+    user = await context.user()
+    await user.write()
+    await context.wait_for_catchup()
+    # Right after a heartbeat, the next commit that replicas replay is the ride's: they stop before it.
+    await context.wait_for_heartbeat()
+    async with context.apply_delay(_RACE_DELAY_MS):
+        ride = await user.write()
+        context.report(f"Ride {ride} is committed; every replica delays its commit, and has replayed the rest.")
+        await context.wait_for_heartbeat(2)
+        return await user.read_repeatedly(ride, _READS, _READ_INTERVAL_S)
 
 
-async def _race(scene: ScenarioContext) -> str:
-    return await _compared(scene, Routing.ARTICLE, _floor_inside)
+async def _race(context: ScenarioContext) -> str:
+    return await _compare(context, Routing.ARTICLE, _read_before_commit)
 
 
-async def _come_back_behind(scene: ScenarioContext) -> Tally:
-    """Write a ride, have every replica replay it, and then crash so that it comes back without it."""
-    rider = await scene.rider()
-    ride = await rider.write_for_certain()
-    await scene.caught_up()
-    await scene.beat(2)
-    async with scene.applied_late(_BEHIND_MS):
-        scene.say(
-            f"Every replica has replayed ride {ride}. Now one after the other loses a backend, and recovers."
-        )
-        enough = asyncio.Event()
+async def _read_beside_crashes(context: ScenarioContext) -> ReadTally:
+    """Write a ride, wait until every replica has replayed it, and crash each so that it restarts without it."""
+    user = await context.user()
+    ride = await user.write()
+    await context.wait_for_catchup()
+    await context.wait_for_heartbeat(2)
+    async with context.apply_delay(_BEHIND_DELAY_MS):
+        context.report(f"Every replica has replayed ride {ride}. Now each loses a backend in turn, and recovers.")
+        stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            reading = group.create_task(scene.read_until(enough, rider, ride), name="reading")
+            reading = group.create_task(user.read_until(stop, ride), name="reading")
             try:
-                for replica in scene.replicas:
-                    # The observer has just looked there: it is back, and behind, before the next look.
-                    await scene.look_at(replica)
-                    await scene.do("kill-backend", replica)
-                await asyncio.sleep(_AFTER_S)
+                for replica in context.replicas:
+                    # The replica restarts, and is behind, before its next status.
+                    await context.wait_for_status(replica)
+                    await context.command("kill-backend", replica)
+                await asyncio.sleep(_AFTERWARDS_S)
             finally:
-                enough.set()
+                stop.set()
         return reading.result()
 
 
-async def _behind(scene: ScenarioContext) -> str:
-    replicas = len(scene.replicas)
+async def _behind(context: ScenarioContext) -> str:
+    replicas = len(context.replicas)
 
-    async def play(scene: ScenarioContext) -> Tally:
-        tally = await _come_back_behind(scene)
-        await scene.everybody(replicas)
+    async def play(context: ScenarioContext) -> ReadTally:
+        tally = await _read_beside_crashes(context)
+        await context.wait_for_replicas(replicas)
         return tally
 
-    return await _compared(scene, Routing.ARTICLE, play)
+    return await _compare(context, Routing.ARTICLE, play)
 
 
-async def _read_beside_paused(scene: ScenarioContext) -> Tally:
-    rider = await scene.rider()
-    await scene.caught_up()
-    paused = scene.replicas[0]
-    await scene.do("pause", paused)
+async def _read_beside_paused(context: ScenarioContext) -> ReadTally:
+    user = await context.user()
+    await context.wait_for_catchup()
+    paused = context.replicas[0]
+    await context.command("pause", paused)
     try:
-        ride = await rider.write_for_certain()
-        scene.say(f"{paused} does not replay; ride {ride} is written, and read {_READS} times.")
-        return await scene.read_again_and_again(rider, ride, _READS, 0.02)
+        ride = await user.write()
+        context.report(f"{paused} does not replay; ride {ride} is written, and read {_READS} times.")
+        return await user.read_repeatedly(ride, _READS, _READ_INTERVAL_S)
     finally:
-        await scene.do("resume", paused)
+        await context.command("resume", paused)
 
 
-async def _paused(scene: ScenarioContext) -> str:
-    return await _compared(scene, Routing.RANDOM, _read_beside_paused)
+async def _paused(context: ScenarioContext) -> str:
+    return await _compare(context, Routing.RANDOM, _read_beside_paused)
 
 
-async def _read_by_many(scene: ScenarioContext) -> Tally:
-    """Write a ride, and have a crowd read it before any replica shows it."""
-    rider = await scene.rider()
-    await scene.read_at_once(rider, await rider.write_for_certain(), _CROWD)  # all connections are made
-    await scene.caught_up()
-    async with scene.applied_late(_A_LITTLE_LATE_MS):
-        ride = await rider.write_for_certain()
-        scene.say(f"Ride {ride} is written, and read {_CROWD} times; it is applied {_A_LITTLE_LATE_MS} ms late.")
-        return await scene.read_at_once(rider, ride, _CROWD)
+async def _read_at_once(context: ScenarioContext) -> ReadTally:
+    """Write a ride, and read it many times at once before any replica shows it."""
+    user = await context.user()
+    await user.read_at_once(await user.write(), _SIMULTANEOUS_READS)  # opens all connections
+    await context.wait_for_catchup()
+    async with context.apply_delay(_STAMPEDE_DELAY_MS):
+        ride = await user.write()
+        context.report(
+            f"Ride {ride} is written, and read {_SIMULTANEOUS_READS} times; "
+            f"replicas apply it {_STAMPEDE_DELAY_MS} ms late."
+        )
+        return await user.read_at_once(ride, _SIMULTANEOUS_READS)
 
 
-async def _stampede(scene: ScenarioContext) -> str:
-    await scene.route(Routing.NEVER_STALE)
-    tally = await _read_by_many(scene)
+async def _stampede(context: ScenarioContext) -> str:
+    await context.set_routing(Routing.NEVER_STALE)
+    tally = await _read_at_once(context)
     if tally.refused or tally.by_primary > tally.by_replicas:
-        scene.say(f"The machine was busy ({_ways_of(tally)}). Once more.")
-        tally = await _read_by_many(scene)
-    return f"never-stale: {tally}; {_ways_of(tally)}. The last answer came after {tally.longest_ms:.0f} ms."
+        context.report(f"The machine was busy ({_routes_of(tally)}). It is played once more.")
+        tally = await _read_at_once(context)
+    return f"never-stale: {tally}; {_routes_of(tally)}. The last answer came after {tally.longest_ms:.0f} ms."
 
 
-def _ways_of(tally: Tally) -> str:
+def _routes_of(tally: ReadTally) -> str:
     """Account for every read that was answered."""
     waited = tally.reasons[Reason.WAITED]
     return f"{tally.by_replicas} by replicas, {waited} of them after a wait, and {tally.by_primary} by the primary"
 
 
-async def _ride_on(rider: ApiClient, until: asyncio.Event) -> int:
-    """Write and read in turn until told to stop; return how many rides were written."""
+async def _write_and_read(user: ScenarioUser, stop: asyncio.Event) -> int:
+    """Write and read in turn until `stop` is set; return the number of rides written."""
     written = 0
-    while not until.is_set():
-        ride = await rider.write()
-        if ride is None:
+    while not stop.is_set():
+        try:
+            ride = await user.write()
+        except UnexpectedAnswer:  # while there is no primary
             await asyncio.sleep(0.05)
             continue
         written += 1
         for _ in range(3):
-            await rider.read(ride)
+            await user.read(ride)
     return written
 
 
-async def _promotion(scene: ScenarioContext) -> str:
-    await scene.route(Routing.NEVER_STALE)
-    await scene.caught_up()
-    replicas, chosen = len(scene.replicas), scene.replicas[0]
-    riders = [await scene.rider() for _ in range(_RIDERS)]
-    enough = asyncio.Event()
+async def _promotion(context: ScenarioContext) -> str:
+    await context.set_routing(Routing.NEVER_STALE)
+    await context.wait_for_catchup()
+    replicas, chosen = len(context.replicas), context.replicas[0]
+    users = [await context.user() for _ in range(_USERS)]
+    stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        riding = [group.create_task(_ride_on(rider, enough), name="rider") for rider in riders]
+        tasks = [group.create_task(_write_and_read(user, stop), name="scenario user") for user in users]
         try:
-            await asyncio.sleep(_AFTER_S)
-            scene.say(f"{chosen} is promoted while {_RIDERS} sessions write and read.")
+            await asyncio.sleep(_AFTERWARDS_S)
+            context.report(f"{chosen} is promoted while {_USERS} sessions write and read.")
             began = time.monotonic()
-            await scene.do("promote", chosen)
+            await context.command("promote", chosen)
             took_s = time.monotonic() - began
-            scene.say(f"{chosen} is the primary after {took_s:.1f} s; the others follow it.")
-            await scene.everybody(replicas)
-            await asyncio.sleep(_AFTER_S)
+            context.report(f"{chosen} is the primary after {took_s:.1f} s; the others follow it.")
+            await context.wait_for_replicas(replicas)
+            await asyncio.sleep(_AFTERWARDS_S)
         finally:
-            enough.set()
-    tally = Tally.of(rider.tally for rider in riders)
-    lost = sum(bool(rider.lost) for rider in riders)
-    told = "nothing was lost"
+            stop.set()
+    tally = ReadTally.sum(user.tally for user in users)
+    lost = sum(bool(user.lost) for user in users)
+    losses = "nothing was lost"
     if lost:
-        told = f"{lost} session{' was' if lost == 1 else 's were'} told of a possible loss"
-    return f"never-stale: {tally}, {sum(one.result() for one in riding)} rides written; {told}."
+        losses = f"{lost} session{' was' if lost == 1 else 's were'} warned of a possible loss"
+    return f"never-stale: {tally}, {sum(task.result() for task in tasks)} rides written; {losses}."
 
 
 SCENARIOS = {
@@ -200,44 +203,44 @@ SCENARIOS = {
         Scenario(
             "race",
             "The floor that is taken too early",
-            "The technique as published takes a write's position inside its transaction, before the commit. "
-            "Here every replica stops right before that commit: by the published check it is caught up, and yet "
-            "it does not show the ride. Look at the reads right after the write: stale under 'article', and the "
-            "same again under 'never-stale', where they go to the primary.",
+            "The technique as published records a write's position inside its transaction, before the commit. "
+            "Here every replica stops right before that commit: by the published check it is caught up, yet it "
+            "does not show the ride. Watch the reads right after the write: they are stale under 'article'; under "
+            "'never-stale' they go to the primary.",
             _race,
         ),
         Scenario(
             "behind",
             "The replica that comes back behind",
-            "A replica whose backend is killed restarts behind the place where it was, and answers. What was "
-            "known of it no longer holds. Look at the replicas' replay positions: they fall. Under 'article' "
-            "reads trust the table of statuses and miss the ride; under 'never-stale' a status is worth nothing "
-            "for another life of a replica.",
+            "A replica whose backend is killed restarts behind its earlier position, and answers. Its last status "
+            "no longer holds. Watch the replicas' replay positions: they fall. Under 'article' reads trust the "
+            "table of statuses and miss the ride; under 'never-stale' a status counts only for the replica's "
+            "incarnation that reported it.",
             _behind,
         ),
         Scenario(
             "paused",
             "A replica that does not replay",
             "One replica receives WAL and does not replay it. Routed at random, about every fifth read of a new "
-            "ride goes there and does not find it. Under 'never-stale' that replica serves nobody who must see "
-            "more than it has; look at its lane, where no read arrives.",
+            "ride goes there and does not find it. Under 'never-stale' that replica serves no session that must "
+            "see more than it has; watch its lane, where no read arrives.",
             _paused,
         ),
         Scenario(
             "stampede",
             "Many reads right after one write",
-            "Forty reads ask for a ride in the moment in which it was written, before a replica shows it. They "
-            "wait together, for a few milliseconds, while the observer asks the likeliest replicas, with one "
-            "question under way for each however many wait. Look at the arrows: most wait, and then go to a "
+            "Forty reads ask for a ride at the moment of its commit, before any replica shows it. They wait "
+            "together for a few milliseconds while the observer polls the likeliest replicas, with one poll at a "
+            "time for each replica, however many reads wait. Watch the arrows: most wait, and then go to a "
             "replica; one that would have to wait too long goes to the primary, and none is stale.",
             _stampede,
         ),
         Scenario(
             "promotion",
             "Another primary",
-            "A replica becomes the primary while sessions write and read. Look at the lanes: the old primary "
-            "goes down first, writes pause, and the router follows by itself; a replica serves again once it is "
-            "known to follow the new primary.",
+            "A replica becomes the primary while sessions write and read. Watch the lanes: the old primary stops "
+            "first, writes pause, and the router follows by itself; a replica serves again once it is known to "
+            "follow the new primary.",
             _promotion,
         ),
     )

@@ -1,4 +1,4 @@
-"""An API with its inspector, and somebody who looks."""
+"""An API with its inspector."""
 
 from __future__ import annotations
 
@@ -7,39 +7,30 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from rocket.cluster import control
-from rocket.lab.api.app import build_app
-from rocket.lab.inspector import feed
-from rocket.lab.inspector.inspector import Inspector
-from rocket.lab.inspector.targets import Targets
-from tests.support.inspected import Inspected
+from tests.support.inspected import QUICK, inspecting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from aiohttp import web
-    from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
     from rocket import Observer, Router
     from rocket.cluster.cluster import LocalCluster
+    from rocket.lab.inspector.inspector import Limits
+    from tests.support.inspected import Inspected
 
-    Client = TestClient[web.Request, web.Application]
 
-
-@pytest.fixture(autouse=True)
-def _quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits a second for the figures."""
-    monkeypatch.setattr(feed, "_TICK_S", 0.1)
+@pytest.fixture
+def limits() -> Limits:
+    """The times and limits of `inspected`; a test sets others by parametrizing it."""
+    return QUICK
 
 
 @pytest_asyncio.fixture
 async def inspected(
-    router: Router[str], observer: Observer, cluster: LocalCluster, aiohttp_client: AiohttpClient
+    router: Router[str], observer: Observer, cluster: LocalCluster, aiohttp_client: AiohttpClient, limits: Limits
 ) -> AsyncIterator[Inspected]:
-    """An API on the cluster of the tests, which takes commands; its observer has looked once."""
-    inspector = Inspector(router, Targets("", cluster), list(cluster.nodes), 0.5)
+    """An API on the cluster of the tests, which takes commands; its observer has run once."""
     await observer.run_once()
-    app = build_app(router, audience=inspector.journal.audience)
-    async with control.listening(cluster, lambda: None), inspector.serving(app):
-        yield Inspected(await aiohttp_client(app), inspector.journal)
+    async with inspecting(router, cluster, aiohttp_client, limits=limits) as inspected:
+        yield inspected

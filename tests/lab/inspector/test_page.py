@@ -1,7 +1,8 @@
 """The inspector's page in a real browser, on a whole system: it moves, and its buttons do what they say.
 
-Needs playwright and a Chromium of the system's; `.ci/run` installs both, and sets BROWSER_REQUIRED so that nothing
-is skipped there.
+One system and one browser serve all tests. Each test opens a page of its own and leaves the system as it was.
+They need playwright and an installed Chromium; `.ci/run` installs both, and sets BROWSER_REQUIRED so that none is
+skipped there.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from tests.support.inspected import HEADERS
 from tests.support.program import running
 from tests.support.servers import fresh_dir
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from playwright.async_api import ConsoleMessage, Page
+    from playwright.async_api import Browser, ConsoleMessage, Page
 
 REQUIRED = bool(os.environ.get("BROWSER_REQUIRED"))
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SOON_MS = 15_000
 PROMOTED_MS = 40_000
+RATE = 60
+"""Rides a second."""
 WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -44,75 +48,97 @@ pytestmark = pytest.mark.skipif(MISSING is not None and not REQUIRED, reason=MIS
 
 
 class Visit:
-    """A page that is open, and what went wrong on it."""
+    """An open page, and what went wrong on it."""
 
     def __init__(self, page: Page, address: str) -> None:
         self.page = page
         self.address = address
         self.complaints: list[str] = []
         self.hosts: Counter[str] = Counter()
-        page.on("console", self._hear)
+        page.on("console", self._take)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.hosts.update([request.url.split("/")[2]]))
 
-    def _hear(self, message: ConsoleMessage) -> None:
+    def _take(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:
             self.complaints.append(message.text)
 
     async def reads(self) -> dict[str, int]:
-        """Return how many reads each node has served, by the last tick."""
+        """Return the number of reads that each node has served by the last tick."""
         reads: dict[str, int] = await self.page.evaluate("() => rocketInspector.store.tick.reads")
         return reads
 
     async def until(self, condition: str, argument: object = None, timeout_ms: float = SOON_MS) -> None:
-        """Wait until an expression in the page's own language holds."""
+        """Wait until a JavaScript function returns true on the page."""
         await self.page.wait_for_function(condition, arg=argument, timeout=timeout_ms)
 
     def button(self, node: str, command: str) -> Any:
-        """Return the button of a node's card."""
+        """Return a button of a node's card."""
         return self.page.locator(f"article[data-node='{node}'] button[data-command='{command}']")
+
+    async def becomes_primary(self, name: str, before: str) -> None:
+        """Wait until the cards show one node as the primary, and another one as a replica."""
+        badge = "document.querySelector(`article[data-node='${name}'] .badge`).innerText"
+        await self.until(
+            f"(roles) => Object.entries(roles).every(([name, role]) => {badge} === role)",
+            {name: "primary", before: "replica"},
+            timeout_ms=PROMOTED_MS,
+        )
 
 
 @pytest_asyncio.fixture(scope="module")
 async def system() -> AsyncIterator[str]:
-    """Run the whole system with three replicas and traffic; give the address of the page."""
+    """Run the whole system with three replicas and traffic; yield the address of the page."""
     assert MISSING is None, MISSING
     with fresh_dir() as kept_dir:
-        flags = ("--replicas", "3", "--postgres-port", "0", "--api-port", "0", "--simulator-rate", "60")
+        flags = ("--replicas", "3", "--postgres-port", "0", "--api-port", "0", "--simulator-rate", f"{RATE}")
         async with running(kept_dir, "-m", "rocket", "run-all", *flags) as program:
             match = await program.prints(r"inspector: (http://\S+)")
             yield match[1]
 
 
-@contextlib.asynccontextmanager
-async def visiting(address: str, size: dict[str, int], scheme: Any = "light") -> AsyncIterator[Visit]:
-    """Open the page in a browser of its own."""
+@pytest_asyncio.fixture(scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """A browser for all tests."""
+    assert MISSING is None, MISSING
     from playwright.async_api import async_playwright  # noqa: PLC0415
 
     async with async_playwright() as playwright:
-        # Chromium's own sandbox does not work for root, as whom CI runs.
+        # Chromium's own sandbox does not work for root, the user in CI.
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            page = await browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
-            visit = Visit(page, address)
-            await page.goto(address)
-            await visit.until("() => rocketInspector.events > 50 && rocketInspector.store.tick")
-            yield visit
-            assert [] == visit.complaints
-            assert {address.split("/")[2]} == set(visit.hosts)
-        finally:
-            await browser.close()
+        yield browser
+        await browser.close()
+
+
+@contextlib.asynccontextmanager
+async def visiting(
+    browser: Browser, address: str, size: dict[str, int], scheme: Any = "light"
+) -> AsyncIterator[Visit]:
+    """Open the page in a profile of its own; undo afterwards what was done to the system."""
+    page = await browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+    visit = Visit(page, address)
+    try:
+        await page.goto(address)
+        await visit.until("() => rocketInspector.events > 50 && rocketInspector.store.tick")
+        yield visit
+        assert [] == visit.complaints
+        assert {address.split("/")[2]} == set(visit.hosts)
+    finally:
+        for command in ({"command": "heal"}, {"command": "simulator", "rate": RATE}):
+            answer = await page.request.post(f"{address}/control", data=command, headers=HEADERS)
+            assert answer.ok, await answer.text()
+        await page.close()
 
 
 @pytest_asyncio.fixture
-async def visit(system: str) -> AsyncIterator[Visit]:
-    """Open the page at the width of a desk."""
-    async with visiting(system, WIDE) as visit:
+async def visit(browser: Browser, system: str) -> AsyncIterator[Visit]:
+    """Open the page at the width of a desktop."""
+    async with visiting(browser, system, WIDE) as visit:
         yield visit
 
 
-async def test_the_diagram_moves_with_what_happens(visit: Visit) -> None:
-    """By itself, as drawn, until it is paused."""
+async def test_the_diagram_moves_until_it_is_paused(visit: Visit) -> None:
+    """Events continue to arrive while it is paused."""
     canvas = visit.page.locator("#canvas")
     before, right = await canvas.screenshot(), await visit.page.evaluate("() => rocketInspector.view.right")
     held = await visit.page.evaluate("() => rocketInspector.events")
@@ -144,8 +170,8 @@ async def test_a_replica_that_is_paused_falls_behind_and_reads_leave_it(visit: V
     await visit.until("(before) => rocketInspector.store.tick.reads.replica2 > before + 20", after["replica2"])
 
 
-async def test_the_same_clicks_are_stale_as_published_and_not_by_us(visit: Visit) -> None:
-    """The guided race: every stale read that the checker finds was routed as published."""
+async def test_the_guided_race_is_stale_as_published_and_not_under_never_stale(visit: Visit) -> None:
+    """Every stale read that the checker finds was routed as published."""
     await visit.page.locator("button[data-scenario='race']").click()
     await visit.until(
         "() => /never-stale: 0 of [1-9]\\d* reads stale/.test(document.querySelector('main').innerText)",
@@ -162,14 +188,14 @@ async def test_the_same_clicks_are_stale_as_published_and_not_by_us(visit: Visit
 
 
 async def test_a_scenario_leaves_room_for_what_it_shows(visit: Visit) -> None:
-    """Its description is there once, no other one is open, and above the diagram stands what goes on."""
+    """Its description appears once, no other one is open, and its progress is shown above the diagram."""
     other = visit.page.locator("#scenario-list summary").last
     await other.click()
     assert 1 == await visit.page.locator("#scenario-list details[open]").count()
     card = visit.page.locator(".scenario", has=visit.page.locator("[data-scenario='stampede']"))
     await visit.page.evaluate("() => scrollTo(0, document.body.scrollHeight)")
     await card.locator("button").click()
-    await visit.until(  # one that ended before is told of as well
+    await visit.until(  # the page also shows a scenario that ended before
         "(title) => document.querySelector('#playing.ended #playing-title')?.innerText === title",
         "Many reads right after one write",
         timeout_ms=PROMOTED_MS,
@@ -184,8 +210,8 @@ async def test_a_scenario_leaves_room_for_what_it_shows(visit: Visit) -> None:
     assert await visit.page.locator("#playing").is_hidden()
 
 
-async def test_back_to_live_is_at_the_scale_of_before(visit: Visit) -> None:
-    """However often the diagram has closed in on a read meanwhile."""
+async def test_back_to_live_restores_the_scale(visit: Visit) -> None:
+    """However often the diagram has zoomed to a read meanwhile."""
     await visit.page.locator("#zoom-out").click()
     before = await visit.page.evaluate("() => rocketInspector.view.span")
     for _ in range(2):
@@ -199,8 +225,8 @@ async def test_back_to_live_is_at_the_scale_of_before(visit: Visit) -> None:
     )
 
 
-async def test_what_was_believed_of_a_node_is_told_to_the_keyboard_too(visit: Visit) -> None:
-    """Lane by lane, at the time of the event that was stepped to."""
+async def test_the_keyboard_reaches_what_was_believed_of_a_node(visit: Visit) -> None:
+    """Lane by lane, at the time of the current event."""
     stage = visit.page.locator("#stage")
     await stage.press("ArrowRight")
     at = await visit.page.evaluate("() => rocketInspector.diagram.pinned.to")
@@ -215,25 +241,25 @@ async def test_what_was_believed_of_a_node_is_told_to_the_keyboard_too(visit: Vi
     assert at <= await visit.page.evaluate("() => rocketInspector.diagram.pinned.to")
 
 
-async def test_another_life_of_a_replica_is_told_to_the_keyboard_too(visit: Visit) -> None:
-    """It is out of the ordinary, and stepped to as such."""
+async def test_the_keyboard_reaches_another_incarnation_of_a_replica(visit: Visit) -> None:
+    """It is an unusual event."""
     await visit.button("replica1", "kill-backend").click()
-    await visit.until("() => rocketInspector.store.nodes[2].lives.length")
+    await visit.until("() => rocketInspector.store.nodes[2].incarnations.length")
     stage = visit.page.locator("#stage")
     for way in await visit.page.locator("#legend button").all():
-        await way.click()  # reads that waited are out of the ordinary, too
+        await way.click()  # reads that waited are unusual, too
     await stage.press("Space")
     for _ in range(20):
         await stage.press("ArrowDown")
         if "another incarnation" in await visit.page.locator("#card h3").inner_text():
             break
     else:
-        pytest.fail("it was not stepped to")
+        pytest.fail("no step led to it")
     await visit.until("() => rocketInspector.store.tick.states.replica1.state === 'up'")
 
 
-async def test_of_a_cluster_that_is_only_attached_to(visit: Visit) -> None:
-    """It says beside the buttons why they do nothing; the timeline it knows by the reign's name."""
+async def test_a_cluster_of_another_program_has_no_controls(visit: Visit) -> None:
+    """The page says why beside the buttons; it takes the timeline from the epoch's name."""
     hello = {
         "now": 1000, "zero": "2026-01-01T00:00:00Z", "nodes": ["primary", "replica0"], "routing": "never-stale",
         "controls": False, "no_controls": "No faults here.",
@@ -261,7 +287,7 @@ async def test_of_a_cluster_that_is_only_attached_to(visit: Visit) -> None:
 
 
 async def test_names_are_short_and_are_not_taken_for_roles(visit: Visit) -> None:
-    """Where users have no sessions they are named, and after a promotion a replica may be called 'primary'."""
+    """A user without a session is named, and after a promotion a replica may be named 'primary'."""
     words = await visit.page.evaluate(
         """async () => {
             const { named, shortName } = await import("/inspector/format.js");
@@ -279,14 +305,14 @@ async def test_names_are_short_and_are_not_taken_for_roles(visit: Visit) -> None
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_on_a_phone_nothing_sticks_out(system: str, scheme: str) -> None:
+async def test_the_page_fits_a_phone(browser: Browser, system: str, scheme: str) -> None:
     """No part of the page is wider than the screen."""
-    async with visiting(system, PHONE, scheme) as visit:
+    async with visiting(browser, system, PHONE, scheme) as visit:
         assert 0 == await visit.page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
 
 
-async def test_the_speed_shown_is_the_one_in_force(visit: Visit) -> None:
-    """Also when another one is refused; the first one is that of one client."""
+async def test_the_speed_shown_is_the_current_one(visit: Visit) -> None:
+    """Also after another one was refused; the slider begins with that of one client."""
     speed, shown = (
         visit.page.locator("#speed"),
         "(text) => document.querySelector('#speed-now').innerText === text",
@@ -307,10 +333,9 @@ async def test_the_speed_shown_is_the_one_in_force(visit: Visit) -> None:
 
 
 async def test_promotion_shows_a_new_primary(visit: Visit) -> None:
-    """Its card says so, and the old primary's says that it follows; it is the last test here."""
+    """Its card says so, and the old primary's says that it follows; then that is promoted again."""
     await visit.button("replica0", "promote").click()
-    await visit.until(
-        "() => document.querySelector(\"article[data-node='replica0'] .badge\").innerText === 'primary'"
-        " && document.querySelector(\"article[data-node='primary'] .badge\").innerText === 'replica'",
-        timeout_ms=PROMOTED_MS,
-    )
+    await visit.becomes_primary("replica0", before="primary")
+    await visit.until("() => rocketInspector.store.tick.states?.primary.state === 'up'", timeout_ms=PROMOTED_MS)
+    await visit.button("primary", "promote").click()
+    await visit.becomes_primary("primary", before="replica0")

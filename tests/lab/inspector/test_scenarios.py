@@ -1,33 +1,42 @@
-"""The guided scenarios show what they are there to show, and put everything back."""
+"""The guided scenarios show what they promise, and restore everything."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import re
+import socket
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
-from rocket.cluster import healing
+from rocket import Router
+from rocket.errors import RocketError
+from rocket.lab.api.app import build_app, serve
+from rocket.lab.api.users import UserFloors
 from rocket.lab.app import whole_system
-from rocket.lab.inspector import runner, scenario_context
+from rocket.lab.inspector.controls import Targets
+from rocket.lab.inspector.inspector import Inspector, Limits
 from rocket.lab.inspector.scenarios import SCENARIOS
 from rocket.lab.settings import Settings
-from rocket.lab.shutdown import Shutdown
-from tests.support.inspected import HEADERS, Viewer
+from rocket.lab.shutdown import Shutdown, background
+from tests.support.inspected import HEADERS, viewing
+from tests.support.servers import dsns, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rocket.cluster.cluster import LocalCluster
+    from tests.support.inspected import Viewer
 
 System = tuple["LocalCluster", aiohttp.ClientSession]
+INTERVAL_S = 0.25
 STALE = re.compile(r"([a-z-]+): (\d+) of \d+ reads stale")
-STOPPED = "Stopped before its end; what it had done is undone."
-CROWD = re.compile(
+STOPPED = "Stopped before its end; its changes are undone."
+STAMPEDE = re.compile(
     r"of (\d+) reads stale(?:, (\d+) told to try again \(503\))?; "
     r"(\d+) by replicas, (\d+) of them after a wait, and (\d+) by the primary\."
 )
@@ -38,29 +47,20 @@ async def system() -> AsyncIterator[System]:
     """A whole system of its own, which scenarios may turn upside down."""
     task = asyncio.current_task()
     assert task is not None
-    settings = Settings(replicas=2, postgres_port=0, api_port=0, observer_interval=0.25)
+    settings = Settings(replicas=2, postgres_port=0, api_port=0, observer_interval=INTERVAL_S)
     async with contextlib.AsyncExitStack() as stack:
         cluster, url, _ = await whole_system(settings, Shutdown(task), stack)
         yield cluster, await stack.enter_async_context(aiohttp.ClientSession(url))
 
 
-async def order(http: aiohttp.ClientSession, **order: object) -> int:
-    """Order something; return the status."""
-    async with http.post("/inspector/control", json=order, headers=HEADERS) as response:
+async def command(http: aiohttp.ClientSession, **command: object) -> int:
+    """Send a command; return the status."""
+    async with http.post("/inspector/control", json=command, headers=HEADERS) as response:
         return response.status
 
 
-@contextlib.asynccontextmanager
-async def looking(http: aiohttp.ClientSession) -> AsyncIterator[Viewer]:
-    """Look at the events."""
-    async with http.get("/inspector/events", timeout=aiohttp.ClientTimeout(total=60)) as response:
-        viewer = Viewer(response)
-        await viewer.read()
-        yield viewer
-
-
 async def outcome(viewer: Viewer, name: str) -> dict[str, Any]:
-    """Wait for the end of a scenario, however it ends."""
+    """Wait for the last event of a scenario."""
     async with asyncio.timeout(60):
         while True:
             for event in viewer.fresh:
@@ -73,8 +73,8 @@ async def outcome(viewer: Viewer, name: str) -> dict[str, Any]:
             await viewer.read()
 
 
-def assert_back_to_normal(cluster: LocalCluster, viewer: Viewer) -> None:
-    """Nothing is held back, and reads are routed as before."""
+def assert_restored(cluster: LocalCluster, viewer: Viewer) -> None:
+    """Assert that no fault is in force, and that reads are routed as before."""
     for node in cluster.nodes.values():
         assert (0, False, False, True) == (node.apply_delay_ms, node.cut, node.frozen, node.up.is_set())
     routings = [event["routing"] for event in viewer.fresh if event["kind"] == "routing"]
@@ -82,13 +82,13 @@ def assert_back_to_normal(cluster: LocalCluster, viewer: Viewer) -> None:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-async def test_a_scenario_shows_stale_reads_by_the_wrong_rule_only(system: System, name: str) -> None:
-    """What its verdict says, the checker says too."""
+async def test_a_scenario_shows_stale_reads_under_the_wrong_routing_only(system: System, name: str) -> None:
+    """Its verdict agrees with the checker."""
     cluster, http = system
-    async with looking(http) as viewer:
-        assert 200 == await order(http, command="scenario", name=name)
-        assert 409 == await order(http, command="scenario", name=name)
-        assert 409 == await order(http, command="routing", routing="random")
+    async with viewing(http) as viewer:
+        assert 200 == await command(http, command="scenario", name=name)
+        assert 409 == await command(http, command="scenario", name=name)
+        assert 409 == await command(http, command="routing", routing="random")
         end = await outcome(viewer, name)
     assert "ended" == end["phase"], end["text"]
     counts = {routing: int(count) for routing, count in STALE.findall(end["text"])}
@@ -97,96 +97,105 @@ async def test_a_scenario_shows_stale_reads_by_the_wrong_rule_only(system: Syste
     assert ("article" in counts, "random" in counts) == (name in {"race", "behind"}, name == "paused")
     found = sum(event["kind"] == "stale" for event in viewer.fresh)
     assert sum(counts.values()) == found
-    assert_back_to_normal(cluster, viewer)
+    assert_restored(cluster, viewer)
+    if name == "stampede":
+        match = STAMPEDE.search(end["text"])
+        assert match is not None, end["text"]
+        reads, refused, replicas, waited, primary = (int(number or 0) for number in match.groups())
+        assert reads == refused + replicas + primary
+        assert waited <= replicas
 
 
-async def test_the_verdict_on_many_reads_accounts_for_each_of_them(system: System) -> None:
-    """Those that a replica served, those of the primary, and those that were refused are all that there were."""
-    _, http = system
-    async with looking(http) as viewer:
-        assert 200 == await order(http, command="scenario", name="stampede")
-        end = await outcome(viewer, "stampede")
-    match = CROWD.search(end["text"])
-    assert match is not None, end["text"]
-    reads, refused, replicas, waited, primary = (int(number or 0) for number in match.groups())
-    assert reads == refused + replicas + primary
-    assert waited <= replicas
-
-
-async def test_to_heal_ends_a_scenario_and_puts_everything_back(system: System) -> None:
-    """In the middle of it."""
+async def test_heal_stops_a_scenario_and_restores_everything(system: System) -> None:
+    """In the middle of the scenario."""
     cluster, http = system
-    async with looking(http) as viewer:
-        assert 200 == await order(http, command="scenario", name="race")
-        while not any((event["kind"], event.get("name")) == ("fault", "delay") for event in viewer.fresh):
-            await viewer.read()
-        assert 200 == await order(http, command="heal")
+    async with viewing(http) as viewer:
+        assert 200 == await command(http, command="scenario", name="race")
+        await viewer.until("fault", name="delay")
+        assert 200 == await command(http, command="heal")
         end = await outcome(viewer, "race")
     assert ("stopped", STOPPED) == (end["phase"], end["text"])
-    assert_back_to_normal(cluster, viewer)
-    assert 409 != await order(http, command="routing", routing="never-stale")
+    assert_restored(cluster, viewer)
+    assert 409 != await command(http, command="routing", routing="never-stale")
 
 
-async def begun(http: aiohttp.ClientSession, viewer: Viewer) -> None:
-    """Play a scenario until it has switched the routing."""
-    assert 200 == await order(http, command="scenario", name="race")
+# --- when restoring fails, or takes long ---
+
+
+@dataclass(frozen=True, slots=True)
+class FaultyTargets(Targets):
+    """Targets whose `heal` waits, or fails."""
+
+    may_heal: asyncio.Event = field(default_factory=asyncio.Event)
+    failures: list[RocketError] = field(default_factory=list)
+
+    async def ask(self, command: str, **details: object) -> Any:
+        """Send a command to the cluster and return its answer."""
+        if command == "heal":
+            await self.may_heal.wait()
+            for failure in self.failures:
+                raise failure
+        return await Targets.ask(self, command, **details)
+
+
+@contextlib.asynccontextmanager
+async def second_api(cluster: LocalCluster, limits: Limits) -> AsyncIterator[tuple[FaultyTargets, System]]:
+    """Serve another API on a cluster, with an inspector whose `heal` can be held up."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    targets = FaultyTargets(f"http://127.0.0.1:{listener.getsockname()[1]}", cluster)
+    targets.may_heal.set()
+    async with (
+        await Router.open(dsns(cluster), UserFloors(), observer_interval_s=INTERVAL_S) as router,
+        background(router.observing(), "observer"),
+    ):
+        inspector = Inspector(router, targets, list(cluster.nodes), INTERVAL_S, limits=limits)
+        app = build_app(router, recorder=inspector.event_log.recorder)
+        async with inspector.serving(app), serve(app, listener), aiohttp.ClientSession(targets.url) as http:
+            await until(lambda: len(router.board.replicas) == len(cluster.replicas))
+            yield targets, (cluster, http)
+
+
+async def begin(http: aiohttp.ClientSession, viewer: Viewer) -> None:
+    """Play a scenario until it has changed the routing."""
+    assert 200 == await command(http, command="scenario", name="race")
     while not any(event["kind"] == "routing" for event in viewer.fresh):
         await viewer.read()
 
 
-async def test_reads_are_routed_as_before_also_if_not_every_node_is_healed(
-    system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One thing that cannot be put back does not keep the others from it, and is named."""
-    cluster, http = system
-
-    async def failing(*_: object) -> str:
-        raise healing.NotHealed("replica0 is not back")
-
-    async with looking(http) as viewer:
-        await begun(http, viewer)
-        with monkeypatch.context() as patch:
-            patch.setattr(healing, "heal", failing)
-            assert 409 == await order(http, command="heal")
-            end = await outcome(viewer, "race")
-        assert 200 == await order(http, command="heal")
-    assert "failed" == end["phase"]
-    assert "replica0 is not back" in end["text"]
-    assert_back_to_normal(cluster, viewer)
-
-
-async def test_to_heal_again_does_not_cancel_what_is_being_put_back(
-    system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is waited for, but not for long."""
-    cluster, http = system
-    heal, let_go = healing.heal, asyncio.Event()
-
-    async def held(*given: Any) -> str:
-        await let_go.wait()
-        return await heal(*given)
-
-    monkeypatch.setattr(runner, "_PATIENCE_S", 0.1)
-    async with looking(http) as viewer:
-        await begun(http, viewer)
-        monkeypatch.setattr(healing, "heal", held)
-        assert [504, 504] == [await order(http, command="heal") for _ in range(2)]
-        let_go.set()
+async def test_the_routing_is_restored_even_if_not_every_node_is_healed(system: System) -> None:
+    """One thing that cannot be restored does not keep the others from it, and is named."""
+    async with second_api(system[0], Limits()) as (targets, (cluster, http)), viewing(http) as viewer:
+        await begin(http, viewer)
+        targets.failures.append(RocketError("replica0 is not back"))
+        assert 409 == await command(http, command="heal")
         end = await outcome(viewer, "race")
-    assert ("stopped", STOPPED) == (end["phase"], end["text"])
-    assert_back_to_normal(cluster, viewer)
+        targets.failures.clear()
+        assert 200 == await command(http, command="heal")
+        assert "failed" == end["phase"]
+        assert "replica0 is not back" in end["text"]
+        assert_restored(cluster, viewer)
 
 
-async def test_a_scenario_that_comes_to_nothing_says_why_and_puts_everything_back(
-    system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Here the primary falls silent."""
-    monkeypatch.setattr(scenario_context, "_PATIENCE_S", 1.0)
-    cluster, http = system
-    async with looking(http) as viewer:
-        await begun(http, viewer)
+async def test_a_second_heal_does_not_cancel_what_is_being_restored(system: System) -> None:
+    """It waits for that, but not for long."""
+    limits = replace(Limits(), stop_timeout_s=0.1)
+    async with second_api(system[0], limits) as (targets, (cluster, http)), viewing(http) as viewer:
+        await begin(http, viewer)
+        targets.may_heal.clear()
+        assert [504, 504] == [await command(http, command="heal") for _ in range(2)]
+        targets.may_heal.set()
+        end = await outcome(viewer, "race")
+        assert ("stopped", STOPPED) == (end["phase"], end["text"])
+        assert_restored(cluster, viewer)
+
+
+async def test_a_scenario_that_fails_says_why_and_restores_everything(system: System) -> None:
+    """Here the primary stops answering."""
+    limits = replace(Limits(), step_timeout_s=1.0)
+    async with second_api(system[0], limits) as (_, (cluster, http)), viewing(http) as viewer:
+        await begin(http, viewer)
         cluster.primary.freeze()
         end = await outcome(viewer, "race")
-    assert "failed" == end["phase"]
-    assert end["text"].startswith("It came to nothing: ")
-    assert_back_to_normal(cluster, viewer)
+        assert "failed" == end["phase"]
+        assert end["text"].startswith("The scenario failed: ")
+        assert_restored(cluster, viewer)

@@ -1,10 +1,11 @@
-"""The events as viewers get them, and what viewers cannot do to others."""
+"""The stream of events, and what its viewers cannot do to others."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,28 +13,35 @@ import pytest
 from rocket.lab.api import app as api
 from rocket.lab.api.app import build_app, serve
 from rocket.lab.api.recorder import RequestRecord
-from rocket.lab.inspector import feed, stream
-from rocket.lab.inspector.event_log import Paced, Staged
+from rocket.lab.inspector.controls import Targets
+from rocket.lab.inspector.event_log import RateChanged, ScenarioStep
+from rocket.lab.inspector.feed import BATCH_S, CAPACITY
 from rocket.lab.inspector.inspector import Inspector
-from rocket.lab.inspector.targets import Targets
-from tests.support.inspected import DEADLINE_S, Inspected, looking
+from tests.support.inspected import DEADLINE_S, QUICK, viewing
+from tests.support.servers import until
 from tests.support.user import User
 
 if TYPE_CHECKING:
     from rocket import Router
+    from tests.support.inspected import Client, Inspected
 
 AN_HOUR_S = 3600.0
 
 
-def paces(inspected: Inspected, *rates: float) -> None:
-    """Note some happenings that can be told apart."""
+def change_rate(inspected: Inspected, *rates: float) -> None:
+    """Log entries that can be distinguished."""
     for rate in rates:
-        inspected.journal.add(Paced(time.monotonic(), rate))
+        inspected.event_log.add(RateChanged(time.monotonic(), rate))
 
 
-async def test_a_viewer_is_told_of_a_write_and_of_the_read_after_it(inspected: Inspected, email: str) -> None:
-    """With where it went, by which floor, and what the replicas had."""
-    async with looking(inspected.client) as viewer:
+def huge_step(phase: str = "") -> ScenarioStep:
+    """Return an entry whose event is large."""
+    return ScenarioStep(time.monotonic(), "huge", phase, "x" * 100_000)
+
+
+async def test_a_viewer_receives_a_write_and_the_read_after_it(inspected: Inspected, email: str) -> None:
+    """With the node, the floor, and the positions of the replicas."""
+    async with viewing(inspected.client) as viewer:
         user = User(inspected.client, email)
         await user.join()
         ride = await user.write()
@@ -44,17 +52,17 @@ async def test_a_viewer_is_told_of_a_write_and_of_the_read_after_it(inspected: I
     assert {"replica0", "replica1"} == {one["name"] for one in read["candidates"]}
     assert {"not-caught-up"} == {one["obstacle"] for one in read["candidates"]}
     assert ("primary", "not-caught-up", True) == (read["node"], read["reason"], read["found"])
-    assert write["lsn"] in read["words"]
+    assert write["lsn"] in read["explanation"]
     assert write["done"] <= read["at"] <= read["decided"] <= read["done"]
 
 
-async def test_who_comes_back_is_told_all_that_was_missed(inspected: Inspected) -> None:
-    """By the id of the last event that was read."""
-    async with looking(inspected.client) as viewer:
-        paces(inspected, 1.0)
+async def test_a_viewer_that_reconnects_receives_what_it_missed(inspected: Inspected) -> None:
+    """By the id of the last event that it received."""
+    async with viewing(inspected.client) as viewer:
+        change_rate(inspected, 1.0)
         await viewer.until("simulator", rate=1.0)
-    paces(inspected, 2.0, 3.0)
-    async with looking(inspected.client, viewer.last_id) as again:
+    change_rate(inspected, 2.0, 3.0)
+    async with viewing(inspected.client, viewer.last_id) as again:
         await again.until("simulator", rate=3.0)
     assert again.hellos[0]["resumed"]
     numbers = [event["id"] for event in (*viewer.events, *again.events)]
@@ -62,69 +70,66 @@ async def test_who_comes_back_is_told_all_that_was_missed(inspected: Inspected) 
 
 
 @pytest.mark.parametrize("run", ["-feedbeef", "", "x", "0" * 99])
-async def test_who_comes_from_somewhere_else_is_told_so(inspected: Inspected, run: str) -> None:
-    """An id of another run, or none of ours, is no place to go on from."""
-    async with looking(inspected.client) as viewer:
-        paces(inspected, 1.0)
+async def test_a_viewer_with_an_unknown_id_cannot_resume(inspected: Inspected, run: str) -> None:
+    """The id is of another process, or malformed."""
+    async with viewing(inspected.client) as viewer:
+        change_rate(inspected, 1.0)
         await viewer.until("simulator", rate=1.0)
-        async with looking(inspected.client, viewer.last_id.partition("-")[0] + run) as other:
+        async with viewing(inspected.client, viewer.last_id.partition("-")[0] + run) as other:
             assert not other.hellos[0]["resumed"]
 
 
-async def test_who_was_away_for_too_long_is_told_so(inspected: Inspected) -> None:
-    """What lies between is gone."""
-    async with looking(inspected.client) as first, looking(inspected.client) as viewer:
-        paces(inspected, 1.0)
+async def test_a_viewer_that_was_away_too_long_cannot_resume(inspected: Inspected) -> None:
+    """Some of the events that it missed are no longer kept."""
+    async with viewing(inspected.client) as first, viewing(inspected.client) as viewer:
+        change_rate(inspected, 1.0)
         await viewer.until("simulator", rate=1.0)
         viewer.response.close()
         for _ in range(2):
-            paces(inspected, *map(float, range(2, 2 + feed.KEPT // 2)), 1.5)
+            change_rate(inspected, *map(float, range(2, 2 + CAPACITY // 2)), 1.5)
             await first.until("simulator", rate=1.5)
             first.events.clear()
-        async with looking(inspected.client, viewer.last_id) as again:
+        async with viewing(inspected.client, viewer.last_id) as again:
             assert not again.hellos[0]["resumed"]
 
 
-async def test_what_happened_while_nobody_looked_is_not_taken_for_nothing(
-    inspected: Inspected, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Some time after the last viewer has gone, events are no longer made."""
-    async with looking(inspected.client) as viewer:
-        paces(inspected, 1.0)
+@pytest.mark.parametrize("limits", [replace(QUICK, idle_s=0.0)])
+async def test_a_viewer_cannot_resume_after_the_feed_was_idle(inspected: Inspected) -> None:
+    """Some time after the last viewer has left, no further events are made."""
+    async with viewing(inspected.client) as viewer:
+        change_rate(inspected, 1.0)
         await viewer.until("simulator", rate=1.0)
-        monkeypatch.setattr(feed, "_STAYS_WARM_S", 0.0)
-    await asyncio.sleep(4 * feed.BEAT_S)
-    async with looking(inspected.client, viewer.last_id) as again:
+    await until(lambda: not inspected.event_log.is_recording, DEADLINE_S)
+    async with viewing(inspected.client, viewer.last_id) as again:
         assert not again.hellos[0]["resumed"]
 
 
-async def test_a_viewer_is_told_when_more_happened_than_can_be_told(inspected: Inspected) -> None:
-    """It is greeted anew, and goes on from there."""
-    async with looking(inspected.client) as viewer:
-        paces(inspected, *map(float, range(20_000)))
+async def test_a_viewer_is_greeted_again_when_events_were_dropped(inspected: Inspected) -> None:
+    """More happened than can be sent; it continues from there."""
+    async with viewing(inspected.client) as viewer:
+        change_rate(inspected, *map(float, range(20_000)))
         async with asyncio.timeout(DEADLINE_S):
             while len(viewer.hellos) == 1:
                 await viewer.read()
         assert not viewer.hellos[1]["resumed"]
-        paces(inspected, 0.5)
+        change_rate(inspected, 0.5)
         await viewer.until("simulator", rate=0.5)
 
 
 async def test_too_many_requests_are_thinned_and_counted(inspected: Inspected, email: str) -> None:
-    """Each is either told or counted."""
-    journal = inspected.journal
-    journal.listen()
+    """Each request is either sent or counted."""
+    log = inspected.event_log
+    log.start_recording()
     user = User(inspected.client, email)
     await user.join()
     ride = await user.write()
     await user.read(ride)
-    (told,) = [each for _, each in journal.since(journal.begin) if getattr(each, "detail", None) == ride]
-    assert isinstance(told, RequestRecord)
-    async with looking(inspected.client) as viewer:
+    (record,) = [each for _, each in log.since(log.begin) if getattr(each, "detail", None) == ride]
+    assert isinstance(record, RequestRecord)
+    async with viewing(inspected.client) as viewer:
         for _ in range(1000):
-            assert journal.audience.witness is not None
-            journal.audience.witness(told)
-        paces(inspected, 7.0)
+            log.record(record)
+        change_rate(inspected, 7.0)
         await viewer.until("simulator", rate=7.0)
         await viewer.until("skipped")
     shown = sum(event["kind"] == "read" for event in viewer.events)
@@ -133,20 +138,25 @@ async def test_too_many_requests_are_thinned_and_counted(inspected: Inspected, e
     assert 0 < shown <= 100
 
 
-async def test_there_is_room_for_so_many_viewers(inspected: Inspected, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One more is turned away; when one has gone, there is room again."""
-    monkeypatch.setattr(stream, "_MOST_VIEWERS", 1)
-    async with looking(inspected.client), inspected.client.get("/inspector/events") as response:
-        assert 503 == response.status
+async def wait_for_room(client: Client) -> None:
+    """Wait until another viewer is admitted."""
     async with asyncio.timeout(DEADLINE_S):
         while True:
-            async with inspected.client.get("/inspector/events") as response:
+            async with client.get("/inspector/events") as response:
                 if response.status == 200:
-                    break
+                    return
 
 
-def deaf(port: int) -> socket.socket:
-    """Ask for the events, and never read them."""
+@pytest.mark.parametrize("limits", [replace(QUICK, max_viewers=1)])
+async def test_the_number_of_viewers_is_limited(inspected: Inspected) -> None:
+    """One more is refused; when one has left, there is room again."""
+    async with viewing(inspected.client), inspected.client.get("/inspector/events") as response:
+        assert 503 == response.status
+    await wait_for_room(inspected.client)
+
+
+def deaf_viewer(port: int) -> socket.socket:
+    """Request the events, and never read them."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(("127.0.0.1", port))
@@ -154,47 +164,40 @@ def deaf(port: int) -> socket.socket:
     return client
 
 
-async def test_who_does_not_listen_holds_up_nobody_and_is_dropped(
-    inspected: Inspected, email: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Reads go on, and others are told, while its buffers are full; then its connection is ended."""
-    monkeypatch.setattr(stream, "_WRITE_S", 0.5)
-    monkeypatch.setattr(stream, "_MOST_VIEWERS", 2)
+@pytest.mark.parametrize("limits", [replace(QUICK, write_timeout_s=0.5, max_viewers=2)])
+async def test_a_viewer_that_does_not_read_delays_no_one_and_is_dropped(inspected: Inspected, email: str) -> None:
+    """Reads continue, and other viewers are served, while its buffers are full; then its connection is ended."""
     user = User(inspected.client, email)
     await user.join()
     ride = await user.write()
     assert inspected.client.port is not None
-    with deaf(inspected.client.port):
-        async with looking(inspected.client) as viewer:
+    with deaf_viewer(inspected.client.port):
+        async with viewing(inspected.client) as viewer:
             for number in range(200):
-                inspected.journal.add(Staged(time.monotonic(), "loud", f"{number}", "x" * 100_000))
+                inspected.event_log.add(huge_step(f"{number}"))
             await viewer.until("scenario", phase="199")
             assert 200 == await user.read(ride)
             await viewer.until("read", ride=ride)
-            async with asyncio.timeout(DEADLINE_S):
-                while True:
-                    async with inspected.client.get("/inspector/events") as response:
-                        if response.status == 200:
-                            break
+            await wait_for_room(inspected.client)
 
 
-@pytest.mark.parametrize("listens", [True, False])
-async def test_the_end_waits_for_no_viewer(
-    router: Router[str], monkeypatch: pytest.MonkeyPatch, *, listens: bool
+@pytest.mark.parametrize("reads", [True, False])
+async def test_shutdown_waits_for_no_viewer(
+    router: Router[str], monkeypatch: pytest.MonkeyPatch, *, reads: bool
 ) -> None:
-    """Neither for one that is told all there is, nor for one that does not take it."""
-    for module, name in ((api, "_DRAIN_S"), (stream, "_WRITE_S"), (stream, "_HEARTBEAT_S")):
-        monkeypatch.setattr(module, name, AN_HOUR_S)
-    inspector = Inspector(router, Targets(""), [], 0.5)
+    """Neither for one that has received everything, nor for one that does not read."""
+    monkeypatch.setattr(api, "_DRAIN_S", AN_HOUR_S)
+    limits = replace(QUICK, write_timeout_s=AN_HOUR_S, heartbeat_s=AN_HOUR_S)
+    inspector = Inspector(router, Targets(""), [], 0.5, limits=limits)
     app = build_app(router)
     listener = socket.create_server(("127.0.0.1", 0))
     async with asyncio.timeout(DEADLINE_S), inspector.serving(app):
         async with serve(app, listener):
-            client = deaf(listener.getsockname()[1])
+            client = deaf_viewer(listener.getsockname()[1])
             client.setblocking(False)
             loop = asyncio.get_running_loop()
             assert (await loop.sock_recv(client, 15)).startswith(b"HTTP/1.1 200")
-            for _ in range(0 if listens else 200):
-                inspector.journal.add(Staged(time.monotonic(), "loud", "", "x" * 100_000))
-            await asyncio.sleep(3 * feed.BEAT_S)  # it is full by then
+            for _ in range(0 if reads else 200):
+                inspector.event_log.add(huge_step())
+            await asyncio.sleep(3 * BATCH_S)  # its buffers are full by then
         client.close()

@@ -15,7 +15,7 @@ export function ticksOf(view, zeroMs) {
   const unit = step >= 1000 ? step : step >= 1 ? 1000 : 1;
   const digits = unit >= 1000 ? 0 : 3;
   const ticks = [];
-  // Ticks are round on the wall clock, not on the journal's.
+  // Ticks are at round times of the wall clock, not of the event log.
   const shift = zeroMs % Math.max(60000, unit);
   const first = Math.ceil((view.left + shift) / step);
   const last = Math.floor((view.right + shift) / step);

@@ -1,58 +1,58 @@
 // @ts-check
-// The card of one event: its record in words first, then its fields.
+// The card of one event: its explanation first, then its fields.
 
 import { make } from "./dom.js";
 import { bytes, clock, duration, named, offset, parseLsn } from "./format.js";
 import { flagOf } from "./paint-frame.js";
 import { FAILED, WAYS } from "./palette.js";
 
-/** The heading and the words of an item, also for a screen reader. */
-export function wordsOf(store, item) {
+/** The heading and the text of an item, also for a screen reader. */
+export function describeItem(store, item) {
   const record = recordOf(store, item);
   if (item.kind === "read" && record) {
     const way = WAYS[store.reads.get("way", item.row)];
     const what = record.request === "list" ? "List of rides" : `Read of ride ${record.ride ?? "?"}`;
     const verdict = store.stale.find((one) => one.read === item.id);
-    return { title: `${what}, ${named(record.node, record.role)}, ${way.words}`, words: verdict ? `${verdict.text} ${record.words}` : record.words, record };
+    return { title: `${what}, ${named(record.node, record.role)}, ${way.words}`, text: verdict ? `${verdict.text} ${record.explanation}` : record.explanation, record };
   }
   if (item.kind === "write" && record) {
     const what = record.request === "join" ? "New user" : `Write of ride ${record.ride ?? "?"}`;
     const went = record.outcome === "ok" ? `committed on ${named(record.node, "primary")}` : record.outcome === "fail" ? "failed" : "outcome unknown";
-    return { title: `${what}, ${went}`, words: record.words, record };
+    return { title: `${what}, ${went}`, text: record.explanation, record };
   }
   if (item.kind === "mark") {
     const { event } = item;
-    const said = event.said ?? event.text ?? (event.kind === "skipped" ? "Reads and writes that were not sent here, because there were too many to show." : event.kind === "routing" ? `Reads are routed as ${event.routing} from here on, before as ${event.before}.` : "");
-    return { title: flagOf(event) + (event.ok === false ? " (refused)" : ""), words: said, record: null };
+    const text = event.said ?? event.text ?? (event.kind === "skipped" ? "Reads and writes that were not sent to this page, because there were too many to show." : event.kind === "routing" ? `Reads are routed as ${event.routing} from here on, before as ${event.before}.` : "");
+    return { title: flagOf(event) + (event.ok === false ? " (refused)" : ""), text, record: null };
   }
-  if (item.kind === "life") return { title: `${store.nodes[item.node].name} in another incarnation`, words: `Its server process began anew since the look before. ${item.life.before} became ${item.life.now}; what was known of it no longer counts.`, record: null };
-  if (item.kind === "lane") return laneWords(store, item);
-  return { title: "No longer remembered", words: "", record: null };
+  if (item.kind === "incarnation") return { title: `${store.nodes[item.node].name} in another incarnation`, text: `Its startup process was replaced since the last status. ${item.incarnation.before} became ${item.incarnation.now}; earlier statuses of it no longer count.`, record: null };
+  if (item.kind === "lane") return describeLane(store, item);
+  return { title: "No longer kept", text: "", record: null };
 }
 
 const recordOf = (store, item) => (item.kind === "read" ? store.record(store.reads, item.row) : item.kind === "write" ? store.record(store.writes, item.row) : null);
 
-/** What was believed of a replica at a moment, and what later looks prove. */
-function laneWords(store, item) {
+/** What the board said of a replica at a moment, and what later statuses prove. */
+function describeLane(store, item) {
   const node = store.nodes[item.node];
   const primary = store.primaryAt(item.to);
   const flush = store.flush.last(item.to);
   const at = flush >= store.flush.head ? store.flush.get("lsn", flush) : NaN;
-  if (item.node === primary) return { title: named(node.name, "primary"), words: Number.isNaN(at) ? "Nothing is known of it then." : `Known to have flushed ${lsnText(at)} by then.`, record: null };
+  if (item.node === primary) return { title: named(node.name, "primary"), text: Number.isNaN(at) ? "Nothing was known of it then." : `Known to have flushed ${lsnText(at)} by then.`, record: null };
   const belief = node.beliefs.last(item.to);
   const believed = belief >= node.beliefs.head ? node.beliefs.get("lsn", belief) : NaN;
   const title = named(node.name, "replica");
-  if (Number.isNaN(believed)) return { title, words: "The board had no status of it then: it served no read.", record: null };
-  const look = node.looks.find(item.to, true);
-  const proves = look < node.looks.tail && node.endAfter(item.to) > node.looks.get("t", look);
-  const next = proves ? node.looks.get("lsn", look) : NaN;
+  if (Number.isNaN(believed)) return { title, text: "The board had no status of it then: it served no read.", record: null };
+  const proof = node.proofs.find(item.to, true);
+  const proves = proof < node.proofs.tail && node.endAfter(item.to) > node.proofs.get("t", proof);
+  const next = proves ? node.proofs.get("lsn", proof) : NaN;
   const age = item.to - node.beliefs.get("t", belief);
-  const seen = `The observer believed it ${at > believed ? `${bytes(at - believed)} behind` : "caught up"}, from a look ${duration(age)} old.`;
-  let truth = "No later look proves more.";
+  const believedText = `The observer believed it ${at > believed ? `${bytes(at - believed)} behind` : "caught up"}, from a status ${duration(age)} old.`;
+  let truth = "No later status proves more.";
   if (next < believed) truth = `In truth it was at or before ${lsnText(next)}: ${bytes(believed - next)} less than believed.`;
-  else if (next >= at) truth = `The next look, ${duration(node.looks.get("t", look) - item.to)} later, had it all.`;
-  else if (!Number.isNaN(next)) truth = `The next look, ${duration(node.looks.get("t", look) - item.to)} later, still lacked ${bytes(at - next)} of it.`;
-  return { title, words: `${seen} ${truth}`, record: null };
+  else if (next >= at) truth = `The next status, ${duration(node.proofs.get("t", proof) - item.to)} later, had it all.`;
+  else if (!Number.isNaN(next)) truth = `The next status, ${duration(node.proofs.get("t", proof) - item.to)} later, still lacked ${bytes(at - next)} of it.`;
+  return { title, text: `${believedText} ${truth}`, record: null };
 }
 
 const lsnText = (lsn) => `${Math.floor(lsn / 4294967296).toString(16).toUpperCase()}/${(lsn % 4294967296).toString(16).toUpperCase()}`;
@@ -64,11 +64,11 @@ export class Card {
     this.earlier = make("button", { type: "button", text: "← earlier", title: "The event before (left arrow in the diagram)", onclick: () => onstep(-1) });
     this.later = make("button", { type: "button", text: "later →", title: "The event after (right arrow in the diagram)", onclick: () => onstep(1) });
     this.shown = "";
-    /** Pixels to the right of an item that stay free: the word STALE is there. */
+    /** Pixels to the right of an item that stay free, for the word STALE. */
     this.gap = 22;
   }
 
-  /** Shows an item (null: nothing) beside the stretch that it takes up in the diagram. */
+  /** Shows an item (null: nothing) beside its place in the diagram. */
   show(item, pinned, from, to, y) {
     const key = item ? `${item.kind} ${item.id} ${item.node} ${item.to} ${pinned} ${item.row !== undefined && item.kind === "read" ? this.store.reads.get("way", item.row) : ""}` : "";
     if (!item) {
@@ -82,7 +82,7 @@ export class Card {
     this.place(from, to, y);
   }
 
-  /** Fills the card anew, where it is. */
+  /** Fills the card again without moving it. */
   refresh(item) {
     if (!this.element.hidden) this.fill(item, false);
   }
@@ -98,14 +98,14 @@ export class Card {
   }
 
   fill(item, pinned) {
-    const { title, words, record } = wordsOf(this.store, item);
+    const { title, text, record } = describeItem(this.store, item);
     const way = item.kind === "read" ? WAYS[this.store.reads.get("way", item.row)] : null;
     this.gap = way?.name === "stale" ? 66 : 22;
     this.element.className = `card ${way ? `way-${way.name}` : `of-${item.kind}`}${pinned ? " pinned" : ""}`;
     const head = make("header", {}, make("h3", { text: title }));
     if (pinned) head.append(this.close);
     this.element.replaceChildren(head);
-    if (words) this.element.append(make("p", { class: "words", text: words }));
+    if (text) this.element.append(make("p", { class: "words", text }));
     if (record) this.element.append(...(item.kind === "read" ? this.read(record, item) : this.write(record, item)));
     else this.element.append(fields([["at", this.wall(item.to)]]));
     if (pinned && item.kind !== "lane") this.element.append(make("footer", {}, this.earlier, this.later));
@@ -118,7 +118,7 @@ export class Card {
   read(record, item) {
     const failed = this.store.reads.get("way", item.row) === FAILED;
     const rows = [
-      who(record),
+      sessionOf(record),
       ["arrived", this.wall(record.at)],
       ["decided", record.decided === null ? null : offset(record.decided - record.at)],
       ["done", offset(record.done - record.at)],
@@ -128,13 +128,13 @@ export class Card {
       ["status", failed || record.status !== 200 ? record.status : null],
       ["error", record.error],
       ["floor", floors(record)],
-      ["shown at", shown(record)],
+      ["replayed", replayed(record)],
       ["found", record.found === null || record.found === undefined ? null : record.found ? "yes" : "no"],
       ["on the page", record.rides === null || record.rides === undefined ? null : `${record.rides} rides`],
     ];
     const parts = [fields(rows)];
     if (record.candidates && record.candidates.length) parts.push(candidates(record));
-    for (const one of record.tried || []) parts.push(make("p", { class: "tried" }, make("b", { text: `${one.node} failed it: ` }), one.error));
+    for (const one of record.tried || []) parts.push(make("p", { class: "tried" }, make("b", { text: `${one.node} failed: ` }), one.error));
     parts.push(tokens(record));
     return parts;
   }
@@ -142,7 +142,7 @@ export class Card {
   write(record, item) {
     const { writes, nodes } = this.store;
     const rows = [
-      who(record),
+      sessionOf(record),
       ["arrived", this.wall(record.at)],
       ["done", offset(record.done - record.at)],
       ["flush LSN", record.lsn],
@@ -159,28 +159,28 @@ export class Card {
         body.append(make("tr", {}, make("th", { scope: "row", text: node.name }), make("td", { text: when })));
       }
     }
-    const table = make("table", {}, make("caption", { text: "Replayed between two looks, after it was acknowledged" }), body);
+    const table = make("table", {}, make("caption", { text: "Replayed between two statuses, after it was acknowledged" }), body);
     return [fields(rows), body.childElementCount ? table : null, tokens(record)].filter(Boolean);
   }
 }
 
-/** The session, and its user; who sends no token has none. */
-function who(record) {
+/** The session and its user; a user who sends no token has no session. */
+function sessionOf(record) {
   return record.session === `user ${record.subject}` ? ["user", record.subject] : ["session", `${record.session} (${record.subject})`];
 }
 
 function floors(record) {
   if (record.floor) return record.floor;
-  return record.write_floor ? `${record.write_floor} (not asked for under ${record.routing})` : null;
+  return record.write_floor ? `${record.write_floor} (ignored under ${record.routing})` : null;
 }
 
-/** The position that the replica named with its answer, against the floor. */
-function shown(record) {
-  if (!record.shown_lsn) return null;
+/** The replay LSN that the replica reported with its answer, against the floor. */
+function replayed(record) {
+  if (!record.replayed_lsn) return null;
   const floor = parseLsn(record.floor ?? record.write_floor);
-  if (Number.isNaN(floor)) return record.shown_lsn;
-  const over = parseLsn(record.shown_lsn) - floor;
-  return `${record.shown_lsn} (${over >= 0 ? `${bytes(over)} past the floor` : `${bytes(-over)} below the floor`})`;
+  if (Number.isNaN(floor)) return record.replayed_lsn;
+  const over = parseLsn(record.replayed_lsn) - floor;
+  return `${record.replayed_lsn} (${over >= 0 ? `${bytes(over)} past the floor` : `${bytes(-over)} below the floor`})`;
 }
 
 function fields(rows) {

@@ -1,5 +1,5 @@
 // @ts-check
-// The routing switch, the simulator's speed, and healing everything.
+// The routing switch, the simulator's rate, and Heal all.
 
 import { byId, make, setText } from "./dom.js";
 
@@ -8,7 +8,7 @@ const RATES = [null, 0, 1, 2, 5, 10, 20, 50, 100, 200, 500];
 
 const ROUTINGS = {
   "never-stale": "to a replica that has replayed the session's floor, else a short wait, else the primary",
-  article: "as published: the floor lies before the commit record, and a status may be of an earlier life",
+  article: "as published: the floor lies before the commit record, and a status may be of an earlier incarnation",
   random: "to any replica, whatever it has replayed",
   primary: "always to the primary",
 };
@@ -49,7 +49,7 @@ export class Controls {
     if (!(await this.send({ command: "simulator", rate }, speed))) this.showRate(this.rate);
   }
 
-  /** Shows which routing is in force, with a warning unless it is never-stale. */
+  /** Shows the current routing, with a warning unless it is never-stale. */
   showRouting(routing) {
     this.routing = routing;
     for (const input of byId("routing-choices").querySelectorAll("input")) input.checked = input.value === routing;
@@ -62,7 +62,7 @@ export class Controls {
       : `Routing is “${routing}”, not never-stale: stale reads are to be expected.`);
   }
 
-  /** Shows the rate that is in force, or the nearest one there is. */
+  /** Shows the current rate, at the nearest step of the slider. */
   showRate(rate) {
     this.rate = rate;
     const speed = byId("speed");

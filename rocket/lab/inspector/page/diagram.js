@@ -1,6 +1,6 @@
 // @ts-check
-// The space-time diagram: one loop that shows the sheet on which it is painted, slid along with the clock, and has it
-// painted anew when something has changed.
+// The space-time diagram: a loop that shows the painted sheet, shifted along with the clock, and repaints it when
+// something has changed.
 
 import { make, setAttribute, setText, sizedContext } from "./dom.js";
 import { shortName } from "./format.js";
@@ -8,7 +8,7 @@ import { writesOf } from "./items.js";
 import { Lanes } from "./lanes.js";
 import { paintCommits } from "./paint-commits.js";
 import { paintAnchor, paintCrosshair, paintFlags, paintGrid, paintNow, paintRouting } from "./paint-frame.js";
-import { paintBands, paintLooks, paintNames, paintRails, paintSpans } from "./paint-nodes.js";
+import { paintBands, paintStatuses, paintNames, paintBaselines, paintSpans } from "./paint-nodes.js";
 import { paintReads } from "./paint-reads.js";
 import { WAYS, stamp } from "./palette.js";
 import { Sheet } from "./sheet.js";
@@ -18,7 +18,7 @@ export class Diagram {
     Object.assign(this, { canvas, labels, store, view, palette });
     this.lanes = new Lanes();
     this.hidden = new Set();
-    /** What the pointer is on, and what is pinned. */
+    /** The items under the pointer, and pinned. */
     this.hover = null;
     this.pinned = null;
     this.pointerX = null;
@@ -45,11 +45,11 @@ export class Diagram {
     this.canvas.style.height = `${this.lanes.height}px`;
     this.labels.style.height = `${this.lanes.height}px`;
     this.labels.replaceChildren();
-    this.seen = this.sheet.look = "";
+    this.seen = this.sheet.appearance = "";
     this.nodeLabels = this.store.nodes.map((node) => {
       const role = make("span", { class: "role" });
       const label = make("li", { class: "node-label" }, make("b", { text: node.name }), role);
-      label.style.top = `${this.lanes.roof(node.number)}px`;
+      label.style.top = `${this.lanes.laneTop(node.number)}px`;
       label.style.height = `${this.lanes.node}px`;
       this.labels.append(label);
       return { label, role };
@@ -67,16 +67,16 @@ export class Diagram {
     requestAnimationFrame(this.frame);
     const { view, store } = this;
     view.advance();
-    const look = `${view.span} ${this.palette.version} ${this.hover?.kind}${this.hover?.id} ${this.pinned?.kind}${this.pinned?.id} ${this.pinned?.node} ${this.pinned?.to} ${this.canvas.clientWidth} ${window.devicePixelRatio} ${[...this.hidden]}`;
-    const state = `${look} ${view.left} ${store.version} ${this.pointerX}`;
+    const appearance = `${view.span} ${this.palette.version} ${this.hover?.kind}${this.hover?.id} ${this.pinned?.kind}${this.pinned?.id} ${this.pinned?.node} ${this.pinned?.to} ${this.canvas.clientWidth} ${window.devicePixelRatio} ${[...this.hidden]}`;
+    const state = `${appearance} ${view.left} ${store.version} ${this.pointerX}`;
     if (document.hidden || state === this.seen || !store.nodes.length) return;
     const sized = sizedContext(this.canvas);
     if (!sized) return;
     this.seen = state;
     const began = performance.now();
     view.width = sized.width;
-    if (this.sheet.isStale(view, look, store.version)) {
-      this.paint(this.sheet.begin(sized, view, look, store.version));
+    if (this.sheet.isStale(view, appearance, store.version)) {
+      this.paint(this.sheet.begin(sized, view, appearance, store.version));
       this.nameLanes();
     }
     this.draw(sized);
@@ -85,7 +85,7 @@ export class Diagram {
     for (const listener of this.afterDraw) listener();
   }
 
-  /** What every frame shows: the sheet, and what moves on its own. */
+  /** Draws a frame: the sheet, and what moves independently of it. */
   draw({ context, width, height }) {
     const { scene, view } = this;
     scene.pen = context;
@@ -95,7 +95,7 @@ export class Diagram {
     if (this.pointerX !== null) paintCrosshair(scene, this.pointerX, this.pinned, this.zeroMs);
   }
 
-  /** The whole scene, on the sheet. */
+  /** Paints everything on the sheet. */
   paint({ context, height, stretch }) {
     const { scene, view, store, palette } = this;
     scene.pen = context;
@@ -107,11 +107,11 @@ export class Diagram {
     context.fillRect(0, 0, stretch.width, height);
     paintRouting(scene);
     paintGrid(scene, this.zeroMs);
-    paintRails(scene);
+    paintBaselines(scene);
     paintSpans(scene);
     paintBands(scene);
-    paintLooks(scene);
-    this.paintTenures(scene);
+    paintStatuses(scene);
+    this.paintAssignments(scene);
     paintCommits(scene);
     paintReads(scene);
     paintNames(scene);
@@ -120,24 +120,24 @@ export class Diagram {
     scene.view = view;
   }
 
-  /** Wall clock, in milliseconds, at the journal's zero. */
+  /** The wall clock, in milliseconds, at the event log's zero. */
   get zeroMs() {
     return this.zero ?? 0;
   }
 
-  /** Where a lane passes from one session to another. */
-  paintTenures({ pen, view, store, lanes, palette }) {
+  /** Names the sessions on their lanes, where each begins. */
+  paintAssignments({ pen, view, store, lanes, palette }) {
     pen.font = "10px ui-monospace, Menlo, Consolas, monospace";
     pen.textBaseline = "middle";
     pen.textAlign = "left";
     pen.fillStyle = palette.muted;
     const each = pen.measureText("0").width;
-    store.sessions.tenures.forEach((tenures, lane) => {
+    store.sessions.assignments.forEach((assignments, lane) => {
       let free = -Infinity;
       const y = lanes.session(lane);
-      for (const tenure of tenures) {
-        const x = view.x(tenure.from);
-        const name = shortName(tenure.name);
+      for (const assignment of assignments) {
+        const x = view.x(assignment.from);
+        const name = shortName(assignment.name);
         if (x > view.width || x + name.length * each < 0) continue;
         pen.fillRect(x - 3, y - 6, 1, 12);
         if (x < free) continue;
@@ -147,7 +147,7 @@ export class Diagram {
     });
   }
 
-  /** The labels at the left: roles, and whose each session lane is at the right edge of what is on show. */
+  /** Updates the labels at the left: roles, and the session of each lane at the right edge of the view. */
   nameLanes() {
     const { view, store } = this;
     const primary = store.primaryAt(view.right);
@@ -157,9 +157,9 @@ export class Diagram {
       label.classList.toggle("is-primary", number === primary);
       label.classList.toggle("is-disturbed", state.length > 0);
     });
-    store.sessions.tenures.forEach((tenures, lane) => {
+    store.sessions.assignments.forEach((assignments, lane) => {
       let name = "";
-      for (const tenure of tenures) if (tenure.from <= view.right) name = tenure.name;
+      for (const assignment of assignments) if (assignment.from <= view.right) name = assignment.name;
       setText(this.laneLabels[lane], shortName(name));
       setAttribute(this.laneLabels[lane], "title", name);
     });
@@ -169,10 +169,10 @@ export class Diagram {
   paintChosen({ pen, view, store, lanes, palette }, item) {
     if (item.kind === "lane" && item !== this.pinned) return;
     pen.globalAlpha = 1;
-    if (item.kind === "lane") return ring(pen, palette, view.x(item.to), lanes.rail(item.node), 6);
+    if (item.kind === "lane") return ring(pen, palette, view.x(item.to), lanes.baseline(item.node), 6);
     if (item.kind !== "read") {
       const row = item.row;
-      const y = item.kind === "write" ? lanes.rail(store.writes.get("node", row) === 255 ? 0 : store.writes.get("node", row)) : item.kind === "life" ? lanes.roof(item.node) + 9 : lanes.flags;
+      const y = item.kind === "write" ? lanes.baseline(store.writes.get("node", row) === 255 ? 0 : store.writes.get("node", row)) : item.kind === "incarnation" ? lanes.laneTop(item.node) + 9 : lanes.flags;
       ring(pen, palette, view.x(item.to), y, 9);
       return;
     }
@@ -180,7 +180,7 @@ export class Diagram {
     const [x0, x1, x2] = [view.x(item.from), view.x(reads.get("decided", item.row)), view.x(item.to)];
     const home = reads.get("node", item.row);
     const way = WAYS[reads.get("way", item.row)];
-    const [y0, y1] = [lanes.session(reads.get("lane", item.row)), home === 255 ? lanes.bottomOfNodes + 4 : lanes.rail(home)];
+    const [y0, y1] = [lanes.session(reads.get("lane", item.row)), home === 255 ? lanes.bottomOfNodes + 4 : lanes.baseline(home)];
     for (const [colour, width] of [[palette.surface, way.width + 6], [palette.ways[reads.get("way", item.row)], way.width + 1.5]]) {
       pen.strokeStyle = /** @type {string} */ (colour);
       pen.lineWidth = /** @type {number} */ (width);

@@ -32,7 +32,7 @@ export function setAttribute(element, name, value) {
   if (element.getAttribute(name) !== String(value)) element.setAttribute(name, String(value));
 }
 
-/** The 2D context of a canvas sized to its box (or as told) and the screen's pixels, in CSS pixels; null while it has no size. */
+/** The 2D context of a canvas sized to its box (or as given) and the screen's pixels, in CSS pixels; null while it has no size. */
 export function sizedContext(canvas, width = canvas.clientWidth, height = canvas.clientHeight) {
   const ratio = window.devicePixelRatio || 1;
   if (!width || !height) return null;
@@ -52,7 +52,7 @@ let spoken = "";
 /** Has a screen reader say this, politely. */
 export function say(text) {
   if (!live) return;
-  // The same words twice would not be announced twice; a trailing space makes them differ.
+  // The same text twice would not be announced twice; a trailing space makes it differ.
   spoken = text === spoken ? text + "\u00a0" : text;
   live.textContent = spoken;
 }

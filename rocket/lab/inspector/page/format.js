@@ -57,7 +57,7 @@ export function clock(epochMs, digits = 3) {
 /** The name of a session, without the domain of a user's address: "s12", "user ada". */
 export const shortName = (session) => session.replace(/^user (.*)@[^@]*$/, "$1");
 
-/** A node with its role, where its name says another one. */
+/** A node, with its role where its name suggests another one. */
 export function named(node, role) {
   if (node === "primary" && role === "replica") return "primary (now a replica)";
   return node !== "primary" && role === "primary" ? `${node} (the primary)` : node ?? "no node";

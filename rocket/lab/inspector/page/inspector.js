@@ -1,7 +1,7 @@
 // @ts-check
 // The race inspector: puts the parts together.
 
-import { Card, wordsOf } from "./card.js";
+import { Card, describeItem } from "./card.js";
 import { Controls } from "./controls.js";
 import { Diagram } from "./diagram.js";
 import { byId, make, say, setText } from "./dom.js";
@@ -30,9 +30,9 @@ const commands = new Commands(askForToken);
 const nodes = new NodeCards(byId("node-cards"), store, palette, send);
 const traffic = new Traffic(store, palette, jump);
 const controls = new Controls(send);
-const scenarios = new Scenarios(send, lookAtDiagram);
+const scenarios = new Scenarios(send, scrollToDiagram);
 
-/** Sends a command for a control, and says what came of it; false if it failed. */
+/** Sends a command for a control and shows the result; returns false if it failed. */
 async function send(command, control) {
   if (control.getAttribute("aria-disabled") === "true" || control.getAttribute("aria-busy") === "true") return false;
   control.setAttribute("aria-busy", "true");
@@ -60,18 +60,18 @@ function pin(item, y = null) {
   card.show(item, true, view.x(item.from), view.x(item.to), y ?? 120);
 }
 
-/** Goes to the event before or after; with `notable`, to one that is out of the ordinary. */
+/** Goes to the event before or after; with `notable`, to the next unusual one. */
 function step(way, notable) {
   const item = neighbour(diagram.scene, diagram.pinned, way, notable);
   if (!item) return say(notable ? "No further notable event." : "No further event.");
   view.follow(false);
   view.reveal(item.from, item.to);
   pin(item);
-  const { title, words } = wordsOf(store, item);
-  say(`${title}. ${words}`);
+  const { title, text } = describeItem(store, item);
+  say(`${title}. ${text}`);
 }
 
-/** Goes to the lane above or below, at the time of what is pinned, or in the middle; from a read, to its node's first. */
+/** Goes to the lane above or below, at the time of the pinned item or the middle; from a read, first to its node's lane. */
 function stepLane(way) {
   const { pinned } = diagram;
   const count = store.nodes.length;
@@ -79,26 +79,26 @@ function stepLane(way) {
   const home = pinned?.kind === "read" ? store.reads.get("node", pinned.row) : NaN;
   const from = pinned?.kind === "lane" ? pinned.node + way : home < count ? home : way > 0 ? 0 : count - 1;
   const item = laneItem((from + count) % count, pinned ? pinned.to : Math.min(view.now, view.right - view.span / 2));
-  pin(item, diagram.lanes.rail(item.node));
-  const { title, words } = wordsOf(store, item);
-  say(`${title}. ${words}`);
+  pin(item, diagram.lanes.baseline(item.node));
+  const { title, text } = describeItem(store, item);
+  say(`${title}. ${text}`);
 }
 
-/** Scrolls the page so that the diagram is on show. */
-function lookAtDiagram() {
+/** Scrolls the page so that the diagram is visible. */
+function scrollToDiagram() {
   byId("diagram").scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
 }
 
-/** Shows a stale read: the diagram closes in on it, and its card is pinned. */
+/** Shows a stale read: the diagram zooms to it, and its card is pinned. */
 function jump(stale) {
   const row = store.readOf(stale.read);
-  if (row < 0) return toast("That read is no longer remembered.", true);
+  if (row < 0) return toast("That read is no longer kept.", true);
   const item = readItem(store, row);
   view.show(item.from, item.to, 24);
   pin(item);
-  lookAtDiagram();
-  const { title, words } = wordsOf(store, item);
-  say(`${title}. ${words}`);
+  scrollToDiagram();
+  const { title, text } = describeItem(store, item);
+  say(`${title}. ${text}`);
 }
 
 new Gestures(byId("stage"), diagram, {
@@ -118,7 +118,7 @@ listenToKeys(byId("stage"), view, {
   stale: () => (store.stale.length ? jump(store.stale[store.stale.length - 1]) : say("No stale read was found.")),
 });
 
-/** Zooms about what is pinned, if it is on show. */
+/** Zooms around the pinned item, if it is visible. */
 function zoom(factor) {
   const at = diagram.pinned?.to;
   view.zoom(factor, at >= view.left && at <= view.right ? at : null);
@@ -188,7 +188,7 @@ store.listeners.push((event) => {
 
 listen({
   hello(hello, first) {
-    // Another zero is another server's journal, whatever was asked to be resumed.
+    // Another zero is another server's event log, even if the stream resumed.
     const same = !first && hello.resumed && hello.zero === store.hello.zero;
     if (!first && !same) {
       store.clear();
@@ -220,7 +220,7 @@ function connection(up) {
   setText(byId("connection-words"), up ? "live" : "reconnecting");
 }
 
-// The lanes have other sizes on a narrow page.
+// Lanes are smaller on a narrow page.
 let small = null;
 new ResizeObserver(() => {
   const now = byId("canvas").clientWidth < 520;
@@ -235,7 +235,7 @@ diagram.afterDraw.push(() => {
     pinned.placed = `${view.left} ${view.span}`;
     card.place(view.x(pinned.from), view.x(pinned.to), pinned.y ?? 120);
   }
-  // Where the pointer rests on no event, its card tells of the time that has moved there.
+  // Where the pointer rests on no event, its card shows the time that has moved there.
   if (performance.now() - overviewDrawn >= 180 && diagram.hover?.kind === "lane" && !diagram.pinned && view.following) {
     diagram.hover = { ...diagram.hover, from: view.time(diagram.pointerX), to: view.time(diagram.pointerX) };
     card.refresh(diagram.hover);
@@ -245,7 +245,7 @@ diagram.afterDraw.push(() => {
   overview.draw();
 });
 setInterval(() => {
-  if (!document.hidden) setText(byId("frames"), `${Math.round(diagram.fps)} frames/s, ${diagram.paint_ms.toFixed(1)} ms each · ${count(store.held)} events remembered`);
+  if (!document.hidden) setText(byId("frames"), `${Math.round(diagram.fps)} frames/s, ${diagram.paint_ms.toFixed(1)} ms each · ${count(store.held)} events kept`);
 }, 1000);
 
 /** For tests. */
@@ -254,7 +254,7 @@ Object.assign(window, {
     get fps() { return diagram.fps; },
     get paint_ms() { return diagram.paint_ms; },
     get events() { return store.held; },
-    get pinned() { return diagram.pinned && wordsOf(store, diagram.pinned); },
+    get pinned() { return diagram.pinned && describeItem(store, diagram.pinned); },
     store, view, diagram, itemAt, jump, markItem,
   },
 });

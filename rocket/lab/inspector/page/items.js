@@ -1,19 +1,19 @@
 // @ts-check
-// What can be pointed at, focused and pinned: `{kind, id, from, to, row?, event?, node?}`. `kind` is read, write, mark,
-// life or lane (a place in a node's lane, where nothing else is).
+// Items, which can be pointed at, focused and pinned: `{kind, id, from, to, row?, event?, node?}`. `kind` is read, write,
+// mark, incarnation, or lane (an empty place in a node's lane).
 
-import { lot } from "./paint-commits.js";
+import { rank } from "./paint-commits.js";
 import { REPLICA } from "./palette.js";
 
 const REACH_PX = 9;
 
 export const readItem = (store, row) => ({ kind: "read", id: store.reads.get("id", row), row, from: store.reads.get("at", row), to: store.reads.get("t", row) });
 export const writeItem = (store, row) => ({ kind: "write", id: store.writes.get("id", row), row, from: store.writes.get("at", row), to: store.writes.get("t", row) });
-export const lifeItem = (node, life) => ({ kind: "life", id: life.id, life, node, from: life.t, to: life.t });
+export const incarnationItem = (node, incarnation) => ({ kind: "incarnation", id: incarnation.id, incarnation, node, from: incarnation.t, to: incarnation.t });
 export const laneItem = (node, time) => ({ kind: "lane", id: -1, node, from: time, to: time });
 export const markItem = (event) => ({ kind: "mark", id: event.id, event, from: event.t, to: event.t });
 
-/** What lies under a point of the diagram; null: nothing. */
+/** The item under a point of the diagram; null: none. */
 export function itemAt(scene, x, y, reach = REACH_PX) {
   const { view, store, lanes } = scene;
   if (y < lanes.axis) return null;
@@ -34,10 +34,10 @@ export function itemAt(scene, x, y, reach = REACH_PX) {
     if (scene.hidden.has(way) || reads.get("at", row) > time + slack) continue;
     const node = reads.get("node", row);
     const [x0, x1, x2] = [view.x(reads.get("at", row)), view.x(reads.get("decided", row)), view.x(reads.get("t", row))];
-    const [y0, y1] = [lanes.session(reads.get("lane", row)), node === 255 ? lanes.bottomOfNodes + 4 : lanes.rail(node)];
+    const [y0, y1] = [lanes.session(reads.get("lane", row)), node === 255 ? lanes.bottomOfNodes + 4 : lanes.baseline(node)];
     let distance = Math.min(toSegment(x, y, x0, y0, x1, y0), toSegment(x, y, x1, y1, x2, y1 + 3));
-    // The shaft between the lanes of a plain read that was thinned out isn't there to be pointed at.
-    if (way !== REPLICA || lot(reads.get("id", row)) < scene.share) {
+    // A plain read that was thinned out has no arrow between the lanes to point at.
+    if (way !== REPLICA || rank(reads.get("id", row)) < scene.share) {
       distance = Math.min(distance, toSegment(x, y, x1 - x0 > 3 ? x1 : x0, y0, x1, y1) + 1, toSegment(x, y, x2, y1, x2, y0) + 2);
     }
     offer(way === REPLICA ? distance : distance * 0.7 - 0.5 - way * 0.1, () => readItem(store, row));
@@ -46,12 +46,12 @@ export function itemAt(scene, x, y, reach = REACH_PX) {
     if (writes.get("at", row) > time + slack) continue;
     const [x0, x1] = [view.x(writes.get("at", row)), view.x(writes.get("t", row))];
     const home = writes.get("node", row);
-    const rail = lanes.rail(home === 255 ? store.primaryAt(writes.get("t", row)) : home);
-    offer(Math.min(Math.hypot(x - x1, y - rail) - 3, toSegment(x, y, x0, lanes.session(writes.get("lane", row)), x1, rail) + 2), () => writeItem(store, row));
+    const baseline = lanes.baseline(home === 255 ? store.primaryAt(writes.get("t", row)) : home);
+    offer(Math.min(Math.hypot(x - x1, y - baseline) - 3, toSegment(x, y, x0, lanes.session(writes.get("lane", row)), x1, baseline) + 2), () => writeItem(store, row));
   }
   const node = lanes.nodeAt(y);
-  for (const life of node < 0 ? [] : store.nodes[node].lives) {
-    offer(Math.abs(view.x(life.t) - x) - 1, () => lifeItem(node, life));
+  for (const incarnation of node < 0 ? [] : store.nodes[node].incarnations) {
+    offer(Math.abs(view.x(incarnation.t) - x) - 1, () => incarnationItem(node, incarnation));
   }
   for (const event of store.marks) {
     if (event.kind === "fault" && store.numbers.get(event.node) === node) offer(Math.abs(view.x(event.t) - x), () => markItem(event));
@@ -68,8 +68,8 @@ function toSegment(x, y, x0, y0, x1, y1) {
 }
 
 /**
- * The event before (-1) or after (1) another in time, or a place in a lane, or nearest to the middle of the view where there is none.
- * @param {boolean} notable only what is out of the ordinary: no plain reads, no writes
+ * The event before (-1) or after (1) an item in time; without an item, the one nearest to the middle of the view.
+ * @param {boolean} notable unusual events only: no plain reads, no writes
  */
 export function neighbour(scene, item, way, notable) {
   const { store, view } = scene;
@@ -85,7 +85,7 @@ export function neighbour(scene, item, way, notable) {
   };
   walk(store.reads, readItem, (row) => !scene.hidden.has(store.reads.get("way", row)) && (!notable || store.reads.get("way", row) !== REPLICA));
   walk(store.writes, writeItem, (row) => !notable || store.writes.get("ok", row) !== 1);
-  for (const items of [store.marks.map(markItem), ...store.nodes.map((node) => node.lives.map((life) => lifeItem(node.number, life)))]) {
+  for (const items of [store.marks.map(markItem), ...store.nodes.map((node) => node.incarnations.map((one) => incarnationItem(node.number, one)))]) {
     const ahead = items.filter((one) => (way > 0 ? one.to >= time : one.to <= time) && fits(one));
     if (ahead.length) found.push(way > 0 ? ahead[0] : ahead[ahead.length - 1]);
   }

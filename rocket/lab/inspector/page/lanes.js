@@ -1,15 +1,15 @@
 // @ts-check
-// Where everything lies from top to bottom: axis, flags, a lane a node in the order of their names, then the sessions.
+// The layout from top to bottom: axis, flags, one lane for each node, then the sessions.
 
 import { OTHERS } from "./sessions.js";
 
 const AXIS = 24;
 const FLAGS = 20;
 const GAP = 12;
-/** Under a node's rail: room for the ticks of reads. */
+/** Room for the ticks of reads below a node's baseline. */
 const UNDER = 9;
 
-/** 16 MiB behind is as high as a lane goes. */
+/** The top of a lane: 16 MiB behind. */
 const HIGHEST = Math.log2(1 + 16 * 1024 * 1024);
 
 export class Lanes {
@@ -18,7 +18,7 @@ export class Lanes {
     this.shape(0, false);
   }
 
-  /** Lays the lanes out for so many nodes. */
+  /** Lays out the lanes for a number of nodes. */
   shape(nodes, small) {
     this.nodes = nodes;
     this.node = small ? 42 : 54;
@@ -33,15 +33,15 @@ export class Lanes {
   }
 
   /** The line of a node's lane at which reads and replays meet it. */
-  rail(node) {
+  baseline(node) {
     return this.top + (node + 1) * this.node - UNDER;
   }
 
-  roof(node) {
+  laneTop(node) {
     return this.top + node * this.node;
   }
 
-  /** How high above the rail so many bytes behind are drawn: a logarithm. */
+  /** The height above the baseline for a number of bytes behind: a logarithm. */
   lift(bytes) {
     return bytes > 0 ? (Math.min(HIGHEST, Math.log2(1 + bytes)) / HIGHEST) * (this.node - UNDER - 7) : 0;
   }
@@ -51,7 +51,7 @@ export class Lanes {
     return this.topOfSessions + (number + 0.5) * this.sessions;
   }
 
-  /** The node whose lane this height lies in; -1: none. */
+  /** The node whose lane contains this height; -1: none. */
   nodeAt(y) {
     const number = Math.floor((y - this.top) / this.node);
     return number >= 0 && number < this.nodes ? number : -1;

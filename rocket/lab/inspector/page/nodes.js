@@ -1,18 +1,18 @@
 // @ts-check
-// A card a node: what it is, how far it is, its share of the reads, and what can be done to it.
+// One card for each node: its role, its position, its share of the reads, and its buttons.
 
 import { make, setAttribute, setText, sizedContext } from "./dom.js";
 import { bytes, count, duration, parseLsn } from "./format.js";
 
-/** Buttons that hold: command, the one that undoes it, label, what it does, which state it shows. */
-const HOLDING = [
+/** Toggle buttons: command, the one that undoes it, label, effect, the state that shows it pressed. */
+const TOGGLES = [
   ["pause", "resume", "Pause", "Replay stands still until it is resumed", (state) => state.paused],
   ["delay", "delay", "Slow", "Every commit is replayed 300 ms late", (state) => state.delay_ms > 0],
   ["cut", "mend", "Cut", "The link to the primary is cut: it still answers reads, and receives nothing", (state) => state.cut],
-  ["freeze", "thaw", "Freeze", "All its processes stop in their tracks (SIGSTOP)", (state) => state.state === "frozen"],
+  ["freeze", "thaw", "Freeze", "All its processes are stopped (SIGSTOP)", (state) => state.state === "frozen"],
   ["stop", "start", "Stop", "Shut down until it is started", (state) => state.state === "stopped"],
 ];
-const ACTING = [
+const ACTIONS = [
   ["restart", "Restart", "A quick restart"],
   ["kill", "Kill", "Crash it (SIGKILL); it is started again"],
   ["kill-backend", "Kill 1 backend", "Kill one of its backends: all its sessions end, and it recovers"],
@@ -29,7 +29,7 @@ export class NodeCards {
     Object.assign(this, { box, store, palette, send });
   }
 
-  /** Makes the cards anew, for the nodes and controls that hello told. */
+  /** Creates the cards for the nodes and controls of a hello. */
   build(hello) {
     this.cards = this.store.nodes.map((node) => this.card(node, hello.controls));
     this.box.replaceChildren(...this.cards.map((card) => card.element));
@@ -40,7 +40,7 @@ export class NodeCards {
     const parts = { node, lags: [], delays: [], buttons: {} };
     parts.role = make("span", { class: "badge" });
     parts.state = make("span", { class: "state" });
-    parts.life = make("p", { class: "life" });
+    parts.incarnation = make("p", { class: "incarnation" });
     parts.values = {};
     const list = make("dl");
     for (const name of ["timeline", "receive", "replay", "behind", "late", "reads", "connections"]) {
@@ -51,7 +51,7 @@ export class NodeCards {
     }
     parts.plot = make("canvas", { class: "plot", role: "img" });
     parts.element = make("article", { class: "node", "data-node": node.name, "aria-label": node.name },
-      make("header", {}, make("h3", { text: node.name }), parts.role, parts.state), parts.life, parts.plot, list);
+      make("header", {}, make("h3", { text: node.name }), parts.role, parts.state), parts.incarnation, parts.plot, list);
     if (controls) parts.element.append(this.buttons(parts));
     return parts;
   }
@@ -59,7 +59,7 @@ export class NodeCards {
   buttons(parts) {
     const box = make("div", { class: "commands" });
     const name = parts.node.name;
-    for (const [command, undo, text, title, holds] of HOLDING) {
+    for (const [command, undo, text, title, holds] of TOGGLES) {
       const press = () => {
         const held = button.getAttribute("aria-pressed") === "true";
         if (command === "delay") return this.send({ command, node: name, delay_ms: held ? 0 : SLOW_MS }, button);
@@ -69,7 +69,7 @@ export class NodeCards {
       parts.buttons[command] = { button, holds };
       box.append(button);
     }
-    for (const [command, text, title] of ACTING) {
+    for (const [command, text, title] of ACTIONS) {
       const button = make("button", { type: "button", class: "acting", "data-command": command, title, text, onclick: () => this.send({ command, node: name }, button) });
       parts.buttons[command] = { button, holds: null };
       box.append(button);
@@ -93,10 +93,10 @@ export class NodeCards {
       setText(card.role, isPrimary ? "primary" : "replica");
       card.element.classList.toggle("is-primary", isPrimary);
       this.state(card, state, status, isPrimary);
-      // Of a cluster that is only attached to, the reign's name begins with its timeline.
+      // Without the cluster's own states, the timeline is the first part of the epoch's name.
       setText(values.timeline, String(state?.timeline ?? (parseInt(status?.epoch, 10) || "–")));
-      setText(card.life, (isPrimary ? status?.epoch && `epoch ${status.epoch}` : status?.incarnation) || "no status");
-      card.life.title = card.life.textContent;
+      setText(card.incarnation, (isPrimary ? status?.epoch && `epoch ${status.epoch}` : status?.incarnation) || "no status");
+      card.incarnation.title = card.incarnation.textContent;
       setText(values.replay, isPrimary ? "–" : status?.replay_lsn ?? "–");
       setText(card.receiveLabel, isPrimary ? "flushed" : "received");
       setText(values.receive, (isPrimary ? status?.flush_lsn : status?.receive_lsn) ?? "–");
@@ -129,7 +129,7 @@ export class NodeCards {
     }
   }
 
-  /** Over the last minutes, on logarithms: bytes behind as an area, and as a line how late that is in time. */
+  /** The last minutes on logarithmic scales: bytes behind as an area, the lag in time as a line. */
   plot(card, isPrimary) {
     const sized = sizedContext(card.plot);
     if (!sized) return;

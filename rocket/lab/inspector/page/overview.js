@@ -1,5 +1,5 @@
 // @ts-check
-// A thin strip of all that is remembered: reads a second, stale reads and faults, and where the diagram looks.
+// A thin strip of everything kept: reads a second, stale reads, faults, and the stretch that the diagram shows.
 
 import { sizedContext } from "./dom.js";
 import { LONGEST_MS } from "./store.js";

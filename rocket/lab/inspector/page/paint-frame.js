@@ -1,5 +1,5 @@
 // @ts-check
-// What frames the diagram: the grid and axis, flags of what concerns all lanes, the edge of "now", the crosshair.
+// The frame of the diagram: grid, axis, flags for all lanes, the edge of "now", and the crosshair.
 
 import { ticksOf } from "./axis.js";
 import { clock, offset } from "./format.js";
@@ -30,12 +30,12 @@ export function paintGrid({ pen, view, store, lanes, palette }, zeroMs) {
     if (x > 210) {
       pen.fillStyle = palette.muted;
       pen.font = "11px system-ui, sans-serif";
-      pen.fillText("nothing is remembered before this", 8, lanes.flags);
+      pen.fillText("nothing is kept from before", 8, lanes.flags);
     }
   }
 }
 
-/** Without a whole tick on show, the left edge says which second (or millisecond) the offsets count from. */
+/** Without a whole tick in view, the left edge names the second (or millisecond) from which the offsets count. */
 export function paintAnchor({ pen, view, palette }, zeroMs) {
   const { ticks, anchor } = ticksOf(view, zeroMs);
   if (ticks.some((tick) => tick.whole)) return;
@@ -48,7 +48,7 @@ export function paintAnchor({ pen, view, palette }, zeroMs) {
   pen.fillText(anchor, 4, 11);
 }
 
-/** The words of a flag in the strip below the axis. */
+/** The text of a flag in the strip below the axis. */
 export function flagOf(event) {
   if (event.kind === "routing") return `routing: ${event.routing}`;
   if (event.kind === "simulator") return event.rate === 0 ? "simulator: paused" : `simulator: ${event.rate ?? "one client"}`;
@@ -58,7 +58,7 @@ export function flagOf(event) {
   return `${event.name} ${event.node ?? ""}`.trim();
 }
 
-/** Flags of the marks on show. Those that would overlap lose their words, not their sign. */
+/** Paints the flags of the marks in view. Where they would overlap, the text is left out. */
 export function paintFlags({ pen, view, store, lanes, palette }) {
   const texts = [];
   pen.font = "600 10.5px system-ui, sans-serif";
@@ -96,21 +96,21 @@ export function paintFlags({ pen, view, store, lanes, palette }) {
   }
 }
 
-/** The moment of a fault, on the lane of its node. */
+/** Paints the moment of a fault on the lane of its node. */
 function faultMark(pen, palette, store, lanes, event, x) {
   const node = store.nodes[store.numbers.get(event.node) ?? -1];
   if (!node) return;
-  const [roof, rail] = [lanes.roof(node.number), lanes.rail(node.number)];
+  const [laneTop, baseline] = [lanes.laneTop(node.number), lanes.baseline(node.number)];
   pen.fillStyle = palette.fault;
-  pen.fillRect(x - 0.75, roof + 2, 1.5, rail - roof - 2);
+  pen.fillRect(x - 0.75, laneTop + 2, 1.5, baseline - laneTop - 2);
   pen.beginPath();
-  pen.moveTo(x - 5, roof + 2);
-  pen.lineTo(x + 5, roof + 2);
-  pen.lineTo(x, roof + 9);
+  pen.moveTo(x - 5, laneTop + 2);
+  pen.lineTo(x + 5, laneTop + 2);
+  pen.lineTo(x, laneTop + 9);
   pen.fill();
 }
 
-/** Tints what was not routed as never-stale: there, stale reads are to be expected. */
+/** Tints the time in which another routing than never-stale was in force, and stale reads are to be expected. */
 export function paintRouting({ pen, view, store, lanes, palette }) {
   let routing = store.marks.find((mark) => mark.kind === "routing")?.before ?? store.hello?.routing ?? "never-stale";
   let from = -Infinity;
@@ -144,7 +144,7 @@ export function paintNow({ pen, view, lanes, palette }) {
   pen.fillRect(x, lanes.axis - 4, 1.5, lanes.height);
 }
 
-/** The time under the pointer, and how far that is from what is pinned. */
+/** Paints the time under the pointer, and its distance from the pinned item. */
 export function paintCrosshair({ pen, view, lanes, palette }, x, pinned, zeroMs) {
   const t = view.time(x);
   pen.fillStyle = palette.ink;

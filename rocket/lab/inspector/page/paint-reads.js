@@ -1,12 +1,12 @@
 // @ts-check
-// Reads: from the session's lane, when it arrived, to the node's, when it was decided, and back when it was done.
+// Reads: from the session's lane on arrival to the node's lane on the decision, and back on completion.
 
-import { lot } from "./paint-commits.js";
+import { rank } from "./paint-commits.js";
 import { PRIMARY, REPLICA, STALE, WAITED, WAYS, stamp } from "./palette.js";
 
-/** Pixels across that each arrow needs to be drawn whole; of those for which there is no room only the ends are. */
+/** Pixels that each arrow needs to be drawn whole; without room, only its ends are drawn. */
 const ROOM_PX = WAYS.map((_, way) => (way === REPLICA ? 3.5 : way === WAITED ? 9 : 4));
-/** Above so many reads a pixel their ends, too, become bars of what went which way. */
+/** Above this number of reads per pixel, their ends become bars. */
 const BARS_FROM = 0.9;
 const BAR_PX = 3;
 const lists = WAYS.map(() => new Int32Array(65536));
@@ -33,7 +33,7 @@ export function paintReads(scene) {
   pen.globalAlpha = 1;
 }
 
-/** Under each node's rail, how many reads it served, and which way they went; on each session's lane, that it was active. */
+/** Paints bars of reads by way under each node's baseline, and activity on each session's lane. */
 function paintBars({ pen, view, store, lanes, palette }, counts) {
   const slice = (view.span / view.width) * BAR_PX;
   const first = Math.floor(view.left / slice);
@@ -65,7 +65,7 @@ function paintBars({ pen, view, store, lanes, palette }, counts) {
       if (!count) continue;
       const height = (count / most) * 8;
       const x = view.x((first + (one % bins)) * slice);
-      pen.fillRect(x, lanes.rail(Math.floor(one / bins)) + 1 + totals[one], BAR_PX - 0.5, Math.max(0.6, height));
+      pen.fillRect(x, lanes.baseline(Math.floor(one / bins)) + 1 + totals[one], BAR_PX - 0.5, Math.max(0.6, height));
       totals[one] += height;
     }
   }
@@ -83,7 +83,7 @@ function paintWay(scene, way, rows, count, share, density) {
   const { pen, view, store, lanes, palette } = scene;
   const { t, at, decided, node, lane, id, tried } = store.reads.columns;
   const mask = store.reads.mask;
-  const [go, wait, detour] = [new Path2D(), new Path2D(), new Path2D()];
+  const [go, wait, retries] = [new Path2D(), new Path2D(), new Path2D()];
   const [shapes, back] = [[], []];
   const colour = palette.ways[way];
   const width = WAYS[way].width;
@@ -96,11 +96,11 @@ function paintWay(scene, way, rows, count, share, density) {
     const x1 = Math.min(x2, view.x(decided[cell]));
     const y0 = lanes.session(lane[cell]);
     const home = node[cell] === 255 ? -1 : node[cell];
-    const y1 = home < 0 ? lanes.bottomOfNodes + 4 : lanes.rail(home);
-    // Each read leaves a tick under the rail and one on its session's lane, unless bars stand for them.
+    const y1 = home < 0 ? lanes.bottomOfNodes + 4 : lanes.baseline(home);
+    // Each read leaves a tick under the baseline and one on its session's lane, unless bars stand for them.
     if (!scene.bars && home >= 0) pen.fillRect(x1 - 0.5, y1 + 2, Math.max(way === REPLICA ? 1 : 1.6, x2 - x1), way === REPLICA ? 4 : 5.5);
     if (!scene.bars) pen.fillRect(x0 - 0.75, y0 - 2.5, 1.5, 5);
-    if (lot(id[cell]) >= share) continue;
+    if (rank(id[cell]) >= share) continue;
     if (x2 - x0 < 1.6) pen.fillRect(x1 - width / 2, y1, width, y0 - y1);
     else {
       if (x1 - x0 > 3) {
@@ -118,14 +118,14 @@ function paintWay(scene, way, rows, count, share, density) {
     if (tried[cell]) {
       for (const { number: other } of store.nodes) {
         if (!(tried[cell] & (1 << other)) || other === home) continue;
-        detour.moveTo(x1, y0);
-        detour.lineTo(x1 - 4, lanes.rail(other));
-        if (roomy) shapes.push(["cross", x1 - 4, lanes.rail(other), 3]);
+        retries.moveTo(x1, y0);
+        retries.lineTo(x1 - 4, lanes.baseline(other));
+        if (roomy) shapes.push(["cross", x1 - 4, lanes.baseline(other), 3]);
       }
     }
     if (way !== REPLICA || roomy) shapes.push([WAYS[way].shape, x1, y1, way === REPLICA ? 2.4 : roomy ? 3.8 : 2.6]);
   }
-  strokeWay(scene, way, { go, back, wait, detour });
+  strokeWay(scene, way, { go, back, wait, retries });
   for (const [shape, x, y, size] of shapes) {
     const big = shape === "diamond" ? 6.5 : size;
     stamp(pen, shape, x, y, big, colour, palette.surface);
@@ -133,11 +133,11 @@ function paintWay(scene, way, rows, count, share, density) {
   if (way === STALE && count < 12) labelStale(scene, rows, count);
 }
 
-function strokeWay({ pen, palette }, way, { go, back, wait, detour }) {
+function strokeWay({ pen, palette }, way, { go, back, wait, retries }) {
   const alpha = pen.globalAlpha;
   const width = WAYS[way].width;
   if (way === STALE) {
-    // A halo in the ground's colour sets it off from whatever it crosses.
+    // A halo in the background's colour separates it from what it crosses.
     pen.globalAlpha = 1;
     pen.strokeStyle = palette.surface;
     pen.lineWidth = width + 4;
@@ -151,7 +151,7 @@ function strokeWay({ pen, palette }, way, { go, back, wait, detour }) {
   pen.stroke(wait);
   pen.setLineDash([4, 3]);
   pen.lineWidth = 1.25;
-  pen.stroke(detour);
+  pen.stroke(retries);
   pen.setLineDash([]);
   pen.globalAlpha = way === STALE ? 0.8 : alpha * 0.45;
   const broad = way === STALE ? 2 : 1;
@@ -165,7 +165,7 @@ function labelStale({ pen, view, store, lanes, palette }, rows, count) {
   pen.globalAlpha = 1;
   const taken = new Map();
   for (let number = 0; number < count; number++) {
-    const [x, y] = [view.x(store.reads.get("t", rows[number])), lanes.rail(store.reads.get("node", rows[number]))];
+    const [x, y] = [view.x(store.reads.get("t", rows[number])), lanes.baseline(store.reads.get("node", rows[number]))];
     if (x - (taken.get(y) ?? -Infinity) < 62) continue;
     taken.set(y, x);
     const right = x < view.width - 70;

@@ -1,5 +1,5 @@
 // @ts-check
-// How reads are told apart: colour (after Okabe and Ito), shape and width. The colours themselves are in the CSS.
+// What distinguishes reads: colour (after Okabe and Ito), shape and width. The colours themselves are in the CSS.
 
 export const REPLICA = 0;
 export const WAITED = 1;
@@ -8,7 +8,7 @@ export const PRIMARY = 3;
 export const FAILED = 4;
 export const STALE = 5;
 
-/** By number: the name of the CSS colour, the words of legend and card, line width, and how notable it is. */
+/** By number: the name of the CSS colour, the texts of card and legend, line width and shape. */
 export const WAYS = [
   { name: "replica", words: "by a replica", short: "replica", width: 1, shape: "dot" },
   { name: "waited", words: "after a wait", short: "after a wait", width: 1.5, shape: "ring" },

@@ -1,14 +1,14 @@
 // @ts-check
-// Guided scenarios: what each shows, a button that runs it, and how it goes. What goes on is said above the diagram too.
+// Guided scenarios: what each shows, a button that runs it, and its progress, which is shown above the diagram too.
 
 import { byId, make, setAttribute, setText } from "./dom.js";
 
 const OVER = new Set(["ended", "failed", "stopped"]);
 
 export class Scenarios {
-  /** @param {() => void} look brings the diagram into view */
-  constructor(send, look) {
-    Object.assign(this, { send, look });
+  /** @param {() => void} showDiagram scrolls to the diagram */
+  constructor(send, showDiagram) {
+    Object.assign(this, { send, showDiagram });
     this.cards = new Map();
     byId("playing-close").addEventListener("click", () => (byId("playing").hidden = true));
   }
@@ -20,7 +20,7 @@ export class Scenarios {
       const run = make("button", { type: "button", "data-scenario": scenario.name, text: "Run", "aria-label": `Run: ${scenario.title}`, disabled: !hello.controls,
         onclick: () => this.run(scenario.name, run) });
       const steps = make("ol", { class: "steps" });
-      // Of those with the same name, one is open at a time.
+      // Of the details with one name, only one is open at a time.
       const details = make("details", { name: "scenario" }, make("summary", {}, make("h3", { text: scenario.title })), make("p", { text: scenario.text }), steps);
       const element = make("li", { class: "scenario" }, details, run);
       this.cards.set(scenario.name, { title: scenario.title, element, details, run, steps });
@@ -33,10 +33,10 @@ export class Scenarios {
   }
 
   async run(name, button) {
-    if (await this.send({ command: "scenario", name }, button)) this.look();
+    if (await this.send({ command: "scenario", name }, button)) this.showDiagram();
   }
 
-  /** Shows how a scenario goes. */
+  /** Shows the progress of a scenario. */
   take(event) {
     const card = this.cards.get(event.name);
     if (!card) return;

@@ -1,43 +1,43 @@
 // @ts-check
-// What the diagram is painted on: a little wider than what is on show. To paint it costs many times what it costs to
-// show it, so between two paintings, some ten a second, it is slid along with the clock.
+// The canvas on which the diagram is painted, a little wider than the view. Painting costs many times as much as
+// showing, so between two paintings, about ten a second, it is shifted along with the clock.
 
 import { sizedContext } from "./dom.js";
 
-/** Milliseconds that what is new may wait to be seen. */
+/** Milliseconds until news is painted. */
 const LONGEST_WAIT_MS = 100;
-/** Pixels by which it is wider. */
+/** Pixels by which it is wider than the view. */
 const SPARE_PX = 48;
 
 export class Sheet {
   constructor() {
     this.canvas = document.createElement("canvas");
-    this.look = "";
+    this.appearance = "";
     this.version = -1;
     this.left = 0;
     this.paintedAt = 0;
   }
 
-  /** How many pixels the view has moved on since it was painted. */
+  /** The pixels by which the view has moved since the painting. */
   slid(view) {
     return ((view.left - this.left) / view.span) * view.width;
   }
 
-  /** Whether it has to be painted anew; `look` stands for all that changes what is on it beside time and events. */
-  isStale(view, look, version) {
+  /** Whether it must be painted again; `appearance` stands for everything on it except time and events. */
+  isStale(view, appearance, version) {
     const slid = this.slid(view);
-    if (look !== this.look || slid < 0 || slid > SPARE_PX) return true;
+    if (appearance !== this.appearance || slid < 0 || slid > SPARE_PX) return true;
     return (slid > 0 || version !== this.version) && performance.now() - this.paintedAt >= LONGEST_WAIT_MS;
   }
 
-  /** Begins a painting: returns the context, and the stretch of time that is to be on it. */
-  begin({ width, height }, view, look, version) {
-    Object.assign(this, { look, version, left: view.left, paintedAt: performance.now() });
+  /** Begins a painting: returns the context and the stretch of time to paint. */
+  begin({ width, height }, view, appearance, version) {
+    Object.assign(this, { appearance, version, left: view.left, paintedAt: performance.now() });
     const across = width + SPARE_PX;
     return { context: sizedContext(this.canvas, across, height).context, height, stretch: view.stretch(across) };
   }
 
-  /** Shows the part that the view has come to. */
+  /** Shows the part that is in view. */
   show(context, view, width, height) {
     const ratio = this.canvas.height / height;
     const from = Math.round(this.slid(view) * ratio);

@@ -1,6 +1,6 @@
 // @ts-check
-// All that the page remembers, in bounded memory: typed columns to draw from, and the text of each batch, of which a
-// record is parsed again when someone looks at it.
+// Everything that the page keeps, in bounded memory: typed columns to draw from, and the text of each batch, from which
+// a record is parsed again when it is shown.
 
 import { parseLsn } from "./format.js";
 import { STALE, wayOf } from "./palette.js";
@@ -28,7 +28,7 @@ export class Store {
     this.clear();
   }
 
-  /** Begins anew with what the server said at the connection. */
+  /** Takes in the greeting of a connection. */
   open(hello) {
     this.hello = hello;
     if (hello.nodes.join() !== this.nodes.map((node) => node.name).join()) {
@@ -45,20 +45,20 @@ export class Store {
     this.batches = new Map();
     this.batch = 0;
     this.held = 0;
-    /** What has no lane of its own, or a flag on one: faults, routing, simulator, scenario, skipped. */
+    /** Events that are shown as flags: faults, routing, simulator, scenario, skipped. */
     this.marks = [];
     this.stale = [];
-    /** Who was the primary: `{node, from}`, oldest first. */
-    this.reigns = [];
+    /** The primaries, oldest first: `{node, from}`. */
+    this.primaries = [];
     this.tick = null;
-    /** Nothing before this time is remembered. */
+    /** Nothing before this time is kept. */
     this.horizon = -Infinity;
     this.longest = 50;
     this.firstPending = this.nodes.map(() => this.writes.tail);
     this.version = 0;
   }
 
-  /** Takes in one batch, as the text that came. Calls the listeners with each event that is no read, write or look. */
+  /** Takes in one batch, as the text that came. Calls the listeners with each event that is not a replica's status. */
   take(text) {
     const events = JSON.parse(text);
     if (!events.length) return;
@@ -78,13 +78,13 @@ export class Store {
     const node = this.nodes[this.numbers.get(event.name ?? event.node) ?? -1];
     if (event.kind === "read") this.takeRead(event, batch, place, node);
     else if (event.kind === "write") this.takeWrite(event, batch, place, node);
-    else if (event.kind === "replica") node && this.look(node, node.see(event));
+    else if (event.kind === "replica") node && this.takeProof(node, node.takeStatus(event));
     else if (event.kind === "primary") this.takePrimary(event, node);
-    else if (event.kind === "gone") node && node.lose(event);
+    else if (event.kind === "gone") node && node.takeGone(event);
     else if (event.kind === "stale") this.takeStale(event);
     else if (event.kind === "tick") this.takeTick(event);
     else {
-      if (event.kind === "fault") this.nodes[this.numbers.get(event.node) ?? -1]?.disturb(event);
+      if (event.kind === "fault") this.nodes[this.numbers.get(event.node) ?? -1]?.takeFault(event);
       this.marks.push(event);
       if (this.marks.length > MARKS) this.marks.shift();
     }
@@ -96,8 +96,8 @@ export class Store {
     const row = { t: event.done, at: event.at, decided: event.decided ?? event.done, way: wayOf(event), tried, waited: event.waited_ms ? 1 : 0, ...this.placed(event, batch, place, node) };
     this.longest = Math.max(this.longest, Math.min(30000, event.done - event.at));
     this.reads.push(row);
-    const shown = parseLsn(event.shown_lsn);
-    if (node && !Number.isNaN(shown)) this.look(node, { t: event.done, asked: event.decided ?? event.at, lsn: shown });
+    const shown = parseLsn(event.replayed_lsn);
+    if (node && !Number.isNaN(shown)) this.takeProof(node, { t: event.done, asked: event.decided ?? event.at, lsn: shown });
   }
 
   takeWrite(event, batch, place, node) {
@@ -117,20 +117,20 @@ export class Store {
     return { id: event.id, batch, place, node: node ? node.number : 255, session: this.sessions.number(event.session, event.t), lane };
   }
 
-  /** A commit that a replica has shown before its write was answered. */
+  /** Notes a commit that a replica has replayed before its write was answered. */
   seenAlready(replica, row) {
-    const looks = replica.looks;
-    let found = looks.tail;
-    while (found > looks.head && looks.get("t", found - 1) >= row.at && looks.get("lsn", found - 1) >= row.lsn) found--;
-    if (found === looks.tail) return;
-    row[`hi${replica.number}`] = looks.get("t", found);
-    row[`lo${replica.number}`] = found > looks.head ? Math.max(row.at, looks.get("asked", found - 1)) : row.at;
+    const proofs = replica.proofs;
+    let found = proofs.tail;
+    while (found > proofs.head && proofs.get("t", found - 1) >= row.at && proofs.get("lsn", found - 1) >= row.lsn) found--;
+    if (found === proofs.tail) return;
+    row[`hi${replica.number}`] = proofs.get("t", found);
+    row[`lo${replica.number}`] = found > proofs.head ? Math.max(row.at, proofs.get("asked", found - 1)) : row.at;
   }
 
-  /** A proof of what a node has replayed: every commit up to there that it had not shown yet, it has now. */
-  look(node, row) {
-    const before = node.looks.size ? node.looks.get("asked", node.looks.tail - 1) : -Infinity;
-    node.looks.push(row);
+  /** Takes in a proof of what a node has replayed: every pending commit up to there is replayed. */
+  takeProof(node, row) {
+    const before = node.proofs.size ? node.proofs.get("asked", node.proofs.tail - 1) : -Infinity;
+    node.proofs.push(row);
     const [writes, hi, lo] = [this.writes, `hi${node.number}`, `lo${node.number}`];
     let pending = Math.max(this.firstPending[node.number], writes.head);
     let stuck = false;
@@ -142,7 +142,7 @@ export class Store {
         writes.columns[lo][at] = Math.max(before, writes.columns.at[at]);
       } else if (open) {
         stuck = true;
-        // LSNs rise with time: what follows is not there either, but for writes that overlapped.
+        // LSNs rise with time: later writes are not replayed either, except those that overlapped.
         if (writes.columns.lsn[at] > row.lsn + 65536) break;
       }
       if (!stuck) pending = write + 1;
@@ -151,9 +151,9 @@ export class Store {
   }
 
   takePrimary(event, node) {
-    if (node && !event.lost && this.reigns[this.reigns.length - 1]?.node !== node.number) {
-      this.reigns.push({ node: node.number, from: event.asked ?? event.t });
-      if (this.reigns.length > 1) this.firstPending = this.nodes.map(() => this.writes.tail);
+    if (node && !event.lost && this.primaries[this.primaries.length - 1]?.node !== node.number) {
+      this.primaries.push({ node: node.number, from: event.asked ?? event.t });
+      if (this.primaries.length > 1) this.firstPending = this.nodes.map(() => this.writes.tail);
       this.flushed = 0;
     }
     if (node) node.status = event;
@@ -173,7 +173,7 @@ export class Store {
 
   takeTick(event) {
     this.tick = event;
-    for (const [name, state] of Object.entries(event.states || {})) this.nodes[this.numbers.get(name) ?? -1]?.settle(state, event.states_at ?? event.t);
+    for (const [name, state] of Object.entries(event.states || {})) this.nodes[this.numbers.get(name) ?? -1]?.takeState(state, event.states_at ?? event.t);
   }
 
   /** The row of the read with this event id; -1 if it is no longer held. */
@@ -190,8 +190,8 @@ export class Store {
 
   /** The node that was the primary at a time; -1: none known. */
   primaryAt(time) {
-    let node = this.reigns.length ? this.reigns[0].node : 0;
-    for (const reign of this.reigns) if (reign.from <= time) node = reign.node;
+    let node = this.primaries.length ? this.primaries[0].node : 0;
+    for (const primary of this.primaries) if (primary.from <= time) node = primary.node;
     return node;
   }
 
@@ -209,7 +209,7 @@ export class Store {
     this.flush.head = Math.max(this.flush.head, this.flush.last(this.horizon));
     for (const node of this.nodes) node.forget(this.horizon);
     while (this.marks.length && this.marks[0].t < this.horizon) this.marks.shift();
-    while (this.reigns.length > 1 && this.reigns[1].from < this.horizon) this.reigns.shift();
+    while (this.primaries.length > 1 && this.primaries[1].from < this.horizon) this.primaries.shift();
     this.sessions.forget(this.horizon);
   }
 }

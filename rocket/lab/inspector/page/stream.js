@@ -1,5 +1,5 @@
 // @ts-check
-// The stream of events, and commands the other way.
+// The stream of events, and the commands to the server.
 
 /** Listens to the server. `hooks`: hello(data, first), batch(text), lost(), back(). */
 export function listen(hooks, first = true) {
@@ -13,7 +13,7 @@ export function listen(hooks, first = true) {
   source.addEventListener("batch", (event) => hooks.batch(event.data));
   source.addEventListener("error", () => {
     hooks.lost();
-    // A connection that was refused outright is closed for good; one that broke is taken up again by the browser.
+    // The browser restores a broken connection, but not one that was refused.
     if (source.readyState === EventSource.CLOSED) setTimeout(() => listen(hooks, !greeted), 2000);
   });
   return source;
@@ -21,7 +21,7 @@ export function listen(hooks, first = true) {
 
 const KEY = "rocket-inspector-token";
 
-/** Sends commands; asks for the token, once, where one is needed. */
+/** Sends commands; asks for the token once, if one is needed. */
 export class Commands {
   /** @param {() => Promise<string|null>} askForToken */
   constructor(askForToken) {
@@ -29,7 +29,7 @@ export class Commands {
     this.tokenRequired = false;
   }
 
-  /** What the server said came of it. Raises an Error with one sentence. */
+  /** Sends a command and returns its result. Throws an Error with one sentence. */
   async send(command) {
     let token = this.tokenRequired ? sessionStorage.getItem(KEY) : "1";
     if (!token) {

@@ -1,5 +1,5 @@
 // @ts-check
-// Short notices of what came of a command; an error stays longer.
+// Short notices of the results of commands; an error stays longer.
 
 import { byId, make } from "./dom.js";
 

@@ -5,7 +5,7 @@ import { byId, make, setText, sizedContext } from "./dom.js";
 import { clock, count, duration, named, shortName } from "./format.js";
 
 const SECONDS = 90;
-/** Stale reads that are listed: few enough to step over with the keyboard. The diagram leads to the others. */
+/** Stale reads in the list: few enough to step over with the keyboard. The diagram leads to the others. */
 const LISTED = 8;
 
 export class Traffic {

@@ -1,10 +1,10 @@
 // @ts-check
-// The stretch of time on show. Times are the journal's milliseconds.
+// The stretch of time in view. Times are the event log's milliseconds.
 
 export const SHORTEST_MS = 0.1;
 export const LONGEST_SPAN_MS = 5 * 60 * 1000;
 
-/** How much of the span lies to the right of "now" while the view follows it. */
+/** The share of the span to the right of "now" while the view follows it. */
 const AHEAD = 0.03;
 
 const CALM = matchMedia("(prefers-reduced-motion: reduce)");
@@ -17,14 +17,14 @@ export class View {
     this.width = 1;
     this.listeners = [];
     this.skew = null;
-    /** The span to which it goes back when it is live again, after `show` has closed in on something; null: as it is. */
+    /** The span to restore when the view is live again after `show` has zoomed in; null: the present one. */
     this.spanBefore = null;
   }
 
-  /** Sets the page's clock by the server's: it is `t` there now. */
+  /** Sets the page's clock by the server's, which shows `t` now. */
   setClock(t) {
     const skew = t - performance.now();
-    // An event can't be from the future, and the way here takes time: the clock that is furthest ahead is the best.
+    // An event is never from the future, and takes time to arrive: the clock that is furthest ahead is the best.
     if (this.skew === null || skew > this.skew) this.skew = skew;
   }
 
@@ -44,7 +44,7 @@ export class View {
   advance() {
     if (!this.following) return;
     const right = this.now + this.span * AHEAD;
-    // Whoever asked for less motion gets it in steps.
+    // With reduced motion, it moves in steps.
     const step = CALM.matches ? this.span / 20 : 0;
     this.right = step ? Math.ceil(right / step) * step : right;
   }
@@ -57,7 +57,7 @@ export class View {
     return this.left + (x / this.width) * this.span;
   }
 
-  /** This stretch as it is now, of so many pixels at the same scale: one that time does not move. */
+  /** A fixed copy of this stretch, with a width in pixels at the same scale. */
   stretch(width) {
     const { left, now } = this;
     const span = this.span * (width / this.width);
@@ -70,7 +70,7 @@ export class View {
     for (const listener of this.listeners) listener();
   }
 
-  /** Follows the clock again, at the scale of before it closed in on something. */
+  /** Follows the clock again, at the scale before `show` zoomed in. */
   goLive() {
     if (this.spanBefore !== null) this.span = this.spanBefore;
     this.spanBefore = null;
@@ -79,14 +79,14 @@ export class View {
     for (const listener of this.listeners) listener();
   }
 
-  /** Scrolls by so many milliseconds; towards the past it stops following, up to now it goes on. */
+  /** Scrolls by milliseconds; towards the past it stops following, at now it follows again. */
   scroll(ms) {
     const latest = this.now + this.span * AHEAD;
     this.right = Math.min(latest, this.right + ms);
     this.follow(ms > 0 && this.right >= latest);
   }
 
-  /** Zooms by a factor (below 1: closer) about a time. Closing in on one stops following, for it would run away. */
+  /** Zooms by a factor (below 1: closer) around a time. Zooming in stops following, since the time would move out of view. */
   zoom(factor, about = null) {
     const span = Math.min(LONGEST_SPAN_MS, Math.max(SHORTEST_MS, this.span * factor));
     if (about !== null && !(this.following && factor > 1)) {
@@ -101,7 +101,7 @@ export class View {
     for (const listener of this.listeners) listener();
   }
 
-  /** Shows this stretch, with as much again around it, until it is live again. */
+  /** Shows a stretch, with as much on either side, until it is live again. */
   show(from, to, least = 20) {
     this.spanBefore ??= this.span;
     this.span = Math.min(LONGEST_SPAN_MS, Math.max(SHORTEST_MS, least, (to - from) * 3));
@@ -110,7 +110,7 @@ export class View {
     for (const listener of this.listeners) listener();
   }
 
-  /** Scrolls just enough that this stretch is on show. */
+  /** Scrolls just enough to show a stretch. */
   reveal(from, to) {
     const margin = this.span * 0.08;
     if (to - from > this.span) this.span = Math.min(LONGEST_SPAN_MS, (to - from) * 1.5);
