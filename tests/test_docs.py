@@ -20,7 +20,7 @@ from rocket.lab.bench import settings as bench_settings
 from rocket.lab.settings import Settings, flag
 from rocket.lab.status import command as status_command
 from rocket.lab.torture import settings as torture_settings
-from rocket.lab.torture.schedule import KINDS
+from rocket.lab.torture.faults import FAULTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -189,7 +189,7 @@ def test_every_command_of_the_cluster_is_in_the_reference(capsys: pytest.Capture
     [
         ("routing.md", list(Reason)),
         ("operations.md", list(Code)),
-        ("reference.md", list(KINDS)),
+        ("reference.md", list(FAULTS)),
         ("library.md", [each.name for each in fields(Limits)]),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from rocket import Board, Observer
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
-from rocket.lab.torture.takeover import look
+from rocket.lab.torture.faults import table_state
 from tests.support.servers import dsns, paused, recorded, table, until
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ async def test_primary_that_ended_a_silent_writers_session_stays_in_office(
     board.on_gone.append(gone.append)
     primary = await cluster.primary.connect(DATABASE)
     async with asyncio.timeout(10):
-        while (await look(primary)).writer is not None:
+        while (await table_state(primary)).writer is not None:
             await asyncio.sleep(0.05)
     await primary.close()
     asked_at = time.monotonic()

@@ -10,10 +10,12 @@ history leaves out requests that were invalid, pages after the first one, and a 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from rocket.consistency import PrimaryStatus
 from rocket.errors import describe

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rocket import Routing
 from rocket.lab.api.recorder import RequestRecord
-from rocket.lab.checker import check, reader
-from rocket.lab.checker.history import Outcome, Request
-from rocket.lab.checker.verdict import Judgement, Rule
+from rocket.lab.checker.check import Judgement, check
+from rocket.lab.checker.findings import Rule
+from rocket.lab.checker.history import Outcome, Request, read_history
 from rocket.lab.inspector.export import history_lines
 from rocket.lab.inspector.feed import BATCH_S
 from tests.support.inspected import DEADLINE_S, QUICK, inspecting
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from rocket import Observer, Router
     from rocket.cluster.cluster import LocalCluster
+    from rocket.lab.checker.check import Verdict
     from rocket.lab.checker.history import History
-    from rocket.lab.checker.verdict import Verdict
     from tests.support.inspected import Inspected
 
 
@@ -38,8 +38,8 @@ async def judged(inspected: Inspected, path: Path, last: int = 1000) -> tuple[Hi
     async with inspected.client.get("/inspector/history", params={"last": last}) as response:
         assert 200 == response.status
         file.write_text(await response.text())
-    history = reader.read_history(file)
-    return history, check.check(history)
+    history = read_history(file)
+    return history, check(history)
 
 
 async def test_traffic_without_a_flaw_breaks_no_rule(

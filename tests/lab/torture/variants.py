@@ -1,14 +1,14 @@
 """Deliberately wrong variants of the router: the oracle is tried on them, and has to convict every one.
 
 Each is a small patch of the real code, applied from outside: the product has no switch for any of them. Its
-docstring names the wrong rule; the decorator above it names what convicts it: torture in a scene of faults, or a
+docstring names the wrong rule; the decorator above it names what convicts it: torture under conditions, or a
 test that fails under the patch.
 
     python -m tests.lab.torture.variants NAME -- [flags of torture]     torture it
     python -m tests.lab.torture.variants NAME --pytest TEST...          run tests on it
     python -m tests.lab.torture.variants --all                          the campaign: convict them all
 
-`unpatched` is the name of the code as it is.
+`unpatched` stands for the code without a patch.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ if TYPE_CHECKING:
 UNPATCHED = "unpatched"
 
 _SHOWN_BY_REPLICA = bound.shown_by_replica
-"""The right rule, which wrong ones go round in a part only."""
+"""The right rule, of which wrong ones change a part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Faults under which torture is let loose on a variant, and on the code as it is."""
+    """The faults of the torture runs on a variant, and on the unpatched code."""
 
     faults: str
     duration_s: int
     replicas: int
     seeds: tuple[int, ...]
-    """One conviction is enough; the code as it is has to hold with the first."""
+    """One conviction is enough; the unpatched code has to hold with the first."""
     processes: int = 1
 
     def flags(self, seed: int) -> list[str]:
@@ -89,7 +89,7 @@ LOST_TAIL = Conditions("promotion-lossy", duration_s=3, replicas=2, seeds=(1, 2,
 SEVERAL_PROCESSES = Conditions(
     "writer-killed,writer-frozen,replay-slow", 6, replicas=2, seeds=(1, 2, 3), processes=2
 )
-"""Whoever writes the table of statuses dies, or falls silent."""
+"""The process that writes the table of statuses is killed, or frozen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ class Variant:
 
     name: str
     apply: Callable[[pytest.MonkeyPatch], None]
-    scene: Conditions | None
-    """In which torture convicts it, in seconds; None if that takes luck."""
+    conditions: Conditions | None
+    """Under which torture convicts it, in seconds; None if that takes luck."""
     tests: tuple[str, ...]
     """Each of which fails under it."""
 
@@ -114,13 +114,13 @@ VARIANTS: dict[str, Variant] = {}
 
 
 def convicted_by(
-    *tests: str, scene: Conditions | None = None
+    *tests: str, conditions: Conditions | None = None
 ) -> Callable[[Callable[[pytest.MonkeyPatch], None]], Callable[[pytest.MonkeyPatch], None]]:
     """Enter a patch into the table under its function's name, with what convicts it."""
 
     def enter(apply: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.MonkeyPatch], None]:
         name = apply.__name__.replace("_", "-")
-        VARIANTS[name] = Variant(name, apply, scene, tests)
+        VARIANTS[name] = Variant(name, apply, conditions, tests)
         return apply
 
     return enter
@@ -128,7 +128,7 @@ def convicted_by(
 
 @contextlib.contextmanager
 def applied(name: str) -> Iterator[None]:
-    """Have the router go by a variant's rule for as long as the context lasts."""
+    """Apply a variant to the router for as long as the context lasts."""
     with pytest.MonkeyPatch.context() as patch:
         if name != UNPATCHED:
             VARIANTS[name].apply(patch)
@@ -141,10 +141,10 @@ def applied(name: str) -> Iterator[None]:
 
 @convicted_by(
     "tests/lab/test_takeover.py::test_another_observer_writes_when_the_one_that_did_is_halted",
-    scene=SEVERAL_PROCESSES,
+    conditions=SEVERAL_PROCESSES,
 )
 def silent_writer_keeps_its_right(patch: pytest.MonkeyPatch) -> None:
-    """Whoever was elected to write the table of statuses stays so for as long as its connection lives."""
+    """The process elected to write the table of statuses stays elected while its connection lives."""
 
     async def elect(primary: Connection, _beat_s: float) -> bool:
         return bool(await primary.fetchval("SELECT pg_try_advisory_lock($1)", heartbeat.WRITERS_LOCK))
@@ -154,10 +154,10 @@ def silent_writer_keeps_its_right(patch: pytest.MonkeyPatch) -> None:
 
 @convicted_by(
     "tests/lab/test_takeover.py::test_another_observer_writes_when_the_one_that_did_is_halted",
-    scene=SEVERAL_PROCESSES,
+    conditions=SEVERAL_PROCESSES,
 )
 def elected_once_and_for_all(patch: pytest.MonkeyPatch) -> None:
-    """Who is not elected on its first attempt never tries again."""
+    """A process that is not elected on its first attempt never tries again."""
     elect, attempts = heartbeat.elect, iter([True])
 
     async def once(primary: Connection, beat_s: float) -> bool:
@@ -189,13 +189,13 @@ def _take_floor_before_commit(patch: pytest.MonkeyPatch, statement: str) -> None
     patch.setattr(UserFloors, "record_floor", record_floor)
 
 
-@convicted_by(_INSIDE, scene=LAG)
+@convicted_by(_INSIDE, conditions=LAG)
 def floor_inside_the_transaction(patch: pytest.MonkeyPatch) -> None:
     """The floor is the write LSN, read inside the transaction: it lies before the commit record (F1)."""
     _take_floor_before_commit(patch, "SELECT pg_current_wal_lsn()")
 
 
-@convicted_by(_INSIDE, scene=LAG)
+@convicted_by(_INSIDE, conditions=LAG)
 def insert_lsn_before_commit(patch: pytest.MonkeyPatch) -> None:
     """The floor is the insert LSN, read right before COMMIT: it covers all but the commit record (F1)."""
     _take_floor_before_commit(patch, "SELECT pg_current_wal_insert_lsn()")
@@ -206,7 +206,7 @@ def insert_lsn_before_commit(patch: pytest.MonkeyPatch) -> None:
 _CHOICE = "tests/consistency/test_choice.py::"
 
 
-@convicted_by(scene=LAG)
+@convicted_by(conditions=LAG)
 def no_check(patch: pytest.MonkeyPatch) -> None:
     """Any replica that the observer sees will do."""
 
@@ -337,7 +337,7 @@ def status_kept_across_a_restart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SessionToken, "floor_on", floor_on)
 
 
-@convicted_by(scene=LAG_AND_CRASHES)
+@convicted_by(conditions=LAG_AND_CRASHES)
 def floor_dropped_on_retry(patch: pytest.MonkeyPatch) -> None:
     """After a replica has failed a read, any other will do."""
     choose_fit = Reads._choice  # noqa: SLF001
@@ -351,12 +351,12 @@ def floor_dropped_on_retry(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reads, "_choice", without_floor)
 
 
-# --- reigns ---
+# --- epochs ---
 
 _PROMOTION = "tests/routing/test_promotion.py::"
 
 
-def _bound_of_any_reign(said: str, epoch: Epoch) -> Lsn | None:
+def _bound_of_any_epoch(said: str, epoch: Epoch) -> Lsn | None:
     role, *rest = said.split(" ")
     if role == "replica":
         replayed, received, streamed, *_ = rest
@@ -365,7 +365,7 @@ def _bound_of_any_reign(said: str, epoch: Epoch) -> Lsn | None:
 
 
 def _see_the_current_epoch(patch: pytest.MonkeyPatch, is_of: Callable[[int | None, Epoch], bool]) -> None:
-    """Take a replica for one of the current reign if what it streams says so, whatever row it shows."""
+    """Count a replica to the current epoch by the timeline that it streams, whatever row it shows."""
     publish = NodeWatch._publish_replica  # noqa: SLF001
 
     def as_it_says(self: NodeWatch, connection: NodeConnection, row: Any, asked_at: float) -> None:
@@ -376,15 +376,15 @@ def _see_the_current_epoch(patch: pytest.MonkeyPatch, is_of: Callable[[int | Non
         publish(self, connection, row, asked_at)
 
     patch.setattr(NodeWatch, "_publish_replica", as_it_says)
-    patch.setattr(bound, "shown_by_replica", _bound_of_any_reign)
+    patch.setattr(bound, "shown_by_replica", _bound_of_any_epoch)
 
 
-@convicted_by(scene=LOST_TAIL)
+@convicted_by(conditions=LOST_TAIL)
 def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
-    """One reign is like another: LSNs of tokens and replicas are compared whosever they are."""
+    """LSNs of tokens and replicas are compared although they belong to different epochs."""
     obstacle = choice.obstacle
 
-    def of_any_reign(
+    def of_any_epoch(
         status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
     ) -> Reason | None:
         epoch = board.epoch or token.epoch
@@ -404,7 +404,7 @@ def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
         return merged([replace(token, epoch=latest_first[0].epoch) for token in latest_first])
 
     _see_the_current_epoch(patch, lambda _streamed, _epoch: True)
-    patch.setattr(choice, "obstacle", of_any_reign)
+    patch.setattr(choice, "obstacle", of_any_epoch)
     patch.setattr(router, "merged", merged_as_one)
     patch.setattr(reads, "resolve_tokens", resolve_tokens)
     patch.setattr(writes, "resolve_tokens", resolve_tokens)
@@ -414,7 +414,7 @@ def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
 def received_tli_trusted(patch: pytest.MonkeyPatch) -> None:
     """A replica that streams the current timeline follows the current primary, whatever it has replayed (F11).
 
-    Nor is it minded that such a replica has replayed more than its primary has written: that catches most of them.
+    Nor does it matter that a replica has replayed more than its primary has written: that catches most of them.
     Torture never re-points a replica that has passed the fork without cloning or rewinding it first.
     """
 
@@ -425,9 +425,9 @@ def received_tli_trusted(patch: pytest.MonkeyPatch) -> None:
     _see_the_current_epoch(patch, lambda streamed, epoch: streamed == timeline_of(epoch))
 
 
-@convicted_by(f"{_PROMOTION}test_what_a_promotion_lost_is_said_in_so_many_words", scene=LOST_TAIL)
+@convicted_by(f"{_PROMOTION}test_what_a_promotion_lost_is_said_in_so_many_words", conditions=LOST_TAIL)
 def lost_tails_not_reported(patch: pytest.MonkeyPatch) -> None:
-    """A token of an earlier reign is exchanged without a word."""
+    """A token of an earlier epoch is exchanged without a notice."""
 
     async def nothing(_token: SessionToken, _primary: Connection, _epoch: Epoch) -> None:
         return None
@@ -440,7 +440,7 @@ def lost_tails_not_reported(patch: pytest.MonkeyPatch) -> None:
     f"{_PROMOTION}test_a_promotion_is_followed_and_the_old_primary_closed",
 )
 def old_primary_still_used(patch: pytest.MonkeyPatch) -> None:
-    """Whoever says last that it is the primary is believed, of whichever timeline.
+    """The node that was last seen out of recovery is the primary, whatever its timeline.
 
     Torture's promotions fence the old primary, as the guarantee asks.
     """
@@ -459,14 +459,14 @@ def old_primary_still_used(patch: pytest.MonkeyPatch) -> None:
 
 @convicted_by(f"{_PROMOTION}test_a_write_across_a_promotion_is_an_unknown_outcome")
 def acknowledged_by_a_primary_that_was_replaced(patch: pytest.MonkeyPatch) -> None:
-    """What a primary has answered counts, although another one reigns by then.
+    """The answer of a primary counts, although there is another one by then.
 
     Torture's promotions end the old primary, and with it the write's connection, before there is another one.
     """
 
-    def whoever_reigns(_self: Nodes, _epoch: Epoch) -> None: ...
+    def any_epoch(_self: Nodes, _epoch: Epoch) -> None: ...
 
-    patch.setattr(Nodes, "check_still_current", whoever_reigns)
+    patch.setattr(Nodes, "check_still_current", any_epoch)
 
 
 # --- what reads have shown ---
@@ -474,7 +474,9 @@ def acknowledged_by_a_primary_that_was_replaced(patch: pytest.MonkeyPatch) -> No
 _SESSIONS = "tests/lab/api/test_sessions.py::"
 
 
-@convicted_by(f"{_SESSIONS}TestMonotonicReads::test_a_replica_behind_the_one_that_was_read_is_not_read", scene=LAG)
+@convicted_by(
+    f"{_SESSIONS}TestMonotonicReads::test_a_replica_behind_the_one_that_was_read_is_not_read", conditions=LAG
+)
 def token_not_raised_on_reads(patch: pytest.MonkeyPatch) -> None:
     """A read hands back the token that it was sent."""
 

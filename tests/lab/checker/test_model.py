@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from rocket.lab.checker.check import check
+from rocket.lab.checker.check import Judgement, check
+from rocket.lab.checker.findings import Rule
 from rocket.lab.checker.history import Op, Outcome, Request
-from rocket.lab.checker.verdict import Judgement, Rule
-from tests.lab.checker.stories import failed, page, read, story, token, write
+from tests.support.histories import failed, history_of, page, read, token, write
 
 SESSIONS = ("s1", "more1", "bare1", "bare2", "s2", "bar1")
 PAGE = 4
@@ -94,8 +95,8 @@ def pages(ops: list[Op]) -> list[Op]:
     return [op for op in ops if op.rides]
 
 
-def owed(ops: list[Op], reading: Op) -> set[float]:
-    """Return, by the letter and the long way, what an answer has to show."""
+def expected(ops: list[Op], reading: Op) -> set[float]:
+    """Return what an answer has to show, computed from the definition."""
     before = [
         op
         for op in ops
@@ -109,12 +110,12 @@ def owed(ops: list[Op], reading: Op) -> set[float]:
 
 def changed(ops: list[Op], one: Op, **values: object) -> list[Op]:
     """Return the run with another answer."""
-    return [replace(op, **values) if op is one else op for op in ops]  # type: ignore[arg-type]
+    return [replace(op, **values) if op is one else op for op in ops]
 
 
 def convicted_of(ops: list[Op]) -> set[Rule]:
     """Return the rules that a run breaks."""
-    verdict = check(story(*ops))
+    verdict = check(history_of(*ops))
     assert (verdict.judgement is Judgement.VIOLATED) == bool(verdict.counts)
     return set(verdict.counts or {})
 
@@ -123,18 +124,18 @@ def convicted_of(ops: list[Op]) -> set[Rule]:
 @given(seeds)
 def test_a_run_that_never_was_stale_holds(seed: int) -> None:
     """Whatever happened side by side."""
-    verdict = check(story(*answered(seed)))
+    verdict = check(history_of(*answered(seed)))
 
     assert (Judgement.HELD, ()) == (verdict.judgement, verdict.reasons)
 
 
 @thorough
 @given(seeds)
-def test_a_ride_left_out_is_missed_just_if_it_was_owed(seed: int) -> None:
-    """Of every page in turn, and every ride on it; what nobody was owed may be left out."""
+def test_a_ride_left_out_is_missed_only_if_it_was_expected(seed: int) -> None:
+    """Of every page in turn, and every ride on it; a ride that was not expected may be left out."""
     ops = answered(seed)
     for one in pages(ops):
-        due = owed(ops, one)
+        due = expected(ops, one)
         for gone in one.rides or ():
             rest = tuple(ride for ride in one.rides or () if ride != gone)
             covered = bool(one.complete) or (bool(rest) and gone[0] > min(rest)[0])
@@ -144,13 +145,13 @@ def test_a_ride_left_out_is_missed_just_if_it_was_owed(seed: int) -> None:
 
 @thorough
 @given(seeds)
-def test_a_single_read_that_finds_nothing_is_convicted_just_if_it_was_owed(seed: int) -> None:
+def test_a_single_read_that_finds_nothing_is_convicted_only_if_it_was_expected(seed: int) -> None:
     """The same for the other way to read."""
     ops = answered(seed)
     for one in ops:
         if one.request is Request.READ and one.distance is not None:
             rules = convicted_of(changed(ops, one, distance=None, status=404))
-            assert (one.distance in owed(ops, one)) == bool(rules)
+            assert (one.distance in expected(ops, one)) == bool(rules)
 
 
 @thorough
@@ -166,7 +167,7 @@ def test_a_ride_with_another_distance_is_invented(seed: int) -> None:
 @thorough
 @given(seeds)
 def test_a_ride_moved_to_another_user_is_foreign(seed: int) -> None:
-    """Each page is shown to somebody else in turn."""
+    """Each page is shown to another user in turn."""
     ops = answered(seed)
     for one in pages(ops):
         for other in ops:

@@ -1,11 +1,16 @@
-"""Histories told step by step: an innocent frame, and what a test adds to it."""
+"""Histories made step by step: a run in which all is well, and what a test adds to it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
+from rocket.lab.checker.check import Judgement, check
 from rocket.lab.checker.history import End, Fault, Healed, History, Op, Outcome, Request, Role, Run
+
+if TYPE_CHECKING:
+    from rocket.lab.checker.findings import Rule
 
 NODES = ("primary", "replica0", "replica1")
 RUN = Run(
@@ -19,6 +24,7 @@ RUN = Run(
 )
 EPOCH = "1-aaaaaaaa"
 HEALED_AT = 100.0
+LOST = "A promotion may have lost writes of this session."
 
 
 def op(session: str, request: Request, at: float, **values: Any) -> Op:
@@ -96,7 +102,7 @@ FRAME: tuple[Op, ...] = (
 PAUSE = Fault(name="replay-paused", at=0.15, until=0.25, node="replica0")
 
 
-def story(*added: Op | Fault, run: Run = RUN, frame: tuple[Op, ...] = FRAME) -> History:
+def history_of(*added: Op | Fault, run: Run = RUN, frame: tuple[Op, ...] = FRAME) -> History:
     """Return a whole history: the frame and what is added."""
     met = [
         # Every fault that is added meets a request.
@@ -106,3 +112,28 @@ def story(*added: Op | Fault, run: Run = RUN, frame: tuple[Op, ...] = FRAME) -> 
     ]
     met = [one if number == 0 else replace(one, session=f"other{number}8") for number, one in enumerate(met)]
     return History.of([run, *frame, *met, PAUSE, *added, Healed(at=HEALED_AT), End(at=HEALED_AT + 12)])
+
+
+# --- verdicts ---
+
+
+def convicted(history: History, rule: Rule, *ops: Op) -> None:
+    """Check that exactly one rule was broken, once, and that the excerpt shows these operations alone."""
+    verdict = check(history)
+    assert Judgement.VIOLATED is verdict.judgement
+    assert {rule: 1} == dict(verdict.counts or {})
+    assert [ops] == [violation.ops for violation in verdict.violations]
+
+
+def held(history: History) -> None:
+    """Check that nothing is wrong with a history, nor missing in it."""
+    verdict = check(history)
+    assert (Judgement.HELD, (), ()) == (verdict.judgement, verdict.reasons, verdict.violations)
+
+
+def void(history: History, reason: str) -> None:
+    """Check that a run proves nothing, for one reason."""
+    verdict = check(history)
+    assert Judgement.VOID is verdict.judgement
+    (given,) = verdict.reasons
+    assert reason in given

@@ -1,4 +1,4 @@
-"""The verdict on a run, and what convicts it."""
+"""What is wrong with a run: the rules, and the violations found."""
 
 from __future__ import annotations
 
@@ -8,28 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from rocket.lab.checker.figures import Figures
     from rocket.lab.checker.history import Fault, Op
 
 _KEPT = 20
 """Violations of one rule that are kept whole, to pick the shortest of them; the rest are only counted."""
 _SHOWN = 5
-
-
-class Judgement(enum.StrEnum):
-    """What a run says about the guarantee."""
-
-    HELD = "held"
-    VIOLATED = "violated"
-    VOID = "void"
-    """Nothing: too little happened in it, or its history is not whole."""
-
-    @property
-    def exit_code(self) -> int:
-        """What the commands end with."""
-        return {Judgement.HELD: 0, Judgement.VIOLATED: 2, Judgement.VOID: 3}[self]
 
 
 class Rule(enum.StrEnum):
@@ -38,11 +23,11 @@ class Rule(enum.StrEnum):
     READ_YOUR_WRITES = "read-your-writes"
     """A read shows every write that was acknowledged to its session (without tokens: to its user) before."""
     MONOTONIC_READS = "monotonic-reads"
-    """What a session with tokens has seen once it sees again."""
+    """A session with tokens is shown again what it was shown before."""
     ACKNOWLEDGED_WRITE_LOST = "acknowledged-write-lost"
     """Without a promotion no acknowledged write disappears for good."""
     LOSS_NOT_REPORTED = "loss-not-reported"
-    """What a promotion lost is reported to the sessions with tokens that had been told of it."""
+    """A session with tokens is told that a promotion lost what it had been shown."""
     LOSS_INVENTED = "loss-invented"
     """No loss is reported before there has been a promotion."""
     FOREIGN_OR_INVENTED = "foreign-or-invented"
@@ -58,9 +43,9 @@ class Rule(enum.StrEnum):
     NOT_RESUMED = "not-resumed"
     """Once the faults are over, all replicas soon serve reads again."""
     READ_NOT_ANSWERED = "read-not-answered"
-    """With several processes, whichever dies, a read with a token is answered, unless the primary is away."""
+    """With several processes, of which any may die, reads with tokens are answered unless the primary is away."""
     NOT_TAKEN_OVER = "not-taken-over"
-    """If the process that writes the table of statuses dies or falls silent, another one soon does."""
+    """If the process that writes the table of statuses dies or is frozen, another one soon writes it."""
     LEAKED = "leaked"
     """The run leaves nothing behind."""
 
@@ -71,7 +56,7 @@ class Violation:
 
     rule: Rule
     sentence: str
-    """What is wrong, in words."""
+    """What is wrong."""
     ops: tuple[Op, ...] = ()
     """In the order in which they began."""
     faults: tuple[Fault, ...] = ()
@@ -81,7 +66,7 @@ class Violation:
 
     @property
     def length(self) -> tuple[int, float]:
-        """How much there is to follow: operations, and the seconds from the first to the last."""
+        """How much there is to read: operations, and the seconds from the first to the last."""
         span = max(op.done for op in self.ops) - self.ops[0].at if self.ops else 0.0
         return len(self.ops), span
 
@@ -95,7 +80,7 @@ class Findings:
         self._kept: dict[Rule, list[Violation]] = {}
 
     def wants_more(self, rule: Rule) -> bool:
-        """Tell whether it is worth the trouble to gather the operations that show another violation."""
+        """Return whether another violation of a rule would be kept, with the operations that show it."""
         return self.counts[rule] < _KEPT
 
     def add(
@@ -106,35 +91,20 @@ class Findings:
         about: float | None = None,
         faults: Sequence[Fault] = (),
     ) -> None:
-        """Take note of a violation; `faults` belong to it even if they overlap none of its operations."""
+        """Record a violation; `faults` belong to it even if they overlap none of its operations."""
         if self.wants_more(rule):
             meanwhile = tuple(
                 fault
                 for fault in self._faults
-                if fault in faults or any(fault.at <= op.done and op.at <= fault.until for op in ops)
+                if fault in faults or any(fault.overlaps(op.at, op.done) for op in ops)
             )
             in_order = tuple(sorted(ops, key=lambda op: (op.at, op.done)))
             self._kept.setdefault(rule, []).append(Violation(rule, sentence, in_order, meanwhile, about))
         self.counts[rule] += 1
 
     def excerpts(self) -> tuple[Violation, ...]:
-        """Return a handful of violations: the shortest of each rule, then what is next in length."""
+        """Return up to five violations: the shortest of each rule, then the next in length."""
         ranked = [sorted(kept, key=lambda violation: violation.length) for kept in self._kept.values()]
         places = {rule: place for place, rule in enumerate(Rule)}
         best = sorted((rank, places[one.rule], one) for kept in ranked for rank, one in enumerate(kept[:2]))
         return tuple(one for _, _, one in best[:_SHOWN])
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the checker says about a history."""
-
-    judgement: Judgement
-    violations: tuple[Violation, ...] = ()
-    """A handful, each as short as there is one."""
-    counts: Mapping[Rule, int] | None = None
-    """All violations, by rule."""
-    reasons: tuple[str, ...] = ()
-    """Why the run alone would prove nothing, even where no rule was broken."""
-    figures: Figures | None = None
-    """None for a history that could not be followed."""
