@@ -10,11 +10,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rocket import Policy, Routing
+from rocket import Policy
 from rocket.cluster import control, server_logs
 from rocket.cluster.cluster import ClusterSettings, LocalCluster, local_cluster
 from rocket.cluster.supervisor import supervise
 from rocket.errors import InvalidSetting
+from rocket.lab.comparison import Routing
 from rocket.lab.listeners import listeners, url_of
 from rocket.lab.serving import Service, serving
 from rocket.lab.settings import flag

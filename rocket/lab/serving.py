@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rocket import Policy, Router, Routing
+from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.shutdown import background
 from rocket.topology.nodes_file import follow
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Mapping
 
+    from rocket import Policy
     from rocket.lab.inspector.targets import Targets
     from rocket.lab.shutdown import Shutdown
 
@@ -71,16 +72,16 @@ async def serving(
                 Topology(service.patroni, service.patroni_dsn, service.nodes, tls)
             )
         router = await stack.enter_async_context(
-            await Router.open(
+            await ComparisonRouter.open(
                 service.nodes,
                 UserFloors(),
                 policy=service.policy,
-                routing=service.routing,
                 observe=service.observe,
                 observer_interval_s=service.observer_interval_s,
                 may_be_primary=None if topology is None else topology.may_be_primary,
             )
         )
+        await router.switch(service.routing)
         await stack.enter_async_context(background(router.observing(), "observer"))
         inspector = None
         if reach is not None:

@@ -11,7 +11,7 @@ import asyncpg
 
 from rocket.dsn import parse_file
 from rocket.errors import InvalidSetting, describe
-from rocket.routing.admittance import AddressUnusable, connecting
+from rocket.routing.failures import AddressUnusable, connecting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,7 +101,7 @@ async def _trouble_with(name: str, dsn: str) -> tuple[str, bool]:
 
 
 async def follow(
-    file: Path, nodes: Mapping[str, str], router: Router[str], at_once: asyncio.Event | None = None
+    file: Path, nodes: Mapping[str, str], router: Router, at_once: asyncio.Event | None = None
 ) -> None:
     """Have the router go along with what a file says, for ever; `nodes` is what it knows.
 
@@ -128,7 +128,7 @@ async def follow(
         present, complaint = wanted, ""
 
 
-async def _change(present: Mapping[str, str], wanted: Mapping[str, str], router: Router[str]) -> None:
+async def _change(present: Mapping[str, str], wanted: Mapping[str, str], router: Router) -> None:
     """Take in what is new, then let go of what is gone; raise `InvalidSetting` if that will not do."""
     added = {name: dsn for name, dsn in wanted.items() if present.get(name) != dsn}
     gone = [name for name in present if name not in wanted]

@@ -78,7 +78,7 @@ class Topology:
         self._client = RestClient(urls, tls)
         self._template = template
         self._known = {name: Place(dsn) for name, dsn in nodes.items()}
-        self._router: Router[str]
+        self._router: Router
         self._missing_since: dict[str, float] = {}
         self._leader: str | None = None
         self._silent = not nodes
@@ -93,7 +93,7 @@ class Topology:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    def attend(self, router: Router[str]) -> None:
+    def attend(self, router: Router) -> None:
         """Have this router go along; it was opened with the same nodes, and with our `may_be_primary`."""
         self._router = router
         router.board.on_gone.append(self._note)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from rocket import InvalidToken, Session, SessionToken, tokens_from
+from rocket import InvalidToken, Session
+from rocket.consistency import SessionToken
+from rocket.routing.session import tokens_from
 from rocket.web.carriers import HEADER, Carrier, Header
 from rocket.web.problems import FORESEEN, problem_of
 from rocket.web.responses import NOT_TO_BE_CACHED, session_fields
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
     from rocket import Router
 
-SubjectT = TypeVar("SubjectT")
 
 SESSION = web.RequestKey("rocket", Session)
 """Under which a request holds its session."""
@@ -27,9 +28,9 @@ SESSION = web.RequestKey("rocket", Session)
 
 def setup(
     app: web.Application,
-    router: Callable[[], Router[SubjectT]],
+    router: Callable[[], Router],
     *,
-    subject: Callable[[web.Request], SubjectT | None] | None = None,
+    subject: Callable[[web.Request], str | None] | None = None,
     carrier: Carrier | None = None,
 ) -> None:
     """Put a `rocket.Session` at hand for each request of an application: `request[SESSION]`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ NOT_TO_BE_CACHED = ("Cache-Control", "no-store")
 
 
 def session_fields(
-    session: Session[Any], carrier: Carrier, values: Values, *, secure: bool
+    session: Session, carrier: Carrier, values: Values, *, secure: bool
 ) -> Sequence[tuple[str, str]]:
     """Return the header fields that go with whatever the session has done by now.
 

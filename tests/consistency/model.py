@@ -395,7 +395,7 @@ class Rules:
     def lost(self, token: SessionToken, history_file: str) -> Lost | None:
         """What is said to a session that brings a token of an earlier reign."""
         switch_lsn = switch_point(history_file, token.timeline)
-        if switch_lsn is not None and max(token.write_floor, token.read_floor) <= switch_lsn:
+        if switch_lsn is not None and token.highest_floor <= switch_lsn:
             return None
         return Lost(bool(token.write_floor) and (switch_lsn is None or token.write_floor > switch_lsn))
 
@@ -1103,7 +1103,7 @@ class World:
         assert read.shown is not None
         self._check_floor(read.shown, after)
         self.events["read on a replica"] += 1
-        self.events["read without a bound"] += after.read_floor == Lsn.PENDING
+        self.events["read without a bound"] += after.read_floor is None
         if token.node is not None:
             same = (token.node, token.incarnation) == (after.node, after.incarnation)
             self.events["stayed" if same else "moved"] += 1
@@ -1148,8 +1148,8 @@ class World:
     def _check_floor(self, shown: int, token: SessionToken) -> None:
         """Check that a replica of the reign which has replayed the read floor shows all that was shown."""
         history = self._histories[token.epoch]
-        if token.read_floor < Lsn.PENDING and not self.rules.by_data:
-            covered = history.shows[history.up_to(max(token.write_floor, token.read_floor))]
+        if token.read_floor is not None and not self.rules.by_data:
+            covered = history.shows[history.up_to(token.highest_floor)]
             if shown & ~covered:
                 self._fail(f"a read was shown what the floors of {token} do not cover")
 
@@ -1160,9 +1160,13 @@ class World:
         if request.status is None and held.wrote & ~request.node.history.shows[-1]:
             self._fail(f"a session lost a write with the primary of an earlier reign, and is told {request.lost}")
         for before in (old.token for old in request.carried if old.token.epoch == after.epoch):
-            for was, now in ((before.write_floor, after.write_floor), (before.read_floor, after.read_floor)):
-                if now < was < Lsn.PENDING and not self.rules.by_data:
-                    self._fail(f"{before} went back to {after}")
+            fell = after.write_floor < before.write_floor < Lsn.PENDING or (
+                before.read_floor is not None
+                and after.read_floor is not None
+                and after.read_floor < before.read_floor
+            )
+            if fell and not self.rules.by_data:
+                self._fail(f"{before} went back to {after}")
         request.session.answered(request.carried, held)
 
     _ACTIONS: tuple[tuple[Callable[[World], None], int], ...] = (

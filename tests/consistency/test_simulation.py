@@ -150,9 +150,8 @@ class OffByOne(Rules):
     by_data: ClassVar = True
 
     def token(self, token: SessionToken, *, retried: bool) -> SessionToken:
-        return replace(
-            token, write_floor=self._before(token.write_floor), read_floor=self._before(token.read_floor)
-        )
+        read_floor = None if token.read_floor is None else self._before(token.read_floor)
+        return replace(token, write_floor=self._before(token.write_floor), read_floor=read_floor)
 
     def _before(self, floor: Lsn) -> Lsn:
         return floor if floor in {0, Lsn.PENDING} else Lsn(floor - 1)

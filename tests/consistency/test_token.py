@@ -27,12 +27,22 @@ PLACES = st.none() | st.tuples(st.sampled_from(NODES), st.sampled_from(LIVES))
 EVERYWHERE = [(node, life) for node in [*NODES, "replica9"] for life in [*LIVES, Incarnation("9@9"), None]]
 
 
+def known(read_floor: Lsn) -> Lsn | None:
+    """Return a read floor as tokens have it."""
+    return None if read_floor == LARGEST else read_floor
+
+
+def largest(*read_floors: Lsn | None) -> Lsn | None:
+    """Return the largest of read floors, which is that without a bound if there is one."""
+    return None if None in read_floors else max(floor for floor in read_floors if floor is not None)
+
+
 def token_of(
     write_floor: int, read_floor: int = 0, place: tuple[str, Incarnation] | None = None, epoch: Epoch = EPOCH
 ) -> SessionToken:
-    """Return a token, told shortly."""
+    """Return a token; the largest read floor stands for an unbounded one."""
     node, incarnation = place or (None, None)
-    return SessionToken(epoch, Lsn(write_floor), Lsn(read_floor), node, incarnation)
+    return SessionToken(epoch, Lsn(write_floor), known(Lsn(read_floor)), node, incarnation)
 
 
 TOKENS = st.builds(token_of, FLOORS, FLOORS, PLACES)
@@ -196,7 +206,7 @@ def test_a_text_is_a_token_or_refused(text: str) -> None:
 @modest
 def test_the_write_floor_alone_holds_on_the_same_replica_in_the_same_life(token: SessionToken) -> None:
     """Everywhere else, which is everywhere for a session that read on none, both floors hold."""
-    both = max(token.write_floor, token.read_floor)
+    both = token.highest_floor
     for place in EVERYWHERE:
         own = token.node is not None and place == (token.node, token.incarnation)
 
@@ -238,9 +248,9 @@ def test_a_bounded_read_raises_the_read_floor_to_its_bound(
 ) -> None:
     """A known read floor is never lowered, an unknown one becomes known, and the write floor stays."""
     after = token.after_replica_read(*place, bound)
-    known = bound if token.read_floor == Lsn.PENDING else max(token.read_floor, bound)
+    raised = bound if token.read_floor is None else max(token.read_floor, bound)
 
-    assert token_of(token.write_floor, known, place) == after
+    assert token_of(token.write_floor, raised, place) == after
 
 
 @given(token=TOKENS, place=st.tuples(st.sampled_from(NODES), st.sampled_from(LIVES)))
@@ -297,7 +307,7 @@ def test_a_merged_token_covers_both(one: SessionToken, other: SessionToken) -> N
     for both, first, second in zip(floors(merged), floors(one), floors(other), strict=True):
         assert both >= max(first, second)
     assert max(one.write_floor, other.write_floor) == merged.write_floor
-    assert max(one.read_floor, other.read_floor) == merged.read_floor
+    assert largest(one.read_floor, other.read_floor) == merged.read_floor
 
 
 @given(one=TOKENS, other=TOKENS)
@@ -305,7 +315,7 @@ def test_a_merged_token_covers_both(one: SessionToken, other: SessionToken) -> N
 def test_a_merged_token_asks_no_more_than_both_need(one: SessionToken, other: SessionToken) -> None:
     """A replica's life on which all that was read was read is kept; of several, only that replicas were read."""
     merged = one.merged_with(other)
-    read_on = {(token.node, token.incarnation) for token in (one, other) if token.read_floor}
+    read_on = {(token.node, token.incarnation) for token in (one, other) if token.has_read}
 
     if read_on:
         if len(read_on) == 1:
@@ -384,7 +394,7 @@ def test_tokens_of_the_latest_reign_are_merged_and_the_earlier_ones_kept(tokens:
 
     assert latest.timeline == max(token.timeline for token in tokens)
     assert latest.write_floor == max(token.write_floor for token in of_latest)
-    assert latest.read_floor == max(token.read_floor for token in of_latest)
+    assert latest.read_floor == largest(*(token.read_floor for token in of_latest))
     assert sorted(map(str, earlier)) == sorted(str(token) for token in tokens if token not in of_latest)
     assert [token.timeline for token in earlier] == sorted((token.timeline for token in earlier), reverse=True)
 
@@ -418,7 +428,10 @@ def test_two_reigns_on_one_timeline_are_left_to_the_primary() -> None:
 @modest
 def test_a_token_is_beyond_where_one_of_its_floors_is(token: SessionToken, flush_lsn: Lsn) -> None:
     """An unknown floor claims no position, and the primary's own end is not beyond it."""
-    beyond = {floor for floor in (token.write_floor, token.read_floor) if floor != LARGEST and floor > flush_lsn}
+    claimed = {token.write_floor} - {Lsn.PENDING}
+    if token.read_floor is not None:
+        claimed.add(token.read_floor)
+    beyond = {floor for floor in claimed if floor > flush_lsn}
 
     assert (beyond != set()) == token.is_beyond(flush_lsn)
 

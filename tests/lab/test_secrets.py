@@ -12,11 +12,14 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from rocket import Board, Observer, Policy, Router, Routing, nodes_from_environment
+from rocket import Policy, Router, nodes_from_environment
+from rocket.consistency import Board
 from rocket.dsn import parse_dsn
 from rocket.errors import InvalidSetting
 from rocket.lab.app import DATABASE
+from rocket.lab.comparison import Routing
 from rocket.lab.serving import Service
+from rocket.routing.observer import Observer
 from rocket.topology.nodes_file import check_usable
 from tests.routing.test_races import lose_a_backend
 from tests.support.between import pgbouncer

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from rocket import Lsn, Policy, Routing, SessionToken
+from rocket import Lsn, Policy
+from rocket.consistency import SessionToken
 from rocket.lab.app import DATABASE
+from rocket.lab.comparison import Routing
 from rocket.lab.listeners import listeners, url_of
 from rocket.lab.serving import Service
 from rocket.lab.settings import Settings
@@ -135,7 +137,7 @@ async def next_beat(primary: Connection) -> None:
 # --- an API process that hears nothing ---
 
 
-async def session_of(router: Router[str], cluster: LocalCluster, email: str) -> tuple[str, dict[str, str]]:
+async def session_of(router: Router, cluster: LocalCluster, email: str) -> tuple[str, dict[str, str]]:
     """Write a ride that all replicas have; return its path, and the headers of the session that wrote it."""
     ride = await write_ride(router, email)
     async with on_primary(cluster) as primary:
@@ -157,7 +159,7 @@ async def read(http: aiohttp.ClientSession, path: str, headers: dict[str, str]) 
 
 @pytest.mark.parametrize("interval_s", [0.05, NEVER_S], ids=["observing", "knowing nothing new"])
 async def test_process_that_was_halted_for_longer_than_the_lease_reads_nothing_stale(
-    cluster: LocalCluster, router: Router[str], email: str, interval_s: float
+    cluster: LocalCluster, router: Router, email: str, interval_s: float
 ) -> None:
     """What it knew of the replicas was true of lives that are over: they have come back behind."""
     async with restart_point_now(cluster):
@@ -182,7 +184,7 @@ async def test_process_that_was_halted_for_longer_than_the_lease_reads_nothing_s
 
 
 async def test_process_that_hears_nothing_for_longer_than_the_lease_trusts_nobody(
-    cluster: LocalCluster, router: Router[str], email: str
+    cluster: LocalCluster, router: Router, email: str
 ) -> None:
     """Neither replicas nor the primary, however well they are."""
     ride, headers = await session_of(router, cluster, email)

@@ -15,9 +15,10 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from rocket import Policy, Routing
+from rocket import Policy
 from rocket.errors import PortInUse, WorkerFailedToStart, WorkerKeepsDying
 from rocket.lab.app import DATABASE
+from rocket.lab.comparison import Routing
 from rocket.lab.listeners import listeners, url_of
 from rocket.lab.serving import Service
 from rocket.lab.settings import Settings

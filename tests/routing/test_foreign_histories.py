@@ -28,7 +28,7 @@ ELSEWHERE = 42
 
 
 @pytest_asyncio.fixture
-async def opened(cluster: LocalCluster) -> AsyncIterator[Router[str | None]]:
+async def opened(cluster: LocalCluster) -> AsyncIterator[Router]:
     """A router with a table of floors, which observes by itself."""
     policy = Policy(max_wait_s=1.0)
     async with await Router.open(dsns(cluster), FloorTable(), policy=policy, observer_interval_s=BEAT_S) as router:
@@ -57,16 +57,14 @@ async def answer(db: Connection) -> int:
     return int(await db.fetchval("SELECT 1"))
 
 
-async def own_epoch(session: Session[str | None]) -> str:
+async def own_epoch(session: Session) -> str:
     """Return the epoch of the cluster at hand."""
     await session.write(answer)
     assert session.token is not None
     return session.token.split("~")[1]
 
 
-async def test_reigns_that_came_in_a_dump_are_none_of_this_clusters(
-    cluster: LocalCluster, opened: Router[str | None]
-) -> None:
+async def test_reigns_that_came_in_a_dump_are_none_of_this_clusters(cluster: LocalCluster, opened: Router) -> None:
     """Their positions are of another history; replicas are fit beside their rows, of a later timeline even."""
     timeline = (await own_epoch(opened.session("ann"))).partition("-")[0]
     theirs = f"{timeline}-cccccccccc"
@@ -90,7 +88,7 @@ async def test_reigns_that_came_in_a_dump_are_none_of_this_clusters(
 
 
 async def test_what_was_written_in_a_reign_that_nobody_here_has_heard_of_may_be_lost(
-    cluster: LocalCluster, opened: Router[str | None]
+    cluster: LocalCluster, opened: Router
 ) -> None:
     """Its primary was lost before any replica had got the reign's name, and so with all that came after."""
     admin = await cluster.primary.connect(DATABASE)
@@ -110,7 +108,7 @@ async def test_what_was_written_in_a_reign_that_nobody_here_has_heard_of_may_be_
 
 
 async def test_a_token_of_a_later_timeline_is_foreign_once_no_node_can_have_given_it_out(
-    opened: Router[str | None],
+    opened: Router,
 ) -> None:
     """Of a cluster that was made anew, say; as long as a node may be a later primary, nobody can tell."""
     later = "1~99-aaaaaaaaaa~0/1~0/0"
@@ -122,12 +120,12 @@ async def test_a_token_of_a_later_timeline_is_foreign_once_no_node_can_have_give
     lenient = opened.session("ann", later, lenient=True)
     assert 1 == await lenient.read(answer)
     assert later not in (lenient.token or "")
-    opened._guarded._nodes._policy = Policy(lease_s=0.0)  # noqa: SLF001  # no replica was heard of lately
+    opened.policy = Policy(lease_s=0.0)  # no replica was observed lately
     with pytest.raises(Unavailable, match="later primary"):
         await opened.session("ann", later).read(answer)
 
 
-async def test_a_foreign_token_hides_no_loss(cluster: LocalCluster, opened: Router[str | None]) -> None:
+async def test_a_foreign_token_hides_no_loss(cluster: LocalCluster, opened: Router) -> None:
     """It is dropped alone."""
     earlier, foreign = "0-aaaaaaaaaa", "1~1-ffffffffff~0/1~0/0"
     admin = await cluster.primary.connect(DATABASE)
@@ -164,7 +162,7 @@ async def test_a_loss_is_told_behind_a_pooler_to_a_role_that_may_not_read_the_hi
 
 
 async def test_a_recorded_floor_beyond_the_primary_came_from_elsewhere(
-    cluster: LocalCluster, opened: Router[str | None]
+    cluster: LocalCluster, opened: Router
 ) -> None:
     """In a dump, say: who brings no token is not told that it is invalid, and gets one that is good."""
     admin = await cluster.primary.connect(DATABASE)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rocket import Board, Observer
+from rocket.consistency import Board
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
 from rocket.lab.torture.takeover import look
+from rocket.routing.observer import Observer
 from tests.support.servers import dsns, paused, recorded, table, until
 
 if TYPE_CHECKING:

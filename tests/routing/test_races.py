@@ -12,22 +12,25 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from rocket import Board, Limits, Lsn, Reason, Role, Router, Routing, SessionToken
+from rocket import Limits, Lsn, Reason, Role, Router
 from rocket.cluster import faults
+from rocket.consistency import Board, SessionToken
 from rocket.lab.api import queries
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
+from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.shutdown import background
-from rocket.routing import bound
+from rocket.routing.bound import ReadBound
 from tests.support.servers import dsns, paused, recorded, role
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from rocket import Connection, Observer
+    from rocket import Connection
     from rocket.cluster.cluster import LocalCluster
     from rocket.cluster.node import Node
     from rocket.consistency import Epoch
+    from rocket.routing.observer import Observer
 
 AN_HOUR_MS = 3_600_000
 
@@ -40,7 +43,7 @@ class HeldBeforeCommit(UserFloors):
         self._observer = observer
         self.replay_stopped = contextlib.AsyncExitStack()
 
-    async def begin_write(self, primary: Connection, subject: str, floor: Lsn) -> None:
+    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> None:
         """Let replicas replay all of the transaction but its commit, observe them, and stop their replay."""
         await super().begin_write(primary, subject, floor)
         other = await self._cluster.primary.connect(DATABASE)
@@ -51,7 +54,7 @@ class HeldBeforeCommit(UserFloors):
         await self.replay_stopped.enter_async_context(paused(self._cluster))
 
 
-async def write_ride(router: Router[str], email: str) -> int:
+async def write_ride(router: Router, email: str) -> int:
     """Write a user with a ride, and return the ride's ID."""
 
     async def work(primary: Connection) -> int:
@@ -64,7 +67,7 @@ async def write_ride(router: Router[str], email: str) -> int:
 
 
 async def read_ride(
-    router: Router[str], email: str, ride_id: int, token: SessionToken | None = None
+    router: Router, email: str, ride_id: int, token: SessionToken | None = None
 ) -> tuple[bool, str, Reason]:
     """Say whether the ride was seen, on which node, and why there."""
     answer = await router.read(
@@ -81,9 +84,10 @@ async def test_floor_taken_inside_the_transaction_is_stale_and_ours_is_not(
     await recorded(observer, cluster, {replica.name for replica in cluster.replicas})
     floors = HeldBeforeCommit(cluster, observer)
     async with (
-        await Router.open(dsns(cluster), floors, board, routing=routing) as router,
+        await ComparisonRouter.open(dsns(cluster), floors, board) as router,
         floors.replay_stopped,
     ):
+        await router.switch(routing)
         ride_id = await write_ride(router, email)
         seen, node, reason = await read_ride(router, email, ride_id)
     assert fresh == seen
@@ -103,9 +107,10 @@ async def test_what_was_written_as_published_is_not_missed_once_the_guarantee_is
     token = SessionToken(board.epoch, Lsn(1)) if with_token else None
     floors = HeldBeforeCommit(cluster, observer)
     async with (
-        await Router.open(dsns(cluster), floors, board, routing=Routing.ARTICLE) as router,
+        await ComparisonRouter.open(dsns(cluster), floors, board) as router,
         floors.replay_stopped,
     ):
+        await router.switch(Routing.ARTICLE)
         ride_id = await write_ride(router, email)
         assert not (await read_ride(router, email, ride_id))[0]
         await router.switch(Routing.NEVER_STALE)
@@ -172,7 +177,7 @@ async def restart_point_now(cluster: LocalCluster) -> AsyncIterator[None]:
 async def test_replica_that_comes_back_behind_is_read_stale_as_published_and_not_by_us(
     cluster: LocalCluster,
     observer: Observer,
-    router: Router[str],
+    router: ComparisonRouter,
     email: str,
     routing: Routing,
     *,
@@ -199,7 +204,7 @@ async def test_replica_that_comes_back_behind_is_read_stale_as_published_and_not
 
 
 async def test_an_unknown_floor_stays_unknown_across_switches(
-    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+    cluster: LocalCluster, observer: Observer, router: ComparisonRouter, email: str
 ) -> None:
     """Of a write after the switch: what was flushed at the switch lies before it."""
     await router.switch(Routing.ARTICLE)
@@ -214,7 +219,7 @@ async def test_an_unknown_floor_stays_unknown_across_switches(
 
 
 async def test_after_the_published_technique_reads_are_read_only_again(
-    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+    cluster: LocalCluster, observer: Observer, router: ComparisonRouter, email: str
 ) -> None:
     """Its pool resets connections, and with that what made them so."""
     await router.switch(Routing.ARTICLE)
@@ -232,7 +237,7 @@ async def test_after_the_published_technique_reads_are_read_only_again(
 
 
 async def test_what_was_committed_and_not_flushed_is_covered_by_a_switch_back(
-    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+    cluster: LocalCluster, observer: Observer, router: ComparisonRouter, email: str
 ) -> None:
     """As with `synchronous_commit = off`, where a COMMIT returns before it is flushed."""
     await router.switch(Routing.RANDOM)
@@ -255,7 +260,7 @@ async def test_what_was_committed_and_not_flushed_is_covered_by_a_switch_back(
         assert (True, "primary") == (seen, node)
 
 
-async def test_switching_back_waits_for_writes_under_way(router: Router[str], email: str) -> None:
+async def test_switching_back_waits_for_writes_under_way(router: ComparisonRouter, email: str) -> None:
     """They may commit after the LSN that is to cover them."""
     await router.switch(Routing.RANDOM)
     begun, go_on = asyncio.Event(), asyncio.Event()
@@ -342,10 +347,10 @@ RIDES_OF = "SELECT count(*) FROM rides JOIN users ON user_id = users.id AND emai
 DROP_TABLES = "SET LOCAL client_min_messages = error; DROP SCHEMA doomed CASCADE"
 
 
-def bound_by_replay_lsn(said: str, epoch: Epoch) -> Lsn | None:
+def bound_by_replay_lsn(said: ReadBound, epoch: Epoch) -> Lsn | None:
     """Take the replay LSN for the bound of a read: the wrong rule that "a replica shows what it has replayed"."""
     assert epoch
-    return Lsn.parse(said.split(" ")[1])
+    return said.lsn
 
 
 @pytest.mark.parametrize("ours", [False, True], ids=["by replay LSN", "ours"])
@@ -364,7 +369,7 @@ async def test_a_read_before_the_replay_lsn_has_moved_is_not_gone_back_behind(
     the replay LSN as the bound of what was seen, that one passes for caught up.
     """
     if not ours:
-        monkeypatch.setattr(bound, "shown_by_replica", bound_by_replay_lsn)
+        monkeypatch.setattr(ReadBound, "on_replica", bound_by_replay_lsn)
     primary = await cluster.primary.connect(DATABASE)
     await primary.execute(MAKE_TABLES.format(owner=role()), timeout=60)
     await primary.execute(queries.INSERT_USER, email)

@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from rocket import Lsn, Reason, Role, Router, SessionToken
-from rocket.consistency import Epoch
+from rocket import Lsn, Reason, Role, Router
+from rocket.consistency import Epoch, SessionToken
 from rocket.errors import InvalidSetting
 from rocket.lab.api import queries
 from rocket.lab.api.users import UserFloors
@@ -43,7 +43,7 @@ def write_file(file: Path, nodes: Mapping[str, str]) -> None:
 @pytest_asyncio.fixture
 async def followed(
     cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[tuple[Router[str], Path]]:
+) -> AsyncIterator[tuple[Router, Path]]:
     """A router with an observer at work, and the file of nodes that it follows: the primary and one replica."""
     monkeypatch.setattr("rocket.topology._POLL_S", 0.02)
     nodes = dsns(cluster, "primary", "replica0", who=ROLES["monitor"])
@@ -58,7 +58,7 @@ async def followed(
 
 
 async def test_the_file_is_read_at_once_when_that_is_asked_for(
-    cluster: LocalCluster, followed: tuple[Router[str], Path], monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, followed: tuple[Router, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long it would be until the next look."""
     router, file = followed
@@ -96,13 +96,13 @@ async def test_hangup_has_the_file_read_again_and_ends_nothing(
     assert "died" not in program.output
 
 
-def known(router: Router[str]) -> set[str]:
+def known(router: Router) -> set[str]:
     """Return the names of the nodes that a router has connections for."""
     return {pool.name for pool in router.pools}
 
 
 async def test_no_read_fails_while_nodes_come_and_go(
-    cluster: LocalCluster, followed: tuple[Router[str], Path], email: str
+    cluster: LocalCluster, followed: tuple[Router, Path], email: str
 ) -> None:
     """Reads under way end where they are, with every node replaced, added and removed again and again."""
     router, file = followed
@@ -164,7 +164,7 @@ async def test_no_read_fails_while_nodes_come_and_go(
 )
 async def test_a_file_that_will_not_do_changes_nothing_and_is_one_line(
     cluster: LocalCluster,
-    followed: tuple[Router[str], Path],
+    followed: tuple[Router, Path],
     caplog: pytest.LogCaptureFixture,
     text: str,
     words: str,
@@ -185,7 +185,7 @@ async def test_a_file_that_will_not_do_changes_nothing_and_is_one_line(
     assert 1 == len(caplog.messages)
 
 
-async def test_a_read_under_way_ends_where_it_is(followed: tuple[Router[str], Path], email: str) -> None:
+async def test_a_read_under_way_ends_where_it_is(followed: tuple[Router, Path], email: str) -> None:
     """A removal waits for it, and whoever comes meanwhile goes elsewhere."""
     router, _ = followed
     token = SessionToken(router.board.epoch or Epoch(""), Lsn(1))
@@ -205,7 +205,7 @@ async def test_a_read_under_way_ends_where_it_is(followed: tuple[Router[str], Pa
     assert ("primary", "replica0", Reason.CAUGHT_UP) == (elsewhere.node, answer.node, answer.reason)
 
 
-async def test_a_removed_replica_is_forgotten(followed: tuple[Router[str], Path], email: str) -> None:
+async def test_a_removed_replica_is_forgotten(followed: tuple[Router, Path], email: str) -> None:
     """It has no status, no watch and no connection; asking for it again is a mistake."""
     router, _ = followed
     await write_ride(router, email)
@@ -217,7 +217,7 @@ async def test_a_removed_replica_is_forgotten(followed: tuple[Router[str], Path]
         await router.remove("replica0")
 
 
-async def test_a_node_whose_name_no_token_holds_is_not_added(followed: tuple[Router[str], Path]) -> None:
+async def test_a_node_whose_name_no_token_holds_is_not_added(followed: tuple[Router, Path]) -> None:
     """Nor is anything else changed."""
     router, _ = followed
     with pytest.raises(ValueError, match="is no name for a node"):

@@ -15,14 +15,14 @@ import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from rocket import Observer, Policy, Router
+from rocket import Policy, Router
 from rocket.errors import InvalidSetting
 from rocket.lab import app
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.lab.settings import Settings
 from rocket.lab.shutdown import Shutdown, ShutdownStack, background
-from rocket.routing.observation import Observation
+from rocket.routing.observer import Observer
 from rocket.topology import patroni
 from rocket.topology.patroni import Topology
 from rocket.topology.patroni_rest import PatroniSilent, RestClient
@@ -31,8 +31,8 @@ from tests.support.servers import dsns
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
-    from rocket import Board
     from rocket.cluster.cluster import LocalCluster
+    from rocket.consistency import Board
 
 ANSWER_S = 1.0
 """How long Patroni may take to answer."""
@@ -77,27 +77,42 @@ def listed(cluster: LocalCluster, *names: str, timeline: int = 1, **tags: object
     return [same | {"name": name, "port": cluster.node(name).port} for name in names]
 
 
+class Veto:
+    """Accepts every primary, until it has a topology to ask."""
+
+    topology: Topology | None = None
+
+    async def __call__(self, name: str) -> bool:
+        """Return whether a node may be the primary."""
+        return self.topology is None or await self.topology.may_be_primary(name)
+
+
+@pytest.fixture
+def veto() -> Veto:
+    """The veto of the observer of `followed`."""
+    return Veto()
+
+
 @pytest_asyncio.fixture
 async def followed(
-    cluster: LocalCluster, board: Board, url: str
-) -> AsyncIterator[tuple[Topology, Router[str], Observer]]:
+    cluster: LocalCluster, board: Board, url: str, veto: Veto
+) -> AsyncIterator[tuple[Topology, Router, Observer]]:
     """A topology, not yet looked at, with a router and an observer that know no node."""
     template = f"postgresql://postgres@{{host}}:{{port}}/{DATABASE}?passfile={cluster.password_file}"
-    observer = Observer({}, board, interval_s=0.05)
+    observer = Observer({}, board, interval_s=0.05, may_be_primary=veto)  # which asks when the test says so
     async with contextlib.AsyncExitStack() as stack:
         router = await stack.enter_async_context(
-            await Router.open({}, UserFloors(), board, policy=Policy(), waiting=observer.waiting)
+            await Router.open({}, UserFloors(), policy=Policy(), observer=observer)
         )
-        router._observation = Observation(observer)  # noqa: SLF001 - which looks when the test says so
         following = await stack.enter_async_context(Topology([url], template, {}))
         following.attend(router)
         yield following, router, observer
 
 
-Followed = tuple[Topology, Router[str], Observer]
+Followed = tuple[Topology, Router, Observer]
 
 
-def names(router: Router[str]) -> set[str]:
+def names(router: Router) -> set[str]:
     """Return the nodes that a router has."""
     return {pool.name for pool in router.pools}
 
@@ -147,11 +162,11 @@ async def test_a_hint_makes_nobody_the_primary(cluster: LocalCluster, rest: Rest
 
 
 async def test_nobody_comes_into_office_against_patronis_word(
-    cluster: LocalCluster, rest: Rest, followed: Followed
+    cluster: LocalCluster, rest: Rest, followed: Followed, veto: Veto
 ) -> None:
     """A leader that was halted, and goes on before its Patroni does, is not the leader any more."""
     following, router, observer = followed
-    observer.may_be_primary = following.may_be_primary
+    veto.topology = following
     rest.members = listed(cluster, "primary", "replica0")
     rest.members[1]["role"] = "leader"
     await following.look()
@@ -170,11 +185,11 @@ async def test_nobody_comes_into_office_against_patronis_word(
 
 
 async def test_a_primary_that_patroni_dropped_leaves_its_office(
-    cluster: LocalCluster, rest: Rest, followed: Followed
+    cluster: LocalCluster, rest: Rest, followed: Followed, veto: Veto
 ) -> None:
     """Its successor may not be there yet, but what it takes now would be lost."""
     following, router, observer = followed
-    observer.may_be_primary = following.may_be_primary
+    veto.topology = following
     rest.members = listed(cluster, "primary", "replica0")
     rest.members[0]["role"] = "leader"
     await following.look()
@@ -187,10 +202,12 @@ async def test_a_primary_that_patroni_dropped_leaves_its_office(
     assert not await router.primary_answers()
 
 
-async def test_an_outdated_answer_is_no_veto(cluster: LocalCluster, rest: Rest, followed: Followed) -> None:
+async def test_an_outdated_answer_is_no_veto(
+    cluster: LocalCluster, rest: Rest, followed: Followed, veto: Veto
+) -> None:
     """A member that is cut off from its store says for a while what was there before: others know better."""
     following, router, observer = followed
-    observer.may_be_primary = following.may_be_primary
+    veto.topology = following
     rest.members = listed(cluster, "primary", "replica0", timeline=1)
     rest.members[1]["role"] = "leader"
     newer = Rest()
@@ -213,11 +230,11 @@ async def test_an_outdated_answer_is_no_veto(cluster: LocalCluster, rest: Rest, 
 
 
 async def test_while_patroni_is_paused_a_primary_may_do_without_a_leader(
-    cluster: LocalCluster, rest: Rest, followed: Followed, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, rest: Rest, followed: Followed, veto: Veto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In maintenance mode its Patroni may be stopped: nobody takes over, and Postgres goes on."""
     following, router, observer = followed
-    observer.may_be_primary = following.may_be_primary
+    veto.topology = following
     monkeypatch.setattr(patroni, "_GRACE_S", -1.0)
     rest.members = listed(cluster, "primary", "replica0")
     rest.members[0]["role"] = "leader"
@@ -428,13 +445,12 @@ async def test_members_that_hang_hold_nobody_up(cluster: LocalCluster, rest: Res
 
 async def test_members_that_hang_keep_no_primary_out(cluster: LocalCluster, board: Board) -> None:
     """Their silence is no veto, and is not waited for until the look itself is given up."""
-    observer = Observer(dsns(cluster), board, interval_s=0.05)
     with hanging(4) as urls:
         async with Topology(urls, "", {}) as following:
-            observer.may_be_primary = following.may_be_primary
+            observer = Observer(dsns(cluster), board, interval_s=0.05, may_be_primary=following.may_be_primary)
             board.forget("primary")
             await observer.run_once()
-    observer.close()
+            observer.close()
 
     assert board.current_primary(time.monotonic(), 5.0) is not None
-    assert {} == observer.failures
+    assert {} == observer.failures()

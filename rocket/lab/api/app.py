@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Collection
 
-    from rocket import Router
     from rocket.lab.api.limits import Handler
+    from rocket.lab.comparison import ComparisonRouter
 
 _DRAIN_S = 2.0
 """How long requests in flight may take to end when the server stops."""
@@ -41,7 +41,7 @@ _log = logging.getLogger("rocket.api")
 
 
 def build_app(
-    router: Router[str],
+    router: ComparisonRouter,
     *,
     allowed_hosts: Collection[str] = (),
     audience: RequestRecorder | None = None,

@@ -6,10 +6,10 @@ import asyncio
 
 from aiohttp import web
 
-from rocket import Router
 from rocket.lab.api.metrics import Metrics
+from rocket.lab.comparison import ComparisonRouter
 
-ROUTER = web.AppKey("router", Router[str])
+ROUTER = web.AppKey("router", ComparisonRouter)
 METRICS = web.AppKey("metrics", Metrics)
 DRAINING = web.AppKey("draining", asyncio.Event)
 """Set as soon as the server has begun to stop."""

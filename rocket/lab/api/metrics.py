@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from rocket import Router
     from rocket.lab.api.limits import Admission
+    from rocket.lab.comparison import ComparisonRouter
 
 
 class Metrics(RouterMetrics):
     """The metrics of one application, as `GET /metrics` and `GET /replicas` tell them."""
 
-    def __init__(self, router: Router[str], admission: Admission) -> None:
+    def __init__(self, router: ComparisonRouter, admission: Admission) -> None:
         self._admission = admission
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)

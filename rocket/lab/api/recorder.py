@@ -13,7 +13,8 @@ from aiohttp import web
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from rocket import Answer, SessionToken
+    from rocket import Answer
+    from rocket.consistency import SessionToken
 
     Recorder: TypeAlias = Callable[["RequestRecord"], None]
 

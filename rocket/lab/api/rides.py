@@ -7,13 +7,14 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
-from rocket import Role, Routing, Unavailable, report_read_bound
+from rocket import Role, Unavailable, report_read_bound
 from rocket.lab.api import parameters, queries
 from rocket.lab.api.answers import answer_json, route_headers
 from rocket.lab.api.keys import METRICS, ROUTER
 from rocket.lab.api.problems import invalid_credentials, key_used_otherwise, not_found, wrong_idempotency_key
 from rocket.lab.api.recorder import Asked, tell, telling
 from rocket.lab.api.users import who_asks
+from rocket.lab.comparison import Routing
 from rocket.web.aiohttp import tokens_of
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class UserFloors:
     """Keeps each user's floor in `users.min_lsn`; the subject is the e-mail address. A `rocket.FloorStore`."""
 
-    async def look_up(self, primary: Connection, subject: str) -> Lsn | None:
+    async def look_up(self, primary: Connection, subject: str | None) -> Lsn | None:
         """Return the user's floor; raise a 401 if there is no such user."""
         row = await primary.fetchrow(queries.LOOK_UP_FLOOR, subject)
         if row is None or not row["known"]:
@@ -35,16 +35,16 @@ class UserFloors:
             return floor if settled is None else Lsn.from_wire(settled)
         return floor
 
-    async def begin_write(self, primary: Connection, subject: str, floor: Lsn) -> str | None:
+    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:
         """Set the user's floor within a write, and have that flushed."""
         flushed: str | None = await primary.fetchval(queries.MARK_FLOOR, subject, floor.wire)
         return flushed
 
-    async def record_floor(self, primary: Connection, subject: str) -> Lsn:
+    async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:
         """Record the floor of a write that has been committed."""
         return Lsn.from_wire(await primary.fetchval(queries.SETTLE_FLOOR, subject))
 
-    async def wait_for_writes(self, primary: Connection, subject: str) -> None:
+    async def wait_for_writes(self, primary: Connection, subject: str | None) -> None:
         """Wait until the user's commits under way are visible."""
         await primary.execute(queries.WAIT_FOR_WRITES, subject)
 

@@ -9,11 +9,12 @@ import time
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from rocket import Board, Observer, Policy, SessionToken
-from rocket.consistency import Epoch, Incarnation, Lsn, PrimaryStatus, ReplicaStatus, choose
+from rocket import Policy
+from rocket.consistency import Board, Epoch, Incarnation, Lsn, PrimaryStatus, ReplicaStatus, SessionToken, choose
 from rocket.lab.bench.figures import Row
 from rocket.lab.bench.goals import SCALE, replicas
 from rocket.routing import connection
+from rocket.routing.observer import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,9 @@ from rocket.routing.explain import candidates_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rocket import Board, Policy, Reason, Route, SessionToken
-    from rocket.consistency import ReplicaStatus
+    from rocket import Policy, Reason
+    from rocket.consistency import Board, ReplicaStatus, SessionToken
+    from rocket.routing.answer import Route
     from rocket.routing.explain import Candidate
 
 

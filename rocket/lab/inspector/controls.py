@@ -8,17 +8,17 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from rocket import Routing, Unavailable
+from rocket import Unavailable
 from rocket.cluster import control
 from rocket.errors import RocketError
 from rocket.lab.api.problems import Problem
+from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.inspector.event_log import Paced, Switched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from rocket import Router
     from rocket.lab.inspector.event_log import EventLog
     from rocket.lab.inspector.targets import Targets
 
@@ -39,7 +39,7 @@ _STATES_TIMEOUT_S = 5.0
 class Controls:
     """Acts on the cluster by its one door, on the router, and on the simulator."""
 
-    def __init__(self, reach: Targets, router: Router[str], journal: EventLog) -> None:
+    def __init__(self, reach: Targets, router: ComparisonRouter, journal: EventLog) -> None:
         self.states: tuple[float, dict[str, Any]] | None = None
         """How the nodes are, and when (monotonic) that was asked; None if nothing recent is known."""
         self._reach = reach

@@ -20,9 +20,10 @@ from rocket.lab.inspector.told import Failure
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rocket import Answer, Board, Routing
+    from rocket import Answer
     from rocket.cluster.control import CarriedOut
-    from rocket.consistency import PrimaryStatus, ReplicaStatus
+    from rocket.consistency import Board, PrimaryStatus, ReplicaStatus
+    from rocket.lab.comparison import Routing
 
 _MOST = 8192
 """How many requests are kept, and how many other happenings."""

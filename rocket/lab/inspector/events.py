@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rocket import Lsn, Routing
+from rocket import Lsn
 from rocket.errors import describe
 from rocket.lab.api.recorder import Asked
+from rocket.lab.comparison import Routing
 from rocket.lab.inspector.candidates import candidates_with_obstacles
 from rocket.lab.inspector.told import outcome_of, page_of, ride_of, shown_lsn, status_of
 from rocket.lab.inspector.words import words_of_read, words_of_write
@@ -15,8 +16,8 @@ from rocket.routing.explain import floor_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rocket import Board, Policy, SessionToken
-    from rocket.consistency import PrimaryStatus, ReplicaStatus
+    from rocket import Policy
+    from rocket.consistency import Board, PrimaryStatus, ReplicaStatus, SessionToken
     from rocket.lab.api.recorder import RequestRecord
     from rocket.lab.inspector.checker import Stale
     from rocket.lab.inspector.event_log import Faulted

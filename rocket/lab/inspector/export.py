@@ -27,7 +27,7 @@ from rocket.lab.inspector.told import outcome_of, page_of, ride_of, status_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rocket import Routing
+    from rocket.lab.comparison import Routing
     from rocket.lab.inspector.event_log import EventLog, Happening
 
 _WRONG = {HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT}

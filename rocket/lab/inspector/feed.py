@@ -22,8 +22,8 @@ from rocket.lab.inspector.sessions import Sessions
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rocket import Router, Routing
     from rocket.lab.api.metrics import Metrics
+    from rocket.lab.comparison import ComparisonRouter, Routing
     from rocket.lab.inspector.event_log import EventLog, Happening
     from rocket.lab.inspector.events import Event
 
@@ -43,7 +43,7 @@ _log = logging.getLogger("rocket.inspector")
 class Feed:
     """The events, numbered from 1 on. The numbers go on for as long as the program runs."""
 
-    def __init__(self, journal: EventLog, router: Router[str], metrics: Metrics) -> None:
+    def __init__(self, journal: EventLog, router: ComparisonRouter, metrics: Metrics) -> None:
         self.states: Callable[[], tuple[float, object] | None] = lambda: None
         """Gives what is known of the nodes of a cluster that rocket runs."""
         self.last = 0

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from rocket import Routing
 from rocket.lab.api.keys import METRICS
 from rocket.lab.api.limits import ADMISSION
 from rocket.lab.api.problems import Problem
+from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.inspector import access
 from rocket.lab.inspector.controls import Controls
 from rocket.lab.inspector.event_log import EventLog, Faulted
@@ -28,7 +28,6 @@ from rocket.lab.shutdown import background
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from rocket import Router
     from rocket.cluster.cluster import LocalCluster
     from rocket.cluster.control import CarriedOut
     from rocket.lab.inspector.events import Event
@@ -43,7 +42,7 @@ _LAST = 10**6
 class Inspector:
     """Watches one API, its observer, and what is done to the cluster."""
 
-    def __init__(self, router: Router[str], reach: Targets, nodes: Sequence[str], interval_s: float) -> None:
+    def __init__(self, router: ComparisonRouter, reach: Targets, nodes: Sequence[str], interval_s: float) -> None:
         self.journal = EventLog()
         self.journal.watch(router.board)
         self._router = router

@@ -19,7 +19,7 @@ from rocket.lab.inspector.scenarios import SCENARIOS
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from rocket import Router, Routing
+    from rocket.lab.comparison import ComparisonRouter, Routing
     from rocket.lab.inspector.controls import Controls
     from rocket.lab.inspector.event_log import EventLog
     from rocket.lab.inspector.scenarios import Scenario
@@ -38,7 +38,7 @@ _log = logging.getLogger("rocket.inspector")
 class Runner:
     """Plays what is asked for; `run` is where that happens."""
 
-    def __init__(self, reach: Targets, router: Router[str], controls: Controls, journal: EventLog) -> None:
+    def __init__(self, reach: Targets, router: ComparisonRouter, controls: Controls, journal: EventLog) -> None:
         self._reach = reach
         self._router = router
         self._controls = controls

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from rocket import Board, Routing
+    from rocket.consistency import Board
+    from rocket.lab.comparison import Routing
     from rocket.lab.inspector.controls import Controls
     from rocket.lab.inspector.event_log import EventLog
 

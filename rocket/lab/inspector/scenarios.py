@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rocket import Reason, Routing
+from rocket import Reason
+from rocket.lab.comparison import Routing
 from rocket.lab.inspector.client import Tally
 
 if TYPE_CHECKING:

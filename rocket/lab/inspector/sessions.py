@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rocket.lab.api.recorder import Asked
 
 if TYPE_CHECKING:
-    from rocket import SessionToken
+    from rocket.consistency import SessionToken
     from rocket.lab.api.recorder import RequestRecord
 
 _MOST = 20_000

@@ -99,6 +99,6 @@ def is_of_unknown_user(told: RequestRecord) -> bool:
 def shown_lsn(told: RequestRecord) -> Lsn | None:
     """Return how far the replica that served a read said, with the answer, that it has replayed."""
     route = None if told.answer is None else told.answer.route
-    if route is None or route.said is None or not route.said.startswith("replica "):
+    if route is None or route.bound is None or not route.bound.is_replica:
         return None
-    return Lsn.parse(route.said.split(" ")[1])
+    return route.bound.lsn

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rocket import Routing
 from rocket.errors import describe
 from rocket.lab.api.recorder import Asked
 from rocket.lab.checker.history import Outcome
+from rocket.lab.comparison import Routing
 from rocket.lab.inspector.told import outcome_of, page_of, ride_of
-from rocket.routing.explain import tell
+from rocket.routing.explain import sentences_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ def words_of_read(
     answer = told.answer
     route = getattr(told.error, "route", None) if answer is None else answer.route
     by_table = routing is Routing.ARTICLE
-    way = tell(answer, route, floor, candidates, error=told.error, by_table=by_table)
+    way = sentences_of(answer, route, floor, candidates, error=told.error, by_table=by_table)
     return " ".join(way if answer is None else [*way, *_shown(told)])
 
 

@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Self
 
-from rocket import Policy, Routing
+from rocket import Policy
+from rocket.lab.comparison import Routing
 from rocket.lab.serving import Service
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from rocket.lab.api.app import build_app, serve
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from rocket import Router
+    from rocket.lab.comparison import ComparisonRouter
 
     Door: TypeAlias = tuple[str, int]
 
 
 @pytest_asyncio.fixture
-async def door(router: Router[str]) -> AsyncIterator[Door]:
+async def door(router: ComparisonRouter) -> AsyncIterator[Door]:
     """Run a server that also answers to the name Rides.Example, and return its address."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

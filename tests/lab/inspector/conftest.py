@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
-    from rocket import Observer, Router
     from rocket.cluster.cluster import LocalCluster
+    from rocket.lab.comparison import ComparisonRouter
+    from rocket.routing.observer import Observer
 
     Client = TestClient[web.Request, web.Application]
 
@@ -35,7 +36,7 @@ def _quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest_asyncio.fixture
 async def inspected(
-    router: Router[str], observer: Observer, cluster: LocalCluster, aiohttp_client: AiohttpClient
+    router: ComparisonRouter, observer: Observer, cluster: LocalCluster, aiohttp_client: AiohttpClient
 ) -> AsyncIterator[Inspected]:
     """An API on the cluster of the tests, which takes commands; its observer has looked once."""
     inspector = Inspector(router, Targets("", cluster), list(cluster.nodes), 0.5)

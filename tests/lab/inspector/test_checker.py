@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rocket import Answer, Lsn, Reason, Role, Routing, SessionToken
-from rocket.consistency import Epoch
+from rocket import Answer, Lsn, Reason, Role
+from rocket.consistency import Epoch, SessionToken
 from rocket.lab.api.recorder import Asked, RequestRecord
+from rocket.lab.comparison import Routing
 from rocket.lab.inspector.checker import Checker
 from rocket.lab.inspector.sessions import Sessions
 from tests.support.inspected import looking
@@ -16,8 +17,9 @@ from tests.support.servers import paused
 from tests.support.user import User
 
 if TYPE_CHECKING:
-    from rocket import Observer, Router
     from rocket.cluster.cluster import LocalCluster
+    from rocket.lab.comparison import ComparisonRouter
+    from rocket.routing.observer import Observer
     from tests.support.inspected import Inspected
 
 FIRST, SECOND = Epoch("1-aaaaaaaa"), Epoch("2-bbbbbbbb")
@@ -36,7 +38,13 @@ async def stale_after(inspected: Inspected, *reads: tuple[User, int]) -> list[di
 @pytest.mark.parametrize("routing", Routing)
 @pytest.mark.parametrize("tokens", [True, False])
 async def test_it_finds_just_the_reads_that_miss_what_was_written(
-    inspected: Inspected, router: Router[str], cluster: LocalCluster, email: str, routing: Routing, *, tokens: bool
+    inspected: Inspected,
+    router: ComparisonRouter,
+    cluster: LocalCluster,
+    email: str,
+    routing: Routing,
+    *,
+    tokens: bool,
 ) -> None:
     """A replica that does not replay is stale where nobody looks at that."""
     user = User(inspected.client, email, tokens=tokens)

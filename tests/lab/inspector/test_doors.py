@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from pytest_aiohttp.plugin import AiohttpClient
 
-    from rocket import Router
     from rocket.cluster.cluster import LocalCluster
+    from rocket.lab.comparison import ComparisonRouter
     from tests.lab.inspector.conftest import Client
     from tests.support.inspected import Inspected
 
@@ -35,7 +35,7 @@ PAUSE = {"command": "pause", "node": "replica0"}
 
 @pytest_asyncio.fixture
 async def by_token(
-    router: Router[str], cluster: LocalCluster, aiohttp_client: AiohttpClient
+    router: ComparisonRouter, cluster: LocalCluster, aiohttp_client: AiohttpClient
 ) -> AsyncIterator[Client]:
     """A client of an inspector that has a token, behind a name of its own."""
     inspector = Inspector(router, Targets("", cluster, token=SECRET), list(cluster.nodes), 0.5)
@@ -162,7 +162,7 @@ async def test_an_order_from_the_page_is_carried_out_and_told_of(inspected: Insp
 
 
 async def test_without_a_cluster_of_its_own_nothing_is_done(
-    router: Router[str], aiohttp_client: AiohttpClient
+    router: ComparisonRouter, aiohttp_client: AiohttpClient
 ) -> None:
     """Somebody else's cluster is looked at only, and the page knows why."""
     inspector = Inspector(router, Targets(""), [], 0.5)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rocket import Routing
 from rocket.lab.api.recorder import RequestRecord
 from rocket.lab.checker import check, reader
 from rocket.lab.checker.history import Outcome, Request
 from rocket.lab.checker.verdict import Judgement, Rule
+from rocket.lab.comparison import Routing
 from rocket.lab.inspector import export, feed, inspector
 from tests.support.inspected import DEADLINE_S
 from tests.support.servers import paused
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from rocket import Observer, Router
     from rocket.cluster.cluster import LocalCluster
     from rocket.lab.checker.history import History
     from rocket.lab.checker.verdict import Verdict
+    from rocket.lab.comparison import ComparisonRouter
+    from rocket.routing.observer import Observer
     from tests.support.inspected import Inspected
 
 
@@ -86,7 +87,7 @@ async def test_what_was_written_before_it_begins_is_not_held_against_anybody(
 
 
 async def test_a_stale_read_is_convicted(
-    inspected: Inspected, router: Router[str], cluster: LocalCluster, email: str, tmp_path: Path
+    inspected: Inspected, router: ComparisonRouter, cluster: LocalCluster, email: str, tmp_path: Path
 ) -> None:
     """With the fault that stood behind it."""
     user = User(inspected.client, email)

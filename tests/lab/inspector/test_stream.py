@@ -20,7 +20,7 @@ from tests.support.inspected import DEADLINE_S, Inspected, looking
 from tests.support.user import User
 
 if TYPE_CHECKING:
-    from rocket import Router
+    from rocket.lab.comparison import ComparisonRouter
 
 AN_HOUR_S = 3600.0
 
@@ -180,7 +180,7 @@ async def test_who_does_not_listen_holds_up_nobody_and_is_dropped(
 
 @pytest.mark.parametrize("listens", [True, False])
 async def test_the_end_waits_for_no_viewer(
-    router: Router[str], monkeypatch: pytest.MonkeyPatch, *, listens: bool
+    router: ComparisonRouter, monkeypatch: pytest.MonkeyPatch, *, listens: bool
 ) -> None:
     """Neither for one that is told all there is, nor for one that does not take it."""
     for module, name in ((api, "_DRAIN_S"), (stream, "_WRITE_S"), (stream, "_HEARTBEAT_S")):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from rocket import Answer, Lsn, Reason, Role, Routing
+from rocket import Answer, Lsn, Reason, Role
 from rocket.errors import Unavailable
 from rocket.lab.api.recorder import Asked, RequestRecord
+from rocket.lab.comparison import Routing
 from rocket.lab.inspector.figures import totals
 from rocket.lab.inspector.told import Failure
 from rocket.lab.inspector.words import words_of_read
-from rocket.routing.explain import Candidate, tell
+from rocket.routing.explain import Candidate, sentences_of
 
 
 def test_how_far_behind_a_replica_was_is_told_from_where_it_was_for_certain() -> None:
@@ -28,15 +29,15 @@ def test_how_far_behind_a_replica_was_is_told_from_where_it_was_for_certain() ->
 def test_one_more_replica_that_lay_behind_is_spoken_of_as_one() -> None:
     """And several as several."""
     behind = [Candidate(f"replica{number}", Lsn(90), Lsn(90), 10 + number, None) for number in range(4)]
-    assert "1 more was further behind." in tell(None, None, None, behind[:3])
-    assert "2 more were further behind." in tell(None, None, None, behind)
+    assert "1 more was further behind." in sentences_of(None, None, None, behind[:3])
+    assert "2 more were further behind." in sentences_of(None, None, None, behind)
 
 
 @pytest.mark.parametrize(("name", "subject"), [("primary", "the primary"), ("replica2", "replica2, the primary,")])
 def test_a_primary_of_that_name_is_not_named_twice(name: str, subject: str) -> None:
     """Another one is."""
     answer = Answer(None, name, Role.PRIMARY, Reason.ASKED, None)
-    assert [f"By this routing every read goes to the primary: {subject} served the read."] == tell(
+    assert [f"By this routing every read goes to the primary: {subject} served the read."] == sentences_of(
         answer, None, None, []
     )
 
@@ -44,7 +45,9 @@ def test_a_primary_of_that_name_is_not_named_twice(name: str, subject: str) -> N
 def test_a_replica_of_that_name_is_not_taken_for_the_primary() -> None:
     """After a promotion it still has its name."""
     answer = Answer(None, "primary", Role.REPLICA, Reason.CAUGHT_UP, None)
-    assert ["primary (now a replica) had replayed that far, and served the read."] == tell(answer, None, None, [])
+    assert ["primary (now a replica) had replayed that far, and served the read."] == sentences_of(
+        answer, None, None, []
+    )
 
 
 def test_a_request_that_was_wrong_in_itself_has_not_failed() -> None:

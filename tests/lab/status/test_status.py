@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from aiohttp import web
     from aiohttp.test_utils import TestClient
 
-    from rocket import Observer
     from rocket.cluster.cluster import LocalCluster
+    from rocket.routing.observer import Observer
 
 LOOK_S = 15.0
 
