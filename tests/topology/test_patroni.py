@@ -101,6 +101,7 @@ async def followed(
     template = f"postgresql://postgres@{{host}}:{{port}}/{DATABASE}?passfile={cluster.password_file}"
     observer = Observer({}, board, interval_s=0.05, may_be_primary=veto)  # which asks when the test says so
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(observer.close)
         router = await stack.enter_async_context(
             await Router.open({}, UserFloors(), policy=Policy(), observer=observer)
         )
