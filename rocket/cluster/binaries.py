@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rocket.cluster.errors import BinariesNotFound, CommandFailed
 from rocket.cluster.process import run_command
-from rocket.errors import BinariesNotFound, CommandFailed
 
 if TYPE_CHECKING:
     from rocket.cluster.account import Account

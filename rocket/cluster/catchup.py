@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from rocket.errors import ServerFailedToStart, describe
+from rocket.cluster.errors import ServerFailedToStart
+from rocket.errors import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,15 +16,11 @@ from rocket.cluster import catchup, datadir, directories, placement, promotion, 
 from rocket.cluster.account import server_account
 from rocket.cluster.binaries import locate
 from rocket.cluster.database import prepare_database
+from rocket.cluster.errors import DirectoryUnusable, NoSuchNode, PortInUse
 from rocket.cluster.installation import SUPERUSER, Installation
 from rocket.cluster.node import Node
 from rocket.cluster.timelines import FIRST_TIMELINE, Lineage
-from rocket.errors import (
-    DirectoryUnusable,
-    NoSuchNode,
-    PortInUse,
-    unwrapping_group,
-)
+from rocket.errors import unwrapping_group
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rocket.cluster import directories, faults, healing
+from rocket.cluster.errors import ClusterNotFound
 from rocket.cluster.roles import FIRST_PRIMARY
-from rocket.errors import ClusterNotFound, RocketError, describe
+from rocket.errors import RocketError, describe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from rocket.cluster.errors import CommandFailed
 from rocket.cluster.process import run_command
 from rocket.cluster.timelines import position
-from rocket.errors import CommandFailed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Self
 
 import psutil
 
+from rocket.cluster.errors import ClusterInUse, DirectoryUnusable, NotOurDirectory
 from rocket.cluster.process import end_server_processes
 from rocket.cluster.removal import remove_for_good
-from rocket.errors import ClusterInUse, DirectoryUnusable, NotOurDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import asyncpg
 import psutil
 
+from rocket.cluster.errors import NodeFrozen, NodeNotRunning, NotAReplica
 from rocket.cluster.node import CONNECT_TIMEOUT_S
-from rocket.errors import NodeFrozen, NodeNotRunning, NotAReplica, describe
+from rocket.errors import describe
 
 if TYPE_CHECKING:
     from rocket.cluster.cluster import LocalCluster

@@ -7,7 +7,8 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from rocket.cluster import faults
-from rocket.errors import NodeNotRunning, NotAReplica, RocketError, describe
+from rocket.cluster.errors import NodeNotRunning, NotAReplica
+from rocket.errors import RocketError, describe
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -12,9 +12,9 @@ from urllib.parse import quote
 import asyncpg
 
 from rocket.cluster.configuration import FILE_NAME, server_configuration
+from rocket.cluster.errors import NodeNotRunning, ServerFailedToStart
 from rocket.cluster.installation import SUPERUSER
 from rocket.cluster.process import KILL_LADDER, STOP_LADDER, ServerProcess
-from rocket.errors import NodeNotRunning, ServerFailedToStart
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

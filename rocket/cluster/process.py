@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import psutil
 
-from rocket.errors import CommandFailed
+from rocket.cluster.errors import CommandFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from rocket.cluster import datadir
-from rocket.cluster.faults import end_receiver
-from rocket.cluster.timelines import Lineage, position
-from rocket.errors import (
+from rocket.cluster.errors import (
     NodeFrozen,
     NodeNotRunning,
     NotAReplica,
     NotThePrimary,
     PromotionFailed,
     ServerFailedToStart,
-    describe,
 )
+from rocket.cluster.faults import end_receiver
+from rocket.cluster.timelines import Lineage, position
+from rocket.errors import describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,8 +17,9 @@ import asyncpg
 
 from rocket.cluster import datadir
 from rocket.cluster.control_file import ControlFile
+from rocket.cluster.errors import CommandFailed, NotThePrimary, ServerFailedToStart
 from rocket.cluster.timelines import Lineage
-from rocket.errors import CommandFailed, NotThePrimary, ServerFailedToStart, describe
+from rocket.errors import describe
 
 if TYPE_CHECKING:
     from rocket.cluster.cluster import LocalCluster

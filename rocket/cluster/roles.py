@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rocket.cluster.control_file import ControlFile
+from rocket.cluster.errors import PrimaryLeftOut
 from rocket.cluster.timelines import newest_history
-from rocket.errors import PrimaryLeftOut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

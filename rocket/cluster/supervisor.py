@@ -13,10 +13,11 @@ import time
 from typing import TYPE_CHECKING
 
 from rocket.cluster import promotion, rejoin
+from rocket.cluster.errors import CommandFailed, ServerFailedToStart, ServerKeepsDying
 from rocket.cluster.node import ending
 from rocket.cluster.restarts import RestartPolicy
 from rocket.cluster.tail import Tail
-from rocket.errors import CommandFailed, ServerFailedToStart, ServerKeepsDying, unwrapping_group
+from rocket.errors import unwrapping_group
 
 if TYPE_CHECKING:
     from rocket.cluster.cluster import LocalCluster

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from rocket.errors import NotThePrimary
+from rocket.cluster.errors import NotThePrimary
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,7 @@ from rocket.errors import RocketError, SetupError
 from rocket.lab import app, logs
 from rocket.lab import settings as run_settings
 from rocket.lab.bench import settings as bench_settings
-from rocket.lab.loop import run
+from rocket.lab.shutdown import run
 from rocket.lab.status import settings as status_settings
 from rocket.lab.text import NOTHING, aligned
 from rocket.lab.torture import settings as torture_settings

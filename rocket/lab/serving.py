@@ -1,114 +1,189 @@
-"""What one process of the API does: observe, route and serve."""
+"""One process of the API: its address, and what it does to observe, route and serve."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+import errno
+import socket
+from typing import TYPE_CHECKING, Any
 
+from rocket import Policy
+from rocket.cluster import directories
+from rocket.cluster.errors import PortInUse
+from rocket.errors import InvalidSetting
 from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.shutdown import background
 from rocket.topology.nodes_file import follow
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from rocket import Policy
     from rocket.lab.inspector.targets import Targets
+    from rocket.lab.settings import Settings
     from rocket.lab.shutdown import Shutdown
+    from rocket.topology.patroni import Topology
+    from rocket.topology.patroni_tls import Tls
+
+# --- the address ---
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
-    """What a process of the API has to know."""
+@contextlib.contextmanager
+def listeners(settings: Settings) -> Iterator[list[socket.socket]]:
+    """Bind and listen at the API's address, with a socket for each worker, before anything else is started.
 
-    nodes: Mapping[str, str] = field(repr=False)
-    """DSNs by name, whatever the nodes' roles are; they may hold passwords."""
-    routing: Routing
-    policy: Policy
-    observer_interval_s: float
-    observe: bool
-    """Whether replicas are observed, or nothing but roles."""
-    allowed_hosts: tuple[str, ...]
-    request_ids: bool = False
-    """Whether each request has an id, and a log line of its own."""
-    nodes_file: str | None = None
-    """Where the nodes are read from, again and again; None if they stay as they are."""
-    patroni: tuple[str, ...] = ()
-    """The REST APIs that tell which nodes there are; none if the nodes stay as they are."""
-    patroni_dsn: str = ""
-    """The template of their DSNs."""
-    patroni_ca: str | None = None
-    patroni_cert: str | None = None
-    """Files, for asking them by TLS."""
-    no_inspector: str = "The inspector is off."
-    """What is answered where the inspector is not served."""
+    A client that connects waits until a worker accepts. Raise `InvalidSetting` for an address that is not usable,
+    and `PortInUse`.
+    """
+    where = f"{settings.host}, port {settings.api_port}"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            settings.host, settings.api_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise InvalidSetting(f"cannot listen on {where}: {error}") from None
+    if settings.api_workers > 1 and not hasattr(socket, "SO_REUSEPORT"):
+        raise InvalidSetting(f"--api-workers {settings.api_workers} needs SO_REUSEPORT, unknown to this system")
+    with contextlib.ExitStack() as stack:
+        try:
+            exclusive = stack.enter_context(_listener(family, kind, address))
+            if settings.api_workers == 1:
+                held = [exclusive]
+            else:
+                # A socket that shares its port does not notice other programs that share it too. So the port was
+                # taken exclusively first: that fails beside any listener, also between two programs that start.
+                address = exclusive.getsockname()
+                exclusive.close()
+                held = [
+                    stack.enter_context(_listener(family, kind, address, shared=True))
+                    for _ in range(settings.api_workers)
+                ]
+        except OSError as error:
+            holder = ""
+            if error.errno == errno.EADDRINUSE:
+                holder = f"{directories.port_holder(settings.api_port)}; --api-port 0 takes any free one"
+            raise PortInUse(f"cannot listen on {where}: {error.strerror}{holder}") from None
+        yield held
+
+
+def _listener(
+    family: socket.AddressFamily, kind: socket.SocketKind, address: Any, *, shared: bool = False
+) -> socket.socket:
+    listener = socket.socket(family, kind)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+        listener.listen(0)  # a second bind would go unnoticed without
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def url_of(settings: Settings, held: Sequence[socket.socket]) -> str:
+    """Return the API's URL: that of these listeners or, without any, the one in the settings."""
+    return settings.url(held[0].getsockname()[1] if held else settings.api_port)
+
+
+# --- what a process does ---
+
+
+def inspector_off(settings: Settings) -> str | None:
+    """Return why there is no inspector; None if there is one."""
+    if settings.no_inspector:
+        return "The inspector is off (--no-inspector)."
+    if settings.api_workers > 1:
+        return "The inspector is off: with --api-workers, each process sees its own requests only."
+    return None
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    service: Service, listener: socket.socket | None, ending: Shutdown, reach: Targets | None = None
+    settings: Settings,
+    nodes: Mapping[str, str],
+    listener: socket.socket | None,
+    shutdown: Shutdown,
+    *,
+    observe: bool = True,
+    targets: Targets | None = None,
 ) -> AsyncIterator[None]:
     """Serve for as long as the context lasts, once everything is ready; without a listener only observe.
 
-    `reach` is the inspector's; without it there is none. At SIGHUP a file of nodes is read again. The end
-    comes in reverse: server, observer, pools.
+    `nodes` are DSNs by name, whatever the nodes' roles are. Without `observe` only roles are observed. `targets`
+    are the inspector's; without them there is no inspector. At SIGHUP a file of nodes is read again. Everything
+    is closed in reverse: server, observer, pools.
     """
-    # To import aiohttp takes as long as to make a cluster: who has one to make need not wait for that first.
+    # The import of aiohttp takes as long as the start of a cluster, so `run_all` imports it meanwhile.
     from rocket.lab.api.app import build_app, leave_out, serve  # noqa: PLC0415
     from rocket.lab.api.users import UserFloors  # noqa: PLC0415
 
     async with contextlib.AsyncExitStack() as stack:
-        topology = None
-        if service.patroni:
-            from rocket.topology.patroni import Topology  # noqa: PLC0415 - the same
-            from rocket.topology.patroni_tls import Tls  # noqa: PLC0415 - the same
-
-            tls = Tls(service.patroni_ca, service.patroni_cert)
-            topology = await stack.enter_async_context(
-                Topology(service.patroni, service.patroni_dsn, service.nodes, tls)
-            )
+        topology = await _topology(settings, nodes, stack)
         router = await stack.enter_async_context(
             await ComparisonRouter.open(
-                service.nodes,
+                nodes,
                 UserFloors(),
-                policy=service.policy,
-                observe=service.observe,
-                observer_interval_s=service.observer_interval_s,
+                policy=Policy(
+                    lease_s=settings.lease,
+                    max_lag_bytes=settings.max_lag.bytes,
+                    max_lag_s=settings.max_lag.seconds,
+                    max_wait_s=settings.max_wait,
+                    primary_lease_s=settings.primary_lease,
+                ),
+                observe=observe,
+                observer_interval_s=settings.observer_interval,
                 may_be_primary=None if topology is None else topology.may_be_primary,
             )
         )
-        await router.switch(service.routing)
+        await router.switch(Routing(settings.routing))
         await stack.enter_async_context(background(router.observing(), "observer"))
         inspector = None
-        if reach is not None:
-            from rocket.lab.inspector.inspector import Inspector  # noqa: PLC0415 - the same
+        if targets is not None:
+            from rocket.lab.inspector.inspector import Inspector  # noqa: PLC0415 - as above
 
-            inspector = Inspector(router, reach, tuple(service.nodes), service.observer_interval_s)
+            inspector = Inspector(router, targets, tuple(nodes), settings.observer_interval)
         if topology is not None:
             topology.attend(router)
-            await topology.look()  # so that nobody is read from who takes no reads
-        if service.nodes_file is not None:
-            at_once = asyncio.Event()
-            ending.on_hangup.append(at_once.set)
-            following = follow(Path(service.nodes_file), service.nodes, router, at_once)
-            await stack.enter_async_context(background(following, "nodes file"))
-        if topology is not None:
+            await topology.look()  # before the first read: a replica that takes no reads gets none
             await stack.enter_async_context(background(topology.run(), "topology"))
+        if settings.nodes_file is not None:
+            read_again = asyncio.Event()
+            shutdown.on_hangup.append(read_again.set)
+            following = follow(settings.nodes_file, nodes, router, read_again)
+            await stack.enter_async_context(background(following, "nodes file"))
         if listener is not None:
-            audience = None if inspector is None else inspector.journal.audience
             app = build_app(
                 router,
-                allowed_hosts=service.allowed_hosts,
-                audience=audience,
-                request_ids=service.request_ids,
+                allowed_hosts=(settings.host, *settings.allowed_hosts.split(",")),
+                audience=None if inspector is None else inspector.journal.audience,
+                request_ids=settings.log_format == "json",
             )
             if inspector is not None:
                 await stack.enter_async_context(inspector.serving(app))
             else:
-                leave_out(app, "/inspector", service.no_inspector)
+                leave_out(app, "/inspector", inspector_off(settings) or "The inspector is off.")
             await stack.enter_async_context(serve(app, listener))
         yield
+
+
+async def _topology(
+    settings: Settings, nodes: Mapping[str, str], stack: contextlib.AsyncExitStack
+) -> Topology | None:
+    """Open the connection to Patroni, if it tells the nodes."""
+    if not settings.patroni:
+        return None
+    from rocket.topology.patroni import Topology  # noqa: PLC0415 - it imports aiohttp
+
+    return await stack.enter_async_context(
+        Topology(settings.patroni, settings.patroni_dsn, nodes, patroni_tls(settings))
+    )
+
+
+def patroni_tls(settings: Settings) -> Tls:
+    """Return the certificates for requests to Patroni."""
+    from rocket.topology.patroni_tls import Tls  # noqa: PLC0415 - as above
+
+    ca, certificate = settings.patroni_ca, settings.patroni_cert
+    return Tls(None if ca is None else str(ca), None if certificate is None else str(certificate))

@@ -1,4 +1,4 @@
-"""How the program comes to its end: by one cancellation, whoever asks for it."""
+"""The event loop of a program, its background tasks, and the one way in which it ends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import signal
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rocket.errors import TaskDied, unwrapping_group
 
@@ -14,74 +15,85 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from types import TracebackType
 
+ResultT = TypeVar("ResultT")
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _log = logging.getLogger("rocket.run")
 
 
+def run(main_task: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Run a program's main task to its end, on uvloop where there is one; return what it returns."""
+    if sys.platform == "win32":
+        return asyncio.run(main_task)
+    import uvloop  # noqa: PLC0415 - not on every platform
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main_task)
+
+
 class Shutdown:
-    """Lets a task be asked to end, once gently and then in a hurry."""
+    """The way a program ends: one cancellation of its main task, whatever asks for it."""
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self.asked = False
-        """Whether the end was asked for, in contrast to a failure."""
+        """Whether the end was asked for; otherwise it is a failure."""
         self.begun = False
-        """Whether the program is being taken down, for whatever reason: then nothing is cancelled any more."""
-        self.hurried = False
-        """Whether somebody has asked a second time."""
+        """Whether the program is being taken down, for any reason: from then on nothing is cancelled."""
+        self.forced = False
+        """Whether the end was asked for a second time."""
         self.on_force: list[Callable[[], None]] = []
-        """Called when somebody asks a second time."""
+        """Called each time the end is asked for again."""
         self.on_hangup: list[Callable[[], None]] = []
-        """Called at SIGHUP; as long as there is nothing to call, that ends the program as SIGTERM does."""
+        """Called at SIGHUP; while the list is empty, SIGHUP ends the program as SIGTERM does."""
         self._task = task
 
     def ask(self, why: str) -> None:
-        """Ask for the end; whoever asks again, or while it has begun already, is in a hurry."""
+        """Ask for the end; asked again, or while the program is being taken down, force it."""
         if not self.asked and not self.begun:
             _log.info("%s: shutting down", why)
             self.asked = True
             self._task.cancel()
-        else:
-            if not self.hurried:
-                _log.info("%s: in a hurry", why)
-            self.hurried = True
-            for hurry in self.on_force:
-                hurry()
+            return
+        if not self.forced:
+            _log.info("%s: forcing shutdown", why)
+        self.forced = True
+        for force in self.on_force:
+            force()
 
     def hang_up(self) -> None:
-        """Do what SIGHUP is for: have read again what a service reads, or end, since the terminal is gone."""
+        """Act on SIGHUP: read files again or, where there is none to read, end, since the terminal is gone."""
         if self.asked or self.begun:
-            return  # a terminal that goes says so more than once, and is in no hurry
+            return  # a terminal that goes away sends it more than once, and does not mean to force anything
         if not self.on_hangup:
             self.ask(signal.SIGHUP.name)
             return
-        _log.info("%s: looking again at what is read from files", signal.SIGHUP.name)
+        _log.info("%s: reading files again", signal.SIGHUP.name)
         for call in self.on_hangup:
             call()
 
 
 @contextlib.contextmanager
 def shutdown_on_signals() -> Iterator[Shutdown]:
-    """Turn SIGINT, SIGTERM and SIGHUP into cancellation of the current task, which is taken for a normal end.
+    """Turn SIGINT, SIGTERM and SIGHUP into a cancellation of the current task, which counts as a normal end.
 
-    A second signal forces it. SIGHUP is left alone where it is ignored, as under `nohup`: see
-    `Shutdown.on_hangup`.
-    The handlers that were there before are put back.
+    A second signal forces it. SIGHUP is left alone where it is ignored, as under `nohup`; see
+    `Shutdown.on_hangup`. Previous handlers are restored afterwards.
     """
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine runs in a task
-    ending = Shutdown(task)
+    shutdown = Shutdown(task)
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         before[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
-        loop.add_signal_handler(signal.SIGHUP, ending.hang_up)
+        loop.add_signal_handler(signal.SIGHUP, shutdown.hang_up)
     for number in _SIGNALS:
-        loop.add_signal_handler(number, ending.ask, number.name)
+        loop.add_signal_handler(number, shutdown.ask, number.name)
     try:
-        yield ending
+        yield shutdown
     except asyncio.CancelledError:
-        if not ending.asked:
+        if not shutdown.asked:
             raise
         task.uncancel()
     finally:
@@ -91,24 +103,24 @@ def shutdown_on_signals() -> Iterator[Shutdown]:
 
 
 class ShutdownStack(contextlib.AsyncExitStack):
-    """The parts of a program, in the order in which they were started; the end takes them down in reverse."""
+    """The parts of a program in the order of their start; they are taken down in reverse."""
 
-    def __init__(self, ending: Shutdown) -> None:
+    def __init__(self, shutdown: Shutdown) -> None:
         super().__init__()
-        self._ending = ending
+        self._shutdown = shutdown
 
     async def __aexit__(
         self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None, /
     ) -> bool | None:
-        self._ending.begun = True
+        self._shutdown.begun = True
         return await super().__aexit__(kind, failure, trace)
 
 
 @contextlib.asynccontextmanager
 async def background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Run something beside the body and cancel it at the end; if it fails or ends by itself, so does the body.
+    """Run a task beside the body, and cancel it afterwards; if it fails or ends by itself, the body is cancelled.
 
-    Raise what it raised, or `TaskDied`.
+    Raise what the task raised, or `TaskDied`.
     """
     with unwrapping_group():
         async with asyncio.TaskGroup() as group:
@@ -121,4 +133,4 @@ async def background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterato
 
 async def _forever(work: Coroutine[Any, Any, None], name: str) -> None:
     await work
-    raise TaskDied(f"{name} came to an end by itself")
+    raise TaskDied(f"{name} ended by itself")

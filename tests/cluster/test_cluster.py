@@ -15,10 +15,7 @@ import pytest
 
 from rocket.cluster import directories, faults
 from rocket.cluster.cluster import ClusterSettings, LocalCluster, local_cluster
-from rocket.cluster.node import Node
-from rocket.cluster.process import ServerProcess, server_processes
-from rocket.cluster.supervisor import supervise
-from rocket.errors import (
+from rocket.cluster.errors import (
     BinariesNotFound,
     ClusterInUse,
     DirectoryUnusable,
@@ -28,8 +25,11 @@ from rocket.errors import (
     NotOurDirectory,
     PortInUse,
     ServerFailedToStart,
-    SetupError,
 )
+from rocket.cluster.node import Node
+from rocket.cluster.process import ServerProcess, server_processes
+from rocket.cluster.supervisor import supervise
+from rocket.errors import SetupError
 from rocket.lab.shutdown import background
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS kept (what text)"

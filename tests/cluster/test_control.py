@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from rocket.cluster import catchup, control, faults
 from rocket.cluster.configuration import FILE_NAME
-from rocket.errors import ClusterNotFound
+from rocket.cluster.errors import ClusterNotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rocket.cluster.cluster import ClusterSettings, local_cluster
+from rocket.cluster.errors import ServerKeepsDying
 from rocket.cluster.process import server_processes
 from rocket.cluster.removal import remove_for_good
 from rocket.cluster.supervisor import supervise
-from rocket.errors import ServerKeepsDying
 from rocket.lab.shutdown import background
 from rocket.lab.torture.proxy import Mode, Proxy, socket_path
 from tests.cluster.test_promotion import SCHEMA, all_have, fetch, keep, settled, supervised

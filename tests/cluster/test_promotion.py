@@ -11,10 +11,17 @@ import pytest
 
 from rocket.cluster import control, directories, faults, promotion
 from rocket.cluster.cluster import ClusterSettings, LocalCluster, local_cluster
+from rocket.cluster.errors import (
+    NodeFrozen,
+    NodeNotRunning,
+    NoSuchNode,
+    NotAReplica,
+    PrimaryLeftOut,
+    PromotionFailed,
+)
 from rocket.cluster.process import server_processes
 from rocket.cluster.supervisor import supervise
 from rocket.cluster.timelines import Lineage, forks
-from rocket.errors import NodeFrozen, NodeNotRunning, NoSuchNode, NotAReplica, PrimaryLeftOut, PromotionFailed
 from rocket.lab.shutdown import background
 
 if TYPE_CHECKING:

@@ -34,14 +34,20 @@ def logged(log_format: str, *, worker: int | None = None) -> Iterator[io.StringI
 
 
 @contextlib.contextmanager
-def logged_to(output: TextIO | None, log_format: str = "text", *, worker: int | None = None) -> Iterator[None]:
+def logged_to(
+    output: TextIO | None,
+    log_format: str = "text",
+    *,
+    worker: int | None = None,
+    most_waiting: int = logs.MOST_WAITING,
+) -> Iterator[None]:
     """Have the program's log written to what is the standard output now."""
     assert output is sys.stdout
     loggers = [logging.getLogger(), logging.getLogger("rocket")]
     levels = [logger.level for logger in loggers]
     handlers = list(loggers[0].handlers)
     try:
-        logs.configure(log_format, worker=worker)
+        logs.configure(log_format, worker=worker, most_waiting=most_waiting)
         yield
     finally:
         loggers[0].handlers[:] = handlers
@@ -56,7 +62,7 @@ def entries(output: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def record_at(created: float, name: str = "rocket.lab.api", level: int = logging.INFO) -> logging.LogRecord:
+def record_at(created: float, name: str = "rocket.api", level: int = logging.INFO) -> logging.LogRecord:
     """Return a record of a certain moment."""
     return logging.makeLogRecord(
         {
@@ -154,7 +160,7 @@ def test_whatever_is_said_there_is_one_line_a_record(messages: list[str]) -> Non
 
 @pytest.mark.parametrize("message", ["two\nlines", "two\r\nlines", "\n", '"}\n{"level": "forged"}', "\0\x1b[2J"])
 def test_a_message_of_several_lines_is_one_line_for_programs(message: str) -> None:
-    """Nobody forges a record by what he sends."""
+    """A client cannot forge a record by what it sends."""
     with logged("json") as output:
         logging.getLogger("rocket.api").info("%s", message)
 
@@ -247,12 +253,11 @@ def fail() -> NoReturn:
 
 
 async def test_a_reader_who_does_not_read_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines wait for him, in order; how many there was no room for, he is told."""
-    monkeypatch.setattr(logs, "_MOST_WAITING", 1000)
+    """Lines wait for a reader, in order; the log says how many were dropped for lack of room."""
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb", 0) as reader, os.fdopen(writing, "w", encoding="utf-8") as output:
         monkeypatch.setattr("sys.stdout", output)
-        with logged_to(output):
+        with logged_to(output, most_waiting=1000):
             for number in range(10_000):
                 logging.getLogger("rocket.api").info("line %05d", number)
             await asyncio.sleep(0)

@@ -49,18 +49,18 @@ async def test_signal_ends_it_in_order(kept_dir: Path, number: signal.Signals) -
 
 
 async def test_a_terminal_that_is_closed_ends_a_cluster_in_order(kept_dir: Path) -> None:
-    """What says so more than once is in no hurry."""
+    """A terminal sends it more than once, and does not mean to force anything."""
     async with running(kept_dir, str(ROOT / "cluster.py"), "up", "--replicas", "1", "--postgres-port", "0") as up:
         await up.prints("Ctrl-C ends it")
         for _ in range(3):
             up.process.send_signal(signal.SIGHUP)
         assert 0 == await up.ends(timeout_s=5)
     assert "SIGHUP: shutting down" in up.output
-    assert "hurry" not in up.output
+    assert "forc" not in up.output
     assert_nothing_left(kept_dir)
 
 
-async def test_second_signal_hurries_it(kept_dir: Path) -> None:
+async def test_second_signal_forces_it(kept_dir: Path) -> None:
     """Even with a server that does not react."""
     async with run_all(kept_dir, "--no-simulator") as program:
         await program.prints("ready after")
@@ -68,9 +68,9 @@ async def test_second_signal_hurries_it(kept_dir: Path) -> None:
         program.process.send_signal(signal.SIGINT)
         await program.prints("shutting down")
         program.process.send_signal(signal.SIGINT)
-        hurried_at = time.monotonic()
+        forced_at = time.monotonic()
         await program.ends(timeout_s=5)
-        assert time.monotonic() - hurried_at < 1
+        assert time.monotonic() - forced_at < 1
     assert_nothing_left(kept_dir)
 
 

@@ -12,13 +12,13 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from rocket import Policy, Router, nodes_from_environment
+from rocket import Router, nodes_from_environment
 from rocket.consistency import Board
 from rocket.dsn import parse_dsn
 from rocket.errors import InvalidSetting
 from rocket.lab.app import DATABASE
-from rocket.lab.comparison import Routing
-from rocket.lab.serving import Service
+from rocket.lab.settings import Settings
+from rocket.lab.workers import Job
 from rocket.routing.observer import Observer
 from rocket.topology.nodes_file import check_usable
 from tests.routing.test_races import lose_a_backend
@@ -248,12 +248,6 @@ async def test_the_certificate_is_verified(
 
 def test_what_a_process_is_told_does_not_show_its_passwords() -> None:
     """In a traceback, say."""
-    service = Service(
-        nodes={"primary": f"postgresql://rocket:{RIGHT}@db0/rides"},
-        routing=Routing.NEVER_STALE,
-        policy=Policy(),
-        observer_interval_s=0.5,
-        observe=True,
-        allowed_hosts=(),
-    )
-    assert MARK not in repr(service)
+    dsn = f"postgresql://rocket:{RIGHT}@db0/rides"
+    settings = Settings(primary=dsn, replica=(("replica0", dsn),), patroni=(dsn,), patroni_dsn=dsn)
+    assert MARK not in repr(Job(1, {"primary": dsn}, settings))

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 
 from rocket.errors import InvalidSetting, SetupError
 from rocket.lab import settings as run_settings
-from rocket.lab import values
-from rocket.lab.settings import Settings
-from rocket.lab.values import MaxLag
+from rocket.lab.settings import MaxLag, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -402,7 +400,7 @@ FACTORS = {"": 1.0, "s": 1.0, "ms": 0.001, "min": 60.0, "h": 3600.0}
 @modest
 def test_a_duration_is_its_number_times_its_unit(number: Any, unit: str, gap: str) -> None:
     """`20ms`, `0.5`, `2 min`: whatever the number and the unit, seconds come out."""
-    assert math.isclose(float(number) * FACTORS[unit], values.parse_duration(f"{number}{gap}{unit}"))
+    assert math.isclose(float(number) * FACTORS[unit], run_settings.parse_duration(f"{number}{gap}{unit}"))
 
 
 @pytest.mark.parametrize(
@@ -410,7 +408,7 @@ def test_a_duration_is_its_number_times_its_unit(number: Any, unit: str, gap: st
 )
 def test_durations_as_people_write_them(text: str, seconds: float) -> None:
     """The forms that the help shows, and those with a bare point."""
-    assert math.isclose(seconds, values.parse_duration(text))
+    assert math.isclose(seconds, run_settings.parse_duration(text))
 
 
 @given(text=st.text(max_size=12) | st.text("0123456789.smhin eE+-", max_size=12))
@@ -418,7 +416,7 @@ def test_durations_as_people_write_them(text: str, seconds: float) -> None:
 def test_a_duration_is_above_zero_and_finite_or_refused(text: str) -> None:
     """No text becomes a time that a clock cannot wait for."""
     try:
-        seconds = values.parse_duration(text)
+        seconds = run_settings.parse_duration(text)
     except ValueError:
         return
 
@@ -447,7 +445,7 @@ def test_a_size_is_its_number_times_its_unit(
     number: int, unit: str, spelling: Callable[[str], str], gap: str
 ) -> None:
     """Exactly so, in any spelling, with units of ten and of two kept apart."""
-    assert MaxLag(number * SIZES[unit], None) == values.parse_max_lag(f"{number}{gap}{spelling(unit)}")
+    assert MaxLag(number * SIZES[unit], None) == run_settings.parse_max_lag(f"{number}{gap}{spelling(unit)}")
 
 
 @given(number=st.integers(1, 10**6), unit=st.sampled_from(["s", "ms", "min", "h"]))
@@ -456,7 +454,7 @@ def test_a_bound_with_a_unit_of_time_is_in_seconds(number: int, unit: str) -> No
     """It means the same as any other time."""
     text = f"{number}{unit}"
 
-    assert MaxLag(None, values.parse_duration(text)) == values.parse_max_lag(text)
+    assert MaxLag(None, run_settings.parse_duration(text)) == run_settings.parse_max_lag(text)
 
 
 @given(text=st.text(max_size=12) | st.text("0123456789.smhinkKMGBib ", max_size=12))
@@ -464,7 +462,7 @@ def test_a_bound_with_a_unit_of_time_is_in_seconds(number: int, unit: str) -> No
 def test_a_bound_is_in_bytes_or_seconds_or_refused(text: str) -> None:
     """Always exactly one of the two, and never negative."""
     try:
-        bound = values.parse_max_lag(text)
+        bound = run_settings.parse_max_lag(text)
     except ValueError:
         return
 
@@ -479,24 +477,24 @@ def test_a_whole_number_is_within_its_bounds_or_refused(number: int, least: int,
     """Both bounds are allowed values."""
     most = least + width
     if least <= number <= most:
-        assert number == values.parse_whole(str(number), least, most)
+        assert number == run_settings.parse_whole(str(number), least, most)
     else:
         with pytest.raises(ValueError, match=f"from {least} to {most}"):
-            values.parse_whole(str(number), least, most)
+            run_settings.parse_whole(str(number), least, most)
 
 
 @given(
     text=st.text(max_size=20) | st.text("0123456789.eE+-_ naif", max_size=20),
     parse=st.sampled_from(
         [
-            values.parse_port,
-            values.parse_replica_count,
-            values.parse_worker_count,
-            values.parse_duration,
-            values.parse_rate,
-            values.parse_max_lag,
-            values.parse_yes_or_no,
-            values.parse_text,
+            run_settings.parse_port,
+            run_settings.parse_replica_count,
+            run_settings.parse_worker_count,
+            run_settings.parse_duration,
+            run_settings.parse_rate,
+            run_settings.parse_max_lag,
+            run_settings.parse_yes_or_no,
+            run_settings.parse_text,
         ]
     ),
 )
@@ -529,13 +527,13 @@ def test_any_text_is_a_value_of_a_setting_or_refused_on_one_line(text: str, sett
 @modest
 def test_a_rate_is_read_as_it_is(rate: float) -> None:
     """Any number of rides a second up to the most."""
-    assert rate == values.parse_rate(repr(rate))
+    assert rate == run_settings.parse_rate(repr(rate))
 
 
 @pytest.mark.parametrize("text", ["one of", "", "red,green", "RED", "red "])
 def test_a_word_is_one_of_those_that_are_known(text: str) -> None:
     """Exactly so spelled; the error says which there are."""
-    read = values.parse_one_of("red", "green")
+    read = run_settings.parse_one_of("red", "green")
 
     assert [read("red"), read("green")] == ["red", "green"]
     with pytest.raises(ValueError, match="must be one of red, green"):
@@ -546,7 +544,7 @@ def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     """`.env` is read by no shell that would do it."""
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    assert tmp_path / "cluster" == values.parse_path("~/cluster")
+    assert tmp_path / "cluster" == run_settings.parse_path("~/cluster")
 
 
 @pytest.mark.parametrize(

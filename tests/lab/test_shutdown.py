@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rocket.errors import ServerKeepsDying, TaskDied
+from rocket.cluster.errors import ServerKeepsDying
+from rocket.errors import TaskDied
 from rocket.lab.shutdown import ShutdownStack, background, shutdown_on_signals
 
 if TYPE_CHECKING:
@@ -24,27 +25,27 @@ async def forever() -> None:
 
 async def test_signal_is_a_normal_end() -> None:
     """The body is cancelled, and the code after it goes on."""
-    with shutdown_on_signals() as ending:
+    with shutdown_on_signals() as shutdown:
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(5)
-    assert ending.asked
+    assert shutdown.asked
 
 
-async def test_hurry_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """However often somebody presses Ctrl-C; who is to hurry hears of each time."""
-    hurried = 0
+async def test_forcing_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However often Ctrl-C is pressed; `on_force` is called each time."""
+    forced = 0
 
-    def hurry() -> None:
-        nonlocal hurried
-        hurried += 1
+    def force() -> None:
+        nonlocal forced
+        forced += 1
 
-    with caplog.at_level("INFO", "rocket.run"), shutdown_on_signals() as ending:
-        ending.on_force.append(hurry)
+    with caplog.at_level("INFO", "rocket.run"), shutdown_on_signals() as shutdown:
+        shutdown.on_force.append(force)
         for _ in range(4):
-            ending.ask("SIGINT")
+            shutdown.ask("SIGINT")
         await asyncio.sleep(5)
-    assert ["SIGINT: shutting down", "SIGINT: in a hurry"] == caplog.messages
-    assert 3 == hurried
+    assert ["SIGINT: shutting down", "SIGINT: forcing shutdown"] == caplog.messages
+    assert 3 == forced
 
 
 async def test_handlers_are_put_back() -> None:
@@ -77,10 +78,10 @@ async def test_part_that_ends_by_itself_is_a_failure() -> None:
             await asyncio.sleep(5)
 
 
-async def test_signal_while_a_failure_unwinds_hurries_and_does_not_cancel() -> None:
+async def test_signal_while_a_failure_unwinds_forces_and_does_not_cancel() -> None:
     """The clean-up runs to its end, and the failure stays the failure."""
     cleaned_up = asyncio.Event()
-    hurried: list[bool] = []
+    forced: list[bool] = []
 
     @contextlib.asynccontextmanager
     async def slow_to_clean_up() -> AsyncIterator[None]:
@@ -92,27 +93,27 @@ async def test_signal_while_a_failure_unwinds_hurries_and_does_not_cancel() -> N
             cleaned_up.set()
 
     async def program() -> None:
-        with shutdown_on_signals() as ending:
-            ending.on_force.append(lambda: hurried.append(True))
-            async with ShutdownStack(ending) as stack:
+        with shutdown_on_signals() as shutdown:
+            shutdown.on_force.append(lambda: forced.append(True))
+            async with ShutdownStack(shutdown) as stack:
                 await stack.enter_async_context(slow_to_clean_up())
                 raise ServerKeepsDying("replica0")
 
     with pytest.raises(ServerKeepsDying):
         await program()
     assert cleaned_up.is_set()
-    assert [True] == hurried
+    assert [True] == forced
 
 
-async def test_second_signal_hurries() -> None:
+async def test_second_signal_forces() -> None:
     """The first one has asked already."""
-    hurried: list[bool] = []
-    with shutdown_on_signals() as ending:
-        ending.on_force.append(lambda: hurried.append(True))
+    forced: list[bool] = []
+    with shutdown_on_signals() as shutdown:
+        shutdown.on_force.append(lambda: forced.append(True))
         try:
             os.kill(os.getpid(), signal.SIGINT)
             await forever()
         finally:
             os.kill(os.getpid(), signal.SIGINT)
             await asyncio.sleep(0.05)
-    assert [True] == hurried
+    assert [True] == forced

@@ -142,17 +142,16 @@ async def url(stub: StubApi, aiohttp_server: AiohttpServer) -> str:
     return str((await aiohttp_server(stub.app())).make_url("/"))
 
 
-@pytest.fixture(autouse=True)
-def no_waiting_after_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try again soon: the pauses are for people."""
-    monkeypatch.setattr("rocket.lab.simulator._RETRY_S", 0.01)
+def simulator(url: str, **options: Any) -> Simulator:
+    """Return a simulator that tries again soon after a failure: the pauses are for people."""
+    return Simulator(url, retry_s=0.01, **{"chance": NoPauses(1), **options})
 
 
 @contextlib.asynccontextmanager
-async def running(simulator: Simulator) -> AsyncIterator[Tally]:
+async def running(traffic: Simulator) -> AsyncIterator[Tally]:
     """Run a simulator beside the body, and cancel it at the end; if it fails, so does the body."""
-    async with asyncio.timeout(DEADLINE_S), background(simulator.run(), "simulator"):
-        yield simulator.tally
+    async with asyncio.timeout(DEADLINE_S), background(traffic.run(), "simulator"):
+        yield traffic.tally
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -171,7 +170,7 @@ class TestRightAnswers:
 
     async def test_reads_are_fresh(self, stub: StubApi, url: str, caplog: pytest.LogCaptureFixture) -> None:
         """Every ride is read back as it was written, and nothing is amiss."""
-        async with running(Simulator(url, chance=NoPauses(1))) as tally:
+        async with running(simulator(url)) as tally:
             await until(lambda: tally.reads.total() >= 10)
         assert set(tally.reads) == {Outcome.FRESH}
         assert (tally.stale, tally.unwritten, tally.left_out) == (0, 0, 0)
@@ -180,7 +179,7 @@ class TestRightAnswers:
 
     async def test_reads_are_counted_by_node_and_reason(self, stub: StubApi, url: str) -> None:
         """Who served is told from the headers, and for the primary why."""
-        async with running(Simulator(url, chance=NoPauses(1))) as tally:
+        async with running(simulator(url)) as tally:
             await until(lambda: tally.reads.total() >= 10)
         read = range(1, tally.reads.total() + 1)
         by_node = Counter("replica0" if number % 2 else "primary" for number in read)
@@ -235,7 +234,7 @@ class TestRightAnswers:
             return await stub.ride(request)
 
         stub.on_read = noted
-        async with running(Simulator(url, reconnect=reconnect, chance=NoPauses(1))) as tally:
+        async with running(simulator(url, reconnect=reconnect)) as tally:
             await until(lambda: tally.reads.total() >= 5)
         assert connections == len(set(ports[:5]))
 
@@ -248,7 +247,7 @@ class TestStaleAnswers:
     ) -> None:
         """A 404 for a ride that was acknowledged is counted, and logged as the error that it is."""
         stub.on_read = answers(404)
-        async with running(Simulator(url, chance=NoPauses(1))) as tally:
+        async with running(simulator(url)) as tally:
             await until(lambda: tally.stale >= 3)
         assert set(tally.reads) == {Outcome.STALE}
         assert tally.by_node == {"replica1": tally.stale}
@@ -266,7 +265,7 @@ class TestStaleAnswers:
             return web.json_response(stub.rides[int(request.match_info["id"])] | wrong)
 
         stub.on_read = other_ride
-        async with running(Simulator(url, chance=NoPauses(1))) as tally:
+        async with running(simulator(url)) as tally:
             await until(lambda: tally.stale >= 3)
         assert set(tally.reads) == {Outcome.STALE}
         assert all(message.startswith("STALE READ: wrote ride ") for message in stale_reads(caplog))
@@ -281,7 +280,7 @@ class TestStaleAnswers:
             return await answer(request)
 
         stub.on_read = once_not_there
-        async with running(Simulator(url, chance=NoPauses(1))) as tally:
+        async with running(simulator(url)) as tally:
             await until(lambda: tally.reads.total() >= 10)
         assert tally.stale == 1
         assert len(stale_reads(caplog)) == 1
@@ -296,7 +295,7 @@ class TestTrouble:
     ) -> None:
         """An API that says that it cannot answer has not lied; the simulator goes on."""
         stub.on_read = TROUBLE[trouble]
-        async with running(Simulator(url, chance=NoPauses(1))) as tally:
+        async with running(simulator(url)) as tally:
             await until(lambda: tally.reads[Outcome.REFUSED] >= 3)
             stub.on_read = stub.ride
             await until(lambda: tally.reads[Outcome.FRESH] >= 3)
@@ -309,7 +308,7 @@ class TestTrouble:
     ) -> None:
         """No answer, or half of one, says nothing about staleness; the simulator goes on."""
         stub.on_read = TROUBLE[trouble]
-        async with running(Simulator(url, chance=NoPauses(1))) as tally:
+        async with running(simulator(url)) as tally:
             await until(lambda: tally.reads[Outcome.FAILED] >= 3)
             stub.on_read = stub.ride
             await until(lambda: tally.reads[Outcome.FRESH] >= 3)
@@ -322,7 +321,7 @@ class TestTrouble:
     ) -> None:
         """Nothing was promised for it: it is counted, and the simulator goes on."""
         stub.on_write = TROUBLE[trouble]
-        async with running(Simulator(url, chance=NoPauses(1))) as tally:
+        async with running(simulator(url)) as tally:
             await until(lambda: tally.unwritten >= 3)
             assert tally.reads.total() == 0
             stub.on_write = stub.new_ride
@@ -341,7 +340,7 @@ class TestTrouble:
             return await TROUBLE[trouble](request)
 
         stub.on_user = not_yet
-        async with running(Simulator(url, chance=NoPauses(1))) as tally:
+        async with running(simulator(url)) as tally:
             await until(lambda: asked >= 3)
             stub.on_user = stub.new_user
             await until(lambda: tally.reads[Outcome.FRESH] >= 3)
@@ -354,7 +353,7 @@ class TestRate:
     async def test_it_makes_as_many_rides_as_asked_and_reads_each_back(self, stub: StubApi, url: str) -> None:
         """Fifty rides at a hundred a second take half a second, and each is read once."""
         began = time.monotonic()
-        async with running(Simulator(url, rate=100, chance=NoPauses(1))) as tally:
+        async with running(simulator(url, rate=100)) as tally:
             await until(lambda: len(stub.rides) >= 50)
             took_s = time.monotonic() - began
             stub.on_write = answers(503)
@@ -365,7 +364,7 @@ class TestRate:
 
     async def test_rides_come_from_many_clients(self, stub: StubApi, url: str) -> None:
         """There is a client for every two rides a second, and chance picks among them."""
-        async with running(Simulator(url, rate=19, chance=NoPauses(1))):
+        async with running(simulator(url, rate=19)):
             await until(lambda: len(stub.rides) >= 5)
         assert len(stub.users) == 10
         assert len(set(stub.users)) == 10
@@ -383,17 +382,14 @@ class TestRate:
             return await stub.new_ride(request)
 
         stub.on_write = slow
-        async with running(Simulator(url, rate=200, chance=NoPauses(1))) as tally:
+        async with running(simulator(url, rate=200)) as tally:
             await until(lambda: begun >= 20)
             assert tally.rides == 0
             waiting.set()
             await until(lambda: tally.reads[Outcome.FRESH] >= 20)
 
-    async def test_rides_beyond_what_may_be_under_way_are_left_out(
-        self, stub: StubApi, url: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_rides_beyond_what_may_be_under_way_are_left_out(self, stub: StubApi, url: str) -> None:
         """An API that does not keep up is not buried under requests, and what was left out is counted."""
-        monkeypatch.setattr("rocket.lab.simulator._MOST_IN_FLIGHT", 2)
         waiting = asyncio.Event()
         begun = 0
 
@@ -404,7 +400,7 @@ class TestRate:
             return await stub.new_ride(request)
 
         stub.on_write = slow
-        async with running(Simulator(url, rate=200, chance=NoPauses(1))) as tally:
+        async with running(simulator(url, rate=200, most_in_flight=2)) as tally:
             await until(lambda: tally.left_out >= 5)
             assert begun == 2
             waiting.set()
@@ -418,7 +414,7 @@ class TestRate:
             return await chance.choice([drop, break_off, garble, answers(503), stub.ride])(request)
 
         stub.on_read = sometimes
-        async with running(Simulator(url, rate=200, chance=NoPauses(1))) as tally:
+        async with running(simulator(url, rate=200)) as tally:
             await until(lambda: set(tally.reads) == {Outcome.FRESH, Outcome.REFUSED, Outcome.FAILED})
             await until(lambda: tally.reads.total() >= 40)
         assert tally.stale == 0
@@ -440,7 +436,7 @@ class TestCancellation:
 
         setattr(stub, step, never)
         before = asyncio.all_tasks()
-        task = asyncio.create_task(Simulator(url, rate=rate, chance=NoPauses(1)).run(), name="simulator")
+        task = asyncio.create_task(simulator(url, rate=rate).run(), name="simulator")
         async with asyncio.timeout(DEADLINE_S):
             await waiting.wait()
             task.cancel()
@@ -487,18 +483,18 @@ class TestChangingRate:
 
     async def test_it_goes_faster_stops_and_goes_on(self, stub: StubApi, url: str) -> None:
         """Users come with the rate; at rate 0 nothing is begun."""
-        simulator = Simulator(url, chance=NoPauses(1))
-        async with running(simulator) as tally:
+        traffic = simulator(url)
+        async with running(traffic) as tally:
             await until(lambda: tally.reads.total() >= 2)
             assert 1 == len(stub.users)
-            simulator.rate = 200.0
+            traffic.rate = 200.0
             await until(lambda: tally.reads.total() >= 20)
             assert 100 == len(stub.users)
-            simulator.rate = 0
+            traffic.rate = 0
             before = -1
             while before != (before := len(stub.rides)):
                 await asyncio.sleep(0.1)  # as long as twenty rides would take
-            simulator.rate = None
+            traffic.rate = None
             await until(lambda: len(stub.rides) >= before + 2)
 
     async def test_a_pause_does_not_keep_it_from_going_faster(self, url: str) -> None:
@@ -511,8 +507,8 @@ class TestChangingRate:
             def choice(self, seq: Any) -> Any:
                 return seq[0]
 
-        simulator = Simulator(url, chance=Chance(1))
-        async with running(simulator) as tally:
+        traffic = simulator(url, chance=Chance(1))
+        async with running(traffic) as tally:
             await until(lambda: tally.rides == 1)
-            simulator.rate = 100.0
+            traffic.rate = 100.0
             await until(lambda: tally.reads.total() >= 5)

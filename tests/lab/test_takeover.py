@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from rocket import Lsn, Policy
+from rocket import Lsn
 from rocket.consistency import SessionToken
 from rocket.lab.app import DATABASE
-from rocket.lab.comparison import Routing
-from rocket.lab.listeners import listeners, url_of
-from rocket.lab.serving import Service
+from rocket.lab.serving import listeners, url_of
 from rocket.lab.settings import Settings
 from rocket.lab.shutdown import Shutdown
 from rocket.lab.torture.takeover import look, taken_over
-from rocket.lab.workers.processes import Worker, working
+from rocket.lab.workers import Worker, working
 from tests.routing.test_races import come_back_behind, restart_point_now, write_ride
 from tests.support.servers import dsns
 
@@ -35,27 +33,19 @@ LEASE_S = 0.5
 NEVER_S = 3600.0
 
 
-def service(cluster: LocalCluster, interval_s: float, lease_s: float = 5.0) -> Service:
-    """Return what the processes do on the cluster of the tests."""
-    return Service(
-        nodes=dsns(cluster),
-        routing=Routing.NEVER_STALE,
-        policy=Policy(lease_s=lease_s, primary_lease_s=lease_s, max_wait_s=0.1),
-        observer_interval_s=interval_s,
-        observe=True,
-        allowed_hosts=(),
-    )
-
-
 @contextlib.asynccontextmanager
-async def processes(service: Service, *, observers: int = 0) -> AsyncIterator[tuple[list[Worker], str]]:
-    """Run so many observers, or else one API process; give their handles and the URL of what they serve."""
+async def processes(
+    cluster: LocalCluster, interval_s: float, lease_s: float = 5.0, *, observers: int = 0
+) -> AsyncIterator[tuple[list[Worker], str]]:
+    """Run this many observers, or else one API process; give their handles and the URL of what they serve."""
     task = asyncio.current_task()
     assert task is not None
-    settings = Settings(api_port=0)
+    settings = Settings(
+        api_port=0, observer_interval=interval_s, lease=lease_s, primary_lease=lease_s, max_wait=0.1
+    )
     with contextlib.ExitStack() as stack:
         held = [] if observers else stack.enter_context(listeners(settings))
-        async with working(service, held, "text", Shutdown(task), observers) as workers:
+        async with working(settings, dsns(cluster), held, Shutdown(task), observers=observers) as workers:
             yield list(workers), url_of(settings, held)
 
 
@@ -85,7 +75,7 @@ async def test_another_observer_writes_when_the_one_that_did_is_killed(
 ) -> None:
     """Its connection ends with it, and with that its right to write."""
     async with (
-        processes(service(cluster, interval_s), observers=2) as (workers, _),
+        processes(cluster, interval_s, observers=2) as (workers, _),
         on_primary(cluster) as primary,
     ):
         writer = await writer_among(workers, primary)
@@ -102,7 +92,7 @@ async def test_another_observer_writes_when_the_one_that_did_is_killed(
 async def test_another_observer_writes_when_the_one_that_did_is_halted(cluster: LocalCluster) -> None:
     """Its connection lives, and holds the right to write: the primary ends both. It wakes up as any other."""
     async with (
-        processes(service(cluster, 0.05), observers=2) as (workers, _),
+        processes(cluster, 0.05, observers=2) as (workers, _),
         on_primary(cluster) as primary,
     ):
         writer = await writer_among(workers, primary)
@@ -165,7 +155,7 @@ async def test_process_that_was_halted_for_longer_than_the_lease_reads_nothing_s
     async with restart_point_now(cluster):
         ride, headers = await session_of(router, cluster, email)
         async with (
-            processes(service(cluster, interval_s, LEASE_S)) as ((worker,), url),
+            processes(cluster, interval_s, LEASE_S) as ((worker,), url),
             aiohttp.ClientSession(url) as http,
         ):
             assert (HTTPStatus.OK, "replica") == await read(http, ride, headers)
@@ -189,7 +179,7 @@ async def test_process_that_hears_nothing_for_longer_than_the_lease_trusts_nobod
     """Neither replicas nor the primary, however well they are."""
     ride, headers = await session_of(router, cluster, email)
     async with (
-        processes(service(cluster, NEVER_S, LEASE_S)) as (_, url),
+        processes(cluster, NEVER_S, LEASE_S) as (_, url),
         aiohttp.ClientSession(url) as http,
     ):
         assert (HTTPStatus.OK, "replica") == await read(http, ride, headers)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
 import os
 import signal
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -15,57 +18,48 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from rocket import Policy
-from rocket.errors import PortInUse, WorkerFailedToStart, WorkerKeepsDying
+from rocket.cluster.errors import PortInUse
 from rocket.lab.app import DATABASE
-from rocket.lab.comparison import Routing
-from rocket.lab.listeners import listeners, url_of
-from rocket.lab.serving import Service
-from rocket.lab.settings import Settings
+from rocket.lab.serving import listeners, url_of
+from rocket.lab.settings import MaxLag, Settings
 from rocket.lab.shutdown import Shutdown
-from rocket.lab.workers.orders import Job
-from rocket.lab.workers.processes import Worker, working
+from rocket.lab.workers import Job, Worker, WorkerFailedToStart, WorkerKeepsDying, working
 from tests.support.program import assert_nothing_left, run_all, servers
 from tests.support.servers import dsns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from rocket.cluster.cluster import LocalCluster
 
 DEADLINE_S = 20.0
 
 
+SETTINGS = Settings(api_port=0, max_wait=0.5, observer_interval=0.05)
+"""What each worker does."""
+
+
 @pytest.fixture
-def service(cluster: LocalCluster) -> Service:
-    """What each worker does, on the cluster of the tests."""
-    return Service(
-        nodes=dsns(cluster),
-        routing=Routing.NEVER_STALE,
-        policy=Policy(max_wait_s=0.5),
-        observer_interval_s=0.05,
-        observe=True,
-        allowed_hosts=(),
-        no_inspector="Nobody sees all of it.",
-    )
+def nodes(cluster: LocalCluster) -> dict[str, str]:
+    """Return the nodes that the workers read from."""
+    return dsns(cluster)
 
 
 @contextlib.asynccontextmanager
-async def serving_by(count: int, service: Service) -> AsyncIterator[str]:
-    """Run so many workers; give the URL of what they serve."""
+async def serving_by(count: int, nodes: dict[str, str]) -> AsyncIterator[str]:
+    """Run this many workers; give the URL of what they serve."""
     task = asyncio.current_task()
     assert task is not None
-    settings = Settings(api_port=0, api_workers=count)
+    settings = replace(SETTINGS, api_workers=count)
     with listeners(settings) as held:
-        async with working(service, held, "text", Shutdown(task)):
+        async with working(settings, nodes, held, Shutdown(task)):
             yield url_of(settings, held)
 
 
 @pytest_asyncio.fixture
-async def url(service: Service) -> AsyncIterator[str]:
+async def url(nodes: dict[str, str]) -> AsyncIterator[str]:
     """The address that three workers serve."""
-    async with serving_by(3, service) as url:
+    async with serving_by(3, nodes) as url:
         yield url
 
 
@@ -74,7 +68,7 @@ def worker_processes(parent: int | None = None) -> list[psutil.Process]:
     found = []
     for process in psutil.Process(parent).children():
         with contextlib.suppress(psutil.Error):
-            if "rocket.lab.workers.worker" in process.cmdline():
+            if "rocket.lab.workers" in process.cmdline():
                 found.append(process)
     return found
 
@@ -114,7 +108,7 @@ async def test_they_have_no_inspector_and_say_why(url: str) -> None:
     for path in ("/inspector", "/inspector/events"):
         async with aiohttp.ClientSession() as session, session.get(url + path) as response:
             assert 404 == response.status
-            assert {"error": "Nobody sees all of it."} == await response.json()
+            assert "each process sees its own requests only" in (await response.json())["error"]
 
 
 async def write_ride(session: aiohttp.ClientSession, url: str, email: str) -> int:
@@ -163,12 +157,12 @@ async def test_killed_worker_comes_back_and_nobody_is_refused(url: str, caplog: 
 
 
 async def test_worker_that_cannot_be_started_again_ends_the_program(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    nodes: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After five attempts, like a server; those that live are taken down."""
 
     async def lose_one() -> None:
-        async with serving_by(2, service):
+        async with serving_by(2, nodes):
             monkeypatch.setattr("sys.executable", "false")
             worker_processes()[0].kill()
             await asyncio.sleep(DEADLINE_S)
@@ -180,36 +174,33 @@ async def test_worker_that_cannot_be_started_again_ends_the_program(
 
 
 async def test_worker_that_does_not_come_up_is_an_error_at_once(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    nodes: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no point in another attempt, and the others are not left behind."""
     monkeypatch.setattr("sys.executable", "false")
     with pytest.raises(WorkerFailedToStart, match=r"^worker \d failed to start: exit code 1$"):
-        async with serving_by(2, service):
+        async with serving_by(2, nodes):
             pass
     assert [] == worker_processes()
 
 
-async def test_worker_that_takes_too_long_to_come_up_is_killed(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_worker_that_takes_too_long_to_come_up_is_killed(nodes: dict[str, str]) -> None:
     """It would be there twice once it is started again."""
-    monkeypatch.setattr("rocket.lab.workers.processes._READY_S", 0.1)
-    with listeners(Settings(api_port=0)) as (listener,):
-        with pytest.raises(WorkerFailedToStart, match=r"^worker 1 was not ready within 0.1 s$"):
-            await Worker(1, listener, "text", service).start()
+    with listeners(SETTINGS) as (listener,):
+        with pytest.raises(WorkerFailedToStart, match=r"^worker 1 failed to start: no answer within 0.1 s$"):
+            await Worker(Job(1, nodes, SETTINGS), listener, ready_s=0.1).start()
         assert [] == worker_processes()
 
 
 async def test_end_answers_what_is_in_flight_and_tells_who_comes_after(
-    cluster: LocalCluster, service: Service, email: str
+    cluster: LocalCluster, nodes: dict[str, str], email: str
 ) -> None:
     """A write that waits for a lock gets its answer; until then its worker says that it is not ready any more."""
     started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     asked = asyncio.Event()
 
     async def serve() -> None:
-        async with serving_by(2, service) as url:
+        async with serving_by(2, nodes) as url:
             started.set_result(url)
             await asked.wait()
 
@@ -255,10 +246,14 @@ def test_port_of_another_rocket_is_refused(ours: int, theirs: int) -> None:
         assert [port] * ours == [listener.getsockname()[1] for listener in held]
 
 
-def test_orders_arrive_as_they_were_given(service: Service) -> None:
-    """Whatever the command line says of routing reaches the workers."""
-    orders = Job(2, 17, "json", {"rocket.lab.api": 40}, service)
-    assert orders == Job.read(orders.line())
+def test_job_arrives_as_it_was_given(nodes: dict[str, str]) -> None:
+    """Whatever the command line sets reaches the workers."""
+    settings = Settings(
+        max_lag=MaxLag(None, 5.0), nodes_file=Path("nodes"), patroni=("http://10.0.0.1:8008",),
+        replica=(("replica0", "postgresql://db1/rides"),), log_format="json", given=frozenset({"max_lag"}),
+    )  # fmt: skip
+    job = Job(2, nodes, settings, observe=False, log_levels={"rocket.api": 40}, listener=17)
+    assert job == Job.read(json.loads(json.dumps(job.message())))
 
 
 # --- the whole program ---

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from rocket.lab.request_id import REQUEST_ID
+from rocket.lab.logs import REQUEST_ID
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler

@@ -12,7 +12,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from rocket.lab.loop import run
+from rocket.lab.shutdown import run
 
 
 class _Bare:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rocket.errors import RocketError, describe
 from rocket.lab.bench.load import Load
 from rocket.lab.bench.orders import Job, Kind
-from rocket.lab.loop import run
+from rocket.lab.shutdown import run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

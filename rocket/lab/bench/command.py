@@ -13,7 +13,7 @@ from rocket.lab.bench.goals import stale_reads
 from rocket.lab.bench.report import as_json, report
 from rocket.lab.bench.run import bench
 from rocket.lab.bench.settings import BenchSettings
-from rocket.lab.loop import run
+from rocket.lab.shutdown import run
 
 if TYPE_CHECKING:
     import argparse

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from rocket.errors import InvalidSetting
 from rocket.lab.bench.contenders import CONTENDERS
 from rocket.lab.bench.measures import MEASURES, Pace
-from rocket.lab.values import parse_duration, parse_path, parse_port, parse_whole
+from rocket.lab.settings import parse_duration, parse_path, parse_port, parse_whole
 
 if TYPE_CHECKING:
     import argparse

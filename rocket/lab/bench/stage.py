@@ -15,8 +15,9 @@ import asyncpg
 
 from rocket.cluster import control, directories
 from rocket.cluster.cluster import ClusterSettings, local_cluster
+from rocket.cluster.errors import ClusterNotFound
 from rocket.cluster.supervisor import supervise
-from rocket.errors import ClusterNotFound, RocketError, describe
+from rocket.errors import RocketError, describe
 from rocket.lab import app
 from rocket.lab.shutdown import background
 from rocket.schema import schema_sql

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from rocket.cluster.errors import ServerFailedToStart
 from rocket.cluster.process import spawn
-from rocket.errors import ServerFailedToStart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ import psutil
 from rocket.cluster import directories, placement
 from rocket.cluster.account import server_account
 from rocket.cluster.binaries import locate
-from rocket.errors import PortInUse
+from rocket.cluster.errors import PortInUse
 from rocket.lab.patroni import programs
 from rocket.lab.patroni.cluster import CONFIGURATION, PatroniCluster
 from rocket.lab.patroni.configuration import HOST, REST_USER, SUPERUSER, Secrets, member_configuration

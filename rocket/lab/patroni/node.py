@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import psutil
 
+from rocket.cluster.errors import NodeNotRunning
 from rocket.cluster.process import end_server_processes, server_processes
-from rocket.errors import NodeNotRunning
 from rocket.lab.patroni.configuration import HOST, SUPERUSER
 
 if TYPE_CHECKING:

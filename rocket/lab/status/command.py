@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from rocket.errors import RocketError
-from rocket.lab.loop import run
-from rocket.lab.shutdown import shutdown_on_signals
+from rocket.lab import logs
+from rocket.lab.shutdown import run, shutdown_on_signals
 from rocket.lab.status.overview import Overview
 from rocket.lab.status.report import report
 from rocket.lab.status.settings import StatusSettings
@@ -48,9 +47,7 @@ def show(given: argparse.Namespace) -> int:
     try:
         run(_show(settings))
     except BrokenPipeError:  # nobody reads any more, as behind `| head`
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        logs.discard_output()
     return OK
 
 

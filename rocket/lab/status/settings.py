@@ -8,8 +8,7 @@ from urllib.parse import urlsplit
 
 from rocket.errors import InvalidSetting
 from rocket.lab import settings as run_settings
-from rocket.lab.listeners import url_of
-from rocket.lab.values import parse_duration
+from rocket.lab.settings import parse_duration
 
 if TYPE_CHECKING:
     import argparse
@@ -45,7 +44,7 @@ class StatusSettings:
             raise InvalidSetting(f"--watch {error}, not {given.watch!r}") from None
         return cls(
             url=None if given.url is None else _url(given.url),
-            usual_url=url_of(settings, []),
+            usual_url=settings.url(settings.api_port),
             data_dir=settings.data_dir,
             port=settings.port_asked_for,
             watch_s=watch_s,

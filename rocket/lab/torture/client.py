@@ -18,7 +18,7 @@ import aiohttp
 
 from rocket.errors import unwrapping_group
 from rocket.lab.checker.history import HistoryWriter
-from rocket.lab.loop import run
+from rocket.lab.shutdown import run
 from rocket.lab.torture.workload import Job, Workload
 
 _COUNTS_S = 0.5

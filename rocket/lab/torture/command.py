@@ -11,7 +11,7 @@ from rocket.lab.checker import check, goals, reader
 from rocket.lab.checker.history import GarbledHistory
 from rocket.lab.checker.report import as_json, report
 from rocket.lab.checker.verdict import Judgement, Verdict
-from rocket.lab.loop import run
+from rocket.lab.shutdown import run
 from rocket.lab.torture.run import torture
 from rocket.lab.torture.settings import TortureSettings
 

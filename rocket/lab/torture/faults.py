@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from rocket.cluster import faults
-from rocket.errors import NodeNotRunning, NotAReplica, RocketError, describe
+from rocket.cluster.errors import NodeNotRunning, NotAReplica
+from rocket.errors import RocketError, describe
 from rocket.lab.shutdown import background
 from rocket.lab.torture import processes
 from rocket.lab.torture.proxy import Mode
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from rocket.cluster.node import Node
     from rocket.lab.torture.clients import Clients
     from rocket.lab.torture.proxy import Proxy
-    from rocket.lab.workers.processes import Worker
+    from rocket.lab.workers import Worker
 
 
 Detail = dict[str, Any]

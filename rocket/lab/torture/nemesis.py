@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from rocket.cluster.control import CarriedOut
-from rocket.errors import NodeNotRunning, RocketError, describe, unwrapping_group
+from rocket.cluster.errors import NodeNotRunning
+from rocket.errors import RocketError, describe, unwrapping_group
 from rocket.lab.checker.history import Fault
 from rocket.lab.torture import faults
 from rocket.lab.torture.schedule import OF_PROCESSES, PRIMARY, PROCESS, REPLICA
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from rocket.lab.checker.history import HistoryWriter
     from rocket.lab.torture.faults import Target
     from rocket.lab.torture.schedule import PlannedFault
-    from rocket.lab.workers.processes import Worker
+    from rocket.lab.workers import Worker
 
 _FIND_S = 5.0
 """How long a fault may wait for a node that it can hit."""

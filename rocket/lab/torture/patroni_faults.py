@@ -8,7 +8,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rocket.errors import NodeNotRunning
+from rocket.cluster.errors import NodeNotRunning
 from rocket.lab.checker.history import PARTITION, REINIT
 from rocket.topology.patroni_rest import PatroniSilent
 

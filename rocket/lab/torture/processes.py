@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from rocket.errors import NodeNotRunning
+from rocket.cluster.errors import NodeNotRunning
 from rocket.lab.checker.history import TAKEN_OVER
 from rocket.lab.torture import takeover
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rocket.lab.torture.faults import Detail, Injection, Target
-    from rocket.lab.workers.processes import Worker
+    from rocket.lab.workers import Worker
 
 _BACK_S = 30.0
 _POLL_S = 0.05

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Self
 
 from rocket.errors import InvalidSetting
 from rocket.lab.checker.history import OF_PATRONI
-from rocket.lab.settings import ROUTINGS
+from rocket.lab.settings import ROUTINGS, parse_duration, parse_one_of, parse_path, parse_wait, parse_whole
 from rocket.lab.torture.schedule import KINDS, OF_PROCESSES, plan
-from rocket.lab.values import parse_duration, parse_one_of, parse_path, parse_wait, parse_whole
 
 if TYPE_CHECKING:
     import argparse

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from rocket.errors import describe
 from rocket.lab.bench.connection import Connection, Garbled
 from rocket.lab.bench.figures import percentile
-from rocket.lab.loop import run
+from rocket.lab.shutdown import run
 
 REFUSED = 503
 _SAME_PLACE_S = 0.01

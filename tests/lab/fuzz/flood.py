@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from rocket.lab.bench.cores import shared_out
-from rocket.lab.loop import run
+from rocket.lab.shutdown import run
 from tests.lab.fuzz.crowd import Job, Times
 from tests.lab.fuzz.stage import errors_in, staged
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import aiohttp
 
-from rocket.lab.loop import run
+from rocket.lab.shutdown import run
 from tests.lab.fuzz.stage import errors_in, staged
 
 CHECKS = (

@@ -35,9 +35,8 @@ from rocket.consistency import (
     merged,
     timeline_of,
 )
-from rocket.lab import cli
+from rocket.lab import cli, workers
 from rocket.lab.api.users import UserFloors
-from rocket.lab.workers import processes, worker
 from rocket.routing import epochs, heartbeat, reads, writes
 from rocket.routing.bound import ReadBound
 from rocket.routing.failures import NotAsObserved
@@ -134,7 +133,7 @@ def applied(name: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if name != UNPATCHED:
             VARIANTS[name].apply(patch)
-            patch.setattr(processes, "COMMAND", ("-m", "tests.lab.torture.variants", name, "--worker"))
+            patch.setattr(workers, "COMMAND", ("tests.lab.torture.variants", name, "--worker"))
         yield
 
 
@@ -544,7 +543,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return cli.WRONG_USE_OF_JUDGES
     with applied(given.name):
         if given.worker:
-            return worker.main()
+            return workers.main()
         if given.pytest:
             return int(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *given.pytest]))
         return cli.main(["torture", *arguments[end + 1 :]])

@@ -1,1 +1,0 @@
-"""Several processes of the API that share its port."""
