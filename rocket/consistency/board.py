@@ -91,7 +91,7 @@ class Board:
     def distrust(self, name: str) -> None:
         """Have statuses of this name vouch for no connection, since several servers share its address.
 
-        Such statuses have no incarnation.
+        These statuses have no incarnation.
         """
         self._distrusted.add(name)
         if (status := self._replicas.get(name)) is not None:

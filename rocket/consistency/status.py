@@ -15,7 +15,7 @@ next one may begin far behind (design fact F3).
 """
 
 Epoch = NewType("Epoch", str)
-"""Names one primary's time as the primary: its timeline and a random part, `2-k3v9x2q7ab`.
+"""Names the time during which one server is the primary: its timeline and a random part, `2-k3v9x2q7ab`.
 
 A timeline alone is ambiguous: two promotions, each unaware of the other, both make timeline 2 (design fact F11).
 """

@@ -163,7 +163,7 @@ Tokens: TypeAlias = "SessionToken | Iterable[SessionToken] | None"
 
 
 def merged(tokens: Tokens) -> tuple[SessionToken, ...]:
-    """Merge the tokens that one client holds: return one for the latest epoch, and after it the earlier ones.
+    """Merge the tokens that one client holds: return one for the latest epoch, followed by the earlier ones.
 
     A node of the latest epoch has all that is left of the earlier ones; only a primary knows what was lost. It
     alone knows, too, which of two epochs on one timeline is of another cluster, as one of them must be.

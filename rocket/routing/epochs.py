@@ -1,4 +1,4 @@
-"""Epochs in the database: one row for each primary's time as such, replicated like any other.
+"""Epochs in the database: one row for each primary since its promotion, replicated like any other.
 
 A replica that shows the current epoch's row has replayed WAL of that epoch; the timeline that it receives proves
 nothing (design fact F11). Nor does the row alone: a replica with a foreign tail could, if that happens to end

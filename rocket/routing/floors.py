@@ -82,7 +82,7 @@ class SubjectLocks:
     Each write of a subject holds, from just before COMMIT until it is visible, an advisory lock in shared mode on
     the subject, so that a session which comes from a replica to the primary can wait for what it has seen there
     (design fact F13). None is a subject as well, shared by all callers that name none: their writes do not wait
-    for each other, yet such a session then waits for the writes of all of them.
+    for each other, yet a session of None then waits for the writes of all of them.
     """
 
     async def look_up(self, primary: Connection, subject: str | None) -> Lsn | None:  # noqa: ARG002 - it keeps none

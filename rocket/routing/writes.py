@@ -91,7 +91,7 @@ class Writes:
         except Exception as error:
             if commit_sent and leaves_commit_in_doubt(error):
                 raise OutcomeUnknown(f"it is unknown whether it was committed: {describe(error)}") from error
-            if speaks_against_node(error):  # a COMMIT that is answered by such an error was rolled back
+            if speaks_against_node(error):  # a COMMIT that is answered by one of these was rolled back
                 raise Unavailable(f"the primary did not take the write: {describe(error)}") from error
             raise
 

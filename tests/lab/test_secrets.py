@@ -21,9 +21,9 @@ from rocket.lab.settings import Settings
 from rocket.lab.workers import Job
 from rocket.routing.observer import Observer
 from rocket.topology.nodes_file import check_usable
-from tests.routing.test_races import lose_a_backend
 from tests.support.between import pgbouncer
 from tests.support.program import running
+from tests.support.races import lose_a_backend
 from tests.support.servers import ROLES, dsns
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from rocket.lab.settings import Settings
 from rocket.lab.shutdown import Shutdown
 from rocket.lab.torture.takeover import look, taken_over
 from rocket.lab.workers import Worker, working
-from tests.routing.test_races import come_back_behind, restart_point_now, write_ride
+from tests.support.races import come_back_behind, restart_point_now, write_ride
 from tests.support.servers import dsns
 
 if TYPE_CHECKING:

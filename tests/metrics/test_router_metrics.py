@@ -21,7 +21,7 @@ from rocket.lab.shutdown import background
 from rocket.metrics import RouterMetrics
 from rocket.metrics.tallies import BOUNDS_S, Tally, as_histogram
 from rocket.routing.observer import Observer
-from tests.routing.test_races import write_ride
+from tests.support.races import write_ride
 from tests.support.servers import dsns, paused, until
 
 if TYPE_CHECKING:

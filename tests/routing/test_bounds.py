@@ -12,7 +12,7 @@ from rocket.consistency import Epoch, SessionToken
 from rocket.lab.api import queries
 from rocket.lab.app import DATABASE
 from rocket.routing.bound import READ_BOUND, EpochChanged, NoLongerReplica, ReadBound
-from tests.routing.test_races import come_back_behind, restart_point_now, write_ride
+from tests.support.races import come_back_behind, restart_point_now, write_ride
 from tests.support.servers import paused
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from rocket.lab.api import queries
 from rocket.lab.api.users import UserFloors
 from rocket.routing import reads
 from rocket.routing.observer import Observer
-from tests.routing.test_races import come_back_behind, lose_a_backend, restart_point_now, write_ride
 from tests.support.between import pgbouncer, shared_address
+from tests.support.races import come_back_behind, lose_a_backend, restart_point_now, write_ride
 from tests.support.servers import ROLES, dsns, paused, recorded
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ async def test_behind_the_pooler_the_primary_is_restarted(cluster: LocalCluster,
 
 
 async def test_another_server_behind_the_pooler_takes_nothing(cluster: LocalCluster, email: str) -> None:
-    """Where the primary was there is a replica now, and nobody has looked since."""
+    """Where the primary was there is a replica now, which no observer has seen yet."""
     with pgbouncer(cluster) as nodes:
         async with attached(nodes, email) as session:
             board = session.router.board

@@ -94,7 +94,7 @@ async def test_only_one_observer_writes_the_table(cluster: LocalCluster, observe
     second.close()
 
 
-async def test_primary_that_ended_a_silent_writers_session_stays_in_office(
+async def test_primary_that_ended_a_silent_writers_session_stays_current(
     cluster: LocalCluster, observer: Observer, board: Board
 ) -> None:
     """It is none the worse for it, and is looked at on a new connection at once."""
@@ -213,9 +213,9 @@ async def test_role_that_may_not_see_the_startup_process_vouches_for_nothing(clu
 async def test_whatever_a_node_does_the_observer_goes_on(
     observer: Observer, board: Board, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error that nobody foresaw takes the status away, is logged with its traceback, and ends nothing."""
+    """An unforeseen error takes the status away, is logged with its traceback, and ends nothing."""
     await observer.run_once()
-    watch = observer._watches["replica0"]  # noqa: SLF001
+    watch = observer.watches["replica0"]
     watch.close()
 
     class Odd:
@@ -259,10 +259,10 @@ async def test_backends_ended_under_its_hands_do_not_end_it(cluster: LocalCluste
         await connection.close()
 
 
-async def test_primary_that_cannot_be_written_to_stays_in_office(
+async def test_primary_that_cannot_be_written_to_stays_current(
     cluster: LocalCluster, observer: Observer, board: Board
 ) -> None:
-    """The table is for people; whoever holds a lock on it costs no read and no write."""
+    """The table is for people; a lock held on it costs no read and no write."""
     await recorded(observer, cluster, {"replica0", "replica1"})
     holder = await cluster.primary.connect(DATABASE)
     async with holder.transaction():

@@ -14,7 +14,7 @@ from rocket.lab.api import queries
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.routing.pool import CapacityLimiter, TooManyWaiting
-from tests.routing.test_races import write_ride
+from tests.support.races import write_ride
 from tests.support.servers import dsns, until
 
 if TYPE_CHECKING:

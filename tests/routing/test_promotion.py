@@ -20,7 +20,7 @@ from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
 from rocket.routing.observer import Observer
-from tests.routing.test_races import lose_a_backend
+from tests.support.races import lose_a_backend
 from tests.support.servers import dsns, schema, until
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ CLIENTS = """
     SELECT count(*) FROM pg_stat_activity WHERE application_name = 'rocket' AND pid <> pg_backend_pid()
 """
 PIDS = "SELECT array_agg(pid) FROM pg_stat_activity"
-LOOKS_FIT = """
+SEEMS_FIT = """
     SELECT received_tli >= 2 AND status = 'streaming' AND pg_last_wal_replay_lsn() >= $1
        AND NOT EXISTS (SELECT FROM rides WHERE id = $2)
       FROM pg_stat_wal_receiver
@@ -47,7 +47,7 @@ FOLLOWED_WITHIN_S = 2.0
 
 @pytest_asyncio.fixture
 async def cluster(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalCluster]:
-    """A cluster that nobody supervises: what is promoted here is promoted behind everybody's back."""
+    """A cluster without a supervisor, which would otherwise notice what is promoted here."""
     # A replica past the fork asks for WAL from the start of a segment, which the new primary has to have reached.
     monkeypatch.setattr("rocket.cluster.datadir.SEGMENT_MIB", 16)
     settings = ClusterSettings(replicas=2, port=0, database=DATABASE, schema=schema())
@@ -166,7 +166,7 @@ async def test_a_promotion_is_followed_and_the_old_primary_closed(
 async def test_a_thawed_old_primary_gets_nothing(
     cluster: LocalCluster, watched: Observer, router: Router, email: str
 ) -> None:
-    """It still says that it is the primary, and is asked again and again, but nobody reads or writes there."""
+    """It still says that it is the primary, and is asked again and again, but no read or write goes there."""
     old, new, _ = cluster.nodes.values()
     session, tokenless = Session(router, email), Session(router, email)
     first = await session.write()
@@ -226,7 +226,7 @@ async def test_a_read_under_way_on_a_replica_that_is_promoted_goes_elsewhere(
 
 
 @pytest.mark.superuser  # who may read the history file
-async def test_what_a_promotion_lost_is_said_in_so_many_words(
+async def test_what_a_promotion_lost_is_reported(
     cluster: LocalCluster, watched: Observer, router: Router, email: str
 ) -> None:
     """A session whose write was left behind is told once; one whose writes are all there is not."""
@@ -254,7 +254,7 @@ async def test_what_a_promotion_lost_is_said_in_so_many_words(
     assert (True, None) == (fine.value, fine.lost)
 
 
-async def test_a_write_is_told_of_the_loss_as_well(
+async def test_a_write_reports_the_loss_as_well(
     cluster: LocalCluster, watched: Observer, router: Router, email: str
 ) -> None:
     """And a session that brings an old token beside its new one, too."""
@@ -360,7 +360,7 @@ async def test_a_replica_past_the_fork_is_not_believed(
     probe = await diverged.connect(DATABASE)
     async with asyncio.timeout(30):
         while len(gone_by) < 5:
-            if not await probe.fetchval(LOOKS_FIT, written.token.write_floor.wire, written.value):
+            if not await probe.fetchval(SEEMS_FIT, written.token.write_floor.wire, written.value):
                 seen_fit = math.inf
                 continue
             seen_fit = min(seen_fit, time.monotonic())
@@ -373,10 +373,10 @@ async def test_a_replica_past_the_fork_is_not_believed(
     await probe.close()
 
 
-async def test_an_api_that_was_away_during_the_promotion_trusts_nobody_at_first(
+async def test_an_api_that_was_away_during_the_promotion_trusts_no_node_at_first(
     cluster: LocalCluster, watched: Observer, router: Router, email: str
 ) -> None:
-    """A primary that was not seen in office for a lease takes nothing (a process that was halted, say)."""
+    """A primary that was not confirmed for a lease is not used (by a process that was halted, say)."""
     session = Session(router, email)
     written = await session.write()
     primary = watched.board.primary

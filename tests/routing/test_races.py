@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-import asyncpg
 import pytest
 
 from rocket import Limits, Lsn, Reason, Role, Router
@@ -21,6 +20,7 @@ from rocket.lab.app import DATABASE
 from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.shutdown import background
 from rocket.routing.bound import ReadBound
+from tests.support.races import come_back_behind, read_ride, restart_point_now, write_ride
 from tests.support.servers import dsns, paused, recorded, role
 
 if TYPE_CHECKING:
@@ -28,11 +28,8 @@ if TYPE_CHECKING:
 
     from rocket import Connection
     from rocket.cluster.cluster import LocalCluster
-    from rocket.cluster.node import Node
     from rocket.consistency import Epoch
     from rocket.routing.observer import Observer
-
-AN_HOUR_MS = 3_600_000
 
 
 class HeldBeforeCommit(UserFloors):
@@ -52,28 +49,6 @@ class HeldBeforeCommit(UserFloors):
         await self._cluster.wait_for_catchup()
         await self._observer.run_once()
         await self.replay_stopped.enter_async_context(paused(self._cluster))
-
-
-async def write_ride(router: Router, email: str) -> int:
-    """Write a user with a ride, and return the ride's ID."""
-
-    async def work(primary: Connection) -> int:
-        await primary.fetchval(queries.INSERT_USER, email)
-        ride = await primary.fetchrow(queries.INSERT_RIDE, email, 1.5, None)
-        assert ride is not None
-        return int(ride["id"])
-
-    return (await router.write(work, subject=email)).value
-
-
-async def read_ride(
-    router: Router, email: str, ride_id: int, token: SessionToken | None = None
-) -> tuple[bool, str, Reason]:
-    """Say whether the ride was seen, on which node, and why there."""
-    answer = await router.read(
-        lambda node: node.fetchrow(queries.SELECT_RIDE, email, ride_id), subject=email, token=token
-    )
-    return answer.value is not None, answer.node, answer.reason
 
 
 @pytest.mark.parametrize(("routing", "fresh"), [(Routing.ARTICLE, False), (Routing.NEVER_STALE, True)])
@@ -115,62 +90,6 @@ async def test_what_was_written_as_published_is_not_missed_once_the_guarantee_is
         assert not (await read_ride(router, email, ride_id))[0]
         await router.switch(Routing.NEVER_STALE)
         assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id, token)
-
-
-@contextlib.asynccontextmanager
-async def come_back_behind(cluster: LocalCluster, email: str) -> AsyncIterator[None]:
-    """Crash every replica so that it comes back without what `email` wrote last, and keep it there."""
-    for node in cluster.replicas:
-        # Nothing replayed since the last restart point is on its disk, and no commit is applied any more.
-        await faults.delay(node, AN_HOUR_MS, cluster.primary.port)
-        await lose_a_backend(node)
-    try:
-        for node in cluster.replicas:
-            connection = await node.connect(DATABASE)
-            assert await connection.fetchval(queries.SELECT_USER, email) is None
-            await connection.close()
-        yield
-    finally:
-        for node in cluster.replicas:
-            await faults.delay(node, 0, cluster.primary.port)
-        await cluster.wait_for_catchup()
-
-
-async def lose_a_backend(node: Node) -> None:
-    """Kill one of a node's backends; return when it has ended all its sessions for that, and takes new ones."""
-    witness = await node.connect()
-    await faults.kill_backend(node)
-    async with asyncio.timeout(30):
-        while not witness.is_closed():  # until then the postmaster may not have noticed
-            await asyncio.sleep(0.01)
-        while True:
-            with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                connection = await node.connect()
-                await connection.fetchval("SELECT 1")
-                await connection.close()
-                return
-            await asyncio.sleep(0.01)
-
-
-@contextlib.asynccontextmanager
-async def restart_point_now(cluster: LocalCluster) -> AsyncIterator[None]:
-    """Let replicas start again from here, with no page written by the background writer meanwhile."""
-    for node in (cluster.primary, *cluster.replicas):
-        connection = await node.connect()
-        if node.is_replica:
-            await connection.execute("ALTER SYSTEM SET bgwriter_lru_maxpages = 0")
-            await connection.execute("SELECT pg_reload_conf()")
-        await connection.execute("CHECKPOINT")
-        await connection.close()
-        await cluster.wait_for_catchup()
-    try:
-        yield
-    finally:
-        for node in cluster.replicas:
-            connection = await node.connect()
-            await connection.execute("ALTER SYSTEM RESET bgwriter_lru_maxpages")
-            await connection.execute("SELECT pg_reload_conf()")
-            await connection.close()
 
 
 @pytest.mark.parametrize(("routing", "fresh"), [(Routing.ARTICLE, False), (Routing.NEVER_STALE, True)])
@@ -289,7 +208,7 @@ HELD_READ = """
     SELECT (SELECT count(*) FROM rides JOIN users ON user_id = users.id AND email = $1),
            pg_advisory_xact_lock_shared(1)
 """
-"""Takes its snapshot, and then waits for whoever holds the lock on the node where it runs."""
+"""Takes its snapshot, and then waits for the holder of the lock on the node where it runs."""
 LOCK_IS_WAITED_FOR = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)"
 
 
@@ -366,7 +285,7 @@ async def test_a_read_before_the_replay_lsn_has_moved_is_not_gone_back_behind(
     """Replay shows a commit before it moves the replay LSN; with 1,500 tables to drop, long before (fact F6).
 
     A session that has seen the ride on one replica goes on to another, which has replayed all but the commit. With
-    the replay LSN as the bound of what was seen, that one passes for caught up.
+    the replay LSN as the bound of what was seen, that other one passes for caught up.
     """
     if not ours:
         monkeypatch.setattr(ReadBound, "on_replica", bound_by_replay_lsn)

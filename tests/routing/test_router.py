@@ -26,7 +26,7 @@ from rocket.lab.api import queries
 from rocket.lab.api.problems import Problem
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
-from tests.routing.test_races import read_ride, write_ride
+from tests.support.races import read_ride, write_ride
 from tests.support.servers import dsns, paused
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ async def test_replica_connection_takes_no_write(
     assert "on" == answer.value
 
 
-async def test_unknown_user_is_told_by_the_store(router: Router, email: str) -> None:
+async def test_unknown_user_is_reported_by_the_store(router: Router, email: str) -> None:
     """What the application's store raises arrives as it is."""
     with pytest.raises(Problem, match="Credentials"):
         await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
@@ -241,7 +241,7 @@ async def test_floor_is_recorded_after_the_commit(cluster: LocalCluster, router:
 async def test_servers_that_end_first_do_not_keep_a_router_from_closing(
     cluster: LocalCluster, board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cluster and an API that are stopped at the same moment: there is nobody to take leave of."""
+    """A cluster and an API that are stopped at the same moment: no server is left to say goodbye to."""
 
     async def gone(_self: asyncpg.Pool) -> None:
         raise BrokenPipeError
@@ -347,7 +347,7 @@ async def test_write_in_progress_sends_reads_to_the_primary_without_waiting(
 async def test_concurrent_writes_of_one_user_leave_a_floor_that_covers_all(
     cluster: LocalCluster, router: Router, email: str
 ) -> None:
-    """Whoever settles last or first: the row ends above each commit, and without a mark."""
+    """In whatever order floors are recorded, the row ends above each commit, and without a mark."""
     await write_ride(router, email)
     insides: list[Lsn] = []
 
@@ -424,7 +424,7 @@ async def test_connection_lost_before_commit_is_known_to_have_changed_nothing(ro
 
 
 async def test_write_that_waits_too_long_is_unavailable(cluster: LocalCluster, board: Board, email: str) -> None:
-    """A lock held by somebody else ends in the deadline, and leaves the pool usable."""
+    """A lock held elsewhere ends in the deadline, and leaves the pool usable."""
     limits = Limits(write_s=0.3)
     async with await Router.open(dsns(cluster, "primary"), UserFloors(), board, limits=limits) as router:
         ride_id = await write_ride(router, email)
@@ -438,7 +438,7 @@ async def test_write_that_waits_too_long_is_unavailable(cluster: LocalCluster, b
 
 
 async def test_router_without_a_primary_refuses_at_once(board: Board, email: str, tmp_path: Path) -> None:
-    """No time-out is waited for where nobody listens."""
+    """No time-out is waited for where no server listens."""
     dsn = f"postgresql://postgres@/nowhere?host={tmp_path}&port=1"
     async with await Router.open({"primary": dsn}, UserFloors(), board) as router:
         began = time.monotonic()
@@ -512,7 +512,7 @@ async def test_read_longer_than_an_attempt_ends_on_the_primary(
 async def test_connection_lost_after_the_write_does_not_undo_the_answer(
     cluster: LocalCluster, board: Board, email: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What goes wrong in giving a connection back is no affair of whoever had it."""
+    """A failure to give a connection back does not reach the work that had it."""
 
     async def lost(*_: object, **__: object) -> None:
         raise asyncpg.InternalClientError("cannot switch to state 12")
@@ -548,7 +548,7 @@ async def test_primary_that_freezes_before_the_commit_is_known_to_have_changed_n
     await cluster.wait_for_catchup()
 
 
-async def test_connection_that_is_ended_before_the_work_has_said_what_it_saw_costs_a_retry(
+async def test_connection_that_is_ended_before_the_work_has_reported_its_bound_costs_a_retry(
     cluster: LocalCluster, observer: Observer, router: Router, email: str
 ) -> None:
     """A node's pool may be emptied at any moment, when the observer finds it in another role."""

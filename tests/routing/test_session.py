@@ -141,7 +141,7 @@ async def test_without_a_token_the_store_says_what_a_read_has_to_see(
     """Locks know of no floor, so the primary answers; the table's floor lets replicas answer."""
     for _ in range(3):
         await opened.session("ann").write(notes.add)
-    for subject in ("ann", "somebody who never wrote"):
+    for subject in ("ann", "bob, who never wrote"):
         anew = opened.session(subject)
         assert 3 == await anew.read(notes.count)
         assert anew.last is not None
@@ -171,7 +171,7 @@ async def test_work_that_writes_is_refused_by_read(cluster: LocalCluster, opened
 
 
 async def test_work_that_writes_is_refused_behind_a_pooler_too(cluster: LocalCluster) -> None:
-    """Whoever gets the session next can write in it."""
+    """The client that gets the session next can write in it."""
     notes = Notes()
     with pgbouncer(cluster, SUPERUSER) as nodes:
         async with await Router.open(nodes, observer_interval_s=BEAT_S) as router:
@@ -233,7 +233,7 @@ class Held:
 
 
 async def waits_for_a_lock(admin: asyncpg.Connection[asyncpg.Record]) -> bool:
-    """Tell whether somebody waits for an advisory lock."""
+    """Return whether an advisory lock is waited for."""
     found = await admin.fetchval(
         "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)"
     )
@@ -316,7 +316,7 @@ async def test_behind_a_pooler_a_read_on_the_primary_holds_no_write_up(cluster: 
 
 
 async def test_several_routers_on_plain_asyncio(cluster: LocalCluster) -> None:
-    """Nothing is shared between them, and no loop is preferred; nobody is left behind."""
+    """Nothing is shared between them, and no loop is preferred; no task is left behind."""
 
     async def use() -> set[str]:
         async with await Router.open(dsns(cluster)) as one, await Router.open(dsns(cluster)) as other:
@@ -405,7 +405,7 @@ def spoiled(dsn: str, how: str) -> str:
         ("odd sslmode", "`sslmode` parameter must be one of"),
     ],
 )
-async def test_what_will_never_do_is_told_when_a_router_is_opened(
+async def test_what_will_never_do_is_reported_when_a_router_is_opened(
     cluster: LocalCluster, how: str, words: str
 ) -> None:
     """Of each node; what is merely down, or one node that will do, is reason enough to open it."""
@@ -424,7 +424,7 @@ async def test_what_will_never_do_is_told_when_a_router_is_opened(
 async def test_an_observer_that_dies_is_heard(
     cluster: LocalCluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By whoever waits for it, and in the log."""
+    """In `observing`, and in the log."""
 
     async def die(_self: Observer) -> None:
         raise RuntimeError("a bug")
@@ -437,8 +437,8 @@ async def test_an_observer_that_dies_is_heard(
     assert "the observer died" in caplog.text
 
 
-async def test_a_table_of_floors_that_may_not_be_used_is_told_of_at_the_door(cluster: LocalCluster) -> None:
-    """For want of rights, or because it is somebody else's; nothing is written to find out."""
+async def test_a_table_of_floors_that_may_not_be_used_is_reported_at_once(cluster: LocalCluster) -> None:
+    """For want of privileges, or because it is another application's; nothing is written to find out."""
     admin = await cluster.primary.connect(DATABASE)
     name = f"bare{secrets.token_hex(4)}"
     await admin.execute(f"CREATE ROLE {name} LOGIN")
@@ -547,7 +547,7 @@ def test_nodes_come_from_the_environment() -> None:
     "replicas",
     ["postgresql://u:secret@h/d?a=b", "r0=", "r0=secret", "r0=postgres://x r0=postgres://x", "primary=secret"],
 )
-def test_wrong_nodes_in_the_environment_are_told_of_without_their_secrets(replicas: str) -> None:
+def test_wrong_nodes_in_the_environment_are_reported_without_their_secrets(replicas: str) -> None:
     """There is a password in it, perhaps."""
     with pytest.raises(InvalidSetting) as caught:
         nodes_from_environment({"ROCKET_PRIMARY": "postgresql://p", "ROCKET_REPLICAS": replicas})

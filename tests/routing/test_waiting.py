@@ -16,7 +16,7 @@ from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
 from rocket.routing.catchup import CatchUp
 from rocket.routing.observer import Observer
-from tests.routing.test_races import read_ride, write_ride
+from tests.support.races import read_ride, write_ride
 from tests.support.servers import dsns, paused, until
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ async def reads_a_file(_db: Connection) -> None:
     raise FileNotFoundError("/no/such/file")
 
 
-async def waits_for_somebody_else(_db: Connection) -> None:
+async def waits_for_another_service(_db: Connection) -> None:
     """Give up waiting for another service."""
     async with asyncio.timeout(0.01):
         await asyncio.Event().wait()
@@ -60,7 +60,7 @@ async def sets_a_limit(db: Connection) -> None:
     ("work", "error"),
     [
         (reads_a_file, FileNotFoundError),
-        (waits_for_somebody_else, TimeoutError),
+        (waits_for_another_service, TimeoutError),
         (sets_a_limit, asyncpg.QueryCanceledError),
     ],
 )
@@ -89,7 +89,7 @@ async def test_what_work_raises_by_itself_is_raised_as_it_is(
 
 
 async def running(cluster: LocalCluster) -> int:
-    """Count what is still done for nobody, on all nodes."""
+    """Count the statements that still run after they were given up, on all nodes."""
     found = 0
     for node in cluster.nodes.values():
         connection = await node.connect(DATABASE)
@@ -103,7 +103,7 @@ async def running(cluster: LocalCluster) -> int:
 
 @pytest.mark.parametrize("how", ["read", "write"])
 async def test_servers_end_what_was_given_up(cluster: LocalCluster, opened: Router, how: str) -> None:
-    """They would go on with it, and keep its locks, since nobody told them that the connection was thrown away."""
+    """They would go on with it, and keep its locks, since no message says that the connection was discarded."""
     begun = asyncio.Event()
 
     async def long(db: Connection) -> None:
@@ -127,7 +127,7 @@ async def test_servers_end_what_was_given_up(cluster: LocalCluster, opened: Rout
 async def nobody_confirms(cluster: LocalCluster) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     """Have commits wait, soon, for a replica that is not there; give a connection to look with."""
     admin = await cluster.primary.connect(DATABASE)
-    await admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    await admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'none_at_all'")
     await admin.execute("SELECT pg_reload_conf()")
     try:
         yield admin
@@ -138,7 +138,7 @@ async def nobody_confirms(cluster: LocalCluster) -> AsyncIterator[asyncpg.Connec
 
 
 async def test_a_commit_that_is_given_up_goes_on_waiting_for_its_confirmation(cluster: LocalCluster) -> None:
-    """Hurried, the server would show others what a failover to a synchronous replica may yet lose."""
+    """Were it cancelled, the server would show others what a failover to a synchronous replica may yet lose."""
     table = f"confirmed_{secrets.token_hex(4)}"
     limits = Limits(commit_s=0.3)
     async with await Router.open(dsns(cluster, who=SUPERUSER), observer_interval_s=0.05, limits=limits) as router:

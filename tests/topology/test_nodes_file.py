@@ -19,8 +19,8 @@ from rocket.lab.api import queries
 from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
 from rocket.topology.nodes_file import follow, read_nodes
-from tests.routing.test_races import write_ride
 from tests.support.program import running
+from tests.support.races import write_ride
 from tests.support.servers import ROLES, dsns, until
 
 if TYPE_CHECKING:

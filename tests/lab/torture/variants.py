@@ -422,7 +422,7 @@ def received_tli_trusted(patch: pytest.MonkeyPatch) -> None:
     _see_the_current_epoch(patch, lambda streamed, epoch: streamed == timeline_of(epoch))
 
 
-@convicted_by(f"{_PROMOTION}test_what_a_promotion_lost_is_said_in_so_many_words", scene=LOST_TAIL)
+@convicted_by(f"{_PROMOTION}test_what_a_promotion_lost_is_reported", scene=LOST_TAIL)
 def lost_tails_not_reported(patch: pytest.MonkeyPatch) -> None:
     """A token of an earlier reign is exchanged without a word."""
 
