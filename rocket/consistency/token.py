@@ -163,10 +163,10 @@ Tokens: TypeAlias = "SessionToken | Iterable[SessionToken] | None"
 
 
 def merged(tokens: Tokens) -> tuple[SessionToken, ...]:
-    """Merge the tokens that one client holds: return one for the latest epoch, followed by the earlier ones.
+    """Merge the tokens of one client: return one for the latest epoch, followed by the earlier ones.
 
-    A node of the latest epoch has all that is left of the earlier ones; only a primary knows what was lost. It
-    alone knows, too, which of two epochs on one timeline is of another cluster, as one of them must be.
+    A node of the latest epoch has all that is left of the earlier ones; only a primary knows what was lost, and
+    which of two epochs on one timeline is of another cluster, as one of them must be.
     """
     if tokens is None:
         return ()

@@ -38,7 +38,7 @@ async def opened(cluster: LocalCluster) -> AsyncIterator[Router]:
 
 
 async def reads_a_file(_db: Connection) -> None:
-    """Fail of something that is no node's fault."""
+    """Fail for a reason that has nothing to do with the node."""
     raise FileNotFoundError("/no/such/file")
 
 
