@@ -2,7 +2,7 @@
 
 It knows what the core does not: which commits each node really shows. It takes every step at random from a seed,
 so that a failure names the seed and happens again. A commit is one bit, and what a node shows, what a session
-must see, and what a history holds are sets of bits. What the processes do in `rocket.routing` they do here in small;
+must see, and what a history holds are sets of bits. What processes do in `rocket.routing` they do here in small;
 all that they decide is decided by the core, or by the `Rules` under test.
 """
 
