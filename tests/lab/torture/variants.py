@@ -90,7 +90,7 @@ LOST_TAIL = Conditions("promotion-lossy", duration_s=3, replicas=2, seeds=(1, 2,
 SEVERAL_PROCESSES = Conditions(
     "writer-killed,writer-frozen,replay-slow", 6, replicas=2, seeds=(1, 2, 3), processes=2
 )
-"""Whoever writes the table of statuses dies, or falls silent."""
+"""The process that writes the table of statuses dies, or falls silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def applied(name: str) -> Iterator[None]:
     scene=SEVERAL_PROCESSES,
 )
 def silent_writer_keeps_its_right(patch: pytest.MonkeyPatch) -> None:
-    """Whoever was elected to write the table of statuses stays so for as long as its connection lives."""
+    """The process that was elected to write the table of statuses stays so for as long as its connection lives."""
 
     async def elect(primary: Connection, _beat_s: float) -> bool:
         return bool(await primary.fetchval("SELECT pg_try_advisory_lock($1)", heartbeat.WRITERS_LOCK))
@@ -350,7 +350,7 @@ def floor_dropped_on_retry(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reads, "_choice", without_floor)
 
 
-# --- reigns ---
+# --- epochs ---
 
 _PROMOTION = "tests/routing/test_promotion.py::"
 
@@ -362,7 +362,7 @@ def _bound_of_any_epoch(said: ReadBound, epoch: Epoch) -> Lsn | None:
 
 
 def _see_the_current_epoch(patch: pytest.MonkeyPatch, is_of: Callable[[int | None, Epoch], bool]) -> None:
-    """Take a replica for one of the current reign if what it streams says so, whatever row it shows."""
+    """Take a replica for one of the current epoch if what it streams says so, whatever row it shows."""
     publish = NodeWatch._publish_replica  # noqa: SLF001
 
     def as_it_says(self: NodeWatch, connection: NodeConnection, row: Any, asked_at: float) -> None:
@@ -378,10 +378,10 @@ def _see_the_current_epoch(patch: pytest.MonkeyPatch, is_of: Callable[[int | Non
 
 @convicted_by(scene=LOST_TAIL)
 def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
-    """One reign is like another: LSNs of tokens and replicas are compared whosever they are."""
+    """One epoch is like another: LSNs of tokens and replicas are compared whatever their epochs are."""
     obstacle = choice.obstacle
 
-    def of_any_reign(
+    def of_any_epoch(
         status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
     ) -> Reason | None:
         epoch = board.epoch or token.epoch
@@ -401,7 +401,7 @@ def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
         return merged([replace(token, epoch=latest_first[0].epoch) for token in latest_first])
 
     _see_the_current_epoch(patch, lambda _streamed, _epoch: True)
-    patch.setattr(choice, "obstacle", of_any_reign)
+    patch.setattr(choice, "obstacle", of_any_epoch)
     for module in (reads, writes):
         patch.setattr(module, "merged", merged_as_one)
         patch.setattr(module, "resolve_tokens", resolve_tokens)
@@ -411,7 +411,7 @@ def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
 def received_tli_trusted(patch: pytest.MonkeyPatch) -> None:
     """A replica that streams the current timeline follows the current primary, whatever it has replayed (F11).
 
-    Nor is it minded that such a replica has replayed more than its primary has written: that catches most of them.
+    Nor does it count that the replica has replayed more than its primary has written: that catches most of them.
     Torture never re-points a replica that has passed the fork without cloning or rewinding it first.
     """
 
@@ -424,7 +424,7 @@ def received_tli_trusted(patch: pytest.MonkeyPatch) -> None:
 
 @convicted_by(f"{_PROMOTION}test_what_a_promotion_lost_is_reported", scene=LOST_TAIL)
 def lost_tails_not_reported(patch: pytest.MonkeyPatch) -> None:
-    """A token of an earlier reign is exchanged without a word."""
+    """A token of an earlier epoch is exchanged without a notice."""
 
     async def nothing(_token: SessionToken, _primary: Connection, _epoch: Epoch) -> None:
         return None
@@ -437,7 +437,7 @@ def lost_tails_not_reported(patch: pytest.MonkeyPatch) -> None:
     f"{_PROMOTION}test_a_promotion_is_followed_and_the_old_primary_closed",
 )
 def old_primary_still_used(patch: pytest.MonkeyPatch) -> None:
-    """Whoever says last that it is the primary is believed, of whichever timeline.
+    """The last server that says that it is the primary is believed, of whichever timeline.
 
     Torture's promotions fence the old primary, as the guarantee asks.
     """
@@ -456,7 +456,7 @@ def old_primary_still_used(patch: pytest.MonkeyPatch) -> None:
 
 @convicted_by(f"{_PROMOTION}test_a_write_across_a_promotion_is_an_unknown_outcome")
 def acknowledged_by_a_primary_that_was_replaced(patch: pytest.MonkeyPatch) -> None:
-    """What a primary has answered counts, although another one reigns by then.
+    """What a primary has answered counts, although another one is the primary by then.
 
     Torture's promotions end the old primary, and with it the write's connection, before there is another one.
     """
