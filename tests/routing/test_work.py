@@ -39,7 +39,7 @@ async def opened(cluster: LocalCluster) -> AsyncIterator[Router]:
 
 async def reads_a_file(_db: Connection) -> None:
     """Fail for a reason that has nothing to do with the node."""
-    """Fail for a reason that is not the node's."""
+    raise FileNotFoundError("/an/absent/file")
 
 
 async def waits_for_another_service(_db: Connection) -> None:
