@@ -72,3 +72,11 @@ class NotThePrimary(RocketError):
 
 class PromotionFailed(RocketError):
     """A replica could not be made the primary; says who is the primary now."""
+
+
+class Refused(RocketError):
+    """The running cluster did not do what it was asked to."""
+
+
+class NotHealed(RocketError):
+    """A node is not back to normal; says which, and why."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rocket import Policy, Routing
-from rocket.cluster import control, server_logs
-from rocket.cluster.cluster import ClusterSettings, LocalCluster, local_cluster
-from rocket.cluster.supervisor import supervise
+from rocket.cluster import control
+from rocket.cluster.cluster import ClusterSettings, LocalCluster
+from rocket.cluster.supervisor import forward_logs, local_cluster, supervise
 from rocket.errors import InvalidSetting
 from rocket.lab.listeners import listeners, url_of
 from rocket.lab.serving import Service, serving
@@ -331,9 +331,9 @@ async def _cluster(
             )
         )
     )
-    ending.on_force.append(cluster.hurry)
+    ending.on_force.append(cluster.force_stop)
     await stack.enter_async_context(background(supervise(cluster), "supervisor"))
     await stack.enter_async_context(control.listening(cluster, lambda: ending.ask("down was asked for"), api=api))
     if settings.server_logs:
-        await stack.enter_async_context(background(server_logs.forward(cluster), "server logs"))
+        await stack.enter_async_context(background(forward_logs(cluster), "server logs"))
     return cluster

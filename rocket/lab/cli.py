@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rocket import __version__
 from rocket.cluster import control
+from rocket.cluster.faults import NODE_COMMANDS
 from rocket.dsn import PRIMARY
 from rocket.errors import RocketError, SetupError
 from rocket.lab import app, logs
@@ -37,20 +38,6 @@ WRONG_USE_OF_JUDGES = 64
 _JUDGES = {"check", "torture"}
 """Commands that end with a verdict."""
 
-_NODE_COMMANDS = {
-    "pause": "stop a replica's replay: it goes on receiving, and falls behind",
-    "resume": "let a paused replica replay again",
-    "delay": "make a replica apply commits late (0 ends it)",
-    "kill": "crash a server; it comes back by itself",
-    "stop": "stop a server until it is started",
-    "start": "start a stopped server",
-    "restart": "stop a server and start it again",
-    "freeze": "halt all processes of a server: it keeps its connections and says nothing",
-    "thaw": "let a frozen server go on",
-    "cut": "keep a replica from its primary: it answers, and receives nothing",
-    "mend": "let a replica reach its primary again",
-    "promote": "make a replica the primary; the old primary goes down first, and then follows it",
-}
 _CLUSTER = (
     "Run a local Postgres cluster, or act on one that runs (also inside run-all). Exit codes: 0 done, or ended as "
     "asked; 1 it could not be done, or a server cannot be kept alive; 2 wrong use, or no such cluster."
@@ -216,16 +203,17 @@ def _add_cluster_commands(parser: argparse.ArgumentParser) -> None:
     env = command("env", 'print where the nodes are, for eval "$(python cluster.py env)"')
     env.add_argument("--tcp", action="store_true", help="by TCP, with the password, rather than by socket")
     which.append(env)
-    for name, what in _NODE_COMMANDS.items():
-        on_node = command(name, what)
-        on_node.add_argument("node", metavar="NODE", help="primary, replica0, ...")
-        if name == "delay":
-            on_node.add_argument("delay_ms", metavar="MS", type=int, help="milliseconds")
-        if name == "kill":
-            on_node.add_argument(
-                "--backend", action="store_true", help="one of its backends, not the whole server"
-            )
-        which.append(on_node)
+    on_nodes: dict[str, argparse.ArgumentParser] = {}
+    for each in NODE_COMMANDS.values():
+        if each.flag_of:
+            flag = f"--{each.name.removeprefix(f'{each.flag_of}-')}"
+            on_nodes[each.flag_of].add_argument(flag, action="store_true", help=each.help)
+            continue
+        on_nodes[each.name] = command(each.name, each.help)
+        on_nodes[each.name].add_argument("node", metavar="NODE", help="primary, replica0, ...")
+        if each.takes:
+            on_nodes[each.name].add_argument(each.takes, metavar="MS", type=int, help="milliseconds")
+    which += on_nodes.values()
     for one in which:
         one.add_argument("--data-dir", metavar="DIR", help="the running cluster's data directory")
         one.add_argument("--postgres-port", metavar="P", help="a port of the running cluster")

@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from rocket import Policy, Routing
 from rocket.cluster.errors import PortInUse
+from rocket.cluster.supervisor import RestartPolicy
 from rocket.errors import WorkerFailedToStart, WorkerKeepsDying
 from rocket.lab.app import DATABASE
 from rocket.lab.listeners import listeners, url_of
@@ -173,7 +174,7 @@ async def test_worker_that_cannot_be_started_again_ends_the_program(
             worker_processes()[0].kill()
             await asyncio.sleep(DEADLINE_S)
 
-    monkeypatch.setattr("rocket.cluster.restarts._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(RestartPolicy, "FIRST_PAUSE_S", 0.001)
     with pytest.raises(WorkerKeepsDying, match=r"^worker \d keeps dying \(while starting\)$"):
         await lose_one()
     assert [] == worker_processes()

@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 
 from rocket import Board, Lsn, Observer, OutcomeUnknown, Reason, Role, Router, SessionToken, Unavailable
-from rocket.cluster.cluster import ClusterSettings, local_cluster
+from rocket.cluster.cluster import ClusterSettings
+from rocket.cluster.supervisor import local_cluster
 from rocket.lab.api import queries
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
@@ -44,11 +45,10 @@ FOLLOWED_WITHIN_S = 2.0
 
 
 @pytest_asyncio.fixture
-async def cluster(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalCluster]:
+async def cluster() -> AsyncIterator[LocalCluster]:
     """A cluster that nobody supervises: what is promoted here is promoted behind everybody's back."""
     # A replica past the fork asks for WAL from the start of a segment, which the new primary has to have reached.
-    monkeypatch.setattr("rocket.cluster.datadir.SEGMENT_MIB", 16)
-    settings = ClusterSettings(replicas=2, port=0, database=DATABASE, schema=schema())
+    settings = ClusterSettings(replicas=2, port=0, database=DATABASE, schema=schema(), wal_segment_mib=16)
     async with local_cluster(settings) as cluster:
         yield cluster
 

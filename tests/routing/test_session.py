@@ -29,7 +29,7 @@ from rocket import (
     explain,
     nodes_from_environment,
 )
-from rocket.cluster.installation import SUPERUSER
+from rocket.cluster.binaries import SUPERUSER
 from rocket.errors import InvalidSetting
 from rocket.lab.app import DATABASE
 from rocket.routing.observer import Observer

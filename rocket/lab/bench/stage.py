@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from rocket.cluster import control, directories
-from rocket.cluster.cluster import ClusterSettings, local_cluster
+from rocket.cluster.cluster import ClusterSettings
 from rocket.cluster.errors import ClusterNotFound
-from rocket.cluster.supervisor import supervise
+from rocket.cluster.supervisor import local_cluster, supervise
 from rocket.errors import RocketError, describe
 from rocket.lab import app
 from rocket.lab.shutdown import background
@@ -163,7 +163,7 @@ async def _own_cluster(settings: BenchSettings, ending: Shutdown, stack: context
             )
         )
     )
-    ending.on_force.append(cluster.hurry)
+    ending.on_force.append(cluster.force_stop)
     await stack.enter_async_context(background(supervise(cluster), "supervisor"))
     await stack.enter_async_context(control.listening(cluster, lambda: ending.ask("down was asked for")))
     return cluster.run_dir

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rocket import Routing, Unavailable
 from rocket.cluster import control
+from rocket.cluster.faults import NODE_COMMANDS
 from rocket.errors import RocketError
 from rocket.lab.api.problems import Problem
 from rocket.lab.inspector.event_log import Paced, Switched
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from rocket.lab.inspector.event_log import EventLog
     from rocket.lab.inspector.targets import Targets
 
-_NODE_COMMANDS = {
-    "pause", "resume", "delay", "kill", "kill-backend", "stop", "start", "restart", "freeze", "thaw", "cut",
-    "mend", "promote",
-}  # fmt: skip
 _PATIENCE_S = 20.0
 """How long an order may take, before the API's own time limit for requests."""
 _HEAL_PATIENCE_S = 10.0
@@ -57,7 +54,7 @@ class Controls:
                         return await self.route(order.get("routing"))
                     case "simulator":
                         return self.pace(order.get("rate"))
-                    case str() if command in _NODE_COMMANDS or command == "heal":
+                    case str() if command in NODE_COMMANDS or command == "heal":
                         return await self.disturb(command, order.get("node"), order.get("delay_ms"))
         except TimeoutError:
             text = f"'{command}' is not done after {patience_s:g} s; it goes on."

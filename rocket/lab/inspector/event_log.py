@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rocket import Answer, Board, Routing
-    from rocket.cluster.control import CarriedOut
+    from rocket.cluster.cluster import CarriedOut
     from rocket.consistency import PrimaryStatus, ReplicaStatus
 
 _MOST = 8192

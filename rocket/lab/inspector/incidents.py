@@ -10,7 +10,7 @@ from rocket.lab.checker.history import Fault
 from rocket.lab.inspector.event_log import Faulted, Gone, Seen
 
 if TYPE_CHECKING:
-    from rocket.cluster.control import CarriedOut
+    from rocket.cluster.cluster import CarriedOut
     from rocket.lab.inspector.event_log import Happening
 
 _UNDONE_BY = {"resume": "pause", "thaw": "freeze", "mend": "cut", "start": "stop"}

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from rocket import Router
-    from rocket.cluster.cluster import LocalCluster
-    from rocket.cluster.control import CarriedOut
+    from rocket.cluster.cluster import CarriedOut, LocalCluster
     from rocket.lab.inspector.events import Event
     from rocket.lab.inspector.targets import Targets
 

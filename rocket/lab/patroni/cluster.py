@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from rocket.cluster.database import prepare_database
+from rocket.cluster.cluster import prepare_database
 from rocket.cluster.errors import ServerFailedToStart, ServerKeepsDying
 from rocket.cluster.process import end_server_processes
-from rocket.cluster.restarts import RestartPolicy
+from rocket.cluster.supervisor import RestartPolicy
 from rocket.errors import unwrapping_group
 from rocket.lab.patroni import programs
 from rocket.lab.patroni.configuration import HOST, SUPERUSER

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from rocket.cluster.account import Account
+    from rocket.cluster.process import Account
 
 _GONE_S = 5.0
 """How long a process that was killed may take to be gone; the bound is for the kernel."""

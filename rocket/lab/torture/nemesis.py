@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from rocket.cluster.control import CarriedOut
+from rocket.cluster.cluster import CarriedOut
 from rocket.cluster.errors import NodeNotRunning
 from rocket.errors import RocketError, describe, unwrapping_group
 from rocket.lab.checker.history import Fault

@@ -167,7 +167,7 @@ async def _links(cluster: LocalCluster, stack: contextlib.AsyncExitStack) -> dic
     for port, name in enumerate(cluster.nodes, start=1):
         links[name] = Proxy(socket_path(cluster.socket_dir, port), primary_socket)
         await stack.enter_async_context(links[name].listening())
-        cluster.detours[name] = port
+        cluster.upstream_overrides[name] = port
     for node in cluster.replicas:
         node.reconfigure(cluster.upstream_port(node))
     return links

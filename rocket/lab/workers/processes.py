@@ -12,8 +12,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from rocket.cluster import node
-from rocket.cluster.restarts import RestartPolicy
+from rocket.cluster.process import describe_exit
+from rocket.cluster.supervisor import RestartPolicy
 from rocket.errors import WorkerFailedToStart, WorkerKeepsDying, describe, unwrapping_group
 from rocket.lab.shutdown import background
 from rocket.lab.workers.orders import Job
@@ -146,7 +146,7 @@ class Worker:
     async def _ended(self, said: dict[str, str]) -> str:
         """Wait until it has ended, and return how: in its own words, if it found any."""
         exit_code = await self._reaped()
-        return said.get("failed") or node.ending(exit_code)
+        return said.get("failed") or describe_exit(exit_code)
 
     async def _reaped(self) -> int | None:
         if self._process is None:

@@ -11,7 +11,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from rocket.cluster import healing
+from rocket.cluster import control
+from rocket.cluster.errors import NotHealed
 from rocket.lab.app import whole_system
 from rocket.lab.inspector import runner, scenario_context
 from rocket.lab.inspector.scenarios import SCENARIOS
@@ -141,12 +142,12 @@ async def test_reads_are_routed_as_before_also_if_not_every_node_is_healed(
     cluster, http = system
 
     async def failing(*_: object) -> str:
-        raise healing.NotHealed("replica0 is not back")
+        raise NotHealed("replica0 is not back")
 
     async with looking(http) as viewer:
         await begun(http, viewer)
         with monkeypatch.context() as patch:
-            patch.setattr(healing, "heal", failing)
+            patch.setattr(control, "heal", failing)
             assert 409 == await order(http, command="heal")
             end = await outcome(viewer, "race")
         assert 200 == await order(http, command="heal")
@@ -160,7 +161,7 @@ async def test_to_heal_again_does_not_cancel_what_is_being_put_back(
 ) -> None:
     """It is waited for, but not for long."""
     cluster, http = system
-    heal, let_go = healing.heal, asyncio.Event()
+    heal, let_go = control.heal, asyncio.Event()
 
     async def held(*given: Any) -> str:
         await let_go.wait()
@@ -169,7 +170,7 @@ async def test_to_heal_again_does_not_cancel_what_is_being_put_back(
     monkeypatch.setattr(runner, "_PATIENCE_S", 0.1)
     async with looking(http) as viewer:
         await begun(http, viewer)
-        monkeypatch.setattr(healing, "heal", held)
+        monkeypatch.setattr(control, "heal", held)
         assert [504, 504] == [await order(http, command="heal") for _ in range(2)]
         let_go.set()
         end = await outcome(viewer, "race")
