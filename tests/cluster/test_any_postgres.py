@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import psutil
 import pytest
-import pytest_asyncio
 
 from rocket.cluster import control, faults
 from rocket.cluster.errors import NodeNotRunning, ServerFailedToStart
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
     from rocket.cluster.cluster import LocalCluster
 
 
-@pytest_asyncio.fixture(params=["wheel", "system"])
-async def cluster(request: pytest.FixtureRequest, cluster: LocalCluster) -> LocalCluster:
+@pytest.fixture(params=["wheel", "system"])
+def cluster(request: pytest.FixtureRequest, cluster: LocalCluster) -> LocalCluster:
     """The cluster on each Postgres in turn."""
     if request.param == "wheel":
         return cluster
