@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rocket.cluster.binaries import SUPERUSER
 from rocket.cluster.directories import remove_with_shared_memory
-from rocket.cluster.process import run_command
+from rocket.cluster.process import DETACH_TIMEOUT_S, remove_shared_memory, run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +62,14 @@ class NodeDirectory:
             file.seek(start)
             return file.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
         return ["(no log)"]
+
+    async def clear_after_kill(self) -> None:
+        """Remove the shared memory of a server that was killed; its processes must be gone or going.
+
+        The next start would remove it, but not if it fails early: then its lock file, which names it, is gone.
+        """
+        if (self.data / "postmaster.pid").exists():
+            await asyncio.to_thread(remove_shared_memory, self.data, DETACH_TIMEOUT_S)
 
     async def init(self, password_file: Path, wal_segment_mib: int) -> None:
         """Make a new database cluster, with a system identifier of its own."""
@@ -133,6 +141,7 @@ class NodeDirectory:
 
         Raise `CommandFailed` if that fails: the directory is then of no use, and marked so.
         """
+        await self.clear_after_kill()  # pg_rewind begins with a start
         # If this program dies on the way, the directory is neither a primary's nor a replica's.
         self.half_rewound.touch()
         host = str(self.installation.socket_dir).replace("\\", "\\\\").replace("'", "\\'")

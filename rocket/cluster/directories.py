@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Self
 import psutil
 
 from rocket.cluster.errors import ClusterInUse, DirectoryUnusable, NotOurDirectory, PortInUse
-from rocket.cluster.process import end_server_processes, remove_shared_memory
+from rocket.cluster.process import DETACH_TIMEOUT_S, end_server_processes, remove_shared_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,8 +42,6 @@ _SOCKET_PATH_LIMIT = 103
 _LARGEST_PORT = 65535
 _FREE_PORTS = range(20000, 32000)
 """Below the ports that the kernel takes for outgoing connections: a server that is down finds its port again."""
-_DETACH_TIMEOUT_S = 2.0
-"""For processes that were just killed to be gone from their shared memory."""
 _GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602
 """Linux' `FS_IOC_GETFLAGS` and `FS_IOC_SETFLAGS`, as most machines have them; the others know neither number."""
 _TOP_OF_HIERARCHIES = 0x00020000
@@ -294,7 +292,7 @@ def remove_with_shared_memory(directory: Path, *, ignore_errors: bool = False) -
 
     Raise `OSError` where the directory cannot be removed, unless errors are ignored.
     """
-    deadline = time.monotonic() + _DETACH_TIMEOUT_S
+    deadline = time.monotonic() + DETACH_TIMEOUT_S
     for path, directories, files in os.walk(directory):
         if "postmaster.pid" in files:
             remove_shared_memory(Path(path), max(0.0, deadline - time.monotonic()))

@@ -312,6 +312,7 @@ class Node:
             # Left by a start that was killed before it could write its process id: Postgres would never accept
             # it. Nothing runs here: the server before is reaped and cleared up, and the directory is ours.
             lock_file.unlink()
+        await self.directory.clear_after_kill()
         self._settle()
         self.log_start = self.directory.log_size
         self._process = None  # the end of the process before says nothing about this start

@@ -41,6 +41,9 @@ STOP_LADDER: Sequence[tuple[signal.Signals, float]] = (
 KILL_LADDER: Sequence[tuple[signal.Signals, float]] = ((signal.SIGKILL, 5.0),)
 """For a server that must not execute another instruction."""
 
+DETACH_TIMEOUT_S = 2.0
+"""For processes that were just killed to be gone from their shared memory."""
+
 _PR_SET_PDEATHSIG = 1
 _IPC_RMID = 0
 _POLL_S = 0.01

@@ -16,6 +16,7 @@ import pytest
 from rocket.cluster import directories
 from rocket.cluster.cluster import ClusterSettings
 from rocket.cluster.directories import remove_with_shared_memory
+from rocket.cluster.errors import ServerFailedToStart
 from rocket.cluster.process import end_server_processes, segments_listed_by_ipcs, server_processes
 from rocket.cluster.promotion import promote
 from rocket.cluster.supervisor import local_cluster
@@ -93,6 +94,22 @@ async def test_servers_that_were_killed_leave_no_shared_memory() -> None:
         await promote(cluster, "replica0")
         assert 2 <= len(shared.left().segments)  # until those directories are started again
     assert NOTHING == shared.left()
+
+
+async def test_start_that_fails_after_a_kill_leaves_no_shared_memory(kept_dir: Path) -> None:
+    """Postgres removes the lock file that names it, and not the shared memory."""
+    async with local_cluster(ClusterSettings(replicas=0, port=0, data_dir=kept_dir / "data")) as cluster:
+        node = cluster.primary
+        shared = shared_by(node.data_dir)
+        killed(node)
+        assert node.process is not None
+        await node.process.wait()
+        control_file = node.data_dir / "global" / "pg_control"
+        control_file.write_bytes(bytes(control_file.stat().st_size))
+        assert shared.segments == shared.left().segments
+        with pytest.raises(ServerFailedToStart):
+            await node.start(node.port)
+        assert set() == shared.left().segments
 
 
 async def test_fresh_copy_takes_the_shared_memory_of_the_old_one_away(cluster: LocalCluster) -> None:
