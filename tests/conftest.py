@@ -11,8 +11,8 @@ import pytest_asyncio
 import uvloop
 
 from rocket import Policy
-from rocket.cluster.cluster import ClusterSettings, LocalCluster, local_cluster
-from rocket.cluster.supervisor import supervise
+from rocket.cluster.cluster import ClusterSettings, LocalCluster
+from rocket.cluster.supervisor import local_cluster, supervise
 from rocket.consistency import Board
 from rocket.lab.api.app import build_app
 from rocket.lab.api.users import UserFloors

@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rocket.cluster import control, server_logs
-from rocket.cluster.cluster import ClusterSettings, LocalCluster, local_cluster
-from rocket.cluster.supervisor import supervise
+from rocket.cluster import control
+from rocket.cluster.cluster import ClusterSettings, LocalCluster
+from rocket.cluster.supervisor import forward_logs, local_cluster, supervise
 from rocket.errors import InvalidSetting
 from rocket.lab.serving import check_usable, inspector_off, listeners, patroni_client, serving, url_of
 from rocket.lab.settings import flag
@@ -287,10 +287,10 @@ async def _cluster(
             )
         )
     )
-    shutdown.on_force.append(cluster.hurry)
+    shutdown.on_force.append(cluster.force_stop)
     await stack.enter_async_context(background(supervise(cluster), "supervisor"))
     listening = control.listening(cluster, lambda: shutdown.ask("down was asked for"), api=api)
     await stack.enter_async_context(listening)
     if settings.server_logs:
-        await stack.enter_async_context(background(server_logs.forward(cluster), "server logs"))
+        await stack.enter_async_context(background(forward_logs(cluster), "server logs"))
     return cluster

@@ -23,7 +23,7 @@ import sys
 import threading
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from rocket.cluster.node import ending as describe_exit
+from rocket.cluster.process import describe_exit
 from rocket.errors import RocketError, describe
 from rocket.lab.shutdown import background, run
 

@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 
 from rocket import Lsn, OutcomeUnknown, Reason, Role, Router, Unavailable
-from rocket.cluster.cluster import ClusterSettings, local_cluster
+from rocket.cluster.cluster import ClusterSettings
+from rocket.cluster.supervisor import local_cluster
 from rocket.consistency import Board, SessionToken
 from rocket.lab.api.rides import INSERT_RIDE, SELECT_RIDE
 from rocket.lab.api.users import INSERT_USER, UserFloors
@@ -46,11 +47,10 @@ FOLLOWED_WITHIN_S = 2.0
 
 
 @pytest_asyncio.fixture
-async def cluster(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalCluster]:
+async def cluster() -> AsyncIterator[LocalCluster]:
     """A cluster without a supervisor, which would otherwise notice what is promoted here."""
     # A replica past the fork asks for WAL from the start of a segment, which the new primary has to have reached.
-    monkeypatch.setattr("rocket.cluster.datadir.SEGMENT_MIB", 16)
-    settings = ClusterSettings(replicas=2, port=0, database=DATABASE, schema=schema())
+    settings = ClusterSettings(replicas=2, port=0, database=DATABASE, schema=schema(), wal_segment_mib=16)
     async with local_cluster(settings) as cluster:
         yield cluster
 

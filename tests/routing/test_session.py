@@ -27,7 +27,7 @@ from rocket import (
     explain,
     nodes_from_environment,
 )
-from rocket.cluster.installation import SUPERUSER
+from rocket.cluster.binaries import SUPERUSER
 from rocket.consistency import SessionToken
 from rocket.errors import InvalidSetting, NodesUnusable, TablesUnusable
 from rocket.lab.app import DATABASE

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from rocket import READ_BOUND, Limits, OutcomeUnknown, Role, Router, report_read_bound
-from rocket.cluster.installation import SUPERUSER
+from rocket.cluster.binaries import SUPERUSER
 from rocket.lab.app import DATABASE
 from rocket.routing.connection import unwrap
 from tests.support.servers import dsns

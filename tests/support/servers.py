@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rocket.cluster import faults
-from rocket.cluster.installation import SUPERUSER
+from rocket.cluster.binaries import SUPERUSER
 from rocket.lab.app import DATABASE
 from rocket.schema import tables
 

@@ -17,9 +17,9 @@ import asyncpg
 import psutil
 
 from rocket.cluster import control, directories
-from rocket.cluster.cluster import ClusterSettings, local_cluster
+from rocket.cluster.cluster import ClusterSettings
 from rocket.cluster.errors import ClusterNotFound
-from rocket.cluster.supervisor import supervise
+from rocket.cluster.supervisor import local_cluster, supervise
 from rocket.errors import RocketError, describe
 from rocket.lab import app
 from rocket.lab.shutdown import background
@@ -139,7 +139,7 @@ async def own_testbed(replicas: int, postgres_bin: Path | None, shutdown: Shutdo
         replicas=replicas, port=0, postgres_bin=postgres_bin, database=app.DATABASE, schema=schema_sql()
     )
     async with local_cluster(settings) as cluster:
-        shutdown.on_force.append(cluster.hurry)
+        shutdown.on_force.append(cluster.force_stop)
         async with (
             background(supervise(cluster), "supervisor"),
             control.listening(cluster, lambda: shutdown.ask("down was asked for")),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rocket import Answer
-    from rocket.cluster.control import CarriedOut
+    from rocket.cluster.cluster import CarriedOut
     from rocket.consistency import Board, PrimaryStatus, ReplicaStatus
     from rocket.lab.comparison import Routing
 

@@ -38,7 +38,7 @@ from rocket.lab.inspector.events import tokens_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rocket.cluster.control import CarriedOut
+    from rocket.cluster.cluster import CarriedOut
     from rocket.lab.comparison import Routing
     from rocket.lab.inspector.event_log import EventLog, LogEntry
 

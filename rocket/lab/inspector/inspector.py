@@ -30,8 +30,7 @@ from rocket.lab.shutdown import background
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from rocket.cluster.cluster import LocalCluster
-    from rocket.cluster.control import CarriedOut
+    from rocket.cluster.cluster import CarriedOut, LocalCluster
     from rocket.lab.inspector.controls import Targets
     from rocket.lab.inspector.events import Event
 

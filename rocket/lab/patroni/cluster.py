@@ -16,13 +16,12 @@ from urllib.parse import quote
 
 import psutil
 
-from rocket.cluster import directories, placement
-from rocket.cluster.account import server_account
+from rocket.cluster import directories
 from rocket.cluster.binaries import locate
-from rocket.cluster.database import prepare_database
-from rocket.cluster.errors import PortInUse, ServerFailedToStart, ServerKeepsDying
-from rocket.cluster.process import end_server_processes
-from rocket.cluster.restarts import RestartPolicy
+from rocket.cluster.cluster import prepare_database
+from rocket.cluster.errors import ServerFailedToStart, ServerKeepsDying
+from rocket.cluster.process import end_server_processes, server_account
+from rocket.cluster.supervisor import RestartPolicy
 from rocket.errors import unwrapping_group
 from rocket.lab.patroni import programs
 from rocket.lab.patroni.member import (
@@ -41,9 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
-    from rocket.cluster.account import Account
     from rocket.cluster.binaries import Binaries
     from rocket.cluster.directories import RunDirectory
+    from rocket.cluster.process import Account
     from rocket.topology.patroni import Member
 
 MEMBERS = 3
@@ -263,24 +262,25 @@ async def patroni_cluster(
     `around` is called once the ports are known, and before anything is started. Raise `SetupError` if the machine
     does not allow it, and `ServerFailedToStart`.
     """
-    for line in await asyncio.to_thread(directories.clear_up_after_the_dead):
+    for line in await asyncio.to_thread(directories.clear_up_dead_runs):
         _log.warning("%s", line)
     await asyncio.to_thread(_kill_orphans)
     account = server_account()
     found = programs.find(account)
-    ports = _Ports.choose(settings)
-    run = directories.RunDirectory.create(account)
-    try:
-        binaries = await locate(settings.postgres_bin, account, run.scratch)
-        cluster = _make(settings, run, _Tools(found, binaries, account), ports)
-        async with around(cluster):
-            try:
-                await cluster.start()
-                yield cluster
-            finally:
-                await cluster.stop()
-    finally:
-        await asyncio.to_thread(run.remove)
+    with directories.PortReservations() as reservations:
+        ports = _Ports.choose(settings, reservations)
+        run = directories.RunDirectory.create(account)
+        try:
+            binaries = await locate(settings.postgres_bin, account, run.scratch)
+            cluster = _make(settings, run, _Tools(found, binaries, account), ports)
+            async with around(cluster):
+                try:
+                    await cluster.start()
+                    yield cluster
+                finally:
+                    await cluster.stop()
+        finally:
+            await asyncio.to_thread(run.remove)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,26 +302,24 @@ class _Ports:
     etcd_peer: int
 
     @classmethod
-    def choose(cls, settings: PatroniSettings) -> Self:
-        """Return the ports that were asked for, or free ones; raise `PortInUse`."""
+    def choose(cls, settings: PatroniSettings, reservations: directories.PortReservations) -> Self:
+        """Reserve the ports that were asked for, or free ones; raise `PortInUse`."""
         members = settings.members
-        free: set[int] = set()
-        while len(free) < 2 * members + 2:
-            free.add(directories.free_port())
-        ports, rest_ports = ([free.pop() for _ in range(members)] for _ in range(2))
         if settings.port:
             ports = list(range(settings.port, settings.port + members))
             rest_ports = list(range(_FIRST_REST_PORT, _FIRST_REST_PORT + members))
-        for port in (*ports, *rest_ports):
-            if not directories.port_is_free(port):
-                raise PortInUse(f"port {port} is in use{directories.port_holder(port)}: try --postgres-port 0")
+            for port in (*ports, *rest_ports):
+                reservations.reserve(port)
+        else:
+            ports, rest_ports = ([reservations.reserve_any() for _ in range(members)] for _ in range(2))
         both = zip(ports, rest_ports, strict=True)
-        return cls({f"node{number}": pair for number, pair in enumerate(both, start=1)}, free.pop(), free.pop())
+        names = {f"node{number}": pair for number, pair in enumerate(both, start=1)}
+        return cls(names, reservations.reserve_any(), reservations.reserve_any())
 
 
 def _make(settings: PatroniSettings, run: RunDirectory, tools: _Tools, ports: _Ports) -> PatroniCluster:
     """Make the directories and configuration files, and describe the run to other programs."""
-    data_dir = placement.apart(run.scratch).resolve()
+    data_dir = run.data_dir().resolve()
     _make_dir(data_dir, tools.account)
     passwords = Passwords(*(secrets.token_urlsafe(24) for _ in range(3)))
     password_file = run.path / "pgpass"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from rocket.cluster.account import Account
+    from rocket.cluster.process import Account
 
 # --- configuration ---
 

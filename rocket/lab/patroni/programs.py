@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rocket.errors import SetupError
 
 if TYPE_CHECKING:
-    from rocket.cluster.account import Account
+    from rocket.cluster.process import Account
 
 _DRIVERS = ("psycopg", "psycopg2")
 _HOW_PATRONI = "`uv sync --group patroni`, or `pip install 'patroni[etcd3]' 'psycopg[binary]'`"

@@ -17,6 +17,9 @@ import asyncpg
 
 from rocket.cluster import faults
 from rocket.cluster.errors import NodeNotRunning, NotAReplica
+from rocket.cluster.node import Fault
+from rocket.cluster.promotion import promote
+from rocket.cluster.rejoin import bring_up
 from rocket.errors import RocketError, describe
 from rocket.lab.checker.history import TAKEN_OVER
 from rocket.lab.shutdown import background
@@ -139,7 +142,7 @@ def _replay_delayed(delay_ms: int) -> Injection:
         try:
             yield {"delay_ms": delay_ms}
         finally:
-            node.apply_delay_ms = 0  # whatever becomes of it: its next start is an undelayed one
+            node.lift(Fault.DELAYED)  # whatever becomes of it: its next start is an undelayed one
             await _healed(lambda: faults.delay(node, 0, target.cluster.upstream_port(node)), node)
 
     return delayed
@@ -226,7 +229,7 @@ async def _replica_restarted_without_primary(
         await primary.stop(_CRASH)
         try:
             async with asyncio.timeout(_ALONE_S):
-                await cluster.bring_up(node)
+                await bring_up(cluster, node)
         except TimeoutError:
             # It needs WAL from the primary before it accepts connections, so no client has read from it either.
             _log.info("%s does not come up without %s", node.name, primary.name)
@@ -234,13 +237,13 @@ async def _replica_restarted_without_primary(
     finally:
         for each in (primary, node):
             if each.pid is None:
-                await _healed(partial(cluster.bring_up, each), each)
+                await _healed(partial(bring_up, cluster, each), each)
 
 
 @contextlib.asynccontextmanager
 async def _promotion(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
     old = target.cluster.primary
-    await target.cluster.promote(node.name)
+    await promote(target.cluster, node.name)
     yield {"old": old.name, "timeline": target.cluster.timeline}
     await _all_back(target)
 
@@ -254,7 +257,7 @@ async def _promotion_lossy(target: Target, node: Node, _length_s: float) -> Asyn
     try:
         await asyncio.sleep(_UNSENT_S)
         old.kill()
-        await target.cluster.promote(node.name)
+        await promote(target.cluster, node.name)
     finally:
         for link in target.links.values():
             link.turn(Mode.PASS)

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from rocket.cluster.control import CarriedOut
+from rocket.cluster.cluster import CarriedOut
 from rocket.cluster.errors import NodeNotRunning
 from rocket.errors import describe, unwrapping_group
 from rocket.lab.checker.history import Fault

@@ -199,7 +199,7 @@ class LocalSystem(System):
         for port, name in enumerate(cluster.nodes, start=1):
             self._links[name] = Proxy(socket_path(cluster.socket_dir, port), primary_socket)
             await stack.enter_async_context(self._links[name].listening())
-            cluster.detours[name] = port
+            cluster.upstream_overrides[name] = port
         for node in cluster.replicas:
             node.reconfigure(cluster.upstream_port(node))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from rocket.cluster.account import server_account
+from rocket.cluster.process import server_account
 from rocket.lab.app import DATABASE
 from rocket.lab.patroni import programs
 from rocket.lab.patroni.cluster import PatroniSettings, patroni_cluster
