@@ -193,9 +193,9 @@ def _run_logged(given: argparse.Namespace, main_task: Callable[[Settings], Any])
 
 
 def _add_status_flags(parser: argparse.ArgumentParser) -> None:
-    from rocket.lab.status import settings
+    from rocket.lab.status.command import add_arguments
 
-    settings.add_arguments(parser)
+    add_arguments(parser)
 
 
 def _status(given: argparse.Namespace) -> int:

@@ -156,7 +156,7 @@ async def serving(
             app = build_app(
                 router,
                 allowed_hosts=(settings.host, *settings.allowed_hosts.split(",")),
-                audience=None if inspector is None else inspector.event_log.recorder,
+                recorder=None if inspector is None else inspector.event_log.recorder,
                 request_ids=settings.log_format == "json",
             )
             if inspector is not None:

@@ -48,6 +48,9 @@ _LATELY_S = 2.0
 MayBePrimary: TypeAlias = Callable[[str], Awaitable[bool]]
 """Tells whether a node, by its name, may come into office as far as somebody else knows."""
 
+Connect: TypeAlias = "Callable[[str], Awaitable[NodeConnection]]"
+"""Opens a connection to the node at a DSN."""
+
 _log = logging.getLogger("rocket.observer")
 
 
@@ -95,6 +98,7 @@ class NodeWatch:
         *,
         roles_only: bool = False,
         takes_reads: bool = True,
+        connect: Connect = connections.connect,
     ) -> None:
         self.name = name
         self._dsn = dsn
@@ -103,6 +107,7 @@ class NodeWatch:
         self._may_lead = may_be_primary
         self._roles_only = roles_only
         self._takes_reads = takes_reads
+        self._open = connect
         self._connection: NodeConnection | None = None
         self._streamed: tuple[Epoch, Lsn] | None = None
         self._elected = False
@@ -139,7 +144,7 @@ class NodeWatch:
 
     async def _connect(self) -> NodeConnection:
         with connecting():
-            return await connections.connect(self._dsn)
+            return await self._open(self._dsn)
 
     async def _observe_as_writer(self) -> bool:
         """Do the same on a connection that its server ends if it falls silent, and is none the worse for it."""
@@ -257,7 +262,13 @@ class Observer:
     """
 
     def __init__(
-        self, nodes: Mapping[str, str], board: Board, *, interval_s: float, roles_only: bool = False
+        self,
+        nodes: Mapping[str, str],
+        board: Board,
+        *,
+        interval_s: float,
+        roles_only: bool = False,
+        connect: Connect = connections.connect,
     ) -> None:
         self.waiting = Waiting()
         """Brings what it sees to those who wait for it."""
@@ -266,6 +277,7 @@ class Observer:
         """Asked of a node that would come into office, or back: a veto, where somebody else knows better."""
         self._interval_s = interval_s
         self._roles_only = roles_only
+        self._connect = connect
         self._watches: dict[str, NodeWatch] = {}
         self._group: asyncio.TaskGroup | None = None
         """Where the watches are at work, while they are."""
@@ -282,7 +294,7 @@ class Observer:
             self._let_go(name)
         self._watches[name] = NodeWatch(
             name, dsn, self.board, self._interval_s, self._ask,
-            roles_only=self._roles_only, takes_reads=takes_reads,
+            roles_only=self._roles_only, takes_reads=takes_reads, connect=self._connect,
         )  # fmt: skip
         if self._group is not None:
             self._set_to_work(self._group, self._watches[name])

@@ -11,7 +11,7 @@ from rocket.errors import InvalidToken, WriteInRead
 from rocket.routing.connection import unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from rocket.routing.answer import Answer
     from rocket.routing.connection import Connection, Work
@@ -135,24 +135,17 @@ def tokens_from(
     With `lenient`, what is none is left out, and there may be any number of them.
     """
     tokens: list[SessionToken] = []
-    for each in _one_by_one(given):
-        if len(tokens) == _MOST_TOKENS and not lenient:
-            raise InvalidToken(f"more than {_MOST_TOKENS} session tokens")
-        try:
-            tokens.append(each if isinstance(each, SessionToken) else SessionToken.parse(each))
-        except ValueError as error:
-            if not lenient:
-                raise InvalidToken(str(error)) from None
+    for each in (given,) if isinstance(given, str | SessionToken) else given or ():
+        if isinstance(each, SessionToken):
+            tokens.append(each)
+            continue
+        for text in each.split(","):
+            try:
+                if stripped := text.strip():  # a list may have empty elements
+                    tokens.append(SessionToken.parse(stripped))
+            except ValueError as error:
+                if not lenient:
+                    raise InvalidToken(str(error)) from None
+    if len(tokens) > _MOST_TOKENS and not lenient:
+        raise InvalidToken(f"more than {_MOST_TOKENS} session tokens")
     return tokens
-
-
-def _one_by_one(
-    given: str | SessionToken | Iterable[str | SessionToken] | None,
-) -> Iterator[str | SessionToken]:
-    if given is None:
-        return
-    for each in (given,) if isinstance(given, str | SessionToken) else given:
-        if isinstance(each, str):
-            yield from filter(None, map(str.strip, each.split(",")))  # a list may have empty elements
-        else:
-            yield each

@@ -1,4 +1,4 @@
-"""Sessions for web services: `rocket.web.asgi` and `rocket.web.aiohttp` put one at hand for each request."""
+"""Sessions for web services: `rocket.web.asgi` and `rocket.web.aiohttp` give each request one."""
 
 from rocket.web.carriers import Carrier, Cookie, Header
 

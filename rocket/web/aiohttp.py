@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
 
-from rocket import InvalidToken, Session, SessionToken, tokens_from
-from rocket.web.carriers import HEADER, Carrier, Header
-from rocket.web.problems import FORESEEN, problem_of
-from rocket.web.responses import NOT_TO_BE_CACHED, session_fields
+from rocket import Session
+from rocket.web.carriers import Carrier, Header
+from rocket.web.problems import FORESEEN, NOT_TO_BE_CACHED, problem_of, session_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from aiohttp.typedefs import Handler
 
     from rocket import Router
+    from rocket.web.carriers import Values
 
 SubjectT = TypeVar("SubjectT")
 
 SESSION = web.RequestKey("rocket", Session)
-"""Under which a request holds its session."""
+"""The key of a request's session: `request[SESSION]`."""
 
 
 def setup(
@@ -31,30 +31,38 @@ def setup(
     *,
     subject: Callable[[web.Request], SubjectT | None] | None = None,
     carrier: Carrier | None = None,
+    only: Callable[[web.Request], bool] | None = None,
+    route_headers: bool = False,
+    answer_errors: bool = True,
 ) -> None:
-    """Put a `rocket.Session` at hand for each request of an application: `request[SESSION]`.
+    """Give each request of an application a `rocket.Session`: `request[SESSION]`.
 
-    Its token comes in and goes out by `carrier` (`Header` unless another one is given): with every response of a
-    request that has read or written, whatever becomes of it, streams included. The headers of a stream hold what
-    was read before they went out.
+    The session's token arrives and leaves by `carrier` (default: `Header`), with every response to a request that
+    has read or written, errors and streams included. The headers of a stream carry what was read before they
+    were sent.
 
     A `rocket.Unavailable` that no handler catches becomes a 503 with Retry-After, `OutcomeUnknown` a 504 and
-    `InvalidToken` a 400. `router` returns the router, once there is one; `subject` names whom a request's writes
-    belong to, which a handler may also do by setting `session.subject`.
+    `InvalidToken` a 400; with `answer_errors` false they are raised to the application's other middlewares.
+    `router` returns the router, once there is one. `subject` names the owner of a request's writes; a handler may
+    set `session.subject` instead. `only` selects the requests that get a session (default: all). `route_headers`
+    adds `Rocket-Served-By`, `Rocket-Served-As` and `Rocket-Route-Reason` for the session's last answer.
     """
     carries = carrier or Header()
 
     @web.middleware
-    async def at_hand(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def provide(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if only is not None and not only(request):
+            return await handler(request)
         try:
             request[SESSION] = router().session(
                 None if subject is None else subject(request),
-                carries.bring(functools.partial(_values, request)),
+                carries.bring(_values_of(request)),
                 lenient=carries.lenient,
             )
             return await handler(request)
         except FORESEEN as error:
-            if request.writer.output_size > 0:  # a stream, which another answer would be a part of
+            # The response to a stream has begun: another one would become part of it.
+            if not answer_errors or request.writer.output_size > 0:
                 raise
             problem = problem_of(error, f"{request.method} {request.rel_url.raw_path}")
             return web.Response(body=problem.body, status=problem.status, headers=dict(problem.fields))
@@ -63,29 +71,16 @@ def setup(
         session = request.get(SESSION)
         if session is None:
             return
-        values = functools.partial(_values, request)
-        for name, value in session_fields(session, carries, values, secure=request.secure):
-            response.headers.add(name, value)
+        headers = response.headers
+        values = _values_of(request)
+        for name, value in session_fields(session, carries, values, secure=request.secure, route=route_headers):
+            headers.add(name, value)
         if session.last is not None:
-            response.headers.setdefault(*NOT_TO_BE_CACHED)
+            headers.setdefault(*NOT_TO_BE_CACHED)
 
-    app.middlewares.append(at_hand)
+    app.middlewares.append(provide)
     app.on_response_prepare.append(hand_out)
 
 
-def tokens_of(request: web.Request) -> Sequence[SessionToken]:
-    """Return what a request brings in `Rocket-Session`: no token, one or several; raise `InvalidToken`.
-
-    For services that go by `Router.read` and `Router.write` themselves.
-    """
-    given = request.headers.getall(HEADER, ())
-    if len(given) == 1 and given[0] and "," not in given[0]:  # as most have it
-        try:
-            return [SessionToken.parse(given[0])]
-        except ValueError as error:
-            raise InvalidToken(str(error)) from None
-    return tokens_from(given)
-
-
-def _values(request: web.Request, name: str) -> Sequence[str]:
-    return request.headers.getall(name, ())
+def _values_of(request: web.Request) -> Values:
+    return functools.partial(request.headers.getall, default=())

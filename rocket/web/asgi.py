@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rocket.web.carriers import Carrier, Header
-from rocket.web.problems import FORESEEN, Problem, problem_of
-from rocket.web.responses import NOT_TO_BE_CACHED, session_fields
+from rocket.web.problems import FORESEEN, NOT_TO_BE_CACHED, Problem, problem_of, session_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -16,15 +15,15 @@ if TYPE_CHECKING:
     from rocket import Router, Session
 
 Scope: TypeAlias = MutableMapping[str, Any]
-"""What ASGI says of a connection."""
+"""A connection's scope, as ASGI defines it."""
 Message: TypeAlias = MutableMapping[str, Any]
 """One event of a connection, in or out."""
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
-"""Brings the next message of the client."""
+"""Receives the client's next message."""
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
-"""Takes a message to the client."""
+"""Sends a message to the client."""
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-"""An application, by ASGI."""
+"""An ASGI application."""
 
 _BEGINNINGS = {"http.response.start", "websocket.accept"}
 """Messages that carry the response's headers."""
@@ -32,33 +31,37 @@ _POLICY_VIOLATION = 1008
 
 
 class RocketMiddleware:
-    """Puts a `rocket.Session` at hand for each request: `request.state.rocket`, or `scope["state"]["rocket"]`.
+    """Gives each request a `rocket.Session`: `request.state.rocket`, or `scope["state"]["rocket"]`.
 
-    Its token comes in and goes out by `carrier`: with every response of a request that has read or written, errors
-    and streams included. The headers of a stream hold what was read before its first byte. What the framework
-    answers after an error that nobody handled (a 500) passes by every middleware, and acknowledges nothing.
+    The session's token arrives and leaves by `carrier` (default: `Header`), with every response to a request that
+    has read or written, errors and streams included. The headers of a stream carry what was read before its first
+    byte. What the framework answers to an unhandled error (a 500) bypasses all middlewares, and acknowledges
+    nothing.
 
-    A `rocket.Unavailable` that reaches it becomes a 503 with Retry-After, `OutcomeUnknown` a 504, `InvalidToken` a
-    400. `router` returns the router, once there is one; `subject` names whom a request's writes belong to, which a
-    handler may also do by setting `session.subject`.
+    A `rocket.Unavailable` that reaches it becomes a 503 with Retry-After, `OutcomeUnknown` a 504 and
+    `InvalidToken` a 400. `router` returns the router, once there is one. `subject` names the owner of a request's
+    writes; a handler may set `session.subject` instead. `route_headers` adds `Rocket-Served-By`,
+    `Rocket-Served-As` and `Rocket-Route-Reason` for the session's last answer.
     """
 
     def __init__(
         self,
         app: App,
-        # Not generic in what subjects are: `add_middleware` is told none of that, and takes it for `Never`.
+        # Not generic in the subject: `add_middleware` would infer `Never`.
         router: Callable[[], Router[Any]],
         *,
         subject: Callable[[Scope], object] | None = None,
         carrier: Carrier | None = None,
+        route_headers: bool = False,
     ) -> None:
         self._app = app
         self._router = router
         self._subject = subject
         self._carrier = carrier or Header()
+        self._route_headers = route_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or pass on what is none."""
+        """Serve one request; pass any other scope on."""
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
@@ -80,7 +83,7 @@ class RocketMiddleware:
         except FORESEEN as error:
             if begun:
                 raise
-            await _answer(problem_of(error, _called(scope)), scope, send_on)
+            await _answer(problem_of(error, _request_line(scope)), scope, send_on)
 
     def _session(self, scope: Scope) -> Session[Any]:
         return self._router().session(
@@ -92,7 +95,8 @@ class RocketMiddleware:
     def _with_session(self, session: Session[Any], scope: Scope, message: Message) -> list[tuple[bytes, bytes]]:
         headers = list(message.get("headers", ()))
         values = functools.partial(_values, scope["headers"])
-        fields = session_fields(session, self._carrier, values, secure=scope.get("scheme") in {"https", "wss"})
+        secure = scope.get("scheme") in {"https", "wss"}
+        fields = session_fields(session, self._carrier, values, secure=secure, route=self._route_headers)
         if session.last is not None and not _values(headers, "cache-control"):
             fields = [*fields, NOT_TO_BE_CACHED]
         return headers + _encoded(fields)
@@ -107,8 +111,8 @@ def _encoded(fields: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode(), value.encode("latin-1")) for name, value in fields]
 
 
-def _called(scope: Scope) -> str:
-    # As it was encoded: a decoded path could write lines of its own into the log.
+def _request_line(scope: Scope) -> str:
+    # The path as it was encoded: a decoded one could forge log lines.
     path = scope.get("raw_path") or scope["path"].encode()
     return f"{scope.get('method', 'websocket')} {path!r}"
 

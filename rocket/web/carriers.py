@@ -1,4 +1,4 @@
-"""How a session's token travels between a client and a service."""
+"""How session tokens travel between a client and a service."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _COOKIE_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 class Carrier(Protocol):
-    """Takes a session's tokens out of a request, and puts them into its response."""
+    """Takes the session tokens out of a request, and puts them into the response."""
 
     lenient: bool
-    """Whether tokens that are not of this cluster are dropped, rather than refused with a 400."""
+    """Whether tokens of another cluster are dropped, rather than refused with a 400."""
 
     def bring(self, values: Values) -> Sequence[str]:
-        """Return the texts that a request brings."""
+        """Return the tokens of a request, as text."""
 
     def hand_out(self, session: Session[Any], values: Values, *, secure: bool) -> Sequence[tuple[str, str]]:
-        """Return header fields for the response to that request; `secure` says that it came by TLS."""
+        """Return header fields for the response to that request; `secure`: whether it came over TLS."""
 
 
 class Header:
     """The header `Rocket-Session`, both ways: for clients that are programs.
 
-    A client sends back the latest one; after concurrent requests all that it got, in headers or with commas. Every
-    response to a request that read or wrote has it.
+    A client sends back the latest token; after concurrent requests it sends all that it got, in several headers
+    or separated by commas. Every response to a request that read or wrote has the header.
     """
 
     lenient = False
@@ -48,40 +48,39 @@ class Header:
     def hand_out(
         self,
         session: Session[Any],
-        values: Values,  # noqa: ARG002 - what was brought does not matter
+        values: Values,  # noqa: ARG002 - the request does not matter
         *,
-        secure: bool,  # noqa: ARG002 - nor how
+        secure: bool,  # noqa: ARG002 - nor does TLS
     ) -> Sequence[tuple[str, str]]:
         """Return the header, if the session was used."""
         return [] if session.last is None or session.token is None else [(HEADER, session.token)]
 
 
 class Cookie:
-    """Cookies: for browsers, whose concurrent requests are covered as well.
+    """Cookies: for browsers, concurrent requests included.
 
-    Each response sets a cookie of a name of its own, `NAME.` and some random digits, and clears those that its
-    request brought, since the new token covers them. So a browser whose requests overlap holds several for a while
-    rather than the last one that came, and brings them all. Nothing is set where nothing has changed.
+    Each response sets a cookie with a name of its own, `NAME.` and some random digits, and clears the cookies of
+    its request, since the new token covers them. A browser whose requests overlap therefore holds several cookies
+    for a while, rather than only the last, and sends them all. A response whose token has not changed sets none.
 
-    A cookie that is malformed, or of another cluster, is cleared and counts for nothing: nobody can tell a browser
-    in words to drop it. Services of one host with different clusters have to take different names: cookies know no
-    ports.
+    A cookie that is malformed, or of another cluster, is ignored and cleared: a browser has no other way to drop
+    it. Services on one host with different clusters need different names: cookies do not distinguish ports.
     """
 
     lenient = True
 
     def __init__(self, name: str = "rocket-session") -> None:
         if not _COOKIE_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name for a cookie")
+            raise ValueError(f"{name!r} is not a valid cookie name")
         self.name = name
         self._is_ours = re.compile(rf"{re.escape(name)}\.[0-9a-f]{{8}}").fullmatch
 
     def bring(self, values: Values) -> Sequence[str]:
-        """Return the value of each cookie of ours."""
+        """Return the value of each session cookie."""
         return [text for _, text in self._ours(values)]
 
     def hand_out(self, session: Session[Any], values: Values, *, secure: bool) -> Sequence[tuple[str, str]]:
-        """Return what makes the browser hold the session's tokens and no others."""
+        """Return the cookies that leave the browser with the session's tokens and no others."""
         attributes = "; Path=/; HttpOnly; SameSite=Lax" + ("; Secure" if secure else "")
         tokens = [] if session.token is None else session.token.split(",")
         missing = dict.fromkeys(tokens)

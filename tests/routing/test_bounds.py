@@ -9,7 +9,7 @@ import pytest
 
 from rocket import Lsn, Reason, Router, SessionToken, Unavailable
 from rocket.consistency import Epoch
-from rocket.lab.api import queries
+from rocket.lab.api.users import SELECT_USER
 from rocket.lab.app import DATABASE
 from rocket.routing import bound as bounds
 from tests.routing.test_races import come_back_behind, restart_point_now, write_ride
@@ -25,7 +25,7 @@ ASK = f"SELECT {bounds.READ_BOUND}"
 
 async def read(router: Router[str], email: str, token: SessionToken) -> Answer[Any]:
     """Read the user of a session."""
-    return await router.read(lambda node: node.fetchval(queries.SELECT_USER, email), subject=email, token=token)
+    return await router.read(lambda node: node.fetchval(SELECT_USER, email), subject=email, token=token)
 
 
 def token_of(answer: Answer[Any]) -> SessionToken:

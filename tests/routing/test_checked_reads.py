@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from rocket import Board, Lsn, Observer, Policy, Reason, Role, Router, Unavailable
-from rocket.lab.api import queries
+from rocket.lab.api.rides import SELECT_RIDE
 from rocket.lab.api.users import UserFloors
 from rocket.routing import checks
 from tests.routing.test_races import come_back_behind, lose_a_backend, restart_point_now, write_ride
@@ -63,7 +63,7 @@ class Session:
         """Look for it; the answer's value says whether it was seen."""
 
         async def work(node: asyncpg.Connection[asyncpg.Record]) -> bool:
-            row = await node.fetchrow(queries.SELECT_RIDE, self.email, self.ride_id)
+            row = await node.fetchrow(SELECT_RIDE, self.email, self.ride_id)
             return row is not None and row["id"] is not None
 
         answer = await self.router.read(work, subject=self.email, token=self.token)  # type: ignore[arg-type]

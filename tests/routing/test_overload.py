@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rocket import Limits, Reason, Router, SessionToken, Unavailable
-from rocket.lab.api import queries
+from rocket.lab.api.rides import SELECT_RIDE
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.routing.gate import CapacityLimiter, TooManyWaiting
@@ -130,7 +130,7 @@ async def test_frozen_primary_is_refused_at_once_and_replicas_go_on(
             await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
         assert time.monotonic() - began < 0.1
         answer = await router.read(
-            lambda node: node.fetchrow(queries.SELECT_RIDE, email, ride_id), subject=email, token=token
+            lambda node: node.fetchrow(SELECT_RIDE, email, ride_id), subject=email, token=token
         )
         assert answer.value is not None
         assert answer.value["id"] == ride_id

@@ -14,8 +14,8 @@ import pytest_asyncio
 
 from rocket import Board, Lsn, Observer, OutcomeUnknown, Reason, Role, Router, SessionToken, Unavailable
 from rocket.cluster.cluster import ClusterSettings, local_cluster
-from rocket.lab.api import queries
-from rocket.lab.api.users import UserFloors
+from rocket.lab.api.rides import INSERT_RIDE, SELECT_RIDE
+from rocket.lab.api.users import INSERT_USER, UserFloors
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
 from tests.routing.test_races import lose_a_backend
@@ -82,8 +82,8 @@ class Session:
         """Write a ride, and the user with the first one."""
 
         async def work(primary: Connection) -> int:
-            await primary.execute(queries.INSERT_USER, self.email)
-            ride = await primary.fetchrow(queries.INSERT_RIDE, self.email, 1.5, None)
+            await primary.execute(INSERT_USER, self.email)
+            ride = await primary.fetchrow(INSERT_RIDE, self.email, 1.5, None)
             assert ride is not None
             return int(ride["id"])
 
@@ -95,7 +95,7 @@ class Session:
         """Look for a ride; the answer's value says whether it is there."""
 
         async def work(node: Connection) -> bool:
-            row = await node.fetchrow(queries.SELECT_RIDE, self.email, ride_id)
+            row = await node.fetchrow(SELECT_RIDE, self.email, ride_id)
             return row is not None and row["id"] is not None
 
         answer = await self.router.read(work, subject=self.email, token=self.token)

@@ -14,8 +14,8 @@ import pytest
 
 from rocket import Board, Limits, Lsn, Reason, Role, Router, Routing, SessionToken
 from rocket.cluster import faults
-from rocket.lab.api import queries
-from rocket.lab.api.users import UserFloors
+from rocket.lab.api.rides import INSERT_RIDE, SELECT_RIDE
+from rocket.lab.api.users import INSERT_USER, SELECT_USER, UserFloors
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
 from rocket.routing import bound
@@ -55,8 +55,8 @@ async def write_ride(router: Router[str], email: str) -> int:
     """Write a user with a ride, and return the ride's ID."""
 
     async def work(primary: Connection) -> int:
-        await primary.fetchval(queries.INSERT_USER, email)
-        ride = await primary.fetchrow(queries.INSERT_RIDE, email, 1.5, None)
+        await primary.fetchval(INSERT_USER, email)
+        ride = await primary.fetchrow(INSERT_RIDE, email, 1.5, None)
         assert ride is not None
         return int(ride["id"])
 
@@ -67,9 +67,7 @@ async def read_ride(
     router: Router[str], email: str, ride_id: int, token: SessionToken | None = None
 ) -> tuple[bool, str, Reason]:
     """Say whether the ride was seen, on which node, and why there."""
-    answer = await router.read(
-        lambda node: node.fetchrow(queries.SELECT_RIDE, email, ride_id), subject=email, token=token
-    )
+    answer = await router.read(lambda node: node.fetchrow(SELECT_RIDE, email, ride_id), subject=email, token=token)
     return answer.value is not None, answer.node, answer.reason
 
 
@@ -122,7 +120,7 @@ async def come_back_behind(cluster: LocalCluster, email: str) -> AsyncIterator[N
     try:
         for node in cluster.replicas:
             connection = await node.connect(DATABASE)
-            assert await connection.fetchval(queries.SELECT_USER, email) is None
+            assert await connection.fetchval(SELECT_USER, email) is None
             await connection.close()
         yield
     finally:
@@ -240,8 +238,8 @@ async def test_what_was_committed_and_not_flushed_is_covered_by_a_switch_back(
 
     async def work(primary: Connection) -> int:
         await primary.execute(unflushed)
-        await primary.fetchval(queries.INSERT_USER, email)
-        ride = await primary.fetchrow(queries.INSERT_RIDE, email, 1.5, None)
+        await primary.fetchval(INSERT_USER, email)
+        ride = await primary.fetchrow(INSERT_RIDE, email, 1.5, None)
         assert ride is not None
         return int(ride["id"])
 
@@ -367,12 +365,12 @@ async def test_a_read_before_the_replay_lsn_has_moved_is_not_gone_back_behind(
         monkeypatch.setattr(bound, "shown_by_replica", bound_by_replay_lsn)
     primary = await cluster.primary.connect(DATABASE)
     await primary.execute(MAKE_TABLES.format(owner=role()), timeout=60)
-    await primary.execute(queries.INSERT_USER, email)
+    await primary.execute(INSERT_USER, email)
     await primary.close()
     await cluster.wait_for_catchup()
 
     async def write_and_drop(primary: Connection) -> None:
-        await primary.fetchrow(queries.INSERT_RIDE, email, 2.5, None)
+        await primary.fetchrow(INSERT_RIDE, email, 2.5, None)
         await primary.execute(DROP_TABLES, timeout=30)
 
     async def rides(node: Connection) -> int:

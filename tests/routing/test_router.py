@@ -22,9 +22,9 @@ from rocket import (
     Unavailable,
     report_read_bound,
 )
-from rocket.lab.api import queries
 from rocket.lab.api.problems import Problem
-from rocket.lab.api.users import UserFloors
+from rocket.lab.api.rides import INSERT_RIDE, SELECT_RIDE
+from rocket.lab.api.users import INSERT_USER, SELECT_USER, UserFloors
 from rocket.lab.app import DATABASE
 from tests.routing.test_races import read_ride, write_ride
 from tests.support.servers import dsns, paused
@@ -87,7 +87,7 @@ async def test_an_answer_tells_its_way(
         async with asyncio.timeout(10):
             while True:
                 await observer.run_once()
-                answer = await router.read(lambda node: node.fetchval(queries.SELECT_USER, email), subject=email)
+                answer = await router.read(lambda node: node.fetchval(SELECT_USER, email), subject=email)
                 if answer.role is Role.REPLICA:
                     break
     route = answer.route
@@ -152,7 +152,7 @@ async def test_replica_that_fails_costs_a_retry_elsewhere(
         if not ended:
             ended += 1
             await node.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-        return await node.fetchrow(queries.SELECT_RIDE, email, ride_id)
+        return await node.fetchrow(SELECT_RIDE, email, ride_id)
 
     answer = await router.read(die_once, subject=email)
     assert answer.value is not None
@@ -225,7 +225,7 @@ async def test_floor_is_recorded_after_the_commit(cluster: LocalCluster, router:
 
     async def work(primary: Connection) -> None:
         nonlocal inside
-        await primary.execute(queries.INSERT_USER, email)
+        await primary.execute(INSERT_USER, email)
         inside = Lsn.from_wire(await primary.fetchval("SELECT pg_current_wal_insert_lsn()"))
 
     answer = await router.write(work, subject=email)
@@ -254,7 +254,7 @@ async def test_what_work_leaves_in_a_session_on_the_primary_reaches_nobody_else(
     """A connection on which only a floor was looked up is not reset, which must not keep it from that for good."""
 
     async def settings(primary: Connection) -> str:
-        await primary.execute(queries.INSERT_USER, email)
+        await primary.execute(INSERT_USER, email)
         found: str = await primary.fetchval("SHOW application_name")
         await primary.execute("SET application_name = 'left behind'")
         return found
@@ -291,7 +291,7 @@ async def test_commit_is_flushed_whatever_the_session_says(
     async def work(primary: Connection) -> None:
         nonlocal inside
         await primary.execute("SET LOCAL synchronous_commit = off")
-        await primary.execute(queries.INSERT_USER, email)
+        await primary.execute(INSERT_USER, email)
         inside = Lsn.from_wire(await primary.fetchval("SELECT pg_current_wal_insert_lsn()"))
 
     async with await Router.open(dsns(cluster), floors, board) as router:
@@ -313,7 +313,7 @@ async def test_writer_that_dies_before_settling_leaves_a_mark_that_a_read_finish
 ) -> None:
     """The write is acknowledged without a floor; until one is known only the primary will do."""
     async with await Router.open(dsns(cluster), Forgetful(), board) as forgetful:
-        answer = await forgetful.write(lambda primary: primary.fetchval(queries.INSERT_USER, email), subject=email)
+        answer = await forgetful.write(lambda primary: primary.fetchval(INSERT_USER, email), subject=email)
     assert Lsn.PENDING == written(answer)
     connection = await cluster.primary.connect(DATABASE)
     mark = await connection.fetchval("SELECT min_lsn::text FROM users WHERE email = $1", email)
@@ -322,7 +322,7 @@ async def test_writer_that_dies_before_settling_leaves_a_mark_that_a_read_finish
     await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
     await cluster.wait_for_catchup()
     await observer.run_once()
-    found = await router.read(lambda node: node.fetchval(queries.SELECT_USER, email), subject=email)
+    found = await router.read(lambda node: node.fetchval(SELECT_USER, email), subject=email)
     assert Reason.CAUGHT_UP == found.reason
     assert found.value is not None
 
@@ -350,7 +350,7 @@ async def test_concurrent_writes_of_one_user_leave_a_floor_that_covers_all(
     insides: list[Lsn] = []
 
     async def work(primary: Connection) -> None:
-        await primary.fetchrow(queries.INSERT_RIDE, email, 1.0, None)
+        await primary.fetchrow(INSERT_RIDE, email, 1.0, None)
         insides.append(Lsn.from_wire(await primary.fetchval("SELECT pg_current_wal_insert_lsn()")))
 
     answers = await asyncio.gather(*(router.write(work, subject=email) for _ in range(30)))
@@ -368,7 +368,7 @@ async def test_serialization_failure_is_tried_again(router: Router[str], email: 
     async def work(primary: Connection) -> None:
         nonlocal runs
         runs += 1
-        await primary.execute(queries.INSERT_USER, email)
+        await primary.execute(INSERT_USER, email)
         if runs < 3:
             await primary.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
 
@@ -380,7 +380,7 @@ async def test_error_in_the_work_rolls_everything_back(router: Router[str], emai
     """Neither the write nor its mark stays."""
 
     async def work(primary: Connection) -> None:
-        await primary.execute(queries.INSERT_USER, email)
+        await primary.execute(INSERT_USER, email)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -416,7 +416,7 @@ async def test_connection_lost_before_commit_is_known_to_have_changed_nothing(
     """The caller may ask again."""
 
     async def work(primary: Connection) -> None:
-        await primary.execute(queries.INSERT_USER, email)
+        await primary.execute(INSERT_USER, email)
         await primary.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
     with pytest.raises(Unavailable):
@@ -560,7 +560,7 @@ async def test_connection_that_is_ended_before_the_work_has_said_what_it_saw_cos
     async def work(node: Connection) -> int:
         nonlocal ran
         ran += 1
-        row = await node.fetchrow(queries.SELECT_RIDE, email, ride_id)
+        row = await node.fetchrow(SELECT_RIDE, email, ride_id)
         assert row is not None
         if 1 == ran:
             for pool in router.pools:

@@ -109,6 +109,6 @@ async def inspecting(
     """Serve an API that commands a cluster; the options are those of its inspector."""
     options = {"limits": QUICK} | options
     inspector = Inspector(router, Targets("", cluster), list(cluster.nodes), 0.5, **options)
-    app = build_app(router, audience=inspector.event_log.recorder)
+    app = build_app(router, recorder=inspector.event_log.recorder)
     async with control.listening(cluster, lambda: None), inspector.serving(app):
         yield Inspected(await aiohttp_client(app), inspector.event_log)

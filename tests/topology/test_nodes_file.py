@@ -15,7 +15,7 @@ import pytest_asyncio
 from rocket import Lsn, Reason, Role, Router, SessionToken
 from rocket.consistency import Epoch
 from rocket.errors import InvalidSetting
-from rocket.lab.api import queries
+from rocket.lab.api.rides import SELECT_RIDE
 from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
 from rocket.topology.nodes_file import follow, read_nodes
@@ -115,7 +115,7 @@ async def test_no_read_fails_while_nodes_come_and_go(
         token: SessionToken | None = None
 
         async def work(node: Connection) -> bool:
-            row = await node.fetchrow(queries.SELECT_RIDE, email, ride_id)
+            row = await node.fetchrow(SELECT_RIDE, email, ride_id)
             await node.execute("SELECT pg_sleep(0.01)")
             return row is not None and row["id"] is not None
 

@@ -1,4 +1,4 @@
-"""Reading what clients send: form or JSON, bounded, and never trusted."""
+"""The parameters of requests, from forms, JSON and queries: bounded and checked."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from rocket.lab.api.limits import ADMISSION
+from rocket.lab.api.limits import ADMISSION, BOUNDS
 from rocket.lab.api.problems import Problem, missing_parameter, unreadable_body, wrong_parameter
 
 BIGINT_MAX = 2**63 - 1
-_BODY_TIMEOUT_S = 5.0
 _MOST_FIELDS = 100
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")  # in linear time
 _WHOLE = re.compile(r"[0-9]{1,19}")
@@ -23,17 +22,17 @@ _LONGEST_EMAIL = 255
 
 
 async def body_parameter(request: web.Request, name: str) -> object:
-    """Return one parameter of a form or JSON body: a string, or whatever JSON holds.
+    """Return one parameter of a form or JSON body: a string, or any value of JSON.
 
-    Raise a 422 where it is missing, a 400 where the body is not what it says, a 408 where it does not come,
-    a 413 where it is too large, and a 503 where too many have yet to come.
+    Raise a 422 if it is missing, a 400 if the body does not match its headers, a 408 if it does not arrive in
+    time, a 413 if it is too large, and a 503 if too many bodies are arriving.
     """
     try:
-        if request.content.is_eof():  # most bodies come with their heads
+        if request.content.is_eof():  # most bodies arrive with their headers
             body = await request.read()
         else:
             with request.app[ADMISSION].waiting_for_a_body():
-                async with asyncio.timeout(_BODY_TIMEOUT_S):
+                async with asyncio.timeout(request.app[BOUNDS].body_s):
                     body = await request.read()
     except TimeoutError:
         raise Problem(HTTPStatus.REQUEST_TIMEOUT, "The request body did not arrive in time.") from None
@@ -77,7 +76,7 @@ def _form(body: bytes, charset: str) -> dict[str, object]:
 
 
 def distance(value: object) -> float:
-    """Read a distance: a finite number, in JSON or in decimal notation."""
+    """Return a distance: a finite number, from JSON or decimal notation; raise a 422 for all else."""
     number = math.nan
     if isinstance(value, str) and _FLOAT.fullmatch(value.strip()):
         number = float(value)
@@ -92,14 +91,14 @@ def distance(value: object) -> float:
 
 
 def email(value: object) -> str:
-    """Read an e-mail address, as far as it can be told from something else."""
+    """Return an e-mail address; raise a 422 for what cannot be one."""
     if not isinstance(value, str) or not is_email(value):
         raise wrong_parameter("email", f"an e-mail address of at most {_LONGEST_EMAIL} characters")
     return value
 
 
 def is_email(text: str) -> bool:
-    """Tell whether a text may be an e-mail address (printable, so Postgres can store it)."""
+    """Return whether a text may be an e-mail address (printable, so Postgres can store it)."""
     local, at, domain = text.partition("@")
     return (
         len(text) <= _LONGEST_EMAIL
@@ -111,14 +110,14 @@ def is_email(text: str) -> bool:
 
 
 def ride_id(text: str) -> int:
-    """Read a ride's ID; what cannot be one becomes 0, which no ride has."""
+    """Return a ride's ID; a text that cannot be one becomes 0, which no ride has."""
     if not _WHOLE.fullmatch(text) or int(text) > BIGINT_MAX:
         return 0
     return int(text)
 
 
 def page_limit(request: web.Request, *, default: int, most: int) -> int:
-    """Read how many a page shall hold."""
+    """Return how many rides a page holds at most; raise a 422."""
     text = request.query.get("limit", str(default))
     if not _WHOLE.fullmatch(text) or not 1 <= int(text) <= most:
         raise wrong_parameter("limit", f"a whole number from 1 to {most}")
@@ -126,7 +125,7 @@ def page_limit(request: web.Request, *, default: int, most: int) -> int:
 
 
 def page_before(request: web.Request) -> int:
-    """Read below which ride a page shall begin; without it, at the newest."""
+    """Return the ID that all rides of a page lie below, by default above all IDs; raise a 422."""
     text = request.query.get("before")
     if text is None:
         return BIGINT_MAX

@@ -2,103 +2,104 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rocket import Role, Routing, Unavailable, report_read_bound
-from rocket.lab.api import parameters, queries
-from rocket.lab.api.answers import answer_json, route_headers
-from rocket.lab.api.keys import METRICS, ROUTER
+from aiohttp import web
+
+from rocket import READ_BOUND, Role, Routing, Unavailable, report_read_bound
+from rocket.lab.api import parameters
 from rocket.lab.api.problems import invalid_credentials, key_used_otherwise, not_found, wrong_idempotency_key
-from rocket.lab.api.recorder import Asked, tell, telling
-from rocket.lab.api.users import who_asks
-from rocket.web.aiohttp import tokens_of
+from rocket.lab.api.recorder import Asked, recorded, started
+from rocket.lab.api.status import METRICS, ROUTER
+from rocket.web.aiohttp import SESSION
 
 if TYPE_CHECKING:
-    from aiohttp import web
     from asyncpg import Record
 
-    from rocket import Answer, Connection, Work
+    from rocket import Answer, Connection, Session, Work
 
 ResultT = TypeVar("ResultT")
 
 _PAGE = 20
 _LARGEST_PAGE = 100
 _LONGEST_KEY = 255
+_HEADERS = {"Content-Type": "application/json; charset=utf-8", "Cache-Control": "no-store"}
+
+INSERT_RIDE = """
+    INSERT INTO rides (distance, user_id, idempotency_key)
+    SELECT $2, users.id, $3 FROM users WHERE users.email = $1
+    ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    RETURNING id, distance, user_id
+"""
+_SELECT_RIDE_BY_KEY = """
+    SELECT rides.id, rides.distance, rides.user_id
+      FROM users JOIN rides ON rides.user_id = users.id AND rides.idempotency_key = $2
+     WHERE users.email = $1
+"""
+_SELECT_RIDE = """
+    SELECT rides.id, rides.distance, rides.user_id, {shown} AS shown
+      FROM users LEFT JOIN rides ON rides.user_id = users.id AND rides.id = $2
+     WHERE users.email = $1
+"""
+"""No row: the user does not exist. A row of NULLs: the user has no such ride."""
+
+_SELECT_RIDES = """
+    SELECT page.id, page.distance, page.user_id, {shown} AS shown
+      FROM users
+      LEFT JOIN LATERAL (
+               SELECT id, distance, user_id FROM rides
+                WHERE rides.user_id = users.id AND rides.id < $2
+                ORDER BY id DESC LIMIT $3
+           ) AS page ON true
+     WHERE users.email = $1
+     ORDER BY page.id DESC
+"""
+"""As above: no row where the user does not exist, a row of NULLs where there is no ride."""
+
+SELECT_RIDE, SELECT_RIDES = (query.format(shown=READ_BOUND) for query in (_SELECT_RIDE, _SELECT_RIDES))
+"""These report to the router what they have shown."""
+
+_PLAIN_SELECT_RIDE, _PLAIN_SELECT_RIDES = (query.format(shown="NULL") for query in (_SELECT_RIDE, _SELECT_RIDES))
+"""The same for a routing without a guarantee, which has no use for it."""
 
 _log = logging.getLogger("rocket.api")
 
 
-def _as_json(ride: Record) -> dict[str, object]:
-    return {"distance": round(ride["distance"], 1), "id": ride["id"], "user_id": ride["user_id"]}
-
-
-async def _read(
-    request: web.Request, work: Work[ResultT | None], email: str, asked: Asked, detail: object
-) -> tuple[Answer[ResultT | None], ResultT]:
-    """Read for a session; work returns None where it finds no such user, which only a primary may say."""
-    app = request.app
-    router = app[ROUTER]
-    tokens = tokens_of(request)
-    began = time.monotonic()
-    try:
-        answer = await router.read(work, subject=email, token=tokens)
-        if answer.value is None and answer.role is not Role.PRIMARY:
-            # The tokens do not cover the user. Without them its floor is looked up on the primary, which knows.
-            latest = answer.token
-            answer = await router.read(work, subject=email)
-            if latest is not None and answer.token is not None:
-                if latest.epoch == answer.token.epoch:
-                    answer = answer._replace(token=answer.token.merged_with(latest))
-                else:  # promoted in between: only the primary can tell what has become of the session's floors
-                    answer = await router.read(work, subject=email, token=tokens)
-    except Unavailable as error:
-        app[METRICS].count_refused_read(error)
-        tell(app, asked, began, email, tokens, detail, None, error)
-        raise
-    if answer.value is None:
-        unknown = invalid_credentials(route_headers(answer))
-        tell(app, asked, began, email, tokens, detail, answer, unknown)
-        raise unknown
-    app[METRICS].count_read(answer, began)
-    tell(app, asked, began, email, tokens, detail, answer)
-    return answer, answer.value
-
-
 async def create(request: web.Request) -> web.Response:
     """`POST /rides`: write a ride; with an Idempotency-Key, at most one for each key."""
-    email = who_asks(request)
+    session = request[SESSION]
+    email = session.subject
     key = request.headers.get("Idempotency-Key")
     if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isprintable()):
         raise wrong_idempotency_key(_LONGEST_KEY)
-    tokens = tokens_of(request)
     distance = parameters.distance(await parameters.body_parameter(request, "distance"))
 
     async def insert(primary: Connection) -> Record | None:
-        ride = await primary.fetchrow(queries.INSERT_RIDE, email, distance, key)
+        ride = await primary.fetchrow(INSERT_RIDE, email, distance, key)
         if ride is not None or key is None:
             return ride
-        earlier = await primary.fetchrow(queries.SELECT_RIDE_BY_KEY, email, key)
+        earlier = await primary.fetchrow(_SELECT_RIDE_BY_KEY, email, key)
         if earlier is not None and earlier["distance"] != distance:
             raise key_used_otherwise()
         return earlier
 
-    with request.app[METRICS].write(), telling(request.app, Asked.WRITE, email, tokens, distance) as tale:
-        tale.answer = answer = await request.app[ROUTER].write(insert, subject=email, token=tokens)
-        if answer.value is None:
-            raise invalid_credentials(route_headers(answer))
-    return answer_json(answer, _as_json(answer.value), HTTPStatus.CREATED)
+    with request.app[METRICS].write(), recorded(request, Asked.WRITE, distance):
+        ride = await session.write(insert)
+        if ride is None:
+            raise invalid_credentials()
+    return _response(_as_json(ride), HTTPStatus.CREATED)
 
 
 async def show(request: web.Request) -> web.Response:
-    """`GET /rides/{id}`: one ride, of the user who asks."""
-    email = who_asks(request)
+    """`GET /rides/{id}`: one ride of the user."""
+    app, email = request.app, request[SESSION].subject
     given_id = request.match_info["id"]
     ride_id = parameters.ride_id(given_id)
-    guaranteed = request.app[ROUTER].routing is Routing.NEVER_STALE
-    query = queries.SELECT_RIDE if guaranteed else queries.PLAIN_SELECT_RIDE
+    query = SELECT_RIDE if app[ROUTER].routing is Routing.NEVER_STALE else _PLAIN_SELECT_RIDE
 
     async def select(node: Connection) -> Record | None:
         row = await node.fetchrow(query, email, ride_id)
@@ -106,20 +107,19 @@ async def show(request: web.Request) -> web.Response:
             report_read_bound(node, row["shown"])
         return row
 
-    answer, ride = await _read(request, select, email, Asked.READ, ride_id)
+    ride, answer = await _read(app, request, select, Asked.READ, ride_id)
     _log.info("Reading ride %s from server '%s'", ride_id, answer.node)
     if ride["id"] is None:
-        raise not_found("ride", given_id, route_headers(answer))
-    return answer_json(answer, _as_json(ride))
+        raise not_found("ride", given_id)
+    return _response(_as_json(ride))
 
 
 async def page(request: web.Request) -> web.Response:
-    """`GET /rides?limit=&before=`: the user's own rides, newest first."""
-    email = who_asks(request)
+    """`GET /rides?limit=&before=`: the user's rides, newest first."""
+    app, email = request.app, request[SESSION].subject
     limit = parameters.page_limit(request, default=_PAGE, most=_LARGEST_PAGE)
     before = parameters.page_before(request)
-    guaranteed = request.app[ROUTER].routing is Routing.NEVER_STALE
-    query = queries.SELECT_RIDES if guaranteed else queries.PLAIN_SELECT_RIDES
+    query = SELECT_RIDES if app[ROUTER].routing is Routing.NEVER_STALE else _PLAIN_SELECT_RIDES
 
     async def select(node: Connection) -> list[Record] | None:
         rows = await node.fetch(query, email, before, limit + 1)
@@ -127,11 +127,66 @@ async def page(request: web.Request) -> web.Response:
             report_read_bound(node, rows[0]["shown"])
         return rows or None
 
-    answer, rows = await _read(request, select, email, Asked.LIST, (limit, before))
+    rows, answer = await _read(app, request, select, Asked.LIST, (limit, before))
     _log.info("Reading rides from server '%s'", answer.node)
     found = [row for row in rows if row["id"] is not None]
     rides = found[:limit]
     more = len(found) > limit
-    return answer_json(
-        answer, {"rides": [_as_json(ride) for ride in rides], "next": rides[-1]["id"] if more else None}
-    )
+    return _response({"rides": [_as_json(ride) for ride in rides], "next": rides[-1]["id"] if more else None})
+
+
+async def _read(
+    app: web.Application, request: web.Request, work: Work[ResultT | None], asked: Asked, detail: object
+) -> tuple[ResultT, Answer[ResultT]]:
+    """Read in the request's session, and count and record it; `work` returns None if it finds no such user."""
+    metrics, session = app[METRICS], request[SESSION]
+    record = started(app, session, asked, detail)
+    began = time.monotonic()
+    try:
+        found = await session.read(work)
+        if found is None and _last_of(session).role is Role.REPLICA:
+            session, found = await _confirmed(request, session, work)
+    except Unavailable as error:
+        metrics.count_refused_read(error)
+        if record is not None:
+            record.end(session, error)
+        raise
+    if found is None:
+        unknown = invalid_credentials()
+        if record is not None:
+            record.end(session, unknown)
+        raise unknown
+    answer = _last_of(session)
+    metrics.count_read(answer, began)
+    if record is not None:
+        record.end(session)
+    return found, answer
+
+
+async def _confirmed(
+    request: web.Request, session: Session[str], work: Work[ResultT]
+) -> tuple[Session[str], ResultT]:
+    """Read again for a user whom a replica does not have, since the session's tokens may not cover its creation.
+
+    Without a token, the user's floor is looked up on the primary, which raises a 401 if the user does not exist. A
+    session that has both tokens covers all that either has shown, also if there was a promotion in between.
+    """
+    router = request.app[ROUTER]
+    alone = request[SESSION] = router.session(session.subject)
+    await alone.read(work)
+    tokens = [token for token in (session.token, alone.token) if token is not None]
+    both = request[SESSION] = router.session(session.subject, tokens)
+    return both, await both.read(work)
+
+
+def _last_of(session: Session[str]) -> Answer[Any]:
+    assert session.last is not None  # noqa: S101 - it has read
+    return session.last
+
+
+def _as_json(ride: Record) -> dict[str, object]:
+    return {"distance": round(ride["distance"], 1), "id": ride["id"], "user_id": ride["user_id"]}
+
+
+def _response(body: object, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
+    return web.Response(body=json.dumps(body).encode(), status=status, headers=_HEADERS)

@@ -26,7 +26,7 @@ from rocket.lab.checker.history import Outcome
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rocket import Answer, Board, Routing, SessionToken
+    from rocket import Answer, Board, Routing
     from rocket.cluster.control import CarriedOut
     from rocket.consistency import PrimaryStatus, ReplicaStatus
 
@@ -115,17 +115,17 @@ class EventLog:
 
     def start_recording(self) -> None:
         """Record every request from now on. Each read pays for it, so do so only while there are viewers."""
-        self.recorder.witness = self.record
+        self.recorder.record = self.record
 
     def stop_recording(self) -> None:
         """Record no further requests, and forget those recorded."""
-        self.recorder.witness = None
+        self.recorder.record = None
         self._requests.clear()
 
     @property
     def is_recording(self) -> bool:
         """Whether requests are recorded."""
-        return self.recorder.witness is not None
+        return self.recorder.record is not None
 
     def record(self, record: RequestRecord) -> None:
         """Add a request, reduced to what viewers need."""
@@ -317,12 +317,13 @@ class SessionTracker:
     """
 
     def __init__(self) -> None:
-        self._chains: OrderedDict[tuple[str, SessionToken], tuple[str, float]] = OrderedDict()
+        self._chains: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
         """By subject and token: the session that received it last, and when."""
 
     def session_of(self, record: RequestRecord, number: int) -> TrackedSession:
         """Return the session of a request; `number` names a session that begins with it."""
-        received = None if record.answer is None else record.answer.token
+        token = None if record.answer is None else record.answer.token
+        received = None if token is None else str(token)
         name = self._use_up(record)
         if name is None:
             # A read without a token must see what its user wrote. It continues no chain, but may begin one.
@@ -347,7 +348,7 @@ class SessionTracker:
                 name = known[0]
         return name
 
-    def _remember(self, record: RequestRecord, token: SessionToken, name: str) -> None:
+    def _remember(self, record: RequestRecord, token: str, name: str) -> None:
         key = (record.subject, token)
         self._chains.pop(key, None)
         self._chains[key] = name, record.done

@@ -114,9 +114,9 @@ def _request_fields(record: RequestRecord, session: TrackedSession, routing: Rou
     }
 
 
-def tokens_text(tokens: Sequence[SessionToken]) -> str | None:
+def tokens_text(tokens: Sequence[str]) -> str | None:
     """Return tokens as a client sends them; None if there are none."""
-    return ", ".join(map(str, tokens)) or None
+    return ", ".join(tokens) or None
 
 
 def _candidates(route: Route, board: Board, policy: Policy, *, checked: bool) -> Sequence[Candidate]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rocket import Router, Routing
-    from rocket.lab.api.metrics import Metrics
+    from rocket.lab.api.status import Metrics
     from rocket.lab.inspector.event_log import EventLog, LogEntry
     from rocket.lab.inspector.events import Event
 

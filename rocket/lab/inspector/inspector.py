@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from rocket import Routing
-from rocket.lab.api.keys import METRICS
 from rocket.lab.api.limits import ADMISSION
 from rocket.lab.api.problems import Problem
+from rocket.lab.api.status import METRICS
 from rocket.lab.inspector import access
 from rocket.lab.inspector.controls import Controls
 from rocket.lab.inspector.event_log import CommandDone, EventLog

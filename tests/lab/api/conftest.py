@@ -1,36 +1,51 @@
-"""The API as a server on a socket of its own, for those who write to it byte by byte."""
+"""The API as a server on a socket of its own, for tests that write to it byte by byte."""
 
 from __future__ import annotations
 
 import logging
 import socket
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
 from rocket.lab.api.app import build_app, serve
+from rocket.lab.api.limits import Bounds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from rocket import Router
+    from tests.support.raw_http import Address
 
-    Door: TypeAlias = tuple[str, int]
+
+@pytest.fixture
+def bounds() -> Bounds:
+    """The bounds of the API; a test file may have others."""
+    return Bounds()
 
 
 @pytest_asyncio.fixture
-async def door(router: Router[str]) -> AsyncIterator[Door]:
+async def address(router: Router[str], bounds: Bounds) -> AsyncIterator[Address]:
     """Run a server that also answers to the name Rides.Example, and return its address."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        async with serve(build_app(router, allowed_hosts=["", "Rides.Example"]), listening):
+        app = build_app(router, allowed_hosts=["", "Rides.Example"], bounds=bounds)
+        async with serve(app, listening):
             yield listening.getsockname()
+
+
+@pytest_asyncio.fixture
+async def listening() -> AsyncIterator[socket.socket]:
+    """Bind a socket to a free port."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        yield listening
 
 
 @pytest.fixture
 def nothing_is_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Hold that what others send is no error of ours, leaves no traceback, and writes no lines of its own."""
+    """Check that client mistakes are not logged as errors, leave no traceback, and forge no log lines."""
     yield
     records = [*caplog.get_records("call"), *caplog.get_records("teardown")]
     assert [record.getMessage() for record in records if record.levelno >= logging.ERROR] == []

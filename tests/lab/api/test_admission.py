@@ -14,33 +14,34 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from rocket.lab.api import limits
-from rocket.lab.api.limits import Admission, ClientGone
+from rocket.lab.api.limits import Admission, Backoff
 from rocket.lab.api.problems import Problem
 from tests.support.servers import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+BOUNDS = limits.Bounds()
 LONG_S, SHORT_S = 0.1, 0.0001
 """Turns of the loop."""
 PULSE_S = 0.01
 
 
 class Guests:
-    """Requests of clients, each with manners of its own, that stay until they are told to leave."""
+    """Requests of clients, each with backoff of its own, that stay until they are told to leave."""
 
     def __init__(self, house: Admission) -> None:
         self.house = house
         self.leave = asyncio.Event()
         self._staying: list[asyncio.Task[web.StreamResponse]] = []
 
-    async def ask(self, path: str = "/rides/1", manners: ClientGone | None = None) -> web.Response:
+    async def ask(self, path: str = "/rides/1", backoff: Backoff | None = None) -> web.Response:
         """Ask for something that costs no server anything; return the answer."""
 
         async def handle(_request: web.BaseRequest) -> web.StreamResponse:
             return web.Response(text="here")
 
-        answer = await self.house.rationed(make_mocked_request("GET", path), handle, manners or ClientGone())
+        answer = await self.house.rationed(make_mocked_request("GET", path), handle, backoff or Backoff())
         assert isinstance(answer, web.Response)
         return answer
 
@@ -54,7 +55,7 @@ class Guests:
         inside = self.house.inside
         for _ in range(count):
             request = make_mocked_request("GET", "/rides/1")
-            self._staying.append(asyncio.ensure_future(self.house.rationed(request, handle, ClientGone())))
+            self._staying.append(asyncio.ensure_future(self.house.rationed(request, handle, Backoff())))
         await until(lambda: self.house.inside == inside + count)
 
     async def go(self) -> list[int]:
@@ -100,25 +101,25 @@ def loop(guests: Guests) -> Loop:
 
 async def test_nobody_is_refused_while_the_loop_finds_time_to_wait(guests: Guests, loop: Loop) -> None:
     """However many wait for a server, up to a bound; and however long a turn takes."""
-    await guests.stay(limits.MOST)
+    await guests.stay(BOUNDS.requests)
     loop.turns(LONG_S, 10, waits=True)
 
-    assert guests.house.unasked
+    assert guests.house.unchecked
     assert 503 == (await guests.ask()).status
-    assert [200] * limits.MOST == await guests.go()
+    assert [200] * BOUNDS.requests == await guests.go()
 
 
 async def test_nobody_is_refused_while_few_ask_without_a_break(guests: Guests, loop: Loop) -> None:
     """They keep the loop from ever waiting, and are answered soon all the same."""
-    await guests.stay(limits.CROWD)
+    await guests.stay(limits.BUSY)
     loop.turns(SHORT_S, 100)
 
-    assert guests.house.unasked
+    assert guests.house.unchecked
 
 
 async def test_many_who_keep_the_loop_from_waiting_are_an_overload(guests: Guests, loop: Loop) -> None:
     """Each of them waits for all the others, however short the turns are."""
-    await guests.stay(limits.CROWD + 1)
+    await guests.stay(limits.BUSY + 1)
     loop.turns(SHORT_S, 2)
 
     assert 503 == (await guests.ask()).status
@@ -126,7 +127,7 @@ async def test_many_who_keep_the_loop_from_waiting_are_an_overload(guests: Guest
 
 async def test_a_refusal_says_when_to_come_back(guests: Guests) -> None:
     """In the API's own form."""
-    await guests.stay(limits.MOST)
+    await guests.stay(BOUNDS.requests)
 
     answer = await guests.ask()
 
@@ -146,7 +147,7 @@ async def test_one_slow_turn_is_no_overload(guests: Guests, loop: Loop) -> None:
     loop.turns(SHORT_S)
     loop.turns(LONG_S)
 
-    assert guests.house.unasked
+    assert guests.house.unchecked
 
 
 async def test_an_overload_is_told_of_once_somebody_is_refused(
@@ -156,9 +157,9 @@ async def test_an_overload_is_told_of_once_somebody_is_refused(
     for _ in range(2):
         caplog.clear()
         loop.turns(LONG_S, 2)
-        assert 0 == guests.house.unasked
+        assert 0 == guests.house.unchecked
         loop.turns(SHORT_S, 1000, waits=True)
-        assert 0 != guests.house.unasked
+        assert 0 != guests.house.unchecked
         assert [] == caplog.messages
 
         loop.turns(LONG_S, 2)
@@ -186,28 +187,28 @@ async def test_who_watches_is_never_refused(guests: Guests, loop: Loop, path: st
     """Not even who asks again and again."""
     loop.overload()
     await guests.stay(limits.LEAST)
-    manners = ClientGone()
+    backoff = Backoff()
 
-    assert [200] * 3 == [(await guests.ask(path, manners)).status for _ in range(3)]
+    assert [200] * 3 == [(await guests.ask(path, backoff)).status for _ in range(3)]
 
 
 async def test_who_comes_back_too_soon_is_refused_though_there_is_room(guests: Guests, loop: Loop) -> None:
     """It was told when to come; others are let in meanwhile."""
     loop.overload()
     await guests.stay(limits.LEAST)
-    manners = ClientGone()
-    await guests.ask(manners=manners)
+    backoff = Backoff()
+    await guests.ask(backoff=backoff)
     await guests.go()
 
-    assert 503 == (await guests.ask(manners=manners)).status
+    assert 503 == (await guests.ask(backoff=backoff)).status
     assert 200 == (await guests.ask()).status
-    manners.welcome_at = time.monotonic()
-    assert 200 == (await guests.ask(manners=manners)).status
+    backoff.until = time.monotonic()
+    assert 200 == (await guests.ask(backoff=backoff)).status
 
 
-async def heard_in_a_turn(guests: Guests, path: str, manners: list[ClientGone]) -> int:
+async def heard_in_a_turn(guests: Guests, path: str, backoff: list[Backoff]) -> int:
     """Have all of them ask at the same time; return how many at the most are answered in a turn of the loop."""
-    asking = [asyncio.ensure_future(guests.ask(path, each)) for each in manners]
+    asking = [asyncio.ensure_future(guests.ask(path, each)) for each in backoff]
     answered = [0]
     while answered[-1] < len(asking):
         await asyncio.sleep(0)
@@ -219,7 +220,7 @@ async def test_one_of_those_who_come_back_too_soon_is_heard_in_a_turn(guests: Gu
     """So what refusing them costs does not grow with their number."""
     loop.overload()
     await guests.stay(limits.LEAST)
-    rude = [ClientGone() for _ in range(20)]
+    rude = [Backoff() for _ in range(20)]
 
     assert 20 == await heard_in_a_turn(guests, "/rides/1", rude)
     assert 1 == await heard_in_a_turn(guests, "/rides/1", rude)
@@ -229,7 +230,7 @@ async def test_one_of_those_who_come_back_too_soon_is_heard_in_a_turn(guests: Gu
 async def test_one_of_those_who_ask_for_nothing_is_heard_in_a_turn(guests: Guests, loop: Loop, path: str) -> None:
     """A flood need not be of reads; who is served by a node waits for that one anyway."""
     loop.overload()
-    idle = [ClientGone() for _ in range(20)]
+    idle = [Backoff() for _ in range(20)]
 
     assert 20 == await heard_in_a_turn(guests, path, idle)
     assert 1 == await heard_in_a_turn(guests, path, idle)
@@ -239,23 +240,23 @@ async def test_when_nobody_had_to_be_refused_for_a_while_everybody_is_let_in(gue
     """Those who were have had the time to ask again."""
     loop.overload()
     loop.turns(SHORT_S, int(limits.RETRY_AFTER_S / PULSE_S))
-    assert not guests.house.unasked
+    assert not guests.house.unchecked
 
     loop.turns(SHORT_S, 60)
 
-    await guests.stay(limits.MOST)
+    await guests.stay(BOUNDS.requests)
 
 
 async def test_while_many_have_to_wait_to_be_heard_the_overload_lasts(guests: Guests, loop: Loop) -> None:
     """Without it they would all be heard at once."""
     loop.overload()
-    idle = [ClientGone() for _ in range(2 * limits.LEAST)]
+    idle = [Backoff() for _ in range(2 * limits.LEAST)]
     await heard_in_a_turn(guests, "/nowhere", idle)
     asking = [asyncio.ensure_future(guests.ask("/nowhere", each)) for each in idle]
     await asyncio.sleep(0)
     loop.turns(SHORT_S, 1000)
 
-    assert not guests.house.unasked
+    assert not guests.house.unchecked
     await asyncio.gather(*asking)
 
 
@@ -263,11 +264,11 @@ async def test_who_never_waits_is_let_in_once_the_loop_does(guests: Guests, loop
     """One client alone, however rude, is no overload."""
     loop.overload()
     await guests.stay(limits.LEAST)
-    manners = ClientGone()
-    assert 503 == (await guests.ask(manners=manners)).status
+    backoff = Backoff()
+    assert 503 == (await guests.ask(backoff=backoff)).status
     loop.turns(SHORT_S, 60, waits=True)
 
-    assert 200 == (await guests.ask(manners=manners)).status
+    assert 200 == (await guests.ask(backoff=backoff)).status
 
 
 async def test_a_loop_that_finds_time_to_wait_lets_in_more(guests: Guests, loop: Loop) -> None:
@@ -292,7 +293,7 @@ async def test_a_body_on_its_way_takes_nobodys_place(guests: Guests, loop: Loop)
 async def test_bodies_on_their_way_have_a_bound(guests: Guests) -> None:
     """Each of them takes memory."""
     with contextlib.ExitStack() as stack:
-        for _ in range(limits.MOST_BODIES):
+        for _ in range(BOUNDS.bodies):
             stack.enter_context(guests.house.waiting_for_a_body())
         with pytest.raises(Problem) as refused:
             stack.enter_context(guests.house.waiting_for_a_body())
@@ -314,6 +315,6 @@ async def test_a_loop_that_is_held_up_is_noticed(guests: Guests) -> None:
     async with asyncio.timeout(10):
         with guests.house.watching_the_loop():
             hold_up()
-            await until(lambda: not guests.house.unasked)
+            await until(lambda: not guests.house.unchecked)
             busy = False
-            await until(lambda: guests.house.unasked > 0)
+            await until(lambda: guests.house.unchecked > 0)

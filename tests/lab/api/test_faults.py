@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import aiohttp
@@ -14,11 +13,14 @@ import pytest_asyncio
 
 from rocket import Board, Router
 from rocket.lab.api.app import build_app, serve
+from rocket.lab.api.limits import Bounds
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
+from tests.support.raw_http import connection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    import socket
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     import asyncpg
@@ -78,10 +80,12 @@ class FloorsWithFuse(UserFloors):
 
 
 @contextlib.asynccontextmanager
-async def api(dsn: str, floors: UserFloors, board: Board, aiohttp_client: AiohttpClient) -> AsyncIterator[Client]:
+async def api(
+    dsn: str, floors: UserFloors, board: Board, aiohttp_client: AiohttpClient, bounds: Bounds | None = None
+) -> AsyncIterator[Client]:
     """Run an API on a primary alone."""
     async with await Router.open({"primary": dsn}, floors, board) as router:
-        yield await aiohttp_client(build_app(router))
+        yield await aiohttp_client(build_app(router, bounds=bounds))
 
 
 async def refusal(response: ClientResponse) -> tuple[int, str]:
@@ -103,7 +107,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest_asyncio.fixture
-async def rider(client: Client, email: str) -> str:
+async def user(client: Client, email: str) -> str:
     """Return the e-mail address of a user."""
     await client.post("/users", json={"email": email})
     return email
@@ -121,27 +125,6 @@ def dsn_of_nothing(tmp_path: Path) -> str:
     return f"postgresql://postgres@/rocket?host={tmp_path / 'nowhere'}"
 
 
-@pytest.fixture
-def listening() -> Iterator[socket.socket]:
-    """Bind a socket to a free port."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        yield listening
-
-
-@contextlib.asynccontextmanager
-async def connection(
-    listening: socket.socket,
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Open a connection, and give it up after the deadline."""
-    async with asyncio.timeout(DEADLINE_S):
-        reader, writer = await asyncio.open_connection(*listening.getsockname())
-        try:
-            yield reader, writer
-        finally:
-            writer.close()
-
-
 class TestUnforeseen:
     """What nobody thought of."""
 
@@ -150,7 +133,7 @@ class TestUnforeseen:
         self,
         *,
         dsn: str,
-        rider: str,
+        user: str,
         board: Board,
         aiohttp_client: AiohttpClient,
         caplog: pytest.LogCaptureFixture,
@@ -160,27 +143,27 @@ class TestUnforeseen:
         """The client learns that it happened; what it was stands in the log, once."""
         async with api(dsn, BrokenFloors(), board, aiohttp_client) as client:
             data = {"distance": "1"} if method == "POST" else None
-            response = await client.request(method, path, data=data, headers={"Authorization": rider})
+            response = await client.request(method, path, data=data, headers={"Authorization": user})
             assert await refusal(response) == (500, "Internal error.")
         assert SECRET not in str(response.headers)
         assert tracebacks(caplog) == [f"{method} {path} failed"]
         assert SECRET in caplog.text
 
     async def test_the_connection_serves_on(
-        self, dsn: str, rider: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+        self, dsn: str, user: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
         """One request that failed is no reason to fail others."""
         async with api(dsn, BrokenFloors(), board, aiohttp_client) as client:
-            await client.get("/rides", headers={"Authorization": rider})
+            await client.get("/rides", headers={"Authorization": user})
             assert (await client.get("/readyz")).status == 200
         assert len(errors(caplog)) == 1
 
     async def test_a_path_writes_no_lines_of_its_own_into_the_log(
-        self, dsn: str, rider: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+        self, dsn: str, user: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
         """What the client chose is logged as it was encoded."""
         async with api(dsn, BrokenFloors(), board, aiohttp_client) as client:
-            await client.get("/rides/1%0Aforged", headers={"Authorization": rider})
+            await client.get("/rides/1%0Aforged", headers={"Authorization": user})
         assert tracebacks(caplog) == ["GET /rides/1%0Aforged failed"]
 
 
@@ -229,12 +212,12 @@ class TestOutcomeUnknown:
     """Writes of which nobody can tell whether they have happened."""
 
     async def test_a_connection_lost_during_commit_is_a_504(
-        self, dsn: str, rider: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+        self, dsn: str, user: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
         """The client is told that it cannot be told, rather than to try again."""
         fuse = FloorsWithFuse("pg_terminate_backend(pg_backend_pid())")
         async with api(dsn, fuse, board, aiohttp_client) as client:
-            response = await client.post("/rides", data={"distance": "1"}, headers={"Authorization": rider})
+            response = await client.post("/rides", data={"distance": "1"}, headers={"Authorization": user})
             assert await refusal(response) == (504, "The outcome of this write is unknown.")
             metrics = await (await client.get("/metrics")).text()
         assert "Retry-After" not in response.headers
@@ -242,22 +225,22 @@ class TestOutcomeUnknown:
         assert 'rocket_writes_total{outcome="unknown"} 1.0' in metrics
 
     async def test_an_error_at_commit_is_not_in_doubt(
-        self, dsn: str, client: Client, rider: str, board: Board, aiohttp_client: AiohttpClient
+        self, dsn: str, client: Client, user: str, board: Board, aiohttp_client: AiohttpClient
     ) -> None:
         """A COMMIT that the server refuses has not happened: nothing is written."""
         async with api(dsn, FloorsWithFuse("1 / 0"), board, aiohttp_client) as failing:
-            response = await failing.post("/rides", data={"distance": "1"}, headers={"Authorization": rider})
+            response = await failing.post("/rides", data={"distance": "1"}, headers={"Authorization": user})
         assert response.status == 500
-        page = await client.get("/rides", headers={"Authorization": rider})
+        page = await client.get("/rides", headers={"Authorization": user})
         assert (await page.json())["rides"] == []
 
     async def test_a_request_cut_off_during_commit_is_a_504(
-        self, dsn: str, rider: str, board: Board, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+        self, dsn: str, user: str, board: Board, aiohttp_client: AiohttpClient
     ) -> None:
         """The last resort against slow requests does not claim that nothing was written when that is not known."""
-        monkeypatch.setattr("rocket.lab.api.problems.REQUEST_TIMEOUT_S", 0.2)
-        async with api(dsn, FloorsWithFuse("pg_sleep(1)"), board, aiohttp_client) as client:
-            response = await client.post("/rides", data={"distance": "1"}, headers={"Authorization": rider})
+        fuse, bounds = FloorsWithFuse("pg_sleep(1)"), Bounds(request_s=0.2)
+        async with api(dsn, fuse, board, aiohttp_client, bounds) as client:
+            response = await client.post("/rides", data={"distance": "1"}, headers={"Authorization": user})
             assert await refusal(response) == (504, "The outcome of this write is unknown.")
 
 
@@ -271,16 +254,14 @@ class TestBodyThatDoesNotCome:
         *,
         router: Router[str],
         listening: socket.socket,
-        monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
         content_type: str,
         length: str,
     ) -> None:
         """Nobody is waited for without end."""
-        monkeypatch.setattr("rocket.lab.api.parameters._BODY_TIMEOUT_S", 0.05)
-        monkeypatch.setattr("rocket.lab.api.app._DRAIN_S", 0.1)
         head = f"POST /users HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n{length}\r\n\r\n"
-        async with serve(build_app(router), listening), connection(listening) as (reader, writer):
+        app = build_app(router, bounds=Bounds(body_s=0.05, drain_s=0.1))
+        async with serve(app, listening), connection(listening.getsockname()) as (reader, writer):
             writer.write(head.encode())
             answer = await reader.readuntil(b"}")
         assert answer.startswith(b"HTTP/1.1 408 ")
@@ -293,13 +274,12 @@ class TestIdleConnections:
 
     @pytest.mark.parametrize("requests", [0, 1])
     async def test_they_are_closed_after_a_while(
-        self, router: Router[str], listening: socket.socket, monkeypatch: pytest.MonkeyPatch, requests: int
+        self, router: Router[str], listening: socket.socket, requests: int
     ) -> None:
         """A client that has gone silent, before its first request or after it, keeps no connection for good."""
-        monkeypatch.setattr("rocket.lab.api.app._KEEPALIVE_S", 0.1)
         async with (
-            serve(build_app(router), listening),
-            connection(listening) as (reader, writer),
+            serve(build_app(router, bounds=Bounds(keepalive_s=0.1)), listening),
+            connection(listening.getsockname()) as (reader, writer),
             asyncio.timeout(1),
         ):
             for _ in range(requests):
@@ -339,7 +319,7 @@ class TestDraining:
     """`serve` at its end."""
 
     async def test_a_request_in_flight_is_still_answered(
-        self, router: Router[str], cluster: LocalCluster, rider: str, listening: socket.socket
+        self, router: Router[str], cluster: LocalCluster, user: str, listening: socket.socket
     ) -> None:
         """Who waits for the database gets an answer, and whoever asks meanwhile is told that this is the end."""
         address = listening.getsockname()
@@ -347,23 +327,23 @@ class TestDraining:
             asyncio.timeout(DEADLINE_S),
             asyncio.TaskGroup() as group,
             aiohttp.ClientSession(f"http://127.0.0.1:{address[1]}") as session,
-            user_locked(cluster, rider) as holder,
+            user_locked(cluster, user) as holder,
             contextlib.AsyncExitStack() as server,
         ):
             await server.enter_async_context(serve(build_app(router), listening))
-            request = group.create_task(_ride(session, rider), name="request")
+            request = group.create_task(_ride(session, user), name="request")
             await until_a_lock_is_waited_for(holder)
-            ending = group.create_task(server.aclose(), name="ending")
+            shutdown = group.create_task(server.aclose(), name="shutdown")
             while (await said_by(address, "/readyz"))[0] != 503:
                 await asyncio.sleep(0.01)
             status, body = await said_by(address, "/readyz")
             assert (status, body["ready"], body["missing"][0]["code"]) == (503, False, "draining")
             assert (await said_by(address, "/livez"))[0] == 200
             assert not request.done()
-            assert not ending.done()
+            assert not shutdown.done()
             await holder.execute("ROLLBACK")
             assert await request == 201
-            await ending
+            await shutdown
             with pytest.raises(aiohttp.ClientConnectorError):
                 await said_by(address, "/livez")
 
@@ -371,20 +351,18 @@ class TestDraining:
         self,
         router: Router[str],
         cluster: LocalCluster,
-        rider: str,
+        user: str,
         listening: socket.socket,
-        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """What outlasts the time to drain is cut off."""
-        monkeypatch.setattr("rocket.lab.api.app._DRAIN_S", 0.1)
         async with (
             asyncio.timeout(DEADLINE_S),
             asyncio.TaskGroup() as group,
             aiohttp.ClientSession(f"http://127.0.0.1:{listening.getsockname()[1]}") as session,
-            user_locked(cluster, rider) as holder,
+            user_locked(cluster, user) as holder,
         ):
-            async with serve(build_app(router), listening):
-                request = group.create_task(_outcome(session, rider), name="request")
+            async with serve(build_app(router, bounds=Bounds(drain_s=0.1)), listening):
+                request = group.create_task(_outcome(session, user), name="request")
                 await until_a_lock_is_waited_for(holder)
             assert await request == "ServerDisconnectedError"
 

@@ -35,7 +35,7 @@ REPLICAS = NODES[1:]
 
 
 @pytest_asyncio.fixture
-async def rider(client: Client, email: str) -> str:
+async def user(client: Client, email: str) -> str:
     """Return the e-mail address of a user."""
     await client.post("/users", json={"email": email})
     return email
@@ -66,9 +66,9 @@ def named(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return name, frozenset(labels.items())
 
 
-async def read_as(client: Client, rider: str, times: int = 1) -> list[str]:
+async def read_as(client: Client, user: str, times: int = 1) -> list[str]:
     """Read as a user and return the names of the nodes that served."""
-    responses = [await client.get("/rides", headers={"Authorization": rider}) for _ in range(times)]
+    responses = [await client.get("/rides", headers={"Authorization": user}) for _ in range(times)]
     assert {response.status for response in responses} == {200}
     return [response.headers["Rocket-Served-By"] for response in responses]
 
@@ -214,12 +214,12 @@ class TestReplicas:
             assert 0 <= replica["status_age_seconds"] < 5
 
     async def test_a_lagging_replica_is_told_from_the_others(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer
     ) -> None:
         """The one that does not replay lags, in bytes and in seconds."""
         await cluster.wait_for_catchup()
         async with paused(cluster, "replica1"):
-            await client.post("/rides", data={"distance": "1"}, headers={"Authorization": rider})
+            await client.post("/rides", data={"distance": "1"}, headers={"Authorization": user})
             await observer.run_once()
             body = await (await client.get("/replicas")).json()
         lagging = next(replica for replica in body["replicas"] if replica["name"] == "replica1")
@@ -227,13 +227,13 @@ class TestReplicas:
         assert lagging["lag_seconds"] > 0
 
     async def test_reads_are_counted_as_in_the_metrics(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer
     ) -> None:
         """By node, by reason, and by reason those that the primary answered."""
-        await read_as(client, rider, 2)
+        await read_as(client, user, 2)
         await cluster.wait_for_catchup()
         await observer.run_once()
-        served = await read_as(client, rider, 10)
+        served = await read_as(client, user, 10)
         body = await (await client.get("/replicas")).json()
         assert body["reads"] == {"primary": 2, **{name: served.count(name) for name in set(served)}}
         assert body["reasons"] == {"no-status": 2, "caught-up": 10}
@@ -250,13 +250,13 @@ class TestMetrics:
     """`GET /metrics`."""
 
     async def test_reads_are_counted_by_node_and_reason(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer
     ) -> None:
         """Each read adds one to the node that served it and to the reason why."""
-        await read_as(client, rider, 2)
+        await read_as(client, user, 2)
         await cluster.wait_for_catchup()
         await observer.run_once()
-        served = await read_as(client, rider, 20)
+        served = await read_as(client, user, 20)
         seen = await samples(client)
         assert seen[named("rocket_reads_total", node="primary", role="primary", reason="no-status")] == 2
         for name in REPLICAS:
@@ -266,15 +266,15 @@ class TestMetrics:
         timed = [count for (name, _), count in seen.items() if name == "rocket_read_duration_seconds_count"]
         assert sum(timed) == 22
 
-    async def test_a_ride_that_is_not_there_is_a_read_too(self, client: Client, rider: str) -> None:
+    async def test_a_ride_that_is_not_there_is_a_read_too(self, client: Client, user: str) -> None:
         """A 404 was answered by a node, and counts as any other read."""
-        await client.get("/rides/0", headers={"Authorization": rider})
+        await client.get("/rides/0", headers={"Authorization": user})
         seen = await samples(client)
         assert seen[named("rocket_reads_total", node="primary", role="primary", reason="no-status")] == 1
 
-    async def test_writes_are_counted_by_outcome(self, client: Client, rider: str) -> None:
+    async def test_writes_are_counted_by_outcome(self, client: Client, user: str) -> None:
         """Writes that were committed are told from those that came to nothing."""
-        for email in (rider, rider, "unknown@example.com"):
+        for email in (user, user, "unknown@example.com"):
             await client.post("/rides", data={"distance": "1"}, headers={"Authorization": email})
         seen = await samples(client)
         assert seen[named("rocket_writes_total", outcome="committed")] == 3  # with the user
@@ -291,9 +291,9 @@ class TestMetrics:
         assert seen[named("rocket_writes_total", outcome="unavailable")] == 1
 
     @pytest.mark.parametrize("token", ["1~1-aaaaaaaaaa~0/1~0/0", "nonsense"])
-    async def test_tokens_that_are_refused_are_counted(self, client: Client, rider: str, token: str) -> None:
+    async def test_tokens_that_are_refused_are_counted(self, client: Client, user: str, token: str) -> None:
         """Those of another cluster, and those that are none."""
-        headers = {"Authorization": rider, "Rocket-Session": token}
+        headers = {"Authorization": user, "Rocket-Session": token}
         assert (await client.get("/rides", headers=headers)).status == 400
         assert (await samples(client))[named("rocket_session_tokens_refused_total")] == 1
 
@@ -306,9 +306,9 @@ class TestMetrics:
         seen = await samples(client)
         assert all(seen[named(gauge, node=name)] >= 0 for name in REPLICAS)
 
-    async def test_connections_are_gauged(self, client: Client, rider: str) -> None:
+    async def test_connections_are_gauged(self, client: Client, user: str) -> None:
         """Connections are counted by node and state, those not opened yet as none."""
-        await read_as(client, rider)
+        await read_as(client, user)
         seen = await samples(client)
         connections = {
             (name, state): seen[named("rocket_pool_connections", node=name, state=state)]
@@ -317,20 +317,20 @@ class TestMetrics:
         }
         assert {which for which, count in connections.items() if count} == {("primary", "idle")}
 
-    async def test_no_address_appears_in_the_metrics(self, client: Client, rider: str) -> None:
+    async def test_no_address_appears_in_the_metrics(self, client: Client, user: str) -> None:
         """Who rides is nobody's business who watches, and would make a label for each user."""
-        await client.post("/rides", data={"distance": "1"}, headers={"Authorization": rider})
-        await read_as(client, rider)
+        await client.post("/rides", data={"distance": "1"}, headers={"Authorization": user})
+        await read_as(client, user)
         await client.get("/rides", headers={"Authorization": "unknown@example.com"})
         text = await (await client.get("/metrics")).text()
-        assert rider.partition("@")[0] not in text
+        assert user.partition("@")[0] not in text
         assert "@" not in text
 
     async def test_applications_count_for_themselves(
-        self, client: Client, rider: str, router: Router[str], aiohttp_client: AiohttpClient
+        self, client: Client, user: str, router: Router[str], aiohttp_client: AiohttpClient
     ) -> None:
         """Two applications in one process do not share their counters."""
-        await read_as(client, rider)
+        await read_as(client, user)
         other = await aiohttp_client(build_app(router))
         seen = await samples(other)
         assert named("rocket_reads_total", node="primary", role="primary", reason="no-status") not in seen

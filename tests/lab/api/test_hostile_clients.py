@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.lab.api.test_bad_input import FORM, NOBODY, answer_from, ask, connection, new_ride, refusal, request
+from rocket.lab.api.limits import Bounds
+from tests.support.raw_http import FORM, UNKNOWN, answer_from, ask, connection, new_ride, refusal, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.lab.api.conftest import Door
+    from tests.support.raw_http import Address
 
 pytestmark = pytest.mark.usefixtures("nothing_is_logged_as_an_error")
 
@@ -25,33 +26,33 @@ LIVEZ = request(b"GET /livez")
 RIDE = request(b"GET /rides/1")
 """Of nobody: it is a 401, which takes a look at a server."""
 MANY = 10_000
-ROOM = 400
-"""How many connections there may be."""
+CONNECTIONS = 400
+"""How many there may be."""
 MIB = 2**20
 
 
-@pytest.fixture(autouse=True)
-def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the server give up soon, and have room for few."""
-    monkeypatch.setattr("rocket.lab.api.app._KEEPALIVE_S", 1.0)
-    monkeypatch.setattr("rocket.lab.api.app._LINGERING_S", 0.2)
-    monkeypatch.setattr("rocket.lab.api.parameters._BODY_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("rocket.lab.api.connections._UNREAD_S", 1)
-    monkeypatch.setattr("rocket.lab.api.connections.MOST_CONNECTIONS", ROOM)
+SLOW_BODIES = Bounds(
+    body_s=60.0, keepalive_s=1.0, lingering_s=0.2, unread_s=1.0, connections=CONNECTIONS
+)  # fmt: skip
+
+
+@pytest.fixture
+def bounds() -> Bounds:
+    """Have the server give up soon, and take few connections."""
+    return Bounds(body_s=0.2, keepalive_s=1.0, lingering_s=0.2, unread_s=1.0, connections=CONNECTIONS)
 
 
 @pytest.fixture(autouse=True)
 async def nobody_else_is_harmed(
-    short_patience: None,  # noqa: ARG001 - before the server is there
-    door: Door,
+    address: Address,
 ) -> AsyncIterator[None]:
     """Hold that others are answered, also on a connection that they have had for longer."""
-    async with asyncio.timeout(2 * DEADLINE_S), connection(door) as (reader, writer):
+    async with asyncio.timeout(2 * DEADLINE_S), connection(address) as (reader, writer):
         writer.write(LIVEZ)
         assert (await answer_from(reader)).status == 200
         yield
         for sent, status in ((LIVEZ, 200), (request(b"GET /readyz"), 200), (RIDE, 401)):
-            assert (await ask(door, sent)).status == status
+            assert (await ask(address, sent)).status == status
 
 
 async def dripping(writer: asyncio.StreamWriter, sent: bytes) -> None:
@@ -66,9 +67,9 @@ async def dripping(writer: asyncio.StreamWriter, sent: bytes) -> None:
 
 
 @pytest.mark.parametrize("before", [b"", LIVEZ], ids=["at first", "later"])
-async def test_headers_that_come_a_byte_at_a_time_are_not_waited_for(door: Door, before: bytes) -> None:
+async def test_headers_that_come_a_byte_at_a_time_are_not_waited_for(address: Address, before: bytes) -> None:
     """A request has to be there in time, whatever of it has come."""
-    reader, writer = await asyncio.open_connection(*door)
+    reader, writer = await asyncio.open_connection(*address)
     if before:
         writer.write(before)
         await answer_from(reader)
@@ -80,9 +81,9 @@ async def test_headers_that_come_a_byte_at_a_time_are_not_waited_for(door: Door,
     writer.close()
 
 
-async def test_a_body_that_comes_a_byte_at_a_time_is_not_waited_for(door: Door) -> None:
+async def test_a_body_that_comes_a_byte_at_a_time_is_not_waited_for(address: Address) -> None:
     """The answer says so, and then the connection is closed."""
-    async with connection(door) as (reader, writer):
+    async with connection(address) as (reader, writer):
         writer.write(new_ride(FORM, b"Content-Length: 10000"))
         slow = asyncio.ensure_future(dripping(writer, b"x" * 10_000))
         assert refusal(await answer_from(reader)) == (408, "The request body did not arrive in time.")
@@ -91,10 +92,10 @@ async def test_a_body_that_comes_a_byte_at_a_time_is_not_waited_for(door: Door) 
         await slow
 
 
-async def test_a_body_that_nobody_asked_for_is_not_read_for_ever(door: Door) -> None:
+async def test_a_body_that_nobody_asked_for_is_not_read_for_ever(address: Address) -> None:
     """Where it does not matter it is read for a moment, so that the answer gets through, and no longer."""
     sent = request(b"GET /livez", b"Transfer-Encoding: chunked") + b"10000\r\n" + b"x" * 65536 + b"\r\n"
-    async with connection(door) as (reader, writer):
+    async with connection(address) as (reader, writer):
         writer.write(sent)
         assert (await answer_from(reader)).status == 200
         with contextlib.suppress(ConnectionError):
@@ -103,39 +104,38 @@ async def test_a_body_that_nobody_asked_for_is_not_read_for_ever(door: Door) -> 
                 await writer.drain()
 
 
-async def test_slow_bodies_take_nobodys_place(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bounds", [SLOW_BODIES])
+async def test_slow_bodies_take_nobodys_place(address: Address) -> None:
     """However many wait for theirs, others are let in."""
-    monkeypatch.setattr("rocket.lab.api.limits.MOST", 0)
-    monkeypatch.setattr("rocket.lab.api.parameters._BODY_TIMEOUT_S", 60.0)
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(300):  # more than are let in at a time
-            _, writer = await stack.enter_async_context(connection(door))
-            writer.write(new_ride(FORM, b"Content-Length: 1000", b"Authorization: " + NOBODY, body=b"distance"))
-        assert (await ask(door, RIDE)).status == 401
+            _, writer = await stack.enter_async_context(connection(address))
+            writer.write(new_ride(FORM, b"Content-Length: 1000", b"Authorization: " + UNKNOWN, body=b"distance"))
+        assert (await ask(address, RIDE)).status == 401
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="left to the system's own patience")
-async def test_a_client_that_reads_no_answers_is_given_up(door: Door) -> None:
+async def test_a_client_that_reads_no_answers_is_given_up(address: Address) -> None:
     """What was sent to it is not kept for ever, nor is its connection."""
     asking = socket.socket()
     asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     asking.setblocking(False)
     loop = asyncio.get_running_loop()
     with asking:
-        await loop.sock_connect(asking, door)
+        await loop.sock_connect(asking, address)
         async with asyncio.timeout(DEADLINE_S):
             with contextlib.suppress(ConnectionError):
                 while True:
                     await loop.sock_sendall(asking, request(b"GET /metrics") * 10)
 
 
-async def test_thousands_of_requests_on_one_connection_are_answered_in_turn(door: Door) -> None:
+async def test_thousands_of_requests_on_one_connection_are_answered_in_turn(address: Address) -> None:
     """All of them, in order, and without keeping others waiting or memory in the meantime."""
     rss = psutil.Process().memory_info().rss
-    reader, writer = await asyncio.open_connection(*door)
+    reader, writer = await asyncio.open_connection(*address)
     sending = asyncio.ensure_future(_send_all(writer, [request(b"GET /nowhere/%d" % n) for n in range(MANY)]))
     began = time.monotonic()
-    assert (await ask(door, RIDE)).status == 401
+    assert (await ask(address, RIDE)).status == 401
     alone_s = time.monotonic() - began
     for number in range(MANY):
         assert b"/nowhere/%d'" % number in (await answer_from(reader)).body
@@ -151,40 +151,40 @@ async def _send_all(writer: asyncio.StreamWriter, requests: list[bytes]) -> None
         await writer.drain()
 
 
-async def test_idle_connections_make_room_for_new_ones(door: Door) -> None:
+async def test_idle_connections_make_room_for_new_ones(address: Address) -> None:
     """A new one is served, and those that did nothing for longest are gone."""
-    idle = [await asyncio.open_connection(*door) for _ in range(2 * ROOM)]
-    assert (await ask(door, RIDE)).status == 401
+    idle = [await asyncio.open_connection(*address) for _ in range(2 * CONNECTIONS)]
+    assert (await ask(address, RIDE)).status == 401
     closed = await asyncio.gather(*(_is_closed(reader) for reader, _ in idle))
-    assert closed[:ROOM] == [True] * ROOM
-    assert ROOM // 2 < closed.count(False) <= ROOM
+    assert closed[:CONNECTIONS] == [True] * CONNECTIONS
+    assert CONNECTIONS // 2 < closed.count(False) <= CONNECTIONS
     for _, writer in idle:
         writer.close()
 
 
-async def test_who_is_being_served_keeps_its_connection(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bounds", [SLOW_BODIES])
+async def test_who_is_being_served_keeps_its_connection(address: Address) -> None:
     """Whoever comes."""
-    monkeypatch.setattr("rocket.lab.api.parameters._BODY_TIMEOUT_S", 60.0)
-    async with connection(door) as (reader, writer):
+    async with connection(address) as (reader, writer):
         writer.write(new_ride(FORM, b"Content-Length: 12"))
-        idle = [await asyncio.open_connection(*door) for _ in range(2 * ROOM)]
+        idle = [await asyncio.open_connection(*address) for _ in range(2 * CONNECTIONS)]
         writer.write(b"distance=abc")
         assert refusal(await answer_from(reader))[0] == 422
     for _, writer in idle:
         writer.close()
 
 
-async def test_without_an_idle_one_new_connections_are_closed(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bounds", [SLOW_BODIES])
+async def test_without_an_idle_one_new_connections_are_closed(address: Address) -> None:
     """At once, and not by keeping them waiting."""
-    monkeypatch.setattr("rocket.lab.api.parameters._BODY_TIMEOUT_S", 60.0)
     async with contextlib.AsyncExitStack() as stack:
-        for _ in range(ROOM + 20):
-            _, writer = await stack.enter_async_context(connection(door))
+        for _ in range(CONNECTIONS + 20):
+            _, writer = await stack.enter_async_context(connection(address))
             writer.write(new_ride(FORM, b"Content-Length: 12"))
-        reader, _ = await stack.enter_async_context(connection(door))
+        reader, _ = await stack.enter_async_context(connection(address))
         assert await _is_closed(reader)
     async with asyncio.timeout(DEADLINE_S):
-        while await _is_refused(door):
+        while await _is_refused(address):
             await asyncio.sleep(0.01)
 
 
@@ -198,9 +198,9 @@ async def _is_closed(reader: asyncio.StreamReader) -> bool:
         return True
 
 
-async def _is_refused(door: Door) -> bool:
+async def _is_refused(address: Address) -> bool:
     try:
-        await ask(door, LIVEZ)
+        await ask(address, LIVEZ)
     except (ConnectionError, asyncio.IncompleteReadError):
         return True
     return False

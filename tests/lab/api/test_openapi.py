@@ -14,7 +14,7 @@ import rocket
 from rocket import Lsn, Reason, Routing, SessionToken
 from rocket.consistency import Epoch, Incarnation
 from rocket.lab.api.app import build_app
-from rocket.lab.api.openapi import description
+from rocket.lab.api.status import description
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

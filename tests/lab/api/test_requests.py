@@ -39,7 +39,7 @@ async def numbered(cluster: LocalCluster, board: Board, aiohttp_client: AiohttpC
 
 
 @pytest_asyncio.fixture
-async def rider(numbered: Client, email: str) -> str:
+async def user(numbered: Client, email: str) -> str:
     """Return the e-mail address of a user who has written a ride."""
     await numbered.post("/users", json={"email": email})
     await numbered.post("/rides", json={"distance": 1}, headers={"Authorization": email})
@@ -52,18 +52,18 @@ def about(lines: list[dict[str, Any]], *fields: str) -> list[tuple[Any, ...]]:
 
 
 async def test_every_line_of_a_request_carries_its_id_the_routers_too(
-    numbered: Client, rider: str, cluster: LocalCluster, observer: Observer, board: Board
+    numbered: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board
 ) -> None:
     """From the retry of a read, which the router tells of, to the line that says how it was answered."""
     await cluster.wait_for_catchup()
     await observer.run_once()
     board.forget("replica1")
-    first = await numbered.get("/rides", headers={"Authorization": rider})
+    first = await numbered.get("/rides", headers={"Authorization": user})
     assert first.headers["Rocket-Served-By"] == "replica0"
     cluster.node("replica0").freeze()
     try:
         with logged("json") as output:
-            headers = {"Authorization": rider, HEADER: "checkout-17"}
+            headers = {"Authorization": user, HEADER: "checkout-17"}
             response = await numbered.get("/rides", headers=headers)
     finally:
         cluster.node("replica0").thaw()
@@ -76,10 +76,10 @@ async def test_every_line_of_a_request_carries_its_id_the_routers_too(
     assert "replica0 failed a read" in entries(output)[0]["message"]
 
 
-async def test_the_last_line_of_a_request_says_how_it_was_answered(numbered: Client, rider: str) -> None:
+async def test_the_last_line_of_a_request_says_how_it_was_answered(numbered: Client, user: str) -> None:
     """By route and not by path, and nothing of who asked."""
     with logged("json") as output:
-        await numbered.get("/rides/123456789", headers={"Authorization": rider})
+        await numbered.get("/rides/123456789", headers={"Authorization": user})
         await numbered.get("/rides-of/somebody@example.com")
     known, unknown = (line for line in entries(output) if line["part"] == "access")
     ms = known.pop("ms")

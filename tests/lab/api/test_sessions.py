@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 import pytest_asyncio
-from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from rocket import Board, Lsn, Observer, Policy, Router, Routing, SessionToken
 from rocket.consistency import merged
-from rocket.lab.api import queries
 from rocket.lab.api.app import build_app
+from rocket.lab.api.rides import INSERT_RIDE
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
-from rocket.web.aiohttp import tokens_of
 from rocket.web.carriers import HEADER
 from tests.support.servers import dsns, paused
 
@@ -161,7 +159,7 @@ async def write_under_way(cluster: LocalCluster, email: str) -> AsyncIterator[st
     try:
         async with connection.transaction():
             await connection.execute(LOCK_USER, email)
-            yield f"/rides/{await connection.fetchval(queries.INSERT_RIDE, email, 1.5, None)}"
+            yield f"/rides/{await connection.fetchval(INSERT_RIDE, email, 1.5, None)}"
     finally:
         await connection.close()
 
@@ -205,7 +203,7 @@ class Unsettled(UserFloors):
 
 
 @pytest_asyncio.fixture
-async def rider(client: Client, email: str) -> str:
+async def user(client: Client, email: str) -> str:
     """Return the e-mail address of a user who has no rides yet."""
     await sign_up(client, email)
     return email
@@ -285,15 +283,15 @@ class TestHandingOut:
         assert [HEADER in response.headers for response in responses] == [False] * 6
 
     async def test_a_token_names_the_replica_that_was_read(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer, board: Board
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board
     ) -> None:
         """After a replica read it says where; after a read on the primary it names nobody."""
-        path, token = await write(client, rider)
+        path, token = await write(client, user)
         assert (None, Lsn(0)) == (token.node, token.read_floor)
-        on_primary = await read(client, rider, path, token)
+        on_primary = await read(client, user, path, token)
         assert ("primary", None) == (served_by(on_primary), handed(on_primary).node)
         await observe(cluster, observer)
-        on_replica = await read(client, rider, path, token)
+        on_replica = await read(client, user, path, token)
         status = board.replica(served_by(on_replica))
         assert status is not None
         after = handed(on_replica)
@@ -309,7 +307,7 @@ class TestReadYourWrites:
         self,
         *,
         client: Client,
-        rider: str,
+        user: str,
         cluster: LocalCluster,
         observer: Observer,
         board: Board,
@@ -318,20 +316,20 @@ class TestReadYourWrites:
         kind: str,
     ) -> None:
         """A caught-up replica answers a session while there is no primary to ask."""
-        ride, token = await write(client, rider)
+        ride, token = await write(client, user)
         await observe(cluster, observer)
         path = {"ride": ride, "page": "/rides", "not found": "/rides/0"}[kind]
         lonely = await another_api(board, primary=nowhere)
-        response = await read(lonely, rider, path, token)
+        response = await read(lonely, user, path, token)
         assert response.status == (404 if kind == "not found" else 200)
         assert response.headers["Rocket-Served-By"] in REPLICAS
-        assert await said(await read(lonely, rider, path)) == UNAVAILABLE
+        assert await said(await read(lonely, user, path)) == UNAVAILABLE
 
     async def test_a_session_that_goes_on_reading_costs_the_primary_nothing(
         self,
         *,
         client: Client,
-        rider: str,
+        user: str,
         cluster: LocalCluster,
         observer: Observer,
         board: Board,
@@ -339,30 +337,30 @@ class TestReadYourWrites:
         nowhere: str,
     ) -> None:
         """Each answer's token is good for the next read."""
-        path, token = await write(client, rider)
+        path, token = await write(client, user)
         await observe(cluster, observer)
         lonely = await another_api(board, primary=nowhere)
         for _ in range(5):
-            response = await read(lonely, rider, path, token)
+            response = await read(lonely, user, path, token)
             assert served_by(response) in REPLICAS
             token = handed(response)
 
     async def test_a_write_is_read_through_another_api_whose_board_is_old(
-        self, *, client: Client, rider: str, cluster: LocalCluster, old_board: Board, another_api: AnotherApi
+        self, *, client: Client, user: str, cluster: LocalCluster, old_board: Board, another_api: AnotherApi
     ) -> None:
         """It cannot know who has caught up, so the primary answers; nobody says that there is no such ride."""
         other = await another_api(old_board)
         async with paused(cluster):
-            path, token = await write(client, rider)
-            assert route(await read(other, rider, path, token)) == ("primary", "not-caught-up")
+            path, token = await write(client, user)
+            assert route(await read(other, user, path, token)) == ("primary", "not-caught-up")
         await cluster.wait_for_catchup()
-        assert route(await read(other, rider, path, token)) == ("primary", "not-caught-up")
+        assert route(await read(other, user, path, token)) == ("primary", "not-caught-up")
 
     async def test_a_write_is_read_on_the_replica_that_the_other_api_knows_to_have_it(
         self,
         *,
         client: Client,
-        rider: str,
+        user: str,
         cluster: LocalCluster,
         observer: Observer,
         board: Board,
@@ -372,25 +370,25 @@ class TestReadYourWrites:
         """One replica is behind and one status is old: the read goes to the other replica."""
         other = await another_api(old_board)
         async with paused(cluster, "replica1"):
-            path, token = await write(client, rider)
+            path, token = await write(client, user)
             await replayed(observer, board, "replica0", token.write_floor)
             status = board.replica("replica0")
             assert status is not None
             old_board.publish(status)
             for _ in range(10):
-                assert served_by(await read(other, rider, path, token)) == "replica0"
+                assert served_by(await read(other, user, path, token)) == "replica0"
 
     async def test_without_its_write_floor_the_token_would_be_stale(
-        self, *, client: Client, rider: str, cluster: LocalCluster, old_board: Board, another_api: AnotherApi
+        self, *, client: Client, user: str, cluster: LocalCluster, old_board: Board, another_api: AnotherApi
     ) -> None:
         """The control: on the same steps, a token from before the write lets a replica say 404."""
         other = await another_api(old_board)
-        before = await write(client, rider)
+        before = await write(client, user)
         await cluster.wait_for_catchup()
         async with paused(cluster):
-            path, token = await write(client, rider)
+            path, token = await write(client, user)
             early = replace(token, write_floor=WRITE_FLOOR)
-            response = await read(other, rider, path, early)
+            response = await read(other, user, path, early)
         assert before[1].write_floor < token.write_floor
         assert response.status == HTTPStatus.NOT_FOUND
         assert response.headers["Rocket-Served-By"] in REPLICAS
@@ -400,19 +398,19 @@ class TestMonotonicReads:
     """What a session has seen stays seen."""
 
     async def test_a_replica_behind_the_one_that_was_read_is_not_read(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer, board: Board
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board
     ) -> None:
         """With the replica that was ahead gone, the primary shows the ride; the one behind would not."""
-        _, before = await write(client, rider)
+        _, before = await write(client, user)
         await observe(cluster, observer)
         async with paused(cluster, "replica1"):
-            path, ahead = await write(client, rider)
+            path, ahead = await write(client, user)
             await replayed(observer, board, "replica0", ahead.write_floor)
-            after = await read_on(client, board, "replica0", rider, before)
+            after = await read_on(client, board, "replica0", user, before)
             assert ahead.write_floor <= after.read_floor
             with only(board, "replica1"):
-                moved = await read(client, rider, path, after)
-                unbound = await read(client, rider, path, before)
+                moved = await read(client, user, path, after)
+                unbound = await read(client, user, path, before)
         assert route(moved) == ("primary", "not-caught-up")
         assert unbound.status == HTTPStatus.NOT_FOUND
         assert unbound.headers["Rocket-Served-By"] == "replica1"
@@ -422,58 +420,58 @@ class TestMonotonicReads:
         self,
         *,
         client: Client,
-        rider: str,
+        user: str,
         cluster: LocalCluster,
         observer: Observer,
         board: Board,
         name: str,
     ) -> None:
         """Its read floor lies beyond that replica's last status, but does not bind there."""
-        path, token = await write(client, rider)
+        path, token = await write(client, user)
         await observe(cluster, observer)
-        other = f"other-{rider}"
+        other = f"other-{user}"
         await sign_up(client, other)
         for _ in range(5):
             await write(client, other)
             await cluster.wait_for_catchup()
-            token = await read_on(client, board, name, rider, token)
+            token = await read_on(client, board, name, user, token)
             status = board.replica(name)
             assert status is not None
             assert status.replay_lsn < token.read_floor < Lsn.PENDING
-            assert route(await read(client, rider, path, token)) == (name, "caught-up")
+            assert route(await read(client, user, path, token)) == (name, "caught-up")
         elsewhere = replace(token, node=None, incarnation=None)
-        assert route(await read(client, rider, path, elsewhere)) == ("primary", "not-caught-up")
+        assert route(await read(client, user, path, elsewhere)) == ("primary", "not-caught-up")
 
     async def test_a_token_of_an_earlier_incarnation_binds_on_the_same_replica(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer, board: Board
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board
     ) -> None:
         """A replica that came back may have come back behind."""
-        path, token = await write(client, rider)
+        path, token = await write(client, user)
         await observe(cluster, observer)
-        await write(client, rider)
+        await write(client, user)
         await cluster.wait_for_catchup()
-        token = await read_on(client, board, "replica0", rider, token)
+        token = await read_on(client, board, "replica0", user, token)
         earlier = SessionToken.parse(str(token).rpartition("~")[0] + "~1@1")
-        assert route(await read(client, rider, path, earlier)) == ("primary", "not-caught-up")
+        assert route(await read(client, user, path, earlier)) == ("primary", "not-caught-up")
 
     async def test_a_write_keeps_the_session_on_its_replica(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer, board: Board
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board
     ) -> None:
         """The next write's token still names the replica, with the floors of both."""
-        _, token = await write(client, rider)
+        _, token = await write(client, user)
         await observe(cluster, observer)
-        before = await read_on(client, board, "replica0", rider, token)
-        _, after = await write(client, rider, before)
+        before = await read_on(client, board, "replica0", user, token)
+        _, after = await write(client, user, before)
         assert after == replace(before, write_floor=after.write_floor)
         assert after.write_floor > before.write_floor
 
     async def test_a_user_whom_the_replica_lacks_is_confirmed_on_the_primary(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer
     ) -> None:
         """A token that does not cover the user's making is no 401; the next token covers both."""
-        _, token = await write(client, rider)
+        _, token = await write(client, user)
         await observe(cluster, observer)
-        newcomer = f"new-{rider}"
+        newcomer = f"new-{user}"
         async with paused(cluster):
             made = await sign_up(client, newcomer)
             await observer.run_once()
@@ -486,33 +484,33 @@ class TestMonotonicReads:
             assert after.write_floor >= max(made.write_floor, token.write_floor)
 
     async def test_confirming_a_user_loses_nothing_that_was_read(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer, board: Board
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board
     ) -> None:
         """The read floor of the session's token binds wherever the next read goes."""
-        _, token = await write(client, rider)
+        _, token = await write(client, user)
         await observe(cluster, observer)
-        newcomer = f"new-{rider}"
+        newcomer = f"new-{user}"
         async with paused(cluster):
             made = await sign_up(client, newcomer)
-            token = await read_on(client, board, "replica0", rider, token)
+            token = await read_on(client, board, "replica0", user, token)
             after = handed(await read(client, newcomer, "/rides", token))
         assert after.write_floor >= made.write_floor
         assert after.floor_on("replica0", token.incarnation) >= token.read_floor > token.write_floor
 
     async def test_a_user_whom_the_primary_does_not_know_is_refused(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer
     ) -> None:
         """With a token as well as without."""
-        _, token = await write(client, rider)
+        _, token = await write(client, user)
         await observe(cluster, observer)
-        response = await read(client, f"nobody-{rider}", "/rides", token)
+        response = await read(client, f"nobody-{user}", "/rides", token)
         assert await said(response) == (401, {"error": "Credentials in Authorization were invalid."})
 
     async def test_a_user_whom_the_replica_lacks_is_no_401_without_a_primary(
         self,
         *,
         client: Client,
-        rider: str,
+        user: str,
         cluster: LocalCluster,
         observer: Observer,
         board: Board,
@@ -520,10 +518,10 @@ class TestMonotonicReads:
         nowhere: str,
     ) -> None:
         """As long as nobody can confirm it, nobody says it."""
-        _, token = await write(client, rider)
+        _, token = await write(client, user)
         await observe(cluster, observer)
         lonely = await another_api(board, primary=nowhere)
-        assert await said(await read(lonely, f"nobody-{rider}", "/rides", token)) == UNAVAILABLE
+        assert await said(await read(lonely, f"nobody-{user}", "/rides", token)) == UNAVAILABLE
 
 
 class TestSeveralTokens:
@@ -534,72 +532,71 @@ class TestSeveralTokens:
         self,
         *,
         client: Client,
-        rider: str,
+        user: str,
         cluster: LocalCluster,
         observer: Observer,
         board: Board,
         joined: bool,
     ) -> None:
         """Repeated or joined by commas, neither replica serves before it has what the other one showed."""
-        path, token = await write(client, rider)
+        path, token = await write(client, user)
         await observe(cluster, observer)
-        await write(client, rider)
+        await write(client, user)
         await cluster.wait_for_catchup()
-        both = [await read_on(client, board, name, rider, token) for name in sorted(REPLICAS)]
+        both = [await read_on(client, board, name, user, token) for name in sorted(REPLICAS)]
         tokens = [", ".join(map(str, both))] if joined else both
         for alone in both:
-            assert served_by(await read(client, rider, path, alone)) == alone.node
-        merged = await read(client, rider, path, *tokens)
+            assert served_by(await read(client, user, path, alone)) == alone.node
+        merged = await read(client, user, path, *tokens)
         assert route(merged) == ("primary", "not-caught-up")
         assert handed(merged).read_floor >= max(alone.read_floor for alone in both)
         await observe(cluster, observer)
-        assert served_by(await read(client, rider, path, *tokens)) in REPLICAS
+        assert served_by(await read(client, user, path, *tokens)) in REPLICAS
 
     async def test_tokens_of_two_writes_cover_both(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer
     ) -> None:
         """The order in which they are sent does not matter."""
-        _, first = await write(client, rider)
+        _, first = await write(client, user)
         await observe(cluster, observer)
         async with paused(cluster):
-            path, second = await write(client, rider)
+            path, second = await write(client, user)
             for tokens in ([first, second], [second, first]):
-                assert served_by(await read(client, rider, path, *tokens)) == "primary"
+                assert served_by(await read(client, user, path, *tokens)) == "primary"
 
-    async def test_sixteen_are_taken_and_more_are_not(self, client: Client, rider: str) -> None:
+    async def test_sixteen_are_taken_and_more_are_not(self, client: Client, user: str) -> None:
         """There is a bound to what a client can have us read."""
-        path, token = await write(client, rider)
-        assert served_by(await read(client, rider, path, *[token] * 16)) == "primary"
-        assert await said(await read(client, rider, path, *[token] * 17)) == INVALID
-        assert await said(await read(client, rider, path, ",".join([str(token)] * 17))) == INVALID
+        path, token = await write(client, user)
+        assert served_by(await read(client, user, path, *[token] * 16)) == "primary"
+        assert await said(await read(client, user, path, *[token] * 17)) == INVALID
+        assert await said(await read(client, user, path, ",".join([str(token)] * 17))) == INVALID
 
     @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
     def test_of_several_reigns_the_latest_counts(self, order: tuple[int, int, int]) -> None:
         """LSNs of an earlier reign are not compared with those of a later one, whichever comes first."""
         texts = ("9-aaaaaaaaaa~F/0~F/0~replica0~1@1", "10-bbbbbbbbbb~0/1~0/2", "10-bbbbbbbbbb~0/2~0/1")
-        sent = CIMultiDict((HEADER, f"1~{texts[index]}") for index in order)
-        tokens = merged(tokens_of(make_mocked_request("GET", "/rides", headers=sent)))
+        tokens = merged(SessionToken.parse(f"1~{texts[index]}") for index in order)
         assert [str(token) for token in tokens] == ["1~10-bbbbbbbbbb~0/2~0/2", f"1~{texts[0]}"]
 
-    async def test_of_two_reigns_on_one_timeline_none_counts(self, client: Client, rider: str) -> None:
+    async def test_of_two_reigns_on_one_timeline_none_counts(self, client: Client, user: str) -> None:
         """They cannot both be of this cluster."""
-        path, token = await write(client, rider)
+        path, token = await write(client, user)
         other = f"1~{token.timeline}-aaaaaaaaaa~0/1~0/1"
-        assert await said(await read(client, rider, path, token, other)) == INVALID
+        assert await said(await read(client, user, path, token, other)) == INVALID
 
-    async def test_a_later_reign_beside_the_current_one_counts(self, client: Client, rider: str) -> None:
+    async def test_a_later_reign_beside_the_current_one_counts(self, client: Client, user: str) -> None:
         """A session that has seen a later primary is not served by this one, whatever else it brings."""
-        path, token = await write(client, rider)
+        path, token = await write(client, user)
         later = f"1~{token.timeline + 1}-aaaaaaaaaa~0/1~0/1"
-        assert await said(await read(client, rider, path, token, later)) == UNAVAILABLE
+        assert await said(await read(client, user, path, token, later)) == UNAVAILABLE
 
 
 class TestRefusal:
     """Tokens that no primary of this cluster has given out."""
 
-    async def nothing_is_written(self, client: Client, rider: str) -> None:
+    async def nothing_is_written(self, client: Client, user: str) -> None:
         """Check that no POST of `REQUESTS` left anything."""
-        assert await rides_of(client, rider) == []
+        assert await rides_of(client, user) == []
         unwritten = await read(client, "unwritten@example.com", "/rides")
         assert unwritten.status == HTTPStatus.UNAUTHORIZED
 
@@ -616,11 +613,11 @@ class TestRefusal:
         ],
     )  # fmt: skip
     async def test_malformed_tokens(
-        self, *, client: Client, rider: str, text: str, method: str, path: str, body: object
+        self, *, client: Client, user: str, text: str, method: str, path: str, body: object
     ) -> None:
         """What is not in a token's form is a 400 on each path, and writes nothing."""
-        assert await said(await ask(client, method, path, rider, text, body=body)) == INVALID
-        await self.nothing_is_written(client, rider)
+        assert await said(await ask(client, method, path, user, text, body=body)) == INVALID
+        await self.nothing_is_written(client, user)
 
     @pytest.mark.parametrize("observed", [True, False])
     @pytest.mark.parametrize(("method", "path", "body"), REQUESTS)
@@ -628,7 +625,7 @@ class TestRefusal:
         self,
         *,
         client: Client,
-        rider: str,
+        user: str,
         cluster: LocalCluster,
         observer: Observer,
         method: str,
@@ -639,11 +636,11 @@ class TestRefusal:
         """A reign of the same timeline and another name is a 400, with replicas in sight and without."""
         if observed:
             await observe(cluster, observer)
-        token = await sign_up(client, f"other-{rider}")
+        token = await sign_up(client, f"other-{user}")
         for floor in ("0/0", "FFFFFFFF/FFFFFFFF", "FFFFFFFF/FFFFFFFE"):
             foreign = f"1~{token.timeline}-aaaaaaaaaa~{floor}~{floor}~replica0~1@1"
-            assert await said(await ask(client, method, path, rider, foreign, body=body)) == INVALID
-        await self.nothing_is_written(client, rider)
+            assert await said(await ask(client, method, path, user, foreign, body=body)) == INVALID
+        await self.nothing_is_written(client, user)
 
     @pytest.mark.parametrize("observed", [True, False])
     @pytest.mark.parametrize(
@@ -659,7 +656,7 @@ class TestRefusal:
         self,
         *,
         client: Client,
-        rider: str,
+        user: str,
         cluster: LocalCluster,
         observer: Observer,
         path: str,
@@ -667,23 +664,23 @@ class TestRefusal:
         observed: bool,
     ) -> None:
         """The primary's flush LSN bounds what anybody can have been given."""
-        _, token = await write(client, rider)
+        _, token = await write(client, user)
         if observed:
             await observe(cluster, observer)
         for beyond in (Lsn(token.write_floor + (1 << 30)), Lsn(Lsn.PENDING - 1)):
             forged = forge(token, beyond)
-            assert await said(await read(client, rider, path, forged)) == INVALID
+            assert await said(await read(client, user, path, forged)) == INVALID
 
     async def test_a_write_with_a_token_beyond_all_that_was_written_gets_a_sound_one(
-        self, client: Client, rider: str
+        self, client: Client, user: str
     ) -> None:
         """A write depends on nothing that was read, so it begins the session anew."""
-        _, token = await write(client, rider)
+        _, token = await write(client, user)
         beyond = Lsn(token.write_floor + (1 << 30))
         for forged in (replace(token, write_floor=beyond), replace(token, read_floor=beyond)):
-            path, after = await write(client, rider, forged)
+            path, after = await write(client, user, forged)
             assert token.write_floor < after.write_floor < beyond
-            assert served_by(await read(client, rider, path, after)) == "primary"
+            assert served_by(await read(client, user, path, after)) == "primary"
 
     @pytest.mark.parametrize("observed", [True, False])
     @pytest.mark.parametrize(("method", "path", "body"), REQUESTS)
@@ -692,7 +689,7 @@ class TestRefusal:
         self,
         *,
         client: Client,
-        rider: str,
+        user: str,
         cluster: LocalCluster,
         observer: Observer,
         method: str,
@@ -704,29 +701,29 @@ class TestRefusal:
         """Unless every node was heard of lately: this server may no longer be the primary. Nothing is written."""
         if observed:
             await observe(cluster, observer)
-        current = (await sign_up(client, f"other-{rider}")).timeline
+        current = (await sign_up(client, f"other-{user}")).timeline
         later = f"1~{current + 1 if timeline == 'next' else timeline}-aaaaaaaaaa~0/1~0/1"
-        response = await ask(client, method, path, rider, later, body=body)
+        response = await ask(client, method, path, user, later, body=body)
         if observed:
             assert await said(response) == INVALID
         else:
             assert await said(response) == UNAVAILABLE
             assert response.headers["Retry-After"] == "1"
-        await self.nothing_is_written(client, rider)
+        await self.nothing_is_written(client, user)
 
     async def test_a_token_of_an_earlier_reign_is_exchanged(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer
     ) -> None:
         """The primary answers once, and the next token is of its own reign."""
-        path, token = await write(client, rider)
+        path, token = await write(client, user)
         await observe(cluster, observer)
         earlier = "1-earlier0000"
         connection = await cluster.primary.connect(DATABASE)
         await connection.execute("INSERT INTO epochs (timeline, epoch) VALUES (0, $1)", earlier)
         try:
             # Positions in an earlier reign say nothing here, not even ones beyond all of this one.
-            response = await read(client, rider, path, f"1~{earlier}~F0/0~F0/0~replica0~1@1")
-            _, written = await write(client, rider, f"1~{earlier}~F0/0~F0/0~replica0~1@1")
+            response = await read(client, user, path, f"1~{earlier}~F0/0~F0/0~replica0~1@1")
+            _, written = await write(client, user, f"1~{earlier}~F0/0~F0/0~replica0~1@1")
         finally:
             await connection.execute("DELETE FROM epochs WHERE timeline = 0")
             await connection.close()
@@ -736,101 +733,101 @@ class TestRefusal:
         assert token.write_floor <= after.read_floor
         assert (token.epoch, None, Lsn(0)) == (written.epoch, written.node, written.read_floor)
         await observe(cluster, observer)
-        assert served_by(await read(client, rider, path, after)) in REPLICAS
+        assert served_by(await read(client, user, path, after)) in REPLICAS
 
     @pytest.mark.parametrize("node", ["replica99~1@1", "replica0~1@1", "primary~1@1", f"{'n' * 63}~{'9' * 40}"])
     async def test_nodes_that_are_not_there_do_no_harm(
-        self, *, client: Client, rider: str, cluster: LocalCluster, observer: Observer, node: str
+        self, *, client: Client, user: str, cluster: LocalCluster, observer: Observer, node: str
     ) -> None:
         """A replica may have been removed since: any other that has caught up serves."""
-        path, token = await write(client, rider)
+        path, token = await write(client, user)
         gone = f"1~{token.epoch}~{token.write_floor}~{token.write_floor}~{node}"
-        assert served_by(await read(client, rider, path, gone)) == "primary"
+        assert served_by(await read(client, user, path, gone)) == "primary"
         await observe(cluster, observer)
-        assert served_by(await read(client, rider, path, gone)) in REPLICAS
+        assert served_by(await read(client, user, path, gone)) in REPLICAS
 
 
 class TestFallingBackToThePrimary:
     """A replica can show a commit before the primary does (design fact F13)."""
 
     async def test_a_session_that_read_on_a_replica_waits_for_the_users_writes(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer, board: Board
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board
     ) -> None:
         """The replica may have shown the write that is under way, so the primary's answer shows it too."""
-        _, token = await write(client, rider)
+        _, token = await write(client, user)
         await observe(cluster, observer)
-        token = await read_on(client, board, "replica0", rider, token)
+        token = await read_on(client, board, "replica0", user, token)
         for name in REPLICAS:
             board.forget(name)
-        waited, shown, response = await read_during_write(client, cluster, rider, token)
+        waited, shown, response = await read_during_write(client, cluster, user, token)
         assert (True, True) == (waited, shown)
         assert route(response) == ("primary", "no-status")
 
     async def test_a_session_that_read_on_two_replicas_waits_too(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer, board: Board
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board
     ) -> None:
         """Merged tokens vouch for no replica, and yet one was read."""
-        _, token = await write(client, rider)
+        _, token = await write(client, user)
         await observe(cluster, observer)
-        both = [await read_on(client, board, name, rider, token) for name in sorted(REPLICAS)]
+        both = [await read_on(client, board, name, user, token) for name in sorted(REPLICAS)]
         for name in REPLICAS:
             board.forget(name)
-        waited, shown, _ = await read_during_write(client, cluster, rider, *both)
+        waited, shown, _ = await read_during_write(client, cluster, user, *both)
         assert (True, True) == (waited, shown)
 
     async def test_a_session_that_has_read_nothing_does_not_wait(
-        self, client: Client, rider: str, cluster: LocalCluster
+        self, client: Client, user: str, cluster: LocalCluster
     ) -> None:
         """No replica can have shown it anything."""
-        _, token = await write(client, rider)
-        waited, shown, response = await read_during_write(client, cluster, rider, token)
+        _, token = await write(client, user)
+        waited, shown, response = await read_during_write(client, cluster, user, token)
         assert (False, False) == (waited, shown)
         assert served_by(response) == "primary"
 
     async def test_the_writes_of_others_are_not_waited_for(
-        self, client: Client, rider: str, cluster: LocalCluster, observer: Observer, board: Board
+        self, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board
     ) -> None:
         """One user's long transaction holds up nobody else."""
-        path, token = await write(client, rider)
+        path, token = await write(client, user)
         await observe(cluster, observer)
-        token = await read_on(client, board, "replica0", rider, token)
+        token = await read_on(client, board, "replica0", user, token)
         for name in REPLICAS:
             board.forget(name)
-        other = f"other-{rider}"
+        other = f"other-{user}"
         await sign_up(client, other)
         async with write_under_way(cluster, other), asyncio.timeout(DEADLINE_S):
-            assert served_by(await read(client, rider, path, token)) == "primary"
+            assert served_by(await read(client, user, path, token)) == "primary"
 
 
 class TestUnrecordedFloors:
     """A writer that lost its connection after COMMIT."""
 
     async def test_only_the_primary_serves_until_the_floor_is_known(
-        self, *, client: Client, rider: str, cluster: LocalCluster, observer: Observer, board: Board,
+        self, *, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board,
         another_api: AnotherApi,
     ) -> None:  # fmt: skip
         """The token says that nobody knows; a read on the primary makes it as good as any."""
         forgetful = await another_api(board, floors=Unsettled())
-        path, token = await write(forgetful, rider)
+        path, token = await write(forgetful, user)
         assert Lsn.PENDING == token.write_floor
         await observe(cluster, observer)
-        response = await read(client, rider, path, token)
+        response = await read(client, user, path, token)
         assert route(response) == ("primary", "not-caught-up")
         after = handed(response)
         assert after.write_floor < Lsn.PENDING
         await observe(cluster, observer)
-        assert route(await read(client, rider, path, after))[0] in REPLICAS
+        assert route(await read(client, user, path, after))[0] in REPLICAS
 
     async def test_a_later_write_does_not_hide_it(
-        self, *, client: Client, rider: str, cluster: LocalCluster, observer: Observer, board: Board,
+        self, *, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board,
         another_api: AnotherApi,
     ) -> None:  # fmt: skip
         """With or without a floor of its own, the next write's token is never wrong."""
         forgetful = await another_api(board, floors=Unsettled())
-        path, token = await write(forgetful, rider)
+        path, token = await write(forgetful, user)
         await cluster.wait_for_catchup()
         async with paused(cluster):
-            later, token = await write(client, rider, token)
+            later, token = await write(client, user, token)
             await observer.run_once()
             for each in (path, later):
-                assert served_by(await read(client, rider, each, token)) == "primary"
+                assert served_by(await read(client, user, each, token)) == "primary"

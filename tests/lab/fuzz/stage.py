@@ -11,7 +11,7 @@ from rocket.cluster import control
 from rocket.cluster.cluster import ClusterSettings, local_cluster
 from rocket.cluster.supervisor import supervise
 from rocket.lab.app import DATABASE
-from rocket.lab.bench.processes import Server, serving
+from rocket.lab.bench.testbed import Server, serving
 from rocket.lab.shutdown import Shutdown, ShutdownStack, background, shutdown_on_signals
 from rocket.schema import schema_sql
 

@@ -12,7 +12,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from rocket.cluster import control
 from rocket.lab.api.app import build_app
-from rocket.lab.api.limits import ADMISSION, MOST, ClientGone
+from rocket.lab.api.limits import ADMISSION, Backoff
 from rocket.lab.inspector import access
 from rocket.lab.inspector.controls import Targets
 from rocket.lab.inspector.inspector import Inspector
@@ -76,12 +76,12 @@ async def test_viewers_are_not_refused_during_an_overload(inspected: Inspected, 
     """An overload is worth viewing; a history is not served during one."""
     app = inspected.client.app
     assert app is not None
-    app[ADMISSION].inside += MOST
+    app[ADMISSION].inside += app[ADMISSION].most
 
     async def handle(_request: web.BaseRequest) -> web.StreamResponse:
         return web.Response()
 
-    answer = await app[ADMISSION].rationed(make_mocked_request("GET", path), handle, ClientGone())
+    answer = await app[ADMISSION].rationed(make_mocked_request("GET", path), handle, Backoff())
     assert status == answer.status
 
 

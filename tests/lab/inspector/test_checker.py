@@ -86,7 +86,7 @@ def record(
     answer = Answer(row, "replica0", role, Reason.CAUGHT_UP, got)
     detail = 1.5 if request is Asked.WRITE else ride
     return RequestRecord(
-        request, at, at + 0.5, "a@example.com", () if sent is None else (sent,), detail, answer, None
+        request, at, at + 0.5, "a@example.com", () if sent is None else (str(sent),), detail, answer, None
     )
 
 

@@ -149,7 +149,7 @@ async def second_api(cluster: LocalCluster, limits: Limits) -> AsyncIterator[tup
         background(router.observing(), "observer"),
     ):
         inspector = Inspector(router, targets, list(cluster.nodes), INTERVAL_S, limits=limits)
-        app = build_app(router, audience=inspector.event_log.recorder)
+        app = build_app(router, recorder=inspector.event_log.recorder)
         async with inspector.serving(app), serve(app, listener), aiohttp.ClientSession(targets.url) as http:
             await until(lambda: len(router.board.replicas) == len(cluster.replicas))
             yield targets, (cluster, http)
