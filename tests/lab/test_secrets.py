@@ -16,9 +16,9 @@ from rocket import Board, Observer, Router, nodes_from_environment
 from rocket.dsn import parse_dsn
 from rocket.errors import InvalidSetting
 from rocket.lab.app import DATABASE
+from rocket.lab.serving import check_usable
 from rocket.lab.settings import Settings
 from rocket.lab.workers import Job
-from rocket.topology.nodes_file import check_usable
 from tests.routing.test_races import lose_a_backend
 from tests.support.between import pgbouncer
 from tests.support.program import running

@@ -29,7 +29,7 @@ OK, FAILED = 0, 1
 """Exit codes: measured, whatever the figures; a part failed, or a read of never-stale was stale."""
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_UNSAID = {"json", "data_dir", "postgres_bin", "given"}
+_UNSAID = {"json", "data_dir", "postgres_bin", "against", "given"}
 """Settings that say nothing about the figures: paths on this machine, and which of the others were given."""
 
 

@@ -12,6 +12,7 @@ from rocket.lab.bench.load import Job, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from pathlib import Path
 
     from rocket.lab.bench.figures import Row
     from rocket.lab.bench.load import LoadProcess, Tally
@@ -21,6 +22,8 @@ MAX_WAIT_MS = 20.0
 """`--max-wait` of every API."""
 PAIRS_PER_S = 40.0
 """Writes, each with its read, of all sessions together: far below what the machine can do."""
+OTHER_BUILD = " (other build)"
+"""Ends the name of a variant of another build."""
 WRITERS = "writers"
 """The users who write in the background."""
 SCALE, SOAK = "scale", "soak"
@@ -45,6 +48,12 @@ class Variant:
     """Whether clients send back their latest session token."""
     flags: tuple[str, ...] = ()
     """Further flags of the API."""
+    python: Path | None = None
+    """The Python interpreter of another build of rocket; None: this build's."""
+
+    def of_other_build(self, python: Path) -> Variant:
+        """Return the same variant of the build that an interpreter imports."""
+        return replace(self, name=f"{self.name}{OTHER_BUILD}", python=python)
 
 
 BARE = Variant("bare", "aiohttp alone: the same JSON from memory, no database")

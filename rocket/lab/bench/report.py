@@ -14,6 +14,7 @@ from rocket.lab.bench.measures import (
     MEASURES,
     NEVER_STALE,
     NO_INSPECTOR,
+    OTHER_BUILD,
     PAUSED,
     PRIMARY,
     QUERIES,
@@ -63,6 +64,17 @@ _WHAT = {
     SCALE: "the decision by itself, and the observer with simulated nodes that answer at once",
     SOAK: "reads of never-stale, closed loop, in ten parts",
 }
+_COMPARED = {
+    "reads/s": "reads_per_s",
+    "writes/s": "writes_per_s",
+    "p50": "p50_ms",
+    "p99": "p99_ms",
+    "CPU/read": "cpu_us_per_read",
+}
+"""Heading and name of each figure by which two builds are compared."""
+_BUILDS = (
+    "this build ÷ the other build; each ratio is within a round, shown as median (least to most) of the rounds"
+)
 _TARGETS = "targets; ratios and differences are within a round, shown as median (least to most) of the rounds"
 
 
@@ -210,6 +222,8 @@ def report(figures: Figures, about: Mapping[str, Any]) -> str:
     lines = [_heading(about)]
     for measure in figures.measures():
         lines += ["", f"{measure}: {_WHAT[measure]}", *_lines(_table(figures, measure))]
+    if builds := list(_builds(figures)):
+        lines += ["", _BUILDS, *_lines([("", *_COMPARED), *builds])]
     found = list(findings(figures))
     if found:
         lines += ["", _TARGETS, *_lines(_targets(found))]
@@ -247,6 +261,18 @@ def _table(figures: Figures, measure: str) -> Iterator[Sequence[str]]:
             counted = figures.values(measure, variant, name)
             cells.append(f"{sum(counted.values()):.0f}" if counted else NOTHING)
         yield cells
+
+
+def _builds(figures: Figures) -> Iterator[Sequence[str]]:
+    for measure in figures.measures():
+        for other in figures.variants(measure):
+            variant = other.removesuffix(OTHER_BUILD)
+            spreads = [
+                figures.compared((measure, variant, name), (measure, other, name), ratio)
+                for name in _COMPARED.values()
+            ]
+            if variant != other and any(spreads):
+                yield f"{measure}, {variant}", *(_shown(spread, 3, extremes=True) for spread in spreads)
 
 
 def _targets(found: Iterable[Finding]) -> Iterator[Sequence[str]]:

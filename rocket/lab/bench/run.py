@@ -69,6 +69,8 @@ class Bench:
     async def compare(self, measure: Measure, figures: Figures) -> None:
         """Take a measure of every variant."""
         variants = [each for each in measure.variants if each.name in self._settings.only or each is IDLE]
+        if (python := self._settings.against) is not None:
+            variants += [each.of_other_build(python) for each in variants if each not in {IDLE, BARE}]
         if measure.pace is Pace.ONCE:
             rows: list[Row] = []
             try:
@@ -132,7 +134,8 @@ class Bench:
         )
 
     def _serving(self, variant: Variant) -> contextlib.AbstractAsyncContextManager[Server]:
-        return serving(self.command(variant), self._testbed.logs / f"{variant.name}.log", self._before_exec)
+        log = self._testbed.logs / f"{variant.name}.log"
+        return serving(self.command(variant), log, self._before_exec, variant.python)
 
     def command(self, variant: Variant) -> list[str]:
         """Return the module to run, and its arguments."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,10 @@ class BenchSettings(CommandSettings):
     postgres_bin: Path | None = setting(
         None, parse_path, "DIR", "Postgres programs to use instead of those that come with rocket"
     )
+    against: Path | None = setting(
+        None, parse_path, "PYTHON",
+        "measure another build of rocket too, the one that this Python interpreter imports, and compare them",
+    )  # fmt: skip
     soak: int | None = setting(
         None, _whole(10, 999_999_999), "READS",
         "instead of comparing: this number of never-stale reads, and the memory they take",
@@ -117,6 +122,8 @@ def load(given: argparse.Namespace) -> BenchSettings:
         raise InvalidSetting("--replicas and --postgres-bin are for a cluster of its own: leave out --attach")
     if settings.scale and (settings.attach or settings.soak is not None):
         raise InvalidSetting("--scale needs no cluster, and goes with --json alone")
+    if settings.against is not None and not os.access(settings.against, os.X_OK):
+        raise InvalidSetting(f"--against: {settings.against} is not a program")
     if not any(each.name in settings.only for name in settings.measures for each in MEASURES[name].variants):
         raise InvalidSetting("no variant of --only takes part in the --measures")
     if settings.json is not None:

@@ -216,20 +216,27 @@ def _must_run() -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def serving(
-    command: Sequence[str], log: Path, before_exec: Callable[[], None] | None = None
+    command: Sequence[str],
+    log: Path,
+    before_exec: Callable[[], None] | None = None,
+    python: Path | None = None,
 ) -> AsyncIterator[Server]:
     """Run a module that prints its URL, with its arguments, for as long as the context lasts.
 
-    Its process calls `before_exec` first. Its output goes to a log file, which is removed at the end. Raise
-    `SubprocessFailed`, with the tail of the log, if it does not get ready or ends by itself.
+    Its process calls `before_exec` first. Its output goes to a log file, which is removed at the end. A `python`
+    interpreter imports the module from another build. Raise `SubprocessFailed`, with the tail of the log, if the
+    server does not get ready or ends by itself.
     """
     with contextlib.ExitStack() as files:
         files.callback(log.unlink, missing_ok=True)
         output = files.enter_context(log.open("wb"))
         async with child_process(
-            "server under measurement", "rocket.lab.subprocesses", *command,
-            output=output, preexec_fn=before_exec,
-        ) as process:  # fmt: skip
+            "server under measurement",
+            *(command if python else ("rocket.lab.subprocesses", *command)),  # an older build has no parent watch
+            output=output,
+            preexec_fn=before_exec,
+            python=(str(python), "-P") if python else (),  # -P: not the rocket of this directory
+        ) as process:
             yield Server(await _url(process, log), process.pid)
             if process.exit_code is not None:
                 raise SubprocessFailed(process.name, f"it has ended: {_tail(log)}")

@@ -11,17 +11,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rocket.cluster.errors import NodeNotRunning
-from rocket.errors import RocketError
 from rocket.lab.checker.history import Fault
-from rocket.lab.patroni.configuration import HOST
+from rocket.lab.patroni.member import HOST
 from rocket.lab.torture.proxy import Mode, TcpProxy
+from rocket.topology.patroni import PatroniUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     from rocket.lab.checker.history import HistoryWriter
     from rocket.lab.patroni.cluster import PatroniCluster
-    from rocket.lab.patroni.node import PatroniNode
+    from rocket.lab.patroni.member import PatroniNode
 
 PROXY_HOSTS: Mapping[str, str] = {f"node{number}": f"127.0.0.{10 + number}" for number in range(1, 4)}
 """An address of this machine for each member; Linux has all of 127.0.0.0/8."""
@@ -173,7 +173,7 @@ async def _hung(nemesis: PatroniNemesis, leader: PatroniNode) -> Detail:
 
 
 async def _switched_over(nemesis: PatroniNemesis, leader: PatroniNode) -> Detail:
-    await nemesis.cluster.order(leader, "switchover", leader=leader.name)
+    await nemesis.cluster.request(leader, "switchover", leader=leader.name)
     await _succeeded(nemesis.cluster, leader)
     return {}
 
@@ -208,7 +208,7 @@ async def _cloned(nemesis: PatroniNemesis, replica: PatroniNode) -> Detail:
         except FileNotFoundError:
             return False
 
-    await nemesis.cluster.order(replica, "reinitialize", force=True)
+    await nemesis.cluster.request(replica, "reinitialize", force=True)
     await _until(is_cloned, _WHOLE_S, f"{replica.name} is not cloned")
     return {"cloned_wall_s": time.time()}
 
@@ -233,7 +233,7 @@ async def _succeeded(cluster: PatroniCluster, before: PatroniNode) -> None:
     async def is_another() -> bool:
         try:
             return await cluster.leader() is not before
-        except RocketError:  # Patroni does not answer, or has no leader
+        except PatroniUnavailable:
             return False
 
     await _until(is_another, _SUCCESSION_S, f"no member took over from {before.name}")

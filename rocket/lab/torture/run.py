@@ -18,8 +18,7 @@ import psutil
 
 from rocket.lab import app
 from rocket.lab.checker.history import READS, End, Healed, HistoryWriter, Request, Run
-from rocket.lab.patroni.cluster import PatroniSettings
-from rocket.lab.patroni.making import patroni_cluster
+from rocket.lab.patroni.cluster import PatroniSettings, patroni_cluster
 from rocket.lab.settings import Settings
 from rocket.lab.shutdown import ShutdownStack, background, shutdown_on_signals
 from rocket.lab.torture import clients
@@ -230,7 +229,7 @@ class PatroniSystem(System):
             postgres_bin=self._settings.postgres_bin,
             database=app.DATABASE,
             schema=schema_sql(),
-            detours=PROXY_HOSTS if cut else None,
+            proxy_hosts=PROXY_HOSTS if cut else None,
         )
         made = patroni_cluster(settings, self._links.around) if cut else patroni_cluster(settings)
         self._cluster = await stack.enter_async_context(made)

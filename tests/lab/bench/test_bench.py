@@ -121,6 +121,7 @@ async def test_many_replicas_cost_a_decision_nothing(kept_dir: Path) -> None:
         (["--json", "/nonexistent/file"], "cannot write /nonexistent/file"),
         (["--attach"], "no cluster of this user is running"),
         (["--postgres-port", "5433"], "give --attach too"),
+        (["--against", "/nonexistent/python"], "--against: /nonexistent/python is not a program"),
         (["--scale", "--soak", "100"], "--scale needs no cluster"),
     ],
 )

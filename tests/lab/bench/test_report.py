@@ -99,6 +99,22 @@ def test_a_stale_read_of_never_stale_is_reported_last() -> None:
     assert report(broken, ABOUT).splitlines()[-1].startswith("STALE: 2 reads")
 
 
+def test_two_builds_are_compared_within_each_round() -> None:
+    """By the variants that both took part with."""
+    builds = Figures(
+        [
+            reads(1, "never-stale", 1000),
+            reads(1, "never-stale (other build)", 2000),
+            reads(2, "never-stale", 3000),
+            reads(2, "never-stale (other build)", 2000),
+        ]
+    )
+    (line,) = (line for line in report(builds, ABOUT).splitlines() if line.startswith("  reads, never-stale"))
+
+    assert ["1.000", "(0.500", "to", "1.500)", "-", "-"] == line.split()[2:8]
+    assert "this build" not in report(FIGURES, ABOUT)
+
+
 def test_programs_get_everything() -> None:
     """Rows, medians and targets, as JSON without extensions."""
     data = json.loads(json.dumps(as_json(FIGURES, ABOUT), allow_nan=False))

@@ -1,4 +1,4 @@
-"""What people write of Patroni, and what it says, read."""
+"""Addresses of Patroni as they are set, and its answer to GET /cluster, are read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 
 from rocket.errors import InvalidSetting
 from rocket.lab import settings
-from rocket.topology.patroni_addresses import filled_in, parse_template, parse_urls
-from rocket.topology.patroni_members import Member, parse_cluster
+from rocket.topology.patroni import Member, fill_in, parse_cluster, parse_template, parse_urls
 
 LEADER = {
     "name": "node1", "role": "leader", "state": "running", "api_url": "http://10.0.0.1:8008/patroni",
@@ -23,14 +22,14 @@ REPLICA = {
 }  # fmt: skip
 
 
-def said(*members: object) -> str:
-    """Return an answer of Patroni's that lists these members."""
+def answer(*members: object) -> str:
+    """Return an answer that lists these members."""
     return json.dumps({"members": members, "scope": "app"})
 
 
 def test_members_are_read_as_patroni_lists_them() -> None:
-    """All that is told of them, and which of them leads."""
-    leader, replica = parse_cluster(said(LEADER, REPLICA)).members
+    """With every detail, and which one is the leader."""
+    leader, replica = parse_cluster(answer(LEADER, REPLICA)).members
 
     assert leader == Member(
         "node1", "leader", "running", "10.0.0.1", 5432, "http://10.0.0.1:8008/patroni", 3, None, True
@@ -38,7 +37,7 @@ def test_members_are_read_as_patroni_lists_them() -> None:
     assert replica == Member(
         "node2", "replica", "streaming", "10.0.0.2", 5433, "http://10.0.0.2:8008/patroni", 3, 16, False
     )
-    assert [True, False] == [leader.leads, replica.leads]
+    assert [True, False] == [leader.is_leader, replica.is_leader]
 
 
 @pytest.mark.parametrize(
@@ -55,36 +54,36 @@ def test_members_are_read_as_patroni_lists_them() -> None:
     ],
 )
 def test_a_member_without_an_address_is_left_out(change: dict[str, Any]) -> None:
-    """One that is being made has none yet; and what a token cannot hold is no name."""
+    """While its data is being cloned it has none; and what a token cannot hold is no name."""
     assert ["node1"] == [
-        member.name for member in parse_cluster(said(LEADER, REPLICA | change, "nonsense")).members
+        member.name for member in parse_cluster(answer(LEADER, REPLICA | change, "nonsense")).members
     ]
 
 
-def test_what_is_not_told_is_left_open() -> None:
+def test_details_that_patroni_leaves_out_stay_unknown() -> None:
     """A lag that is unknown to Patroni is unknown to us."""
     member = {"name": "node2", "host": "h", "lag": "unknown", "tags": None}
 
-    assert (Member("node2", "", "", "h", 5432, ""),) == parse_cluster(said(member)).members
+    assert (Member("node2", "", "", "h", 5432, ""),) == parse_cluster(answer(member)).members
 
 
-def test_a_name_that_a_token_cannot_hold_is_told() -> None:
-    """Of the leader, too: it is nobody else who leads."""
-    listing = parse_cluster(said(LEADER | {"name": "pg node"}, REPLICA))
+def test_a_name_that_a_token_cannot_hold_is_unusable() -> None:
+    """The leader's, too: no other member is the leader then."""
+    listing = parse_cluster(answer(LEADER | {"name": "pg node"}, REPLICA))
 
     assert ["node2"] == [member.name for member in listing.members]
     assert ("pg node",) == listing.unusable
     assert "pg node" == listing.leader
 
 
-def test_maintenance_mode_is_told() -> None:
-    """Patroni says so only while it lasts."""
-    assert not parse_cluster(said(LEADER)).paused
+def test_maintenance_mode_is_read() -> None:
+    """Patroni mentions it only while it lasts."""
+    assert not parse_cluster(answer(LEADER)).paused
     assert parse_cluster(json.dumps({"members": [LEADER], "pause": True})).paused
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"members": 1}', "<html>", "[" * 100_000])
-def test_what_is_no_answer_of_patronis_is_refused(text: str) -> None:
+def test_an_answer_that_is_not_patronis_is_refused(text: str) -> None:
     """A proxy's page, say."""
     with pytest.raises(ValueError):  # noqa: PT011 - whatever it says
         parse_cluster(text)
@@ -94,8 +93,8 @@ def test_a_template_is_filled_in_and_holds_what_it_holds() -> None:
     """Braces of a password stay what they are; an IPv6 address gets its brackets."""
     template = parse_template("postgresql://app:a%7Bb@{host}:{port}/app?sslmode=verify-full")
 
-    assert "postgresql://app:a%7Bb@db1:5432/app?sslmode=verify-full" == filled_in(template, "db1", 5432)
-    assert "postgresql://app:a%7Bb@[::1]:5432/app?sslmode=verify-full" == filled_in(template, "::1", 5432)
+    assert "postgresql://app:a%7Bb@db1:5432/app?sslmode=verify-full" == fill_in(template, "db1", 5432)
+    assert "postgresql://app:a%7Bb@[::1]:5432/app?sslmode=verify-full" == fill_in(template, "::1", 5432)
 
 
 def test_addresses_of_rest_apis_are_read() -> None:
