@@ -45,7 +45,8 @@ needs_uv = pytest.mark.skipif(shutil.which("uv") is None and not REQUIRED, reaso
 
 DEADLINE_S = 60.0
 USERS_SCRIPT = """\
-from rocket import Lsn, SessionToken
+from rocket import Lsn
+from rocket.consistency import SessionToken
 floor: Lsn = SessionToken.parse("1~1-abcdefghij~0/16B3748~0/0").write_floor
 print(floor)
 """
@@ -65,7 +66,7 @@ from rocket.web import Cookie
 from rocket.web.aiohttp import SESSION, setup
 from rocket.web.asgi import RocketMiddleware
 
-routers: list[Router[str | None]] = []
+routers: list[Router] = []
 
 
 @asynccontextmanager
@@ -75,7 +76,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-def router() -> Router[str | None]:
+def router() -> Router:
     return routers[0]
 
 
@@ -90,7 +91,7 @@ setup(third, router)
 
 @app.get("/notes/{note_id}")
 async def show(request: Request, note_id: int) -> dict[str, str]:
-    session: Session[str | None] = request.state.rocket
+    session: Session = request.state.rocket
     text: str = await session.read(lambda db: db.fetchval("SELECT text FROM notes WHERE id = $1", note_id))
     last: Answer[object] | None = session.last
     return {"text": text, "why": "" if last is None else explain(last)}

@@ -8,10 +8,11 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
-from rocket import Policy, Router, Routing
+from rocket import Policy
 from rocket.cluster import directories
 from rocket.cluster.errors import PortInUse
 from rocket.errors import InvalidSetting
+from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.shutdown import background
 from rocket.topology import nodes_file
 from rocket.topology.patroni import Topology
@@ -135,7 +136,7 @@ async def serving(
             client = await stack.enter_async_context(patroni_client(settings))
             topology = Topology(client, settings.patroni_dsn, nodes)
         router = await stack.enter_async_context(
-            await Router.open(
+            await ComparisonRouter.open(
                 nodes,
                 UserFloors(),
                 policy=Policy(
@@ -145,12 +146,12 @@ async def serving(
                     max_wait_s=settings.max_wait,
                     primary_lease_s=settings.primary_lease,
                 ),
-                routing=Routing(settings.routing),
                 observe=observe,
                 observer_interval_s=settings.observer_interval,
                 may_be_primary=None if topology is None else topology.may_be_primary,
             )
         )
+        await router.switch(Routing(settings.routing))
         await stack.enter_async_context(background(router.observing(), "observer"))
         inspector = None
         if targets is not None:

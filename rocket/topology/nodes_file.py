@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
 
 from rocket.dsn import parse_file
 from rocket.errors import InvalidSetting, describe
-from rocket.routing.admittance import AddressUnusable, connecting
+from rocket.routing.failures import AddressUnusable, connecting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,7 +112,7 @@ async def _problem_of(name: str, dsn: str, tables: Mapping[str, Sequence[str]], 
 async def follow(
     file: Path,
     nodes: Mapping[str, str],
-    router: Router[Any],
+    router: Router,
     reread: asyncio.Event | None = None,
     *,
     check: Check = check_usable,
@@ -143,9 +143,7 @@ async def follow(
         current, complaint = wanted, ""
 
 
-async def _change(
-    router: Router[Any], current: Mapping[str, str], wanted: Mapping[str, str], check: Check
-) -> None:
+async def _change(router: Router, current: Mapping[str, str], wanted: Mapping[str, str], check: Check) -> None:
     """Add the nodes that are new, and remove those that are gone; raise `InvalidSetting` before any change."""
     added = {name: dsn for name, dsn in wanted.items() if current.get(name) != dsn}
     removed = [name for name in current if name not in wanted]

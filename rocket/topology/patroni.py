@@ -268,7 +268,7 @@ class Topology:
         except PatroniUnavailable:
             return True
 
-    async def follow(self, router: Router[Any]) -> None:
+    async def follow(self, router: Router) -> None:
         """Update a router again and again, until cancelled; an update that fails is logged, and ends nothing."""
 
         def note_loss(_name: str) -> None:
@@ -293,7 +293,7 @@ class Topology:
         finally:
             router.board.on_gone.remove(note_loss)
 
-    async def update(self, router: Router[Any]) -> None:
+    async def update(self, router: Router) -> None:
         """Ask Patroni once, and apply its answer to a router; without an answer nothing changes."""
         self._node_lost.clear()
         asked_at = time.monotonic()
@@ -330,7 +330,7 @@ class Topology:
         """Return whether a veto is outdated: it may come from a member that is cut off, so every one is asked."""
         return all(listing.allows_primary(name) for listing in await self._client.newest_listings())
 
-    async def _vetoed_primary(self, router: Router[Any], listing: Listing) -> str | None:
+    async def _vetoed_primary(self, router: Router, listing: Listing) -> str | None:
         """Return the primary's name if Patroni names another primary, or none."""
         primary = router.board.primary
         if (
@@ -351,7 +351,7 @@ class Topology:
         else:
             _log.info("Patroni's leader is %s%s", repr(leader) if leader in listing.unusable else leader, paused)
 
-    async def _add(self, router: Router[Any], wanted: Mapping[str, _Node]) -> None:
+    async def _add(self, router: Router, wanted: Mapping[str, _Node]) -> None:
         """Add the members that are new, and those whose address or tag has changed."""
         for name, node in wanted.items():
             if node != (before := self._known.get(name)):
@@ -360,7 +360,7 @@ class Topology:
                 await router.add(name, node.dsn, takes_reads=node.takes_reads)
                 self._known[name] = node
 
-    async def _remove(self, router: Router[Any], wanted: Mapping[str, _Node], now: float) -> None:
+    async def _remove(self, router: Router, wanted: Mapping[str, _Node], now: float) -> None:
         """Remove the nodes that have been missing for long, but never the current primary."""
         self._missing_since = {
             name: self._missing_since.get(name, now) for name in self._known if name not in wanted

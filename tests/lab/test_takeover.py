@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from rocket import Lsn, SessionToken
+from rocket import Lsn
+from rocket.consistency import SessionToken
 from rocket.lab.app import DATABASE
 from rocket.lab.serving import listeners, url_of
 from rocket.lab.settings import Settings
 from rocket.lab.shutdown import Shutdown
 from rocket.lab.torture.faults import table_state, wait_for_takeover
 from rocket.lab.workers import Worker, working
-from tests.routing.test_races import come_back_behind, restart_point_now, write_ride
+from tests.support.races import come_back_behind, restart_point_now, write_ride
 from tests.support.servers import dsns
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ async def next_beat(primary: Connection) -> None:
 # --- an API process that hears nothing ---
 
 
-async def session_of(router: Router[str], cluster: LocalCluster, email: str) -> tuple[str, dict[str, str]]:
+async def session_of(router: Router, cluster: LocalCluster, email: str) -> tuple[str, dict[str, str]]:
     """Write a ride that all replicas have; return its path, and the headers of the session that wrote it."""
     ride = await write_ride(router, email)
     async with on_primary(cluster) as primary:
@@ -148,7 +149,7 @@ async def read(http: aiohttp.ClientSession, path: str, headers: dict[str, str]) 
 
 @pytest.mark.parametrize("interval_s", [0.05, NEVER_S], ids=["observing", "knowing nothing new"])
 async def test_process_that_was_halted_for_longer_than_the_lease_reads_nothing_stale(
-    cluster: LocalCluster, router: Router[str], email: str, interval_s: float
+    cluster: LocalCluster, router: Router, email: str, interval_s: float
 ) -> None:
     """What it knew of the replicas was true of lives that are over: they have come back behind."""
     async with restart_point_now(cluster):
@@ -173,7 +174,7 @@ async def test_process_that_was_halted_for_longer_than_the_lease_reads_nothing_s
 
 
 async def test_process_that_hears_nothing_for_longer_than_the_lease_trusts_nobody(
-    cluster: LocalCluster, router: Router[str], email: str
+    cluster: LocalCluster, router: Router, email: str
 ) -> None:
     """Neither replicas nor the primary, however well they are."""
     ride, headers = await session_of(router, cluster, email)

@@ -18,8 +18,8 @@ from rocket.schema import tables
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-    from rocket import Observer
     from rocket.cluster.cluster import LocalCluster
+    from rocket.routing.observer import Observer
 
 REPLICAS = 2
 

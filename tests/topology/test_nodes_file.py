@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
-from rocket import Lsn, Reason, Role, Router, SessionToken
-from rocket.consistency import Epoch
+from rocket import Lsn, Reason, Role, Router
+from rocket.consistency import Epoch, SessionToken
 from rocket.errors import InvalidSetting
 from rocket.lab.shutdown import background
 from rocket.topology.nodes_file import check_usable, follow, read_nodes
@@ -30,7 +30,7 @@ POLL_S = 0.02
 
 
 @pytest_asyncio.fixture
-async def followed(cluster: LocalCluster, tmp_path: Path) -> AsyncIterator[tuple[Router[Any], Path]]:
+async def followed(cluster: LocalCluster, tmp_path: Path) -> AsyncIterator[tuple[Router, Path]]:
     """A router with an observer at work, and the file of nodes that it follows: the primary and one replica."""
     nodes = dsns(cluster, "primary", "replica0", who=ROLES["monitor"])
     file = tmp_path / "nodes"
@@ -43,12 +43,12 @@ async def followed(cluster: LocalCluster, tmp_path: Path) -> AsyncIterator[tuple
         yield router, file
 
 
-def known(router: Router[Any]) -> set[str]:
+def known(router: Router) -> set[str]:
     """Return the names of the nodes that a router has connections for."""
     return {pool.name for pool in router.pools}
 
 
-async def add_user(router: Router[Any], email: str) -> None:
+async def add_user(router: Router, email: str) -> None:
     """Write a row for reads to see."""
 
     async def work(node: Connection) -> None:
@@ -58,7 +58,7 @@ async def add_user(router: Router[Any], email: str) -> None:
 
 
 async def test_the_file_is_read_at_once_when_that_is_asked_for(
-    cluster: LocalCluster, followed: tuple[Router[Any], Path], tmp_path: Path
+    cluster: LocalCluster, followed: tuple[Router, Path], tmp_path: Path
 ) -> None:
     """However long it would be until the next time."""
     router, _ = followed
@@ -73,7 +73,7 @@ async def test_the_file_is_read_at_once_when_that_is_asked_for(
 
 
 async def test_no_read_fails_while_nodes_come_and_go(
-    cluster: LocalCluster, followed: tuple[Router[Any], Path], email: str
+    cluster: LocalCluster, followed: tuple[Router, Path], email: str
 ) -> None:
     """Reads under way end where they are, with every node replaced, added and removed again and again."""
     router, file = followed
@@ -135,7 +135,7 @@ async def test_no_read_fails_while_nodes_come_and_go(
 )
 async def test_an_unusable_file_changes_nothing_and_is_one_line(
     cluster: LocalCluster,
-    followed: tuple[Router[Any], Path],
+    followed: tuple[Router, Path],
     caplog: pytest.LogCaptureFixture,
     text: str,
     words: str,
@@ -157,7 +157,7 @@ async def test_an_unusable_file_changes_nothing_and_is_one_line(
 
 
 async def test_new_nodes_are_checked_as_the_caller_wants_it(
-    cluster: LocalCluster, followed: tuple[Router[Any], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cluster: LocalCluster, followed: tuple[Router, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A service may need tables of its own; nodes that it knows already are not checked again."""
     router, _ = followed
@@ -176,7 +176,7 @@ async def test_new_nodes_are_checked_as_the_caller_wants_it(
     assert {"primary", "replica0"} == known(router)
 
 
-async def test_a_read_under_way_ends_where_it_is(followed: tuple[Router[Any], Path], email: str) -> None:
+async def test_a_read_under_way_ends_where_it_is(followed: tuple[Router, Path], email: str) -> None:
     """A removal waits for it, and reads that come meanwhile go elsewhere."""
     router, _ = followed
     token = SessionToken(router.board.epoch or Epoch(""), Lsn(1))
@@ -196,7 +196,7 @@ async def test_a_read_under_way_ends_where_it_is(followed: tuple[Router[Any], Pa
     assert ("primary", "replica0", Reason.CAUGHT_UP) == (elsewhere.node, answer.node, answer.reason)
 
 
-async def test_a_removed_replica_is_forgotten(followed: tuple[Router[Any], Path], email: str) -> None:
+async def test_a_removed_replica_is_forgotten(followed: tuple[Router, Path], email: str) -> None:
     """It has no status, no watch and no connection; asking for it again is a mistake."""
     router, _ = followed
     await add_user(router, email)
@@ -208,7 +208,7 @@ async def test_a_removed_replica_is_forgotten(followed: tuple[Router[Any], Path]
         await router.remove("replica0")
 
 
-async def test_a_node_whose_name_no_token_holds_is_not_added(followed: tuple[Router[Any], Path]) -> None:
+async def test_a_node_whose_name_no_token_holds_is_not_added(followed: tuple[Router, Path]) -> None:
     """Nor is anything else changed."""
     router, _ = followed
     with pytest.raises(ValueError, match="is no name for a node"):
@@ -242,7 +242,7 @@ async def test_the_page_shows_how_a_service_follows_a_file(cluster: LocalCluster
     write_nodes(file, dsns(cluster, "primary", "replica0", who=ROLES["monitor"]))
     seen: list[set[str]] = []
 
-    async def serve(router: Router[Any]) -> None:
+    async def serve(router: Router) -> None:
         write_nodes(file, dsns(cluster, who=ROLES["monitor"]))
         await until(lambda: known(router) == set(cluster.nodes))
         seen.append(known(router))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import pytest_asyncio
@@ -32,7 +32,7 @@ class Following(NamedTuple):
     """A router that observes, and a topology that has not been asked yet."""
 
     topology: Topology
-    router: Router[Any]
+    router: Router
     vetoed: asyncio.Event
     """Set when Patroni keeps a node from becoming the primary."""
 
@@ -79,17 +79,17 @@ async def following(cluster: LocalCluster, url: str) -> AsyncIterator[Following]
         yield following
 
 
-def names(router: Router[Any]) -> set[str]:
+def names(router: Router) -> set[str]:
     """Return the nodes that a router has."""
     return {pool.name for pool in router.pools}
 
 
-def replicas(router: Router[Any]) -> set[str]:
+def replicas(router: Router) -> set[str]:
     """Return the replicas that a router may read from."""
     return {status.name for status in router.board.replicas}
 
 
-def has_primary(router: Router[Any]) -> bool:
+def has_primary(router: Router) -> bool:
     """Return whether a router knows a primary that it may use."""
     return router.board.current_primary(time.monotonic(), LEASE_S) is not None
 
@@ -200,7 +200,7 @@ async def test_a_primary_that_patroni_no_longer_names_is_dropped(
 class SlowClient:
     """Lists no leader, and answers only after the router has observed its primary once more."""
 
-    def __init__(self, router: Router[Any]) -> None:
+    def __init__(self, router: Router) -> None:
         self.router = router
 
     async def listing(self) -> Listing:
@@ -455,7 +455,7 @@ async def test_the_page_shows_how_a_service_follows_patroni(
     patroni.members[0]["role"] = "leader"
     served: list[str] = []
 
-    async def serve(router: Router[Any]) -> None:
+    async def serve(router: Router) -> None:
         session = router.session("ann")
         await session.write(lambda db: db.execute("SELECT 1"))
         patroni.members = [*listed(cluster, "primary", "replica0", "replica1")]

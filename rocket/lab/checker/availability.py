@@ -225,5 +225,5 @@ def _least_floor(sent: str | None) -> Lsn:
     for text in (sent or "").split(", "):
         with contextlib.suppress(ValueError):
             token = SessionToken.parse(text)
-            floors.append(token.write_floor if token.node else max(token.write_floor, token.read_floor))
+            floors.append(token.write_floor if token.node else token.highest_floor)
     return max(floors)

@@ -167,8 +167,11 @@ def check_tokens(session: Sequence[Op], findings: Findings) -> None:
 
 def _compare_floors(op: Op, sent: SessionToken, got: SessionToken, findings: Findings) -> None:
     # A floor that was pending could be served by that very replica or the primary only: it may become any LSN.
-    known = max((floor for floor in (sent.write_floor, sent.read_floor) if floor != Lsn.PENDING), default=Lsn(0))
-    highest = max(got.write_floor, got.read_floor)
+    known = max(
+        (floor for floor in (sent.write_floor, sent.read_floor) if floor not in {None, Lsn.PENDING}),
+        default=Lsn(0),
+    )
+    highest = got.highest_floor
     if sent.write_floor != Lsn.PENDING and got.write_floor < sent.write_floor:
         fall = f"The write floor of session {op.session} fell from {sent.write_floor} to {got.write_floor}."
     elif highest < known:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from rocket import Routing, Unavailable
+from rocket import Unavailable
 from rocket.cluster import control
 from rocket.errors import RocketError
 from rocket.lab.api.problems import Problem
+from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.inspector.event_log import RateChanged, RoutingChanged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rocket import Router
     from rocket.cluster.cluster import LocalCluster
     from rocket.lab.inspector.event_log import EventLog
     from rocket.lab.simulator import Simulator
@@ -59,7 +59,7 @@ class Targets:
 class Controls:
     """Acts on the cluster through its control socket, on the router, and on the simulator."""
 
-    def __init__(self, targets: Targets, router: Router[str], event_log: EventLog) -> None:
+    def __init__(self, targets: Targets, router: ComparisonRouter, event_log: EventLog) -> None:
         self.node_states: tuple[float, dict[str, Any]] | None = None
         """The state of each node, and when (monotonic) it was asked for; None if it is not known."""
         self._targets = targets

@@ -38,8 +38,8 @@ from rocket.lab.inspector.events import tokens_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rocket import Routing
     from rocket.cluster.control import CarriedOut
+    from rocket.lab.comparison import Routing
     from rocket.lab.inspector.event_log import EventLog, LogEntry
 
 _INVALID = {HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT}

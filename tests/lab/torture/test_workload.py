@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
-    from rocket import Observer
+    from rocket.routing.observer import Observer
 
     Client = TestClient[web.Request, web.Application]
 

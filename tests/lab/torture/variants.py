@@ -37,26 +37,27 @@ from rocket.consistency import (
 )
 from rocket.lab import cli, workers
 from rocket.lab.api.users import UserFloors
-from rocket.routing import bound, epochs, heartbeat, reads, router, writes
+from rocket.routing import epochs, heartbeat, reads, writes
+from rocket.routing.bound import ReadBound
 from rocket.routing.failures import NotAsObserved
 from rocket.routing.nodes import Nodes
-from rocket.routing.observer import NodeWatch
 from rocket.routing.reads import Reads
+from rocket.routing.watch import NodeWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from asyncpg import Record
 
-    from rocket.consistency import Epoch, Incarnation, Policy, PrimaryStatus
+    from rocket.consistency import Epoch, Incarnation, Policy, PrimaryStatus, Tokens
     from rocket.routing.answer import Route
     from rocket.routing.connection import Connection, NodeConnection
     from rocket.routing.epochs import Resolved
 
 UNPATCHED = "unpatched"
 
-_SHOWN_BY_REPLICA = bound.shown_by_replica
-"""The right rule, of which wrong ones change a part."""
+_SHOWN_ON_REPLICA = ReadBound.on_replica
+"""The right rule, parts of which wrong ones leave out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ LOST_TAIL = Conditions("promotion-lossy", duration_s=3, replicas=2, seeds=(1, 2,
 SEVERAL_PROCESSES = Conditions(
     "writer-killed,writer-frozen,replay-slow", 6, replicas=2, seeds=(1, 2, 3), processes=2
 )
-"""The process that writes the table of statuses is killed, or frozen."""
+"""The process that writes the table of statuses dies, or falls silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ def applied(name: str) -> Iterator[None]:
     conditions=SEVERAL_PROCESSES,
 )
 def silent_writer_keeps_its_right(patch: pytest.MonkeyPatch) -> None:
-    """The process elected to write the table of statuses stays elected while its connection lives."""
+    """The process that was elected to write the table of statuses stays so for as long as its connection lives."""
 
     async def elect(primary: Connection, _beat_s: float) -> bool:
         return bool(await primary.fetchval("SELECT pg_try_advisory_lock($1)", heartbeat.WRITERS_LOCK))
@@ -176,13 +177,13 @@ def _take_floor_before_commit(patch: pytest.MonkeyPatch, statement: str) -> None
     taken: ContextVar[Lsn] = ContextVar("taken")
     begin_write = UserFloors.begin_write
 
-    async def mark_with_it(self: UserFloors, primary: Connection, subject: str, _floor: Lsn) -> None:
+    async def mark_with_it(self: UserFloors, primary: Connection, subject: str | None, _floor: Lsn) -> None:
         await begin_write(self, primary, subject, Lsn(0))  # the LSN shall cover this UPDATE, too
         taken.set(Lsn.from_wire(await primary.fetchval(statement)))
         await begin_write(self, primary, subject, taken.get())
         taken.set(Lsn.from_wire(await primary.fetchval(statement)))
 
-    async def record_floor(_self: UserFloors, _primary: Connection, _subject: str) -> Lsn:
+    async def record_floor(_self: UserFloors, _primary: Connection, _subject: str | None) -> Lsn:
         return taken.get()
 
     patch.setattr(UserFloors, "begin_write", mark_with_it)
@@ -258,9 +259,7 @@ def check_in_the_reads_own_statement(patch: pytest.MonkeyPatch) -> None:
     def choose_any(token: SessionToken, board: Board, policy: Policy, **more: Any) -> Choice:
         return choose(replace(token, write_floor=Lsn(0), read_floor=Lsn(0)), board, policy, **more)
 
-    async def checked(
-        self: Reads[Any], status: ReplicaStatus, work: Any, route: Route
-    ) -> tuple[Any, SessionToken]:
+    async def checked(self: Reads, status: ReplicaStatus, work: Any, route: Route) -> tuple[Any, SessionToken]:
         floor = route.tokens[0].floor_on(status.name, status.incarnation)
 
         async def inside(node: Connection) -> Any:
@@ -330,7 +329,7 @@ def status_kept_across_a_restart(patch: pytest.MonkeyPatch) -> None:
         return True
 
     def floor_on(self: SessionToken, node: str, _incarnation: Incarnation | None) -> Lsn:
-        return self.write_floor if node == self.node else max(self.write_floor, self.read_floor)
+        return self.write_floor if node == self.node else self.highest_floor
 
     patch.setattr(Board, "forget", forget_primary_only)
     patch.setattr(ReplicaStatus, "vouches_for", vouches_for)
@@ -342,7 +341,7 @@ def floor_dropped_on_retry(patch: pytest.MonkeyPatch) -> None:
     """After a replica has failed a read, any other will do."""
     choose_fit = Reads._choice  # noqa: SLF001
 
-    def without_floor(self: Reads[Any], route: Route) -> Choice:
+    def without_floor(self: Reads, route: Route) -> Choice:
         if route.failed:
             (token,) = route.tokens
             route.tokens = (replace(token, write_floor=Lsn(0), read_floor=Lsn(0)),)
@@ -356,16 +355,14 @@ def floor_dropped_on_retry(patch: pytest.MonkeyPatch) -> None:
 _PROMOTION = "tests/routing/test_promotion.py::"
 
 
-def _bound_of_any_epoch(said: str, epoch: Epoch) -> Lsn | None:
-    role, *rest = said.split(" ")
-    if role == "replica":
-        replayed, received, streamed, *_ = rest
-        said = f"replica {replayed} {received} {0 if streamed == '0' else timeline_of(epoch)} {epoch}"
-    return _SHOWN_BY_REPLICA(said, epoch)
+def _bound_of_any_epoch(said: ReadBound, epoch: Epoch) -> Lsn | None:
+    if said.is_replica:
+        said = replace(said, timeline=said.timeline and timeline_of(epoch), epoch=epoch)
+    return _SHOWN_ON_REPLICA(said, epoch)
 
 
 def _see_the_current_epoch(patch: pytest.MonkeyPatch, is_of: Callable[[int | None, Epoch], bool]) -> None:
-    """Count a replica to the current epoch by the timeline that it streams, whatever row it shows."""
+    """Take a replica for one of the current epoch if what it streams says so, whatever row it shows."""
     publish = NodeWatch._publish_replica  # noqa: SLF001
 
     def as_it_says(self: NodeWatch, connection: NodeConnection, row: Any, asked_at: float) -> None:
@@ -376,12 +373,12 @@ def _see_the_current_epoch(patch: pytest.MonkeyPatch, is_of: Callable[[int | Non
         publish(self, connection, row, asked_at)
 
     patch.setattr(NodeWatch, "_publish_replica", as_it_says)
-    patch.setattr(bound, "shown_by_replica", _bound_of_any_epoch)
+    patch.setattr(ReadBound, "on_replica", _bound_of_any_epoch)
 
 
 @convicted_by(conditions=LOST_TAIL)
 def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
-    """LSNs of tokens and replicas are compared although they belong to different epochs."""
+    """One epoch is like another: LSNs of tokens and replicas are compared whatever their epochs are."""
     obstacle = choice.obstacle
 
     def of_any_epoch(
@@ -399,22 +396,22 @@ def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
     ) -> Resolved:
         return epochs.Resolved(replace(tokens[0], epoch=epoch) if tokens else None)
 
-    def merged_as_one(tokens: Iterable[SessionToken]) -> tuple[SessionToken, ...]:
-        latest_first = sorted(tokens, key=lambda token: token.timeline, reverse=True)
+    def merged_as_one(tokens: Tokens) -> tuple[SessionToken, ...]:
+        latest_first = sorted(merged(tokens), key=lambda token: token.timeline, reverse=True)
         return merged([replace(token, epoch=latest_first[0].epoch) for token in latest_first])
 
     _see_the_current_epoch(patch, lambda _streamed, _epoch: True)
     patch.setattr(choice, "obstacle", of_any_epoch)
-    patch.setattr(router, "merged", merged_as_one)
-    patch.setattr(reads, "resolve_tokens", resolve_tokens)
-    patch.setattr(writes, "resolve_tokens", resolve_tokens)
+    for module in (reads, writes):
+        patch.setattr(module, "merged", merged_as_one)
+        patch.setattr(module, "resolve_tokens", resolve_tokens)
 
 
 @convicted_by(f"{_PROMOTION}test_a_replica_past_the_fork_is_not_believed")
 def received_tli_trusted(patch: pytest.MonkeyPatch) -> None:
     """A replica that streams the current timeline follows the current primary, whatever it has replayed (F11).
 
-    Nor does it matter that a replica has replayed more than its primary has written: that catches most of them.
+    Nor does it count that the replica has replayed more than its primary has written: that catches most of them.
     Torture never re-points a replica that has passed the fork without cloning or rewinding it first.
     """
 
@@ -425,14 +422,14 @@ def received_tli_trusted(patch: pytest.MonkeyPatch) -> None:
     _see_the_current_epoch(patch, lambda streamed, epoch: streamed == timeline_of(epoch))
 
 
-@convicted_by(f"{_PROMOTION}test_what_a_promotion_lost_is_said_in_so_many_words", conditions=LOST_TAIL)
+@convicted_by(f"{_PROMOTION}test_what_a_promotion_lost_is_reported", conditions=LOST_TAIL)
 def lost_tails_not_reported(patch: pytest.MonkeyPatch) -> None:
     """A token of an earlier epoch is exchanged without a notice."""
 
     async def nothing(_token: SessionToken, _primary: Connection, _epoch: Epoch) -> None:
         return None
 
-    patch.setattr(epochs, "_lost_tail", nothing)
+    patch.setattr(epochs, "_loss_of", nothing)
 
 
 @convicted_by(
@@ -440,7 +437,7 @@ def lost_tails_not_reported(patch: pytest.MonkeyPatch) -> None:
     f"{_PROMOTION}test_a_promotion_is_followed_and_the_old_primary_closed",
 )
 def old_primary_still_used(patch: pytest.MonkeyPatch) -> None:
-    """The node that was last seen out of recovery is the primary, whatever its timeline.
+    """The last server that says that it is the primary is believed, of whichever timeline.
 
     Torture's promotions fence the old primary, as the guarantee asks.
     """
@@ -459,14 +456,14 @@ def old_primary_still_used(patch: pytest.MonkeyPatch) -> None:
 
 @convicted_by(f"{_PROMOTION}test_a_write_across_a_promotion_is_an_unknown_outcome")
 def acknowledged_by_a_primary_that_was_replaced(patch: pytest.MonkeyPatch) -> None:
-    """The answer of a primary counts, although there is another one by then.
+    """What a primary has answered counts, although another one is the primary by then.
 
     Torture's promotions end the old primary, and with it the write's connection, before there is another one.
     """
 
-    def any_epoch(_self: Nodes, _epoch: Epoch) -> None: ...
+    def any_primary(_self: Nodes, _epoch: Epoch) -> None: ...
 
-    patch.setattr(Nodes, "check_still_current", any_epoch)
+    patch.setattr(Nodes, "check_still_current", any_primary)
 
 
 # --- what reads have shown ---
@@ -490,12 +487,11 @@ def token_not_raised_on_reads(patch: pytest.MonkeyPatch) -> None:
 def read_floor_trusted_while_not_streaming(patch: pytest.MonkeyPatch) -> None:
     """What a read has shown ends at the greater of receive and replay LSN, also without a WAL receiver (F6)."""
 
-    def greatest(said: str, epoch: Epoch) -> Lsn | None:
-        _SHOWN_BY_REPLICA(said, epoch)
-        _, replayed, received, *_ = said.split(" ")
-        return max(Lsn.parse(each) for each in (replayed, received) if each != "-")
+    def greatest(said: ReadBound, epoch: Epoch) -> Lsn | None:
+        _SHOWN_ON_REPLICA(said, epoch)
+        return max(said.lsn, said.receive_lsn or Lsn(0))
 
-    patch.setattr(bound, "shown_by_replica", greatest)
+    patch.setattr(ReadBound, "on_replica", greatest)
 
 
 @convicted_by(f"{_SESSIONS}TestSeveralTokens::test_tokens_of_two_replicas_bind_everywhere")
@@ -522,7 +518,7 @@ def fallback_without_the_lock(patch: pytest.MonkeyPatch) -> None:
     Without faults that happens for a few in a thousand pairs of reads, for milliseconds.
     """
 
-    async def wait_for_nobody(_self: UserFloors, _primary: Connection, _subject: str) -> None: ...
+    async def wait_for_nobody(_self: UserFloors, _primary: Connection, _subject: str | None) -> None: ...
 
     patch.setattr(UserFloors, "wait_for_writes", wait_for_nobody)
 

@@ -22,7 +22,7 @@ THIRD = "1\t0/1725810\tno recovery target specified\n\n2\t0/3000148\tno recovery
         ("11\t16/B374D848\tbefore 2026-01-01 00:00:00+00\n", 11, "16/B374D848"),
         ("1\t0/1725810", 1, "0/1725810"),
         ('  1   0/1725810   at restore point "1 0/1"\n', 1, "0/1725810"),
-        ("# 1\t0/1\tsomebody's note\n1\t0/1725810\t# 0/2\n", 1, "0/1725810"),
+        ("# 1\t0/1\tan admin's note\n1\t0/1725810\t# 0/2\n", 1, "0/1725810"),
     ],
 )
 def test_a_timeline_ends_where_the_file_says(history: str, timeline: int, switch_lsn: str) -> None:
