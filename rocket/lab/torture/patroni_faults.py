@@ -11,10 +11,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rocket.cluster.errors import NodeNotRunning
-from rocket.errors import RocketError
 from rocket.lab.checker.history import Fault
 from rocket.lab.patroni.member import HOST
 from rocket.lab.torture.proxy import Mode, TcpProxy
+from rocket.topology.patroni import PatroniUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -233,7 +233,7 @@ async def _succeeded(cluster: PatroniCluster, before: PatroniNode) -> None:
     async def is_another() -> bool:
         try:
             return await cluster.leader() is not before
-        except RocketError:  # Patroni does not answer, or has no leader
+        except PatroniUnavailable:
             return False
 
     await _until(is_another, _SUCCESSION_S, f"no member took over from {before.name}")

@@ -93,7 +93,7 @@ class Workload:
         self._job = job
         self._history = history
         self._sessions = asyncio.TaskGroup()
-        # Each process draws from its own seed; what is drawn when depends on the traffic all the same.
+        # Each process has its own seed; the order of the draws still depends on the traffic.
         self.chance = random.Random(f"{job.seed} {job.process}")  # noqa: S311 - no secrets here
         self._names = iter(range(2**62))
         self._writes = iter(range(2**62))
