@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 PRIMARY = "primary"
 """The name of the node that is given as the primary; the node keeps it when its role changes."""
 
-_NAME = re.compile("[A-Za-z0-9_.-]{1,63}")
+NODE_NAME = re.compile("[A-Za-z0-9_.-]{1,63}")
+"""What a session token can hold."""
+NODE_NAME_RULE = "1 to 63 of A-Z a-z 0-9 _ . -"
 _SCHEMES = {"postgresql", "postgres"}
 _LIKE = "a DSN like postgresql://user@host:5432/database"
 
@@ -51,8 +53,8 @@ def parse_replicas(texts: str | Iterable[str]) -> tuple[tuple[str, str], ...]:
     nodes: dict[str, str] = {}
     for word in words:
         name, separator, dsn = word.partition("=")
-        if not separator or not _NAME.fullmatch(name):
-            raise ValueError("must be NAME=DSN, the name being 1 to 63 of A-Z a-z 0-9 _ . -")
+        if not separator or not NODE_NAME.fullmatch(name):
+            raise ValueError(f"must be NAME=DSN, the name being {NODE_NAME_RULE}")
         _put(nodes, name, dsn)
     if PRIMARY in nodes:
         raise ValueError(f"must not name a replica {PRIMARY!r}")
@@ -68,13 +70,13 @@ def parse_file(text: str) -> Mapping[str, str]:
                 pass
             case [first, *_] if first.startswith("#"):
                 pass
-            case [name, dsn] if _NAME.fullmatch(name):
+            case [name, dsn] if NODE_NAME.fullmatch(name):
                 try:
                     _put(nodes, name, dsn)
                 except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from None
             case _:
-                raise ValueError(f"line {number} is not NAME DSN, the name being 1 to 63 of A-Z a-z 0-9 _ . -")
+                raise ValueError(f"line {number} is not NAME DSN, the name being {NODE_NAME_RULE}")
     if not nodes:
         raise ValueError("it names no node")
     return nodes

@@ -45,7 +45,7 @@ class InvalidSetting(SetupError):
 
 
 class NodesUnusable(SetupError):
-    """No node will let rocket in before somebody changes something: address, role, password or database."""
+    """No node accepts rocket's connections until an address, role, password or database is corrected."""
 
 
 class TablesUnusable(SetupError):
@@ -63,16 +63,16 @@ class Unavailable(RoutingError):
     """No node that may answer did so in time. Nothing was changed; asking again later is safe."""
 
     route: Any = None
-    """The `rocket.Route` of a read that nobody answered."""
+    """The `rocket.routing.answer.Route` of a read that no node answered."""
 
 
 class InvalidToken(RoutingError):
-    """A session token that no primary of this cluster has given out."""
+    """A session token that no router of this cluster has given out."""
 
     def __init__(self, message: str, token: Any = None) -> None:
         super().__init__(message)
         self.token = token
-        """The `rocket.SessionToken` in question; None where it is none at all."""
+        """The `rocket.consistency.SessionToken` in question; None if the text is no token at all."""
 
 
 class OutcomeUnknown(RoutingError):

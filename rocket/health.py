@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rocket.consistency import Lsn, Reason, SessionToken, obstacle
 
@@ -51,7 +51,7 @@ class Health:
     """What makes them slower, and not wrong."""
 
 
-async def examine(router: Router[Any]) -> Health:
+async def examine(router: Router) -> Health:
     """Look at what the router knows, and ask the primary for a sign of life, for `Limits.attempt_s` at the most.
 
     A primary whose connections are all at work is not asked: to wait for one would tell nothing. The observer has
@@ -89,7 +89,7 @@ def _of_primary(board: Board, policy: Policy, now: float) -> Finding | None:
     )
 
 
-def _of_replicas(router: Router[Any], now: float) -> Finding | None:
+def _of_replicas(router: Router, now: float) -> Finding | None:
     """Return why no replica may serve, if none may and there are any."""
     board = router.board
     if board.primary is None:
@@ -115,9 +115,9 @@ def obstacle_of(name: str, board: Board, policy: Policy, now: float) -> Reason |
     return obstacle(status, SessionToken(epoch, Lsn(0)), board, policy, now)
 
 
-def _all_at_work(router: Router[Any]) -> bool:
+def _all_at_work(router: Router) -> bool:
     primary = router.board.primary
     return any(
-        primary is not None and pool.name == primary.name and pool.in_use >= pool.gate.width
+        primary is not None and pool.name == primary.name and pool.in_use >= pool.limiter.width
         for pool in router.pools
     )

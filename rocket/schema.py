@@ -32,7 +32,7 @@ def schema_sql() -> str:
 
 
 def script(role: str | None = None, *, demonstration: bool = False) -> str:
-    """Return the SQL of `tables` for psql, in one transaction, which fails if another table has one of the names."""
+    """Return the SQL of `tables` for psql, in a transaction, which fails if another table has one of the names."""
     return f"\\set ON_ERROR_STOP on\nBEGIN;\n\n{tables(role, demonstration=demonstration)}\nCOMMIT;\n"
 
 

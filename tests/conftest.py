@@ -10,13 +10,16 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from rocket import Board, Observer, Policy, Router, Routing
-from rocket.cluster.cluster import ClusterSettings, LocalCluster, local_cluster
-from rocket.cluster.supervisor import supervise
+from rocket import Policy
+from rocket.cluster.cluster import ClusterSettings, LocalCluster
+from rocket.cluster.supervisor import local_cluster, supervise
+from rocket.consistency import Board
 from rocket.lab.api.app import build_app
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
+from rocket.lab.comparison import ComparisonRouter
 from rocket.lab.shutdown import background
+from rocket.routing.observer import Observer
 from tests.support.servers import REPLICAS, ROLES, choose_role, dsns, fresh_dir, schema
 
 if TYPE_CHECKING:
@@ -103,19 +106,20 @@ async def observer(cluster: LocalCluster, board: Board) -> AsyncIterator[Observe
 
 
 @pytest_asyncio.fixture
-async def router(cluster: LocalCluster, board: Board) -> AsyncIterator[Router[str]]:
-    """A never-stale router on `board`; a test may change its `routing`."""
-    async with await Router.open(
+async def router(cluster: LocalCluster, board: Board) -> AsyncIterator[ComparisonRouter]:
+    """A never-stale router on `board`; a test may switch its routing."""
+    async with await ComparisonRouter.open(
         dsns(cluster),
         UserFloors(),
         board,
-        policy=Policy(primary_lease_s=60.0),  # nobody observes unless a test does
-        routing=Routing.NEVER_STALE,
+        policy=Policy(primary_lease_s=60.0),  # nothing observes unless a test does
     ) as router:
         yield router
 
 
 @pytest_asyncio.fixture
-async def client(router: Router[str], aiohttp_client: AiohttpClient) -> TestClient[web.Request, web.Application]:
+async def client(
+    router: ComparisonRouter, aiohttp_client: AiohttpClient
+) -> TestClient[web.Request, web.Application]:
     """An HTTP client of an API on `router`."""
     return await aiohttp_client(build_app(router))

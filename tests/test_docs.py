@@ -18,9 +18,9 @@ from rocket.health import Code
 from rocket.lab import cli
 from rocket.lab.bench import settings as bench_settings
 from rocket.lab.settings import Settings, flag
-from rocket.lab.status import settings as status_settings
+from rocket.lab.status import command as status_command
 from rocket.lab.torture import settings as torture_settings
-from rocket.lab.torture.schedule import KINDS
+from rocket.lab.torture.faults import FAULTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,7 +155,7 @@ def test_every_setting_is_in_the_reference() -> None:
 @pytest.mark.parametrize(
     ("command", "add_arguments"),
     [
-        ("status", status_settings.add_arguments),
+        ("status", status_command.add_arguments),
         ("torture", torture_settings.add_arguments),
         ("bench", bench_settings.add_arguments),
     ],
@@ -189,7 +189,7 @@ def test_every_command_of_the_cluster_is_in_the_reference(capsys: pytest.Capture
     [
         ("routing.md", list(Reason)),
         ("operations.md", list(Code)),
-        ("reference.md", list(KINDS)),
+        ("reference.md", list(FAULTS)),
         ("library.md", [each.name for each in fields(Limits)]),
     ],
 )

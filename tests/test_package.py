@@ -6,6 +6,7 @@ Needs uv; `.ci/run` has it, and sets PACKAGE_REQUIRED so that nothing is skipped
 from __future__ import annotations
 
 import ast
+import email
 import inspect
 import itertools
 import json
@@ -17,7 +18,7 @@ import tarfile
 import textwrap
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import aiohttp
 import mypy.api
@@ -29,6 +30,7 @@ import rocket.health
 import rocket.metrics
 import rocket.web.aiohttp
 import rocket.web.asgi
+from rocket.lab import cli
 from tests.support.program import ROOT, Program, assert_nothing_left, servers, spawned
 from tests.support.servers import fresh_dir
 
@@ -43,7 +45,8 @@ needs_uv = pytest.mark.skipif(shutil.which("uv") is None and not REQUIRED, reaso
 
 DEADLINE_S = 60.0
 USERS_SCRIPT = """\
-from rocket import Lsn, SessionToken
+from rocket import Lsn
+from rocket.consistency import SessionToken
 floor: Lsn = SessionToken.parse("1~1-abcdefghij~0/16B3748~0/0").write_floor
 print(floor)
 """
@@ -63,7 +66,7 @@ from rocket.web import Cookie
 from rocket.web.aiohttp import SESSION, setup
 from rocket.web.asgi import RocketMiddleware
 
-routers: list[Router[str | None]] = []
+routers: list[Router] = []
 
 
 @asynccontextmanager
@@ -73,7 +76,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-def router() -> Router[str | None]:
+def router() -> Router:
     return routers[0]
 
 
@@ -88,7 +91,7 @@ setup(third, router)
 
 @app.get("/notes/{note_id}")
 async def show(request: Request, note_id: int) -> dict[str, str]:
-    session: Session[str | None] = request.state.rocket
+    session: Session = request.state.rocket
     text: str = await session.read(lambda db: db.fetchval("SELECT text FROM notes WHERE id = $1", note_id))
     last: Answer[object] | None = session.last
     return {"text": text, "why": "" if last is None else explain(last)}
@@ -99,14 +102,19 @@ async def show_too(request: web.Request) -> web.Response:
 """
 
 
-class Installed:
-    """A fresh environment that has the wheel and what it depends on, and nothing else."""
+class Built(NamedTuple):
+    """What `uv build` makes."""
 
-    def __init__(self, home: Path, wheel: Path, sdist: Path) -> None:
+    wheel: Path
+    sdist: Path
+
+
+class Installed:
+    """A fresh environment that has the wheel and its dependencies, and nothing else."""
+
+    def __init__(self, home: Path) -> None:
         self.home = home
         """A directory to work in, with no checkout above it."""
-        self.wheel = wheel
-        self.sdist = sdist
         self.python = home / "env" / "bin" / "python"
 
     def running(self, *arguments: str) -> contextlib.AbstractAsyncContextManager[Program]:
@@ -114,10 +122,16 @@ class Installed:
         return away(self.home, str(self.python.with_name("rocket")), *arguments)
 
     async def says(self, *arguments: str) -> str:
-        """Run `rocket` to its good end; return what it printed."""
+        """Run `rocket`, which has to succeed; return what it printed."""
         async with self.running(*arguments) as program:
             assert 0 == await program.ends(), program.output
             return program.output
+
+    async def prints(self, code: str) -> str:
+        """Run a piece of Python, which has to succeed; return what it printed."""
+        exit_code, output = await done(self.home, str(self.python), "-c", code)
+        assert 0 == exit_code, output
+        return output
 
 
 def away(cwd: Path, *command: str) -> contextlib.AbstractAsyncContextManager[Program]:
@@ -135,7 +149,7 @@ async def done(cwd: Path, *command: str) -> tuple[int, str]:
         return await program.ends(DEADLINE_S), program.output
 
 
-async def install(home: Path, wheel: Path) -> None:
+async def install(home: Path, wheel: Path, extra: str = "") -> Installed:
     """Install a wheel into a new environment, from uv's cache if that holds all it needs."""
     code, output = await done(
         ROOT, UV, "export", "--no-emit-project", "--no-hashes", "-q", "-o", str(home / "known")
@@ -143,35 +157,103 @@ async def install(home: Path, wheel: Path) -> None:
     assert 0 == code, output
     code, output = await done(home, UV, "venv", "-q", "--python", sys.executable, str(home / "env"))
     assert 0 == code, output
-    into = (UV, "pip", "install", "-q", "--python", str(home / "env"), "-c", str(home / "known"), str(wheel))
+    into = (
+        UV, "pip", "install", "-q", "--python", str(home / "env"), "-c", str(home / "known"), f"{wheel}{extra}",
+    )  # fmt: skip
     code, output = await done(home, *into, "--offline")
     if code:
         code, output = await done(home, *into)
     assert 0 == code, output
+    return Installed(home)
 
 
 @pytest_asyncio.fixture(scope="module")
-async def installed() -> AsyncIterator[Installed]:
-    """The package, built and installed."""
+async def built() -> AsyncIterator[Built]:
+    """The sdist, and the wheel that is built from it."""
     with fresh_dir() as home:
-        code, output = await done(
-            ROOT, UV, "build", "-q", "--out-dir", str(home / "dist")
-        )  # the sdist, then from it
+        code, output = await done(ROOT, UV, "build", "-q", "--out-dir", str(home))
         assert 0 == code, output
-        (wheel,), (sdist,) = (home / "dist").glob("*.whl"), (home / "dist").glob("*.tar.gz")
-        await install(home, wheel)
-        yield Installed(home, wheel, sdist)
+        (wheel,), (sdist,) = home.glob("*.whl"), home.glob("*.tar.gz")
+        yield Built(wheel, sdist)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def library(built: Built) -> AsyncIterator[Installed]:
+    """The package as a service installs it, without an extra."""
+    with fresh_dir() as home:
+        yield await install(home, built.wheel)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def lab(built: Built) -> AsyncIterator[Installed]:
+    """The package with all that its commands need."""
+    with fresh_dir() as home:
+        yield await install(home, built.wheel, "[lab]")
 
 
 @needs_uv
-async def test_what_is_built_holds_what_is_no_code(installed: Installed) -> None:
+async def test_the_library_brings_asyncpg_alone(library: Installed) -> None:
+    """What a service that routes its reads installs; modules without input and output need not even that."""
+    every = "from importlib.metadata import distributions; print(*sorted(each.name for each in distributions()))"
+    assert "asyncpg rocket-replicas\n" == await library.prints(every)
+    used = "import rocket, rocket.consistency, rocket.errors, sys; print('asyncpg' in sys.modules)"
+    assert "False\n" == await library.prints(used)
+    await library.prints("import rocket.routing.router, rocket.health, rocket.web.asgi")
+    await library.prints("import rocket\nfor name in rocket.__all__: getattr(rocket, name)")
+
+
+@needs_uv
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        (("run-all",), 2),
+        (("cluster", "up"), 2),
+        (("cluster", "pause", "replica0"), 2),
+        (("status",), 2),
+        (("bench",), 2),
+        (("torture",), 64),
+        (("check", "history"), 64),
+    ],
+)
+async def test_a_command_whose_extra_is_missing_names_it(
+    library: Installed, arguments: tuple[str, ...], exit_code: int
+) -> None:
+    """In one line, without a traceback; the exit code is that of wrong use."""
+    async with library.running(*arguments) as program:
+        code, output = await program.ends(), program.output
+    assert exit_code == code
+    assert re.fullmatch(rf"rocket: {arguments[0]} needs \w+: pip install '{cli.DISTRIBUTION}\[lab\]'\n", output)
+
+
+@needs_uv
+async def test_the_tables_need_no_extra(library: Installed) -> None:
+    """The library does not work without them. The help needs none either."""
+    assert "CREATE TABLE IF NOT EXISTS epochs" in await library.says("schema")
+    assert "run-all" in await library.says("--help")
+    assert "--replicas" in await library.says("run-all", "--help")
+
+
+@needs_uv
+async def test_metadata_is_fit_for_an_index_and_is_not_uploaded_by_mistake(library: Installed) -> None:
+    """A name of its own, and no link that leads nowhere there."""
+    code = "import importlib.metadata as m; print(m.distribution('rocket-replicas').metadata.as_string())"
+    metadata = email.message_from_string(await library.prints(code))
+    assert cli.DISTRIBUTION == metadata["Name"]
+    assert "Private :: Do Not Upload" in metadata.get_all("Classifier", [])
+    assert {"aiohttp", "cluster", "lab", "metrics"} <= set(metadata.get_all("Provides-Extra", []))
+    assert "import rocket" in str(metadata.get_payload())
+    assert [] == re.findall(r"\]\((?!https:)", str(metadata.get_payload()))
+
+
+@needs_uv
+async def test_what_is_built_holds_what_is_no_code(built: Built) -> None:
     """Tables, page and types are in the wheel; the sdist has the tests and `cluster.py`, too."""
-    with zipfile.ZipFile(installed.wheel) as wheel:
+    with zipfile.ZipFile(built.wheel) as wheel:
         names = set(wheel.namelist())
     page = {f"rocket/lab/inspector/page/{path.name}" for path in (ROOT / "rocket/lab/inspector/page").iterdir()}
     assert {"rocket/py.typed", "rocket/schema.sql", *page} <= names
     assert not any(name.startswith("tests/") for name in names)
-    with tarfile.open(installed.sdist) as sdist:
+    with tarfile.open(built.sdist) as sdist:
         of_sdist = {name.partition("/")[2] for name in sdist.getnames()}
     assert {
         "cluster.py",
@@ -184,30 +266,30 @@ async def test_what_is_built_holds_what_is_no_code(installed: Installed) -> None
 
 
 @needs_uv
-async def test_it_tells_its_version(installed: Installed) -> None:
-    """The command and the module say the same as the wheel's name."""
-    version = f"rocket {installed.wheel.name.split('-')[1]}\n"
+async def test_it_prints_its_version(built: Built, library: Installed) -> None:
+    """The command and the module print that of the wheel's name."""
+    version = f"rocket {built.wheel.name.split('-')[1]}\n"
     assert version == f"rocket {rocket.__version__}\n"
-    assert version == await installed.says("--version")
-    assert (0, version) == await done(installed.home, str(installed.python), "-m", "rocket", "--version")
+    assert version == await library.says("--version")
+    assert (0, version) == await done(library.home, str(library.python), "-m", "rocket", "--version")
 
 
 @needs_uv
-async def test_types_are_seen_by_who_uses_it(installed: Installed) -> None:
+async def test_types_are_seen_by_a_script_that_uses_it(library: Installed) -> None:
     """A script of three lines passes the strictest check against what is installed, and does what it says."""
-    script = installed.home / "script.py"
+    script = library.home / "script.py"
     script.write_text(USERS_SCRIPT)
-    assert (0, "0/16B3748\n") == await done(installed.home, str(installed.python), str(script))
-    checker = (sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(installed.home / "mypy"))
-    code, output = await done(installed.home, *checker, "--python-executable", str(installed.python), str(script))
+    assert (0, "0/16B3748\n") == await done(library.home, str(library.python), str(script))
+    checker = (sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(library.home / "mypy"))
+    code, output = await done(library.home, *checker, "--python-executable", str(library.python), str(script))
     assert 0 == code, output
     script.write_text(USERS_SCRIPT.replace("floor: Lsn", "floor: str"))
-    code, output = await done(installed.home, *checker, "--python-executable", str(installed.python), str(script))
+    code, output = await done(library.home, *checker, "--python-executable", str(library.python), str(script))
     assert (1, True) == (code, 'variable has type "str"' in output), output
 
 
 def test_a_typed_service_passes(tmp_path: Path) -> None:
-    """With a framework whose `add_middleware` is told of no type of ours."""
+    """With a framework whose `add_middleware` knows no type of ours."""
     if not REQUIRED:
         pytest.importorskip("fastapi")
     (tmp_path / "service.py").write_text(USERS_SERVICE)
@@ -218,27 +300,33 @@ def test_a_typed_service_passes(tmp_path: Path) -> None:
 
 
 @needs_uv
-async def test_cluster_and_api_run_where_it_is_installed(installed: Installed) -> None:
+async def test_the_main_job_runs_where_it_is_installed(lab: Installed) -> None:
+    """As the README has it, but for the ports."""
+    flags = ("--replicas", "1", "--postgres-port", "0", "--api-port", "0", "--duration", "3")
+    assert " 0 stale reads" in await lab.says("run-all", *flags)
+    assert_nothing_left(lab.home / "tmp")
+
+
+@needs_uv
+async def test_cluster_and_api_run_where_it_is_installed(lab: Installed) -> None:
     """A cluster by itself, disturbed by name; the API on it, with its page; and nothing is left."""
-    where = ("--data-dir", str(installed.home / "data"))
-    async with installed.running("cluster", "up", "--replicas", "1", "--postgres-port", "0", *where) as cluster:
+    where = ("--data-dir", str(lab.home / "data"))
+    async with lab.running("cluster", "up", "--replicas", "1", "--postgres-port", "0", *where) as cluster:
         await cluster.prints("Ctrl-C ends it")
-        await installed.says("cluster", "pause", "replica0", *where)
-        nodes = {
-            node["name"]: node for node in json.loads(await installed.says("cluster", "status", "--json", *where))
-        }
+        await lab.says("cluster", "pause", "replica0", *where)
+        nodes = {node["name"]: node for node in json.loads(await lab.says("cluster", "status", "--json", *where))}
         assert {"primary", "replica0"} == nodes.keys()
         assert nodes["replica0"]["paused"]
-        await installed.says("cluster", "resume", "replica0", *where)
+        await lab.says("cluster", "resume", "replica0", *where)
         flags = ("--no-cluster", "--no-simulator", "--api-port", "0", "--duration", "3")
-        async with installed.running("run-all", *flags, *where) as program:
+        async with lab.running("run-all", *flags, *where) as program:
             url = (await program.prints(r"ready after .* (http://\S+)"))[1]
             await uses(url)
             assert 0 == await program.ends(), program.output
-        await installed.says("cluster", "down", *where)
+        await lab.says("cluster", "down", *where)
         assert 0 == await cluster.ends(), cluster.output
-    assert [] == servers(installed.home)
-    assert_nothing_left(installed.home / "tmp")
+    assert [] == servers(lab.home)
+    assert_nothing_left(lab.home / "tmp")
 
 
 async def uses(url: str) -> None:

@@ -1,4 +1,4 @@
-"""The one door to a running cluster: the supervisor listens on a private unix socket.
+"""The control socket of a running cluster: commands, faults and `heal`, over a private unix socket.
 
 A request is one line of JSON, `{"command": "pause", "node": "replica2"}`, and so is the answer: `{"ok": ...}` or
 `{"error": "..."}`.
@@ -11,49 +11,31 @@ import contextlib
 import json
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rocket.cluster import directories, faults, healing
-from rocket.cluster.errors import ClusterNotFound
-from rocket.cluster.roles import FIRST_PRIMARY
+from rocket.cluster import directories, faults
+from rocket.cluster.cluster import FIRST_PRIMARY, CarriedOut
+from rocket.cluster.errors import ClusterNotFound, NodeNotRunning, NotAReplica, NotHealed, Refused
+from rocket.cluster.faults import NODE_COMMANDS
+from rocket.cluster.node import Fault
+from rocket.cluster.rejoin import bring_up
 from rocket.errors import RocketError, describe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
     from rocket.cluster.cluster import LocalCluster
     from rocket.cluster.node import Node
 
     _Request = dict[str, Any]
 
-_REQUEST_TIMEOUT_S = 5.0
+_REQUEST_TIMEOUT_S = 5.0  # clients are programs on this machine
 _ANSWER_TIMEOUT_S = 90.0  # a start may have to recover
-_LONGEST_DELAY_MS = 3_600_000
-_FAULTS = ("pause", "delay", "cut", "kill")
-"""What may act only once it has got through to a server, and so after a `heal` that came later."""
+_UP_TIMEOUT_S = 60.0  # a node may have to be cloned anew first
+_PENDING_TIMEOUT_S = 20.0  # more than any fault takes: to connect, to ask, to see a receiver end
 
 _log = logging.getLogger("rocket.control")
-
-
-class Refused(RocketError):
-    """The running cluster did not do what it was asked to."""
-
-
-@dataclass(frozen=True, slots=True)
-class CarriedOut:
-    """A command that has changed something, or should have."""
-
-    command: str
-    node: str | None
-    """None: all of them."""
-    began: float
-    """Monotonic seconds."""
-    said: str
-    """What came of it."""
-    ok: bool
-    delay_ms: int | None = None
 
 
 @contextlib.asynccontextmanager
@@ -62,7 +44,7 @@ async def listening(
 ) -> AsyncIterator[None]:
     """Take commands for a cluster for as long as the context lasts.
 
-    `down` ends the program; `api` is what it tells of the API that it serves, where it does.
+    `down` ends the program; `api` describes the API that this program serves, if it does.
     """
     controller = _Controller(cluster, down, api)
     server = await asyncio.start_unix_server(controller.answer, cluster.control_socket)
@@ -79,24 +61,24 @@ class _Controller:
         self._cluster = cluster
         self._down = down
         self._api = api
-        self._at_work: dict[asyncio.Task[None], str | None] = {}
-        """With the command that each carries out; None until it has been read."""
+        self._pending: dict[asyncio.Task[None], str] = {}
+        """The command that each task carries out; empty until it has been read."""
 
     async def drop(self) -> None:
-        """Drop the commands that are being carried out: none acts on a cluster that is going down."""
-        for task in self._at_work:
+        """Cancel the commands that are being carried out: none acts on a cluster that is going down."""
+        for task in self._pending:
             task.cancel()
-        await asyncio.gather(*self._at_work, return_exceptions=True)
+        await asyncio.gather(*self._pending, return_exceptions=True)
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry out the one request that a connection brings."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in a task
-        self._at_work[task] = None
+        self._pending[task] = ""
         try:
             await self._answer(task, reader, writer)
         finally:
-            del self._at_work[task]
+            del self._pending[task]
             writer.close()
 
     async def _answer(
@@ -105,7 +87,7 @@ class _Controller:
         try:
             async with asyncio.timeout(_REQUEST_TIMEOUT_S):
                 request = json.loads(await reader.readline())
-            self._at_work[task] = request["command"]
+            self._pending[task] = _name_of(request)
             answer = {"ok": await self._carry_out(request)}
         except (RocketError, ValueError, KeyError, TypeError, TimeoutError) as error:
             answer = {"error": str(error) or type(error).__name__}
@@ -121,7 +103,7 @@ class _Controller:
         command = request["command"]
         match command:
             case "status":
-                return await faults.describe_nodes(self._cluster)
+                return await self._cluster.describe_nodes()
             case "addresses":
                 return self._addresses(by_tcp=bool(request.get("by_tcp")))
             case "api":
@@ -129,133 +111,99 @@ class _Controller:
             case "down":
                 self._down()
                 return "going down"
-        if command != "heal" and command not in _NODE_COMMANDS:
+        if command != "heal" and command not in NODE_COMMANDS:
             raise Refused(f"there is no command {command!r}")
         began = time.monotonic()
         try:
-            said = await self._change(command, request)
+            outcome = await self._change(request)
         except Exception as error:
-            self._tell(request, began, describe(error), ok=False)
+            self._report(request, began, describe(error), ok=False)
             raise
-        self._tell(request, began, said, ok=True)
-        return said
+        self._report(request, began, outcome, ok=True)
+        return outcome
 
-    async def _change(self, command: str, request: _Request) -> str:
+    async def _change(self, request: _Request) -> str:
+        command = request["command"]
         if command == "heal":
             _log.info("heal")
-            faults_under_way = [task for task, command in self._at_work.items() if command in _FAULTS]
-            return await healing.heal(self._cluster, faults_under_way)
+            pending = [
+                task
+                for task, name in self._pending.items()
+                if name in NODE_COMMANDS and NODE_COMMANDS[name].asks_server
+            ]
+            return await heal(self._cluster, pending)
         node = self._cluster.node(request["node"])
         _log.info("%s %s", command, node.name)
-        done = await _NODE_COMMANDS[command](self._cluster, node, request)
-        return f"{_named(self._cluster, node)} {done}"
+        outcome = await NODE_COMMANDS[_name_of(request)].act(self._cluster, node, request)
+        return f"{_named(self._cluster, node)} {outcome}"
 
-    def _tell(self, request: _Request, began: float, said: str, *, ok: bool) -> None:
-        command = "kill-backend" if request.get("backend") else str(request["command"])
-        done = CarriedOut(command, request.get("node"), began, said, ok, request.get("delay_ms"))
-        for tell in self._cluster.on_command:
-            tell(done)
+    def _report(self, request: _Request, began: float, outcome: str, *, ok: bool) -> None:
+        done = CarriedOut(_name_of(request), request.get("node"), began, outcome, ok, request.get("delay_ms"))
+        for report in self._cluster.on_command:
+            report(done)
 
     def _addresses(self, *, by_tcp: bool) -> dict[str, object]:
         database, nodes = self._cluster.settings.database, self._cluster.nodes
         if by_tcp:
-            password = self._cluster.password_file.read_text().rpartition(":")[2]
+            password = self._cluster.password()
             return {"nodes": {name: node.tcp_dsn(database, password) for name, node in nodes.items()}}
         return {"nodes": {name: node.dsn(database) for name, node in nodes.items()}}
 
 
+def _name_of(request: _Request) -> str:
+    """Return the name in the table of the command that is requested: `kill` with `backend` is `kill-backend`."""
+    command = str(request["command"])
+    flags = (each for each in NODE_COMMANDS.values() if each.flag_of == command)
+    return next((each.name for each in flags if request.get(each.name.removeprefix(f"{command}-"))), command)
+
+
 def _named(cluster: LocalCluster, node: Node) -> str:
-    """Name a node so that its name is not taken for its role."""
+    """Return a node's name so that it is not taken for its role."""
     former = node.name == FIRST_PRIMARY and node is not cluster.primary
     return f"{node.name} (now a replica)" if former else node.name
 
 
-async def _pause(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
-    await faults.pause(node)
-    return "does not replay until it is resumed"
+async def heal(cluster: LocalCluster, pending: Collection[asyncio.Task[None]] = ()) -> str:
+    """Undo every fault on every node, and return once all are up.
+
+    Faults that are still being carried out are waited for: they would take effect after what undoes them. Raise
+    `NotHealed` if a node does not come up; the others are healed all the same.
+    """
+    nodes = list(cluster.nodes.values())
+    for node in nodes:
+        if node.halted:
+            node.thaw()
+    if pending:
+        await asyncio.wait(pending, timeout=_PENDING_TIMEOUT_S)
+    for node in nodes:
+        # First: if the rest fails, its next start is a normal one.
+        node.lift(Fault.DELAYED)
+        node.lift(Fault.CUT)
+    for outcome in await asyncio.gather(*(_heal(cluster, node) for node in nodes), return_exceptions=True):
+        if outcome is not None:
+            raise outcome
+    return "all nodes are up, and nothing holds them back"
 
 
-async def _resume(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
-    await faults.resume(node)
-    return "replays"
-
-
-async def _delay(cluster: LocalCluster, node: Node, request: _Request) -> str:
-    delay_ms = int(request["delay_ms"])
-    if not 0 <= delay_ms <= _LONGEST_DELAY_MS:
-        raise Refused(f"a delay lies between 0 and {_LONGEST_DELAY_MS} ms")
-    await faults.delay(node, delay_ms, cluster.upstream_port(node))
-    return f"applies commits {delay_ms} ms late" if delay_ms else "applies commits at once again"
-
-
-async def _kill(_cluster: LocalCluster, node: Node, request: _Request) -> str:
-    if request.get("backend"):
-        await faults.kill_backend(node)
-        return "lost a backend, and recovers by itself"
-    node.kill()
-    return "was killed, and comes back by itself"
-
-
-async def _stop(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
-    await node.stop()
-    return "is stopped until it is started"
-
-
-async def _start(cluster: LocalCluster, node: Node, _request: _Request) -> str:
-    await cluster.bring_up(node)
-    return "is up"
-
-
-async def _restart(cluster: LocalCluster, node: Node, request: _Request) -> str:
-    await node.stop()
-    return await _start(cluster, node, request)
-
-
-async def _freeze(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
-    node.freeze()
-    return "is frozen until it is thawed"
-
-
-async def _thaw(_cluster: LocalCluster, node: Node, _request: _Request) -> str:
-    killed = node.frozen and node.suspect
-    node.thaw()
-    return "missed a promotion: it was killed, and is made to fit the new primary" if killed else "goes on"
-
-
-async def _cut(cluster: LocalCluster, node: Node, _request: _Request) -> str:
-    await faults.cut(node, cluster.upstream_port(node))
-    return "gets no WAL until its link is mended"
-
-
-async def _mend(cluster: LocalCluster, node: Node, _request: _Request) -> str:
-    await faults.mend(node, cluster.upstream_port(node))
-    return f"reaches {cluster.primary.name} again, and follows it"
-
-
-async def _promote(cluster: LocalCluster, node: Node, _request: _Request) -> str:
-    return await cluster.promote(node.name)
-
-
-_NODE_COMMANDS: Mapping[str, Callable[[LocalCluster, Node, _Request], Awaitable[str]]] = {
-    "pause": _pause,
-    "resume": _resume,
-    "delay": _delay,
-    "kill": _kill,
-    "stop": _stop,
-    "start": _start,
-    "restart": _restart,
-    "freeze": _freeze,
-    "thaw": _thaw,
-    "cut": _cut,
-    "mend": _mend,
-    "promote": _promote,
-}
+async def _heal(cluster: LocalCluster, node: Node) -> None:
+    try:
+        async with asyncio.timeout(_UP_TIMEOUT_S):
+            if not node.wanted:
+                await bring_up(cluster, node)
+            await node.up.wait()  # one that is restarting or rejoining comes up by itself
+        node.reconfigure(cluster.upstream_port(node))
+        with contextlib.suppress(NotAReplica):
+            await faults.resume(node)
+    except NodeNotRunning:
+        return  # it has died since, and comes back without the pause
+    except (RocketError, OSError, TimeoutError) as error:
+        raise NotHealed(f"{node.name} is not back: {describe(error)}") from error
 
 
 async def ask(run_dir: Path, command: str, timeout_s: float | None = None, /, **details: object) -> Any:
-    """Send a command to a running cluster and return what it says.
+    """Send a command to a running cluster and return its answer.
 
-    Raise `Refused` if it says no, or nothing in time, which is as long as a start may take unless told otherwise;
+    Raise `Refused` if it refuses or does not answer within `timeout_s`, by default as long as a start may take,
     and `ClusterNotFound`.
     """
     timeout_s = _ANSWER_TIMEOUT_S if timeout_s is None else timeout_s

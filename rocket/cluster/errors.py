@@ -12,7 +12,7 @@ class BinariesNotFound(SetupError):
 
 
 class PortInUse(SetupError):
-    """A TCP port that was asked for by number belongs to somebody else."""
+    """A TCP port that was asked for by number is in use by another program, or reserved by it."""
 
 
 class NotOurDirectory(SetupError):
@@ -28,7 +28,7 @@ class ClusterInUse(SetupError):
 
 
 class ClusterNotFound(SetupError):
-    """No running cluster answers to the data directory or port that was named."""
+    """No running cluster has the data directory or port that was named."""
 
 
 class PrimaryLeftOut(SetupError):
@@ -43,7 +43,7 @@ class NoSuchNode(SetupError):
 
 
 class CommandFailed(RocketError):
-    """A program that should have ended well (initdb, pg_basebackup) did not; carries its output's tail."""
+    """A program (initdb, pg_basebackup) failed or took too long; carries its output's tail."""
 
 
 class ServerFailedToStart(RocketError):
@@ -51,19 +51,19 @@ class ServerFailedToStart(RocketError):
 
 
 class ServerKeepsDying(RocketError):
-    """A server died so often by itself that starting it again has no point."""
+    """A server died so often by itself that it is not started again."""
 
 
 class NotAReplica(RocketError):
-    """What was asked for has a meaning on a replica only."""
+    """What was asked for makes sense on a replica only."""
 
 
 class NodeNotRunning(RocketError):
-    """A node has to be up for what was asked, and is not."""
+    """What was asked for needs a node that is up, and this one is not."""
 
 
 class NodeFrozen(NodeNotRunning):
-    """A node, or the process of it that what was asked needs, is halted."""
+    """What was asked for needs a node, or one of its processes, that is halted."""
 
 
 class NotThePrimary(RocketError):
@@ -72,3 +72,11 @@ class NotThePrimary(RocketError):
 
 class PromotionFailed(RocketError):
     """A replica could not be made the primary; says who is the primary now."""
+
+
+class Refused(RocketError):
+    """The running cluster did not do what it was asked to."""
+
+
+class NotHealed(RocketError):
+    """A node is not back to normal; says which, and why."""

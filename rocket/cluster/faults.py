@@ -1,4 +1,4 @@
-"""Faults on demand: what the control socket, and later torture, does to a running cluster."""
+"""Faults on demand: what each one does to a node, and the one table of them."""
 
 from __future__ import annotations
 
@@ -6,47 +6,35 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import asyncpg
 import psutil
 
-from rocket.cluster.errors import NodeFrozen, NodeNotRunning, NotAReplica
-from rocket.cluster.node import CONNECT_TIMEOUT_S
-from rocket.errors import describe
+from rocket.cluster.errors import NodeFrozen, NodeNotRunning, NotAReplica, Refused
+from rocket.cluster.node import Fault
+from rocket.cluster.promotion import promote, terminate_receiver
+from rocket.cluster.rejoin import bring_up
 
 if TYPE_CHECKING:
     from rocket.cluster.cluster import LocalCluster
     from rocket.cluster.node import Node
 
 ReplicationProcess = Literal["startup", "walreceiver"]
-"""As `pg_stat_activity` has it in `backend_type`: what replays, and what receives."""
+"""As `pg_stat_activity` has it in `backend_type`: the process that replays, and the one that receives."""
 
-_LOST = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""What asyncpg makes of a server that goes away; the last one if it does so between two statements."""
-_STATUS_TIMEOUT_S = 2.0  # to connect, and again to answer: somebody is looking on
-_CUT_TIMEOUT_S = 5.0
+_CUT_TIMEOUT_S = 5.0  # a receiver ends within milliseconds of its signal
 _POLL_S = 0.01
-_LOOKS_WITHOUT_RECEIVER = 25
-"""It may be started once more, after `wal_retrieve_retry_interval`, by who has not read the configuration yet."""
+_SAMPLES_WITHOUT_RECEIVER = 25
+"""Consecutive samples: after `wal_retrieve_retry_interval`, a process that has not reloaded may start it again."""
+_LONGEST_DELAY_MS = 3_600_000
 
 _PAUSE = "SELECT pg_wal_replay_pause()"
 _RESUME = "SELECT pg_wal_replay_resume()"
 _RELOAD = "SELECT pg_reload_conf()"
 _PROCESS = "SELECT pid FROM pg_stat_activity WHERE backend_type = $1"
 _END_SENDERS = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication WHERE application_name = $1"
-_PRIMARY_STATUS = """
-    SELECT pg_current_wal_flush_lsn()::text AS lsn,
-           ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int AS timeline
-"""
-_REPLICA_STATUS = """
-    SELECT pg_last_wal_replay_lsn()::text AS replay_lsn,
-           pg_wal_lsn_diff($1::text::pg_lsn, pg_last_wal_replay_lsn())::bigint AS lag_bytes,
-           pg_is_wal_replay_paused() AS paused,
-           (SELECT status FROM pg_stat_wal_receiver) AS receiver,
-           (SELECT received_tli FROM pg_stat_wal_receiver) AS streamed,
-           (SELECT pid || '@' || backend_start FROM pg_stat_activity WHERE backend_type = 'startup') AS incarnation
-"""
 
 
 async def pause(node: Node) -> None:
@@ -59,90 +47,82 @@ async def resume(node: Node) -> None:
     await _on_replica(node, _RESUME)
 
 
-async def delay(node: Node, delay_ms: int, primary_port: int) -> None:
-    """Make a replica apply each commit so many milliseconds late; 0 ends it."""
-    _refuse_primary(node)
-    async with _connection(node) as connection:
-        node.apply_delay_ms = delay_ms
-        node.configure(primary_port)
+async def delay(node: Node, delay_ms: int, upstream_port: int) -> None:
+    """Make a replica apply each commit by a number of milliseconds late; 0 ends it."""
+    _check_replica(node)
+    async with node.connected() as connection:
+        node.impose(Fault.DELAYED, delay_ms)
+        node.configure(upstream_port)
         await connection.execute(_RELOAD)
 
 
-async def cut(node: Node, primary_port: int) -> None:
+async def cut(node: Node, upstream_port: int) -> None:
     """Keep a replica from its primary: it stays up and answers, and receives no WAL, also after a restart.
 
     Raise `NodeNotRunning` if its WAL receiver does not end.
     """
-    _refuse_primary(node)
-    async with _connection(node) as connection:
-        node.cut = True
-        node.configure(primary_port)
+    _check_replica(node)
+    async with node.connected() as connection:
+        node.impose(Fault.CUT)
+        node.configure(upstream_port)
         await connection.execute(_RELOAD)
         try:
             async with asyncio.timeout(_CUT_TIMEOUT_S):
-                looks = 0
-                while looks < _LOOKS_WITHOUT_RECEIVER:
+                samples = 0
+                while samples < _SAMPLES_WITHOUT_RECEIVER:
                     receiver = await connection.fetchval(_PROCESS, "walreceiver")
                     if receiver is not None:
-                        end_receiver(node, receiver)
-                    looks = looks + 1 if receiver is None else 0
+                        terminate_receiver(node, receiver)
+                    samples = samples + 1 if receiver is None else 0
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
-            raise NodeNotRunning(f"{node.name} does not let go of its primary") from None
+            raise NodeNotRunning(f"the WAL receiver of {node.name} does not end") from None
 
 
-def end_receiver(node: Node, pid: int) -> None:
-    """End a replica's WAL receiver, which no SQL can; not a process that has got its id since."""
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        if process.cwd() == str(node.data_dir):
-            process.terminate()
-
-
-async def mend(node: Node, primary_port: int) -> None:
-    """Let a replica reach its primary again."""
-    _refuse_primary(node)
-    node.cut = False  # whatever becomes of it: its next start is with a link
-    async with _connection(node) as connection:
-        node.configure(primary_port)
+async def reconnect(node: Node, upstream_port: int) -> None:
+    """Let a replica that was cut reach its primary again."""
+    _check_replica(node)
+    node.lift(Fault.CUT)  # first: if this fails, its next start is with a link
+    async with node.connected() as connection:
+        node.configure(upstream_port)
         await connection.execute(_RELOAD)
 
 
 async def kill_backend(node: Node) -> None:
-    """Kill one of a node's backends: its postmaster then ends all sessions and starts recovery anew."""
-    async with _connection(node) as connection:
+    """Kill one of a node's backends: its postmaster then ends all sessions and recovers from the WAL."""
+    async with node.connected() as connection:
         os.kill(connection.get_server_pid(), signal.SIGKILL)
 
 
 async def halt(node: Node, kind: ReplicationProcess) -> None:
     """Halt only the process of a replica that replays, or the one that receives; `let_go` undoes it.
 
-    Raise `NotAReplica`, or `NodeNotRunning` where there is no such process now.
+    Raise `NotAReplica`, `NodeFrozen` if it is halted already, or `NodeNotRunning` where there is none now.
     """
-    _refuse_primary(node)
-    if kind in node.halted:
+    _check_replica(node)
+    if Fault(kind) in node.faults:
         raise NodeFrozen(f"the {kind} process of {node.name} is halted already")
-    async with _connection(node) as connection:
+    async with node.connected() as connection:
         pid = await connection.fetchval(_PROCESS, kind)
     missing = NodeNotRunning(f"{node.name} has no {kind} process now")
     if pid is None:
         raise missing
     try:
         process = psutil.Process(pid)
-        if process.cwd() != str(node.data_dir):  # the id is somebody else's by now
+        if process.cwd() != str(node.data_dir):  # another process has the id by now
             raise missing
         process.suspend()
     except psutil.Error:
         raise missing from None
-    node.halted[kind] = process
+    node.impose(Fault(kind), process)
 
 
 def let_go(node: Node, kind: ReplicationProcess) -> None:
-    """Let a halted process go on, if it is still there: not one that has got its id since.
+    """Let a halted process continue, if it still exists: not one that has its id by now.
 
     Raise `NodeNotRunning` if none was halted, or its server has ended since.
     """
-    process = node.halted.pop(kind, None)
+    process = node.lift(Fault(kind))
     if process is None:
         raise NodeNotRunning(f"no {kind} process of {node.name} is halted")
     with contextlib.suppress(psutil.Error):
@@ -150,108 +130,156 @@ def let_go(node: Node, kind: ReplicationProcess) -> None:
 
 
 async def cut_sender(cluster: LocalCluster, node: Node) -> None:
-    """End the process of the primary that sends WAL to a replica; the replica connects again by itself.
+    """Terminate the process of the primary that sends WAL to a replica, which connects again by itself.
 
-    Raise `NotAReplica`, or `NodeNotRunning` where there is no such process now, as behind a frozen primary.
+    Raise `NotAReplica`, or `NodeNotRunning` where there is no sender now, as behind a frozen primary.
     """
     if node is cluster.primary:
-        raise NotAReplica(f"{node.name} is the primary: nobody sends it WAL")
-    async with _connection(cluster.primary) as connection:
+        raise NotAReplica(f"{node.name} is the primary: no server sends it WAL")
+    async with cluster.primary.connected() as connection:
         ended = await connection.fetchval(_END_SENDERS, node.name)
     if not ended:
         raise NodeNotRunning(f"{cluster.primary.name} sends {node.name} nothing now")
 
 
 async def _on_replica(node: Node, statement: str) -> None:
-    _refuse_primary(node)
-    async with _connection(node) as connection:
+    _check_replica(node)
+    async with node.connected() as connection:
         await connection.execute(statement)
 
 
-def _refuse_primary(node: Node) -> None:
+def _check_replica(node: Node) -> None:
     if not node.is_replica:
         raise NotAReplica(f"{node.name} is the primary: only a replica replays")
 
 
-@contextlib.asynccontextmanager
-async def _connection(node: Node, timeout_s: float = CONNECT_TIMEOUT_S) -> Any:
-    if node.pid is None or node.frozen:
-        raise NodeNotRunning(f"{node.name} is {state(node)}")
-    try:
-        connection = await node.connect(timeout_s=timeout_s)
-    except (asyncpg.PostgresError, *_LOST) as error:
-        raise NodeNotRunning(f"{node.name} does not answer: {describe(error)}") from None
-    try:
-        yield connection
-    except _LOST as error:
-        raise NodeNotRunning(f"{node.name} no longer answers: {describe(error)}") from None
-    finally:
-        connection.terminate()
+# --- the table ---
+
+Details = Mapping[str, Any]
+"""What a command takes, by name."""
 
 
-def state(node: Node) -> str:
-    """Say in a word how a node is."""
-    if node.mending is not None:
-        return node.mending
-    if node.pid is None:
-        return "restarting" if node.wanted else "stopped"
-    if node.frozen:
-        return "frozen"
-    return "up" if node.up.is_set() else "starting"
+@dataclass(frozen=True, slots=True)
+class NodeCommand:
+    """A command that acts on one node: a fault, what undoes one, or a change of roles."""
+
+    name: str
+    help: str
+    act: Callable[[LocalCluster, Node, Details], Awaitable[str]]
+    """Carries it out; returns what came of it, to follow the node's name."""
+    takes: str | None = None
+    """The argument that it takes besides the node: `delay_ms`, an integer."""
+    flag_of: str | None = None
+    """The command that it is a flag of on the command line and the control socket: `kill --backend`."""
+    undone_by: str | None = None
+    """The command that undoes it; None: it is over by itself, or is no fault."""
+    lasts: bool = False
+    """Whether it is still in force after a restart of the server."""
+    asks_server: bool = False
+    """Whether it acts only once the server has answered: perhaps after a `heal` that came later."""
 
 
-async def describe_nodes(cluster: LocalCluster) -> list[dict[str, object]]:
-    """Say of each node how it is and where it stands; one that does not answer is described without."""
-    primary = cluster.primary
-    flush_lsn: str | None = None
-    timeline: int | None = None
-    with contextlib.suppress(NodeNotRunning, OSError, asyncpg.PostgresError):
-        async with _connection(primary, _STATUS_TIMEOUT_S) as connection:
-            row = await connection.fetchrow(_PRIMARY_STATUS)
-            flush_lsn, timeline = row["lsn"], row["timeline"]
-    return await asyncio.gather(
-        *(_describe(node, primary, flush_lsn, timeline) for node in cluster.nodes.values())
+async def _pause(_cluster: LocalCluster, node: Node, _details: Details) -> str:
+    await pause(node)
+    return "does not replay until it is resumed"
+
+
+async def _resume(_cluster: LocalCluster, node: Node, _details: Details) -> str:
+    await resume(node)
+    return "replays"
+
+
+async def _delay(cluster: LocalCluster, node: Node, details: Details) -> str:
+    delay_ms = int(details["delay_ms"])
+    if not 0 <= delay_ms <= _LONGEST_DELAY_MS:
+        raise Refused(f"a delay lies between 0 and {_LONGEST_DELAY_MS} ms")
+    await delay(node, delay_ms, cluster.upstream_port(node))
+    return f"applies commits {delay_ms} ms late" if delay_ms else "applies commits at once again"
+
+
+async def _kill(_cluster: LocalCluster, node: Node, _details: Details) -> str:
+    node.kill()
+    return "was killed, and comes back by itself"
+
+
+async def _kill_backend(_cluster: LocalCluster, node: Node, _details: Details) -> str:
+    await kill_backend(node)
+    return "lost a backend, and recovers by itself"
+
+
+async def _stop(_cluster: LocalCluster, node: Node, _details: Details) -> str:
+    await node.stop()
+    return "is stopped until it is started"
+
+
+async def _start(cluster: LocalCluster, node: Node, _details: Details) -> str:
+    await bring_up(cluster, node)
+    return "is up"
+
+
+async def _restart(cluster: LocalCluster, node: Node, details: Details) -> str:
+    await node.stop()
+    return await _start(cluster, node, details)
+
+
+async def _freeze(_cluster: LocalCluster, node: Node, _details: Details) -> str:
+    node.freeze()
+    return "is frozen until it is thawed"
+
+
+async def _thaw(_cluster: LocalCluster, node: Node, _details: Details) -> str:
+    killed = node.frozen and node.suspect
+    node.thaw()
+    return "missed a promotion: it was killed, and rejoins the new primary" if killed else "goes on"
+
+
+async def _cut(cluster: LocalCluster, node: Node, _details: Details) -> str:
+    await cut(node, cluster.upstream_port(node))
+    return "gets no WAL until its link is mended"
+
+
+async def _mend(cluster: LocalCluster, node: Node, _details: Details) -> str:
+    await reconnect(node, cluster.upstream_port(node))
+    return f"reaches {cluster.primary.name} again, and follows it"
+
+
+async def _promote(cluster: LocalCluster, node: Node, _details: Details) -> str:
+    return await promote(cluster, node.name)
+
+
+NODE_COMMANDS: Mapping[str, NodeCommand] = {
+    command.name: command
+    for command in (
+        NodeCommand(
+            "pause", "stop a replica's replay: it goes on receiving, and falls behind", _pause,
+            undone_by="resume", asks_server=True,
+        ),
+        NodeCommand("resume", "let a paused replica replay again", _resume),
+        NodeCommand(
+            "delay", "make a replica apply commits late (0 ends it)", _delay,
+            takes="delay_ms", undone_by="delay", lasts=True, asks_server=True,
+        ),
+        NodeCommand("kill", "crash a server; it comes back by itself", _kill),
+        NodeCommand(
+            "kill-backend", "one of its backends, not the whole server", _kill_backend,
+            flag_of="kill", asks_server=True,
+        ),
+        NodeCommand("stop", "stop a server until it is started", _stop, undone_by="start"),
+        NodeCommand("start", "start a stopped server", _start),
+        NodeCommand("restart", "stop a server and start it again", _restart),
+        NodeCommand(
+            "freeze", "halt all processes of a server: it keeps its connections and says nothing", _freeze,
+            undone_by="thaw",
+        ),
+        NodeCommand("thaw", "let a frozen server go on", _thaw),
+        NodeCommand(
+            "cut", "keep a replica from its primary: it answers, and receives nothing", _cut,
+            undone_by="mend", lasts=True, asks_server=True,
+        ),
+        NodeCommand("mend", "let a replica reach its primary again", _mend),
+        NodeCommand(
+            "promote", "make a replica the primary; the old primary goes down first, and then follows it", _promote
+        ),
     )
-
-
-async def _describe(node: Node, primary: Node, flush_lsn: str | None, timeline: int | None) -> dict[str, object]:
-    said: dict[str, object] = {
-        "name": node.name,
-        "role": "primary" if node is primary else "replica",
-        "state": state(node),
-        "pid": node.pid,
-        "port": node.port,
-        "timeline": timeline if node is primary else None,
-        "lsn": flush_lsn if node is primary else None,
-        "lag_bytes": None,
-        "paused": False,
-        "delay_ms": node.apply_delay_ms,
-        "cut": node.cut,
-        "receiver": None,
-    }
-    if node is not primary:
-        with contextlib.suppress(NodeNotRunning, OSError, asyncpg.PostgresError):
-            async with _connection(node, _STATUS_TIMEOUT_S) as connection:
-                row = await connection.fetchrow(_REPLICA_STATUS, flush_lsn)
-                said |= {
-                    "timeline": _timeline_of(node, row["incarnation"], row["streamed"]),
-                    "lsn": row["replay_lsn"],
-                    "lag_bytes": None if row["lag_bytes"] is None else max(0, row["lag_bytes"]),
-                    "paused": row["paused"],
-                    "receiver": row["receiver"],
-                }
-    return said
-
-
-def _timeline_of(node: Node, incarnation: str | None, streamed: int | None) -> int | None:
-    """Return the timeline that a replica streams, or that it was last seen to stream in this incarnation.
-
-    None if it was not: `pg_control_checkpoint()` goes on naming the one before until the next restartpoint.
-    """
-    if incarnation is None:
-        return streamed
-    if streamed is not None:
-        node.streamed = incarnation, streamed
-    if node.streamed is None or node.streamed[0] != incarnation:
-        return None
-    return node.streamed[1]
+}  # fmt: skip
+"""Every command on one node, by its name: the command line, the control socket and the inspector offer these."""

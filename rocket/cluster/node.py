@@ -1,4 +1,4 @@
-"""One server of a local cluster: its directory, its process and the way in."""
+"""One server of a local cluster: its state, the faults in force on it, and its address."""
 
 from __future__ import annotations
 
@@ -6,136 +6,318 @@ import asyncio
 import contextlib
 import logging
 import signal
+from enum import Enum, IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import asyncpg
 
-from rocket.cluster.configuration import FILE_NAME, server_configuration
-from rocket.cluster.errors import NodeNotRunning, ServerFailedToStart
-from rocket.cluster.installation import SUPERUSER
-from rocket.cluster.process import KILL_LADDER, STOP_LADDER, ServerProcess
+from rocket.cluster.binaries import SUPERUSER
+from rocket.cluster.datadir import NodeDirectory
+from rocket.cluster.errors import NodeFrozen, NodeNotRunning, ServerFailedToStart
+from rocket.cluster.process import KILL_LADDER, STOP_LADDER, ServerProcess, describe_exit
+from rocket.cluster.timelines import Lineage
+from rocket.errors import describe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
-    import psutil
-
-    from rocket.cluster.installation import Installation
+    from rocket.cluster.binaries import Installation
 
 START_TIMEOUT_S = 60.0
 """How long a server may take to answer: crash recovery of a kept directory is part of it."""
+CONNECT_TIMEOUT_S = 5.0
+"""For a server on this machine; many connect while it is starting."""
+LOST = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What asyncpg raises when a server refuses or goes away; the last one if it goes between two statements."""
 
 _POLL_S = 0.01
-CONNECT_TIMEOUT_S = 5.0
-_LOG_TAIL_LINES = 12
 
 _log = logging.getLogger("rocket.cluster")
 
 
+class NodeState(StrEnum):
+    """What a node is doing, in the words of `status`."""
+
+    STOPPED = "stopped"
+    """Down, until it is started."""
+    STARTING = "starting"
+    UP = "up"
+    """It has answered."""
+    STOPPING = "stopping"
+    RESTARTING = "restarting"
+    """Down, and to be started again: it crashed, or it was fenced."""
+    TRIMMING = "trimming"
+    """Down, while its directory is made to fit the primary: by removing surplus WAL, ..."""
+    REWINDING = "rewinding"
+    """... by pg_rewind, ..."""
+    CLONING = "cloning"
+    """... or by a fresh copy."""
+
+
+_RUNNING = {NodeState.STARTING, NodeState.UP, NodeState.STOPPING}
+_DOWN = {NodeState.STOPPED, NodeState.RESTARTING}
+_REJOINING = {NodeState.TRIMMING, NodeState.REWINDING, NodeState.CLONING}
+_FROM: Mapping[NodeState, set[NodeState]] = {
+    NodeState.STARTING: _DOWN,
+    NodeState.UP: {NodeState.STARTING},
+    NodeState.STOPPING: {NodeState.STARTING, NodeState.UP},
+    NodeState.TRIMMING: _DOWN,
+    NodeState.REWINDING: _DOWN,
+    # Where trimming or rewinding fails, too.
+    NodeState.CLONING: _DOWN | _REJOINING,
+}
+"""The states from which each may be entered. A node is down as soon as its process has ended."""
+
+
+class Fitness(IntEnum):
+    """Whether the directory of a node may follow the present primary as it is."""
+
+    FIT = 0
+    SUSPECT = 1
+    """It may hold WAL that the primary's history lacks: it has to rejoin before it is started again."""
+    UNFIT = 2
+    """The same, and only a fresh copy will do, whatever it says of itself."""
+
+
+class Fault(Enum):
+    """A fault that is in force on a node until it is undone."""
+
+    FROZEN = "frozen"
+    """All its processes are halted; ends with the server."""
+    STARTUP_HALTED = "startup"
+    """The process that replays is halted; ends with the server."""
+    WALRECEIVER_HALTED = "walreceiver"
+    """The process that receives WAL is halted; ends with the server."""
+    CUT = "cut"
+    """Kept from its primary, also after a restart."""
+    DELAYED = "delayed"
+    """Applies each commit late, by that many milliseconds, also after a restart."""
+
+
+_ENDS_WITH_SERVER = (Fault.FROZEN, Fault.STARTUP_HALTED, Fault.WALRECEIVER_HALTED)
+
+
 class Node:
-    """A Postgres server with a name of its own, which it keeps whatever its role."""
+    """A Postgres server with a name of its own, which it keeps whatever its role.
+
+    Its state, whether it is wanted, its fitness and the faults on it change by its methods alone.
+    """
 
     def __init__(self, name: str, home: Path, port: int, installation: Installation) -> None:
         self.name = name
         self.port = port
+        self.directory = NodeDirectory(home, installation)
         self.home = home
-        self.data_dir = home / "data"
-        self.log_path = home / "server.log"
-        self.half_mended = home / "half-mended"
-        """There while its directory is rewound: what it then says of itself is not to be trusted."""
-        self.wanted = False
-        """Whether it should be up: a death is then unexpected."""
-        self.suspect = False
-        """Whether it may hold what the primary's history lacks: it is mended before it is started again."""
-        self.unfit = False
-        """Whether, being suspect, it is mended by a fresh copy, whatever its directory says of itself."""
-        self.mended_on = 0
-        """The timeline that it was last made fit for."""
-        self.mending: str | None = None
-        """What is being done to its directory, in a word."""
-        self.frozen = False
-        self.halted: dict[str, psutil.Process] = {}
-        """Single processes that were halted, by kind, in a server that goes on otherwise."""
-        self.apply_delay_ms = 0
-        self.cut = False
-        """Whether it is kept, as a replica, from its primary."""
-        self.streamed: tuple[str, int] | None = None
-        """The incarnation in which it was last seen to stream as a replica, and the timeline that it streamed."""
+        self.data_dir = self.directory.data
+        self.log_path = self.directory.log
+        self.installation = installation
         self.up = asyncio.Event()
         """Set from the moment at which it answers until it is stopped or found dead."""
-        self.process: ServerProcess | None = None
-        self.installation = installation
+        self.log_start = self.directory.log_size
+        """Where in `server.log` the present run of the server begins; earlier ones lie before."""
+        self._process: ServerProcess | None = None
+        self._state = NodeState.STOPPED
+        self._wanted = False
+        self._fitness = Fitness.FIT
+        self._rejoined_on = 0
+        self._faults: dict[Fault, Any] = {}
         self._lock = asyncio.Lock()
-        self.log_start = _size(self.log_path)
-        """Where in `server.log` the present life of the server begins; what an earlier run left lies before."""
+
+    # --- its state ---
 
     @property
-    def exists(self) -> bool:
-        """Whether its data directory has been made."""
-        return self.data_dir.is_dir()
+    def state(self) -> NodeState:
+        """What it is doing now: it is down as soon as its process has ended, whether that was noticed or not."""
+        if self._state in _REJOINING or (self._state in _RUNNING and self.pid is not None):
+            return self._state
+        return NodeState.RESTARTING if self._wanted else NodeState.STOPPED
 
     @property
-    def is_replica(self) -> bool:
-        """Whether it is told to follow another node, as its directory has it."""
-        return (self.data_dir / "standby.signal").exists()
+    def wanted(self) -> bool:
+        """Whether it should be up: if it dies, it is started again."""
+        return self._wanted
+
+    @property
+    def process(self) -> ServerProcess | None:
+        """Its server's process: the present one, or the last."""
+        return self._process
 
     @property
     def pid(self) -> int | None:
         """The postmaster's id while it runs."""
-        return self.process.pid if self.process is not None and self.process.exit_code is None else None
+        return self._process.pid if self._process is not None and self._process.exit_code is None else None
 
-    # --- its life ---
+    @property
+    def exists(self) -> bool:
+        """Whether its data directory has been made."""
+        return self.directory.exists
 
-    async def start(self, primary_port: int, *, timeout_s: float = START_TIMEOUT_S) -> None:
+    @property
+    def is_replica(self) -> bool:
+        """Whether its directory says that it follows another node."""
+        return self.directory.is_replica
+
+    def enter(self, state: NodeState) -> None:
+        """Change the state; raise `RuntimeError` where that cannot follow the present one."""
+        if self.state not in _FROM.get(state, ()):
+            raise RuntimeError(f"{self.name} cannot become {state} while it is {self.state}")
+        self._state = state
+        if state is NodeState.UP:
+            self.up.set()
+        else:
+            self.up.clear()
+
+    def _settle(self) -> None:
+        """Notice that its process has ended; faults of the process end with it."""
+        if self.pid is None:
+            self.up.clear()
+            self._state = NodeState.STOPPED
+            for fault in _ENDS_WITH_SERVER:
+                self._faults.pop(fault, None)
+
+    # --- whether its directory fits ---
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it has to rejoin before it is started again."""
+        return self._fitness is not Fitness.FIT
+
+    @property
+    def unfit(self) -> bool:
+        """Whether it has to rejoin by a fresh copy."""
+        return self._fitness is Fitness.UNFIT
+
+    @property
+    def rejoined_on(self) -> int:
+        """The primary's timeline when it last rejoined; 0 if it never did."""
+        return self._rejoined_on
+
+    def distrust(self, *, unfit: bool = False) -> None:
+        """Have it rejoin before it is started again; `unfit`: by a fresh copy."""
+        self._fitness = max(self._fitness, Fitness.UNFIT if unfit else Fitness.SUSPECT)
+
+    def trust(self, rejoined_on: int | None = None) -> None:
+        """Let it be started as it is, perhaps since it has rejoined on a timeline."""
+        self._fitness = Fitness.FIT
+        if rejoined_on is not None:
+            self._rejoined_on = rejoined_on
+
+    # --- faults ---
+
+    @property
+    def faults(self) -> frozenset[Fault]:
+        """The faults in force."""
+        return frozenset(self._faults)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether all its processes are halted."""
+        return Fault.FROZEN in self._faults
+
+    @property
+    def halted(self) -> bool:
+        """Whether all its processes are halted, or one that replicates."""
+        return any(fault in self._faults for fault in _ENDS_WITH_SERVER)
+
+    @property
+    def cut(self) -> bool:
+        """Whether it is kept, as a replica, from its primary."""
+        return Fault.CUT in self._faults
+
+    @property
+    def apply_delay_ms(self) -> int:
+        """How late it applies each commit as a replica."""
+        return int(self._faults.get(Fault.DELAYED, 0))
+
+    def impose(self, fault: Fault, value: Any = True) -> None:
+        """Note a fault as in force; a `value` of 0 lifts it.
+
+        Raise `NodeNotRunning` for one that needs a running server where there is none, and `NodeFrozen` where that
+        is halted already.
+        """
+        if fault in _ENDS_WITH_SERVER:
+            if self.pid is None:
+                raise NodeNotRunning(f"{self.name} is not running")
+            if fault is not Fault.FROZEN and fault in self._faults:
+                raise NodeFrozen(f"the {fault.value} process of {self.name} is halted already")
+        if value:
+            self._faults[fault] = value
+        else:
+            self.lift(fault)
+
+    def lift(self, fault: Fault) -> Any:
+        """Note a fault as undone; return its value, or None if it was not in force."""
+        return self._faults.pop(fault, None)
+
+    def freeze(self) -> None:
+        """Halt every process of the server: it keeps its connections and says nothing."""
+        self.impose(Fault.FROZEN)
+        assert self._process is not None  # noqa: S101 - it runs
+        self._process.send_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen server and halted processes of it continue; one that became suspect meanwhile is killed."""
+        if self._process is not None and self.frozen and self.suspect:
+            self._process.kill()
+        elif self._process is not None and self.halted:
+            self._process.send_all(signal.SIGCONT)
+        for fault in _ENDS_WITH_SERVER:
+            self.lift(fault)
+
+    def kill(self) -> None:
+        """Crash the whole server, as a power cut would; raise `NodeNotRunning`."""
+        if self._process is None or self.pid is None:
+            raise NodeNotRunning(f"{self.name} is not running")
+        self._process.kill()
+        self.lift(Fault.FROZEN)
+
+    # --- start and stop ---
+
+    async def start(self, upstream_port: int, *, timeout_s: float = START_TIMEOUT_S) -> None:
         """Start it and wait until it takes connections; nothing happens if it runs.
 
         Raise `ServerFailedToStart`, with the tail of its log, as soon as it dies or when `timeout_s` is over.
-        It is then left down.
+        It is then stopped.
         """
         async with self._lock:
-            self.wanted = True
+            self._wanted = True
             try:
-                await self._launch(primary_port, timeout_s)
+                await self._launch(upstream_port, timeout_s)
             except BaseException:
-                self.wanted = False
+                self._wanted = False
                 raise
 
-    def distrust(self, *, anew: bool) -> None:
-        """Have it mended before it is started again; `anew`: by a fresh copy."""
-        self.suspect = True
-        self.unfit = self.unfit or anew
+    async def start_again(self, upstream_port: int, *, timeout_s: float = START_TIMEOUT_S) -> bool:
+        """Start it after a crash, unless it was stopped or became suspect since; return whether it is up.
 
-    async def start_again(self, primary_port: int, *, timeout_s: float = START_TIMEOUT_S) -> bool:
-        """Do the same after a death, unless it was stopped or became suspect; tell whether it is up.
-
-        It stays wanted when that fails, so that it can be tried again.
+        Raise `ServerFailedToStart`; it stays wanted then, so that it can be tried again.
         """
         async with self._lock:
-            due = self.wanted and not self.suspect
+            due = self._wanted and not self.suspect
             if due:
-                await self._launch(primary_port, timeout_s)
+                await self._launch(upstream_port, timeout_s)
             return due
 
-    async def _launch(self, primary_port: int, timeout_s: float) -> None:
+    async def _launch(self, upstream_port: int, timeout_s: float) -> None:
         if self.pid is not None:
             return
         if self.suspect:
             raise ServerFailedToStart(
-                f"{self.name} cannot be started before it is mended: it may not fit the primary"
+                f"{self.name} may not fit the primary: it has to rejoin before it is started"
             )
         lock_file = self.data_dir / "postmaster.pid"
         if lock_file.exists() and not lock_file.stat().st_size:
-            # Left by a start that was killed before it could write its process id: Postgres would refuse it for
-            # ever. Nothing runs here: what ran before is reaped and cleared up, and the directory is ours.
+            # Left by a start that was killed before it could write its process id: Postgres would never accept
+            # it. Nothing runs here: the server before is reaped and cleared up, and the directory is ours.
             lock_file.unlink()
-        self.log_start = _size(self.log_path)
-        # What became of the process of before says nothing of this start.
-        self.up.clear()
-        self.process = None
+        await self.directory.clear_after_kill()
+        self._settle()
+        self.log_start = self.directory.log_size
+        self._process = None  # the end of the process before says nothing about this start
         try:
-            self.configure(primary_port)
+            self.configure(upstream_port)
             process = await ServerProcess.spawn(
                 self.installation.binaries.program("postgres"),
                 self.data_dir,
@@ -144,10 +326,11 @@ class Node:
             )
         except OSError as error:
             raise ServerFailedToStart(f"{self.name} could not be started: {error}") from None
-        self.process = process
+        self.enter(NodeState.STARTING)
+        self._process = process
         try:
             async with asyncio.timeout(timeout_s):
-                answers = await self._answers(process)
+                answers = await self.answers(process)
         except TimeoutError:
             await process.stop()
             raise ServerFailedToStart(
@@ -156,139 +339,111 @@ class Node:
         except BaseException:
             await process.stop()
             raise
-        if not answers:
+        if not answers or process.exit_code is not None:
             raise ServerFailedToStart(
-                f"{self.name} died while starting ({ending(process.exit_code)}):\n{self._log_tail()}"
+                f"{self.name} died while starting ({describe_exit(process.exit_code)}):\n{self._log_tail()}"
             )
-        self.up.set()
+        self.enter(NodeState.UP)
 
-    async def _answers(self, process: ServerProcess) -> bool:
-        """Try to connect until it works (True) or the process has died (False)."""
+    async def answers(self, process: ServerProcess) -> bool:
+        """Try to connect until that works (True) or the process has ended (False)."""
         while process.exit_code is None:
             try:
                 connection = await self.connect()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            except LOST:
                 await asyncio.sleep(_POLL_S)
                 continue
             connection.terminate()
             return True
         return False
 
-    def last_words(self) -> list[str]:
-        """Return the last lines that its present life, or its last one, has logged."""
-        with contextlib.suppress(OSError), self.log_path.open("rb") as file:
-            file.seek(self.log_start)
-            return file.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
-        return ["(no log)"]
-
-    def _log_tail(self) -> str:
-        return "\n".join(f"    {line}" for line in self.last_words())
-
-    def configure(self, primary_port: int) -> None:
-        """Write its configuration file; a running server reads it at a reload."""
-        path = self.data_dir / FILE_NAME
-        draft = self.data_dir / f"{FILE_NAME}.new"  # a reload meets the whole file or the one before
-        draft.write_text(
-            server_configuration(
-                name=self.name,
-                major=self.installation.binaries.major,
-                port=self.port,
-                socket_dir=self.installation.socket_dir,
-                primary_port=None if self.cut else primary_port,
-                apply_delay_ms=self.apply_delay_ms,
-            )
-        )
-        self.installation.own(draft)
-        draft.rename(path)
-
-    def reconfigure(self, primary_port: int) -> None:
-        """Write its configuration file and have it read: soon, after a thaw, or at the next start."""
-        if self.exists:
-            self.configure(primary_port)
-        if self.process is not None and self.up.is_set():  # earlier, SIGHUP would end it
-            self.process.send(signal.SIGHUP)
-
     async def stop(self, ladder: Sequence[tuple[signal.Signals, float]] = STOP_LADDER) -> None:
-        """Take it down and leave it down."""
-        self.wanted = False  # at once, so that nobody starts it again while we wait for the lock
+        """Stop it, and leave it down until it is started."""
+        self._wanted = False  # at once, so that nothing starts it again while this waits for the lock
         async with self._lock:
-            self.wanted = False
+            self._wanted = False
             await self.go_down(ladder)
 
-    async def fence(self) -> None:
-        """Take it down for certain, and keep it down until it has been mended; what it is wanted for stays.
+    def force_stop(self) -> None:
+        """Begin an immediate shutdown, and leave it down; the next start recovers from the WAL."""
+        self._wanted = False
+        if self._process is not None:
+            self.thaw()
+            self._process.send(signal.SIGQUIT)
 
-        A halted server is killed without ever going on: it would accept what waits at its door.
+    async def fence(self) -> None:
+        """Stop it for certain, and keep it down until it has rejoined; it stays wanted if it was.
+
+        A halted server is killed without ever continuing: it would execute what its clients have sent meanwhile.
         """
-        self.suspect = True  # at once, as in `stop`
-        if self.process is not None and not self.up.is_set():  # it is starting: nothing is lost by a crash
-            self.process.kill_asked = True
-            self.process.send_all(signal.SIGKILL)
+        self.distrust()  # at once, as in `stop`
+        if self._process is not None and not self.up.is_set():  # it is starting: nothing is lost by a crash
+            self._process.kill()
         async with self._lock:
             await self.go_down()
 
     @contextlib.asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
-        """Keep everybody else from starting or stopping it."""
+        """Keep other tasks from starting or stopping it."""
         async with self._lock:
-            yield
+            try:
+                yield
+            finally:
+                self._settle()
 
     async def go_down(self, ladder: Sequence[tuple[signal.Signals, float]] = STOP_LADDER) -> None:
-        """Take it down while it is held; a suspect one that is halted never goes on."""
-        self.up.clear()
-        if self.process is None:
+        """Stop it while it is held; a suspect one that is halted never continues."""
+        process = self._process
+        if process is None:
             return
-        if self.suspect and (self.frozen or self.process.is_halted()):
-            self.process.send_all(signal.SIGKILL)
+        if self.state in {NodeState.STARTING, NodeState.UP}:
+            self.enter(NodeState.STOPPING)
+        if self.suspect and (self.frozen or process.is_halted()):
+            process.send_all(signal.SIGKILL)
             ladder = KILL_LADDER
         else:
             self.thaw()
-        self.process.taken_down = True
-        await self.process.stop(ladder)
-        self.frozen = False
-        self.halted.clear()
+        await process.stop(ladder)
+        self._settle()
 
     async def died(self) -> ServerProcess:
-        """Wait for the death of its process that no `stop` has asked for, and return that process."""
+        """Wait until its server ends without having been stopped or fenced; return that process."""
         while True:
             await self.up.wait()
-            process = self.process
-            assert process is not None  # noqa: S101 - up says so
+            process = self._process
+            assert process is not None  # noqa: S101 - it is up
             await process.wait()
-            # The lock: a stop or restart that brought this about is through, and has said what is wanted.
+            # The lock: a stop or restart that brought this about has come to its end.
             async with self._lock:
-                if self.process is process:
-                    self.up.clear()
-                    self.halted.clear()
-                    if self.wanted and not self.suspect and not process.taken_down:
+                if self._process is process:
+                    self._settle()
+                    if self._wanted and not self.suspect and not process.stop_asked:
                         return process
 
-    def freeze(self) -> None:
-        """Halt every process of the server: it keeps its connections and says nothing."""
-        if self.process is None or self.pid is None:
-            raise NodeNotRunning(f"{self.name} is not running")
-        self.process.send_all(signal.SIGSTOP)
-        self.frozen = True
+    def reconfigure(self, upstream_port: int) -> None:
+        """Write its configuration file and have it read: soon, after a thaw, or at the next start."""
+        if self.exists:
+            self.configure(upstream_port)
+        if self._process is not None and self.up.is_set():  # earlier, SIGHUP would end it
+            self._process.send(signal.SIGHUP)
 
-    def thaw(self) -> None:
-        """Let a frozen server go on, and single processes of it; one that became suspect meanwhile is killed."""
-        if self.process is not None and self.frozen and self.suspect:
-            self.process.kill_asked = True
-            self.process.send_all(signal.SIGKILL)
-        elif self.process is not None and (self.frozen or self.halted):
-            self.process.send_all(signal.SIGCONT)
-        self.frozen = False
-        self.halted.clear()
+    def configure(self, upstream_port: int) -> None:
+        """Write its configuration file, for a reload or the next start."""
+        self.directory.configure(
+            name=self.name,
+            port=self.port,
+            upstream_port=None if self.cut else upstream_port,
+            apply_delay_ms=self.apply_delay_ms,
+        )
 
-    def kill(self) -> None:
-        """Crash the whole server, as a power cut would."""
-        if self.process is None or self.pid is None:
-            raise NodeNotRunning(f"{self.name} is not running")
-        self.process.kill_asked = True
-        self.process.send_all(signal.SIGKILL)
-        self.frozen = False
+    def log_lines(self) -> list[str]:
+        """Return the last lines that the present or last run of its server has logged."""
+        return self.directory.log_lines(self.log_start)
 
-    # --- the way in ---
+    def _log_tail(self) -> str:
+        return "\n".join(f"    {line}" for line in self.log_lines())
+
+    # --- connections and addresses ---
 
     async def connect(
         self, database: str = "postgres", *, timeout_s: float = CONNECT_TIMEOUT_S
@@ -304,24 +459,41 @@ class Node:
             server_settings={"application_name": "rocket"},
         )
 
+    @contextlib.asynccontextmanager
+    async def connected(self, timeout_s: float = CONNECT_TIMEOUT_S) -> AsyncIterator[asyncpg.Connection[Any]]:
+        """Connect for as long as the context lasts; raise `NodeNotRunning` if it does not answer, or no longer."""
+        if self.pid is None or self.frozen:
+            raise NodeNotRunning(f"{self.name} is {self.describe_state()}")
+        try:
+            connection = await self.connect(timeout_s=timeout_s)
+        except LOST as error:
+            raise NodeNotRunning(f"{self.name} does not answer: {describe(error)}") from None
+        try:
+            yield connection
+        except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            raise NodeNotRunning(f"{self.name} no longer answers: {describe(error)}") from None
+        finally:
+            connection.terminate()
+
+    async def lineage(self) -> Lineage:
+        """Return its timeline's history; raise `NotThePrimary` in recovery, and what asyncpg raises (`LOST`)."""
+        connection = await self.connect()
+        try:
+            return await Lineage.read(connection)
+        finally:
+            connection.terminate()
+
+    def describe_state(self) -> str:
+        """Return its state in a word, as `status` shows it."""
+        return "frozen" if self.frozen and self.pid is not None else self.state
+
     def dsn(self, database: str) -> str:
         """Return the address of a database on this node, over the private socket."""
         host = quote(str(self.installation.socket_dir), safe="")
         return f"postgresql://{SUPERUSER}@/{quote(database, safe='')}?host={host}&port={self.port}"
 
     def tcp_dsn(self, database: str, password: str) -> str:
-        """Return its address for those who cannot get to the private socket."""
+        """Return the address of a database on this node, by TCP."""
         return (
             f"postgresql://{SUPERUSER}:{quote(password, safe='')}@127.0.0.1:{self.port}/{quote(database, safe='')}"
         )
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def ending(exit_code: int | None) -> str:
-    """Say in words how a server's process ended."""
-    if exit_code is not None and exit_code < 0:
-        return f"by signal {-exit_code}, {signal.Signals(-exit_code).name}"
-    return f"exit code {exit_code}"

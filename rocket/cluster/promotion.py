@@ -1,8 +1,8 @@
-"""Makes a replica the primary, and notices when somebody else did.
+"""Makes a replica the primary, also one that was promoted behind the cluster's back.
 
-The order is what keeps two nodes from taking writes: the old primary is down for certain before anybody is
-promoted. Whoever may hold more of the old timeline than the new primary becomes suspect, and is mended before it
-runs again (`mending`).
+The order keeps two nodes from taking writes: the old primary is certainly down before another node is promoted. A
+node that may hold more of the old timeline than the new primary becomes suspect, and has to rejoin before it runs
+again (`rejoin`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
+import psutil
 
-from rocket.cluster import datadir
 from rocket.cluster.errors import (
     NodeFrozen,
     NodeNotRunning,
@@ -24,51 +23,52 @@ from rocket.cluster.errors import (
     PromotionFailed,
     ServerFailedToStart,
 )
-from rocket.cluster.faults import end_receiver
+from rocket.cluster.node import LOST
 from rocket.cluster.timelines import Lineage, position
 from rocket.errors import describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import asyncpg
+
     from rocket.cluster.cluster import LocalCluster
     from rocket.cluster.node import Node
 
-_PROMOTE_TIMEOUT_S = 30
+PROMOTE_TIMEOUT_S = 30
 """All that was received is replayed first; a delay on demand ends with the promotion."""
 _ANSWER_TIMEOUT_S = 15.0
 """How long a node that crashed while it was promoted may take to come back as what it has become."""
-_CHECKPOINT_TIMEOUT_S = 30.0
-_RECEIVER_PATIENCE_S = 0.3  # the connection to a server that is down ends by itself
-_RECEIVED_TIMEOUT_S = 2.0
+_CHECKPOINT_TIMEOUT_S = 30.0  # it writes all dirty buffers to a disk that may be busy
+_RECEIVER_TIMEOUT_S = 0.3  # its connection to a server that is down ends by itself
+_RECEIVED_TIMEOUT_S = 2.0  # a replica that does not answer counts as one that may hold more
 _POLL_S = 0.01
 
 _RECEIVED = """
     SELECT pg_last_wal_receive_lsn()::text AS received, pg_last_wal_replay_lsn()::text AS replayed,
            (SELECT pid FROM pg_stat_wal_receiver) AS receiver
 """
-_SILENT = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 _log = logging.getLogger("rocket.cluster")
 
 
-async def promote(cluster: LocalCluster, name: str) -> str:
-    """Make a replica the primary, and say what came of it once it takes writes.
+async def promote(cluster: LocalCluster, name: str, *, timeout_s: int = PROMOTE_TIMEOUT_S) -> str:
+    """Make a replica the primary; return what came of it once it takes writes.
 
-    The others are made to follow; whom that takes longer than a reload is left to the supervisor. Raise
-    `NotAReplica`, `NodeNotRunning` or `NodeFrozen` if it cannot be promoted, and `PromotionFailed` if that did not
-    work: the old primary then is the primary again. One promotion goes on at a time.
+    The other nodes are made to follow it; those that need more than a reload are left to the supervisor. Raise
+    `NotAReplica`, `NodeNotRunning` or `NodeFrozen` if it cannot be promoted, and `PromotionFailed` if it does not
+    take writes: the old primary then is the primary again. Only one promotion runs at a time.
     """
-    async with cluster.promotion:
+    async with cluster.promotion_lock:
         new, old = cluster.node(name), cluster.primary
-        _refuse_the_unfit(cluster, new)
+        _check_promotable(cluster, new)
         began = time.monotonic()
         _log.info("promoting %s: %s goes down first", new.name, old.name)
         await old.fence()
         down = time.monotonic()
         received = await _all_received(cluster)
         try:
-            lineage = await _promoted(new, cluster.timeline)
+            lineage = await _promoted(new, cluster.timeline, timeout_s)
         except PromotionFailed as error:
             await _give_back(new, old)
             raise PromotionFailed(f"{error}; {old.name} is the primary again") from None
@@ -81,8 +81,8 @@ async def promote(cluster: LocalCluster, name: str) -> str:
 
 
 async def adopt(cluster: LocalCluster, new: Node) -> None:
-    """Take a node for the primary that somebody else has promoted; the primary of before goes down for it."""
-    async with cluster.promotion:
+    """Accept as the primary a node that another program has promoted; the primary before is stopped for it."""
+    async with cluster.promotion_lock:
         if new is cluster.primary or new.is_replica or new.suspect or not new.up.is_set():
             return
         old = cluster.primary
@@ -90,7 +90,7 @@ async def adopt(cluster: LocalCluster, new: Node) -> None:
         try:
             lineage = await _takes_writes(new, cluster.timeline)
         except PromotionFailed as error:
-            _log.warning("%s: it goes back to being a replica of %s", error, old.name)
+            _log.warning("%s: it becomes a replica of %s again", error, old.name)
             await _demote(new)
             return
         await old.fence()
@@ -102,10 +102,10 @@ def _outlook(old: Node) -> str:
     return f"{old.name} follows it" if old.wanted else f"{old.name} will follow it when it is started"
 
 
-def _refuse_the_unfit(cluster: LocalCluster, node: Node) -> None:
+def _check_promotable(cluster: LocalCluster, node: Node) -> None:
     if node is cluster.primary:
         raise NotAReplica(f"{node.name} is the primary already")
-    if node.frozen or node.halted:
+    if node.halted:
         raise NodeFrozen(f"{node.name} is frozen: thaw it first")
     if node.suspect or node.pid is None or not node.up.is_set():
         raise NodeNotRunning(f"{node.name} is not up: only a replica that runs can be promoted")
@@ -114,33 +114,31 @@ def _refuse_the_unfit(cluster: LocalCluster, node: Node) -> None:
 # --- the replica that becomes the primary ---
 
 
-async def _promoted(new: Node, before: int) -> Lineage:
+async def _promoted(new: Node, before: int, timeout_s: int) -> Lineage:
     """Promote a replica of timeline `before`; raise `PromotionFailed` if it does not take writes in the end."""
-    why = f"{new.name} was not promoted within {_PROMOTE_TIMEOUT_S} s"
+    why = f"{new.name} was not promoted within {timeout_s} s"
     try:
         connection = await new.connect()
         try:
-            # A replica that holds its replay would go on by itself; one that is about to would not.
+            # A promotion ends a pause of the replay, but not one that was requested and has not begun.
             await connection.execute("SELECT pg_wal_replay_resume()")
-            done = await connection.fetchval(
-                "SELECT pg_promote(true, $1)", _PROMOTE_TIMEOUT_S, timeout=_PROMOTE_TIMEOUT_S + 5
-            )
+            done = await connection.fetchval("SELECT pg_promote(true, $1)", timeout_s, timeout=timeout_s + 5)
         finally:
             connection.terminate()
-    except _SILENT as error:
+    except LOST as error:
         done, why = False, f"{new.name} was not promoted: {describe(error)}"
-    # It may have been, whatever it said: its directory knows.
+    # It may have been promoted all the same: its directory knows.
     if not done and new.is_replica:
         raise PromotionFailed(why)
     lineage = await _takes_writes(new, before)
     try:
         connection = await new.connect()
         try:
-            # Until then pg_control names the old timeline, and so does pg_rewind.
+            # Until then pg_control names the old timeline, and pg_rewind believes it.
             await connection.execute("CHECKPOINT", timeout=_CHECKPOINT_TIMEOUT_S)
         finally:
             connection.terminate()
-    except _SILENT as error:
+    except LOST as error:
         _log.warning("%s wrote no checkpoint: %s", new.name, describe(error))
     return lineage
 
@@ -152,14 +150,14 @@ async def _takes_writes(new: Node, before: int) -> Lineage:
         async with asyncio.timeout(_ANSWER_TIMEOUT_S):
             while True:
                 try:
-                    lineage = await Lineage.of(new)
-                except (*_SILENT, NotThePrimary) as error:
+                    lineage = await new.lineage()
+                except (*LOST, NotThePrimary) as error:
                     why = describe(error)
                     await asyncio.sleep(_POLL_S)
                     continue
                 if lineage.timeline > before:
                     return lineage
-                # It crashed between two steps of its promotion, or somebody else was promoted before.
+                # It crashed between two steps of its promotion, or another node was promoted before.
                 why = f"it is on timeline {lineage.timeline}, which is not a new one"
                 break
     raise PromotionFailed(f"{new.name} did not become the primary: {why}")
@@ -168,7 +166,7 @@ async def _takes_writes(new: Node, before: int) -> Lineage:
 async def _give_back(new: Node, old: Node) -> None:
     """Undo a promotion that failed: the new node is down before the old one takes writes again."""
     await _demote(new)
-    old.suspect = False
+    old.trust()
     if old.wanted:
         try:
             await old.start_again(old.port)
@@ -177,33 +175,33 @@ async def _give_back(new: Node, old: Node) -> None:
 
 
 async def _demote(node: Node) -> None:
-    """Make a node that should not take writes suspect, and its directory a replica's whoever looks next."""
+    """Fence a node that should not take writes, and mark its directory as a replica's for the next start too."""
     await node.fence()
-    datadir.become_standby(node)
+    node.directory.become_standby()
 
 
 # --- the others ---
 
 
 async def _all_received(cluster: LocalCluster) -> dict[str, int]:
-    """Ask every replica how much WAL it has, now that there is no more to come; leave out who cannot be asked."""
+    """Return where each replica's WAL ends, now that no more comes; a replica that cannot be asked is missing."""
     others = [node for node in cluster.replicas if _can_be_asked(node)]
     ends = await asyncio.gather(*(_received(node) for node in others))
     return {node.name: end for node, end in zip(others, ends, strict=True) if end is not None}
 
 
 def _can_be_asked(node: Node) -> bool:
-    return node.up.is_set() and not node.frozen and not node.halted and not node.suspect
+    return node.up.is_set() and not node.halted and not node.suspect
 
 
 async def _received(node: Node) -> int | None:
     """Return where a replica's WAL ends, or None if that is not certain.
 
-    Asked when its receiver is gone, which has flushed by then what it got. A receiver whose connection outlives
-    the primary is ended: whatever stands between the two may still hold something back.
+    It is asked when its receiver is gone, which has flushed by then what it got. A receiver whose connection
+    outlives the primary is terminated: a proxy between the two may still hold something back.
     """
     began = time.monotonic()
-    ended = False
+    terminated = False
     try:
         async with asyncio.timeout(_RECEIVED_TIMEOUT_S):
             connection = await node.connect()
@@ -212,17 +210,25 @@ async def _received(node: Node) -> int | None:
                     received, replayed, receiver = await _state(connection)
                     if receiver is None:
                         break
-                    if not ended and time.monotonic() - began > _RECEIVER_PATIENCE_S:
-                        end_receiver(node, receiver)
-                        ended = True
+                    if not terminated and time.monotonic() - began > _RECEIVER_TIMEOUT_S:
+                        terminate_receiver(node, receiver)
+                        terminated = True
                     await asyncio.sleep(_POLL_S)
             finally:
                 connection.terminate()
-    except _SILENT:
+    except LOST:
         return None
-    if received is None:  # it has not got to the end of its own files
+    if received is None:  # it has not come to the end of its own files
         return None
     return max(position(received), position(replayed or "0/0"))
+
+
+def terminate_receiver(node: Node, pid: int) -> None:
+    """Terminate a replica's WAL receiver, which no SQL can; not a process that has its id by now."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if process.cwd() == str(node.data_dir):
+            process.terminate()
 
 
 async def _state(connection: asyncpg.Connection[Any]) -> tuple[str | None, str | None, int | None]:
@@ -232,27 +238,27 @@ async def _state(connection: asyncpg.Connection[Any]) -> tuple[str | None, str |
 
 
 async def _take_over(cluster: LocalCluster, new: Node, lineage: Lineage, received: Mapping[str, int]) -> None:
-    """Let the new primary be the primary, and all others follow it.
+    """Make the new primary the cluster's, and all other nodes follow it.
 
     A replica that has received no more than the new primary had holds at most the beginning of a record beyond
-    the fork, which is never replayed. All others are suspect.
+    the fork, which is never replayed. All other nodes are suspect.
     """
     bound = max(lineage.forks.get(cluster.timeline, 0), received.get(new.name, 0))
-    doubtful = []
+    running = []
     for node in cluster.nodes.values():
         if node is new:
             continue
         end = received.get(node.name)
         if end is None or end > bound or not node.is_replica:
-            node.suspect = True
+            node.distrust()
             if node.up.is_set() and not node.frozen:
-                doubtful.append(node)
-    if doubtful:
-        names = ", ".join(node.name for node in doubtful)
-        _log.warning("%s may hold WAL that %s has not: stopped to be mended", names, new.name)
-        # Before anything that asks who the primary is could connect them to the new one.
-        await asyncio.gather(*(node.fence() for node in doubtful))
-    cluster.become(new, lineage.timeline)
+                running.append(node)
+    if running:
+        names = ", ".join(node.name for node in running)
+        _log.warning("%s may hold WAL that %s has not: stopped, to rejoin", names, new.name)
+        # Before anything that asks for the primary could connect them to the new one.
+        await asyncio.gather(*(node.fence() for node in running))
+    cluster.set_primary(new, lineage.timeline)
     for node in cluster.nodes.values():
-        if node.exists and not node.suspect:  # those are told when they are started
+        if node.exists and not node.suspect:  # suspect ones are configured when they are started
             node.reconfigure(cluster.upstream_port(node))

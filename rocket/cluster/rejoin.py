@@ -1,8 +1,8 @@
 """Makes a node fit to follow the primary when it may hold WAL that the primary's history lacks.
 
-Postgres does not notice all of that by itself: a replica that has received more of the old timeline than the new
-primary had can replay it behind the fork and then seem to stream (design fact F11). So it is never started in
-doubt.
+Postgres does not notice every case by itself: a replica that has received more of the old timeline than the new
+primary had can replay it behind the fork and then seem to stream (design fact F11). So a suspect node is never
+started before it has rejoined.
 """
 
 from __future__ import annotations
@@ -13,64 +13,59 @@ import time
 from enum import Enum
 from typing import TYPE_CHECKING
 
-import asyncpg
-
-from rocket.cluster import datadir
-from rocket.cluster.control_file import ControlFile
 from rocket.cluster.errors import CommandFailed, NotThePrimary, ServerFailedToStart
-from rocket.cluster.timelines import Lineage
+from rocket.cluster.node import LOST, NodeState
+from rocket.cluster.timelines import ControlFile, Lineage
 from rocket.errors import describe
 
 if TYPE_CHECKING:
     from rocket.cluster.cluster import LocalCluster
     from rocket.cluster.node import Node
 
-_CHECKPOINT_TIMEOUT_S = 60.0
+_CHECKPOINT_TIMEOUT_S = 60.0  # it writes all dirty buffers to a disk that may be busy
 
 _log = logging.getLogger("rocket.cluster")
 
 
 class Remedy(Enum):
-    """What makes a directory fit."""
+    """What makes a directory fit; its value is the node's state meanwhile."""
 
-    TRIM = "trimming"
-    REWIND = "rewinding"
-    CLONE = "cloning"
+    TRIM = NodeState.TRIMMING
+    REWIND = NodeState.REWINDING
+    CLONE = NodeState.CLONING
 
 
-async def mend(cluster: LocalCluster, node: Node) -> None:
-    """Take a suspect node down, make its directory one of a replica of the present primary, and leave it down.
+async def rejoin(cluster: LocalCluster, node: Node) -> None:
+    """Stop a suspect node, make its directory that of a replica of the present primary, and leave it down.
 
-    Nothing happens to one that is not suspect; one that is unfit is cloned, whatever it holds. Raise
-    `CommandFailed` if the primary does not allow it now; the node is suspect then as before.
+    Nothing happens to a node that is not suspect; one that is unfit is cloned, whatever it holds. Raise
+    `CommandFailed` if the primary does not allow it now; the node is then as suspect as before.
     """
     async with node.held():
         if not node.suspect:
             return
         source = cluster.primary
-        node.mending = "stopping"
         began = time.monotonic()
-        try:
-            await node.go_down()
-            lineage = await _lineage(source)
-            control = await _control(node)
-            remedy = Remedy.CLONE if node.unfit or control is None else remedy_for(node, control, lineage)
-            node.mending = remedy.value
-            if remedy is Remedy.TRIM and control is not None:
-                done = await _trimmed(node, lineage, control)
-            else:
-                done = remedy is Remedy.REWIND and await _rewound(node, source)
-            if not done:
+        await node.go_down()
+        if node.pid is not None:
+            raise CommandFailed(f"{node.name} does not end")
+        lineage = await _lineage(source)
+        control = await _control(node)
+        remedy = Remedy.CLONE if node.unfit or control is None else remedy_for(control, lineage, node.is_replica)
+        node.enter(remedy.value)
+        if remedy is Remedy.TRIM and control is not None:
+            done = await _trimmed(node, lineage, control)
+        else:
+            done = remedy is Remedy.REWIND and await _rewound(node, source)
+        if not done:
+            if remedy is not Remedy.CLONE:
                 remedy = Remedy.CLONE
-                node.mending = remedy.value
-                _log.info("%s is cloned anew from %s", node.name, source.name)
-                await datadir.back_up(node, source)
-        finally:
-            node.mending = None
-        if cluster.primary is not source or cluster.promotion.locked():
-            raise CommandFailed(f"the primary changed while {node.name} was made to follow it")
-        node.suspect = node.unfit = False
-        node.mended_on = lineage.timeline
+                node.enter(remedy.value)
+            _log.info("%s is cloned anew from %s", node.name, source.name)
+            await node.directory.back_up(source.port)
+        if cluster.primary is not source or cluster.promotion_lock.locked():
+            raise CommandFailed(f"the primary changed while {node.name} rejoined")
+        node.trust(rejoined_on=lineage.timeline)
         _log.info(
             "%s fits the history of %s again after %.1f s (%s)",
             node.name, source.name, time.monotonic() - began, remedy.value,
@@ -78,12 +73,13 @@ async def mend(cluster: LocalCluster, node: Node) -> None:
 
 
 async def bring_up(cluster: LocalCluster, node: Node) -> None:
-    """Start a node, after mending it if it is suspect; make a replica anew that does not start.
+    """Start a node, after it has rejoined if it is suspect; a replica that does not start is cloned anew.
 
-    Two failed starts are enough for that, or one after mending. Raise `CommandFailed` or `ServerFailedToStart`.
+    Two failed starts are enough for that, or one after it has rejoined. Raise `CommandFailed` or
+    `ServerFailedToStart`.
     """
-    dubious = node.suspect
-    await mend(cluster, node)
+    last_try = node.suspect
+    await rejoin(cluster, node)
     while True:
         try:
             await node.start(cluster.upstream_port(node))
@@ -92,37 +88,37 @@ async def bring_up(cluster: LocalCluster, node: Node) -> None:
             if node is cluster.primary or (killed and not node.suspect):
                 raise
             _log.warning("%s", error)
-            if dubious or node.suspect:
+            if last_try or node.suspect:
                 break
-            dubious = True
+            last_try = True
         else:
             return
     if not killed:
-        _log.warning("%s does not start: it is made anew from %s", node.name, cluster.primary.name)
-    node.distrust(anew=not killed)
+        _log.warning("%s does not start: it is cloned anew from %s", node.name, cluster.primary.name)
+    node.distrust(unfit=not killed)
     if cluster.primary.wanted:  # it may be starting, too
         await cluster.primary.up.wait()
-    await mend(cluster, node)
+    await rejoin(cluster, node)
     await node.start(cluster.upstream_port(node))
 
 
-def remedy_for(node: Node, control: ControlFile, lineage: Lineage) -> Remedy:
-    """Choose the cheapest remedy that certainly leaves nothing foreign behind."""
+def remedy_for(control: ControlFile, lineage: Lineage, is_replica: bool) -> Remedy:
+    """Return the cheapest remedy that certainly leaves no WAL of another history behind."""
     clean = control.state in {"shut down", "shut down in recovery"}
-    if clean or (node.is_replica and control.state == "in archive recovery"):
-        # No page is written before WAL up to its last change is accounted for in pg_control. A checkpoint's
-        # record begins where it is said to be, and is whole if the fork lies behind that.
+    if clean or (is_replica and control.state == "in archive recovery"):
+        # No page is written before pg_control accounts for the WAL up to its last change. A checkpoint's record
+        # begins at the position given, and is whole if the fork lies behind that.
         ancestral = (
             control.timeline in {lineage.timeline, *lineage.forks}
             and lineage.holds(control.checkpoint_timeline, control.checkpoint + 1)
             and (not control.minimum_recovery or _holds_minimum_recovery(control, lineage))
         )
         # Two that both promoted themselves may have given their timelines the same number.
-        if ancestral and (node.is_replica or control.timeline != lineage.timeline):
+        if ancestral and (is_replica or control.timeline != lineage.timeline):
             return Remedy.TRIM
     # Of a replica that crashed, pg_rewind cannot bring about the clean state that it needs; and it takes equal
     # timelines for equal histories.
-    if control.timeline != lineage.timeline and (clean or not node.is_replica):
+    if control.timeline != lineage.timeline and (clean or not is_replica):
         return Remedy.REWIND
     return Remedy.CLONE
 
@@ -132,23 +128,21 @@ def _holds_minimum_recovery(control: ControlFile, lineage: Lineage) -> bool:
 
 
 async def _lineage(source: Node) -> Lineage:
-    """Ask the primary for its lineage, and let its own pg_control name it, which pg_rewind goes by."""
+    """Return the primary's lineage, after a checkpoint: pg_rewind takes the timeline from its pg_control."""
     try:
         connection = await source.connect()
         try:
             await connection.execute("CHECKPOINT", timeout=_CHECKPOINT_TIMEOUT_S)
         finally:
             connection.terminate()
-        return await Lineage.of(source)
-    except (
-        OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, NotThePrimary,
-    ) as error:  # fmt: skip
+        return await source.lineage()
+    except (*LOST, NotThePrimary) as error:
         raise CommandFailed(f"{source.name} does not answer as the primary: {describe(error)}") from None
 
 
 async def _control(node: Node) -> ControlFile | None:
-    """Read what a directory says of itself; None if it cannot be trusted."""
-    if node.half_mended.exists() or (node.data_dir / "backup_label").exists():
+    """Return what a directory says of itself; None if that cannot be trusted."""
+    if node.directory.half_rewound.exists() or (node.data_dir / "backup_label").exists():
         return None
     try:
         return await ControlFile.read(node.data_dir, node.installation)
@@ -158,8 +152,8 @@ async def _control(node: Node) -> ControlFile | None:
 
 async def _trimmed(node: Node, lineage: Lineage, control: ControlFile) -> bool:
     try:
-        await asyncio.to_thread(datadir.trim, node, lineage, control)
-        datadir.become_standby(node)
+        await asyncio.to_thread(node.directory.trim, lineage, control)
+        node.directory.become_standby()
     except OSError as error:
         _log.warning("%s cannot be trimmed: %s", node.name, error)
         return False
@@ -169,7 +163,7 @@ async def _trimmed(node: Node, lineage: Lineage, control: ControlFile) -> bool:
 async def _rewound(node: Node, source: Node) -> bool:
     _log.info("%s holds WAL that %s has not: rewinding it", node.name, source.name)
     try:
-        await datadir.rewind(node, source)
+        await node.directory.rewind(source.port)
     except CommandFailed as error:
         _log.warning("%s cannot be rewound: %s", node.name, error)
         return False

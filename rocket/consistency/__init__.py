@@ -4,8 +4,8 @@ from rocket.consistency.board import Board
 from rocket.consistency.choice import Choice, Policy, Reason, choose, obstacle, worth_waiting_for
 from rocket.consistency.lsn import Lsn
 from rocket.consistency.status import Epoch, Incarnation, PrimaryStatus, ReplicaStatus, timeline_of
-from rocket.consistency.timelines import switch_point
-from rocket.consistency.token import NODE_NAME, SessionToken, merged
+from rocket.consistency.timeline import switch_point
+from rocket.consistency.token import NODE_NAME, SessionToken, Tokens, merged
 
 __all__ = [
     "NODE_NAME",
@@ -19,6 +19,7 @@ __all__ = [
     "Reason",
     "ReplicaStatus",
     "SessionToken",
+    "Tokens",
     "choose",
     "merged",
     "obstacle",

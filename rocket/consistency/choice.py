@@ -1,4 +1,4 @@
-"""The decision where a read may go: a pure function of floor, board and policy."""
+"""The decision where a read goes: a pure function of token, board and policy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Reason(enum.StrEnum):
     TOO_FAR_BEHIND = "too-far-behind"
     """To the primary: every replica seen lies beyond `max_lag`."""
     OTHER_EPOCH = "other-epoch"
-    """To the primary: no replica is known to follow its reign, or the session's floors are of an earlier one."""
+    """To the primary: no replica is known to follow it, or the session's floors are of an earlier epoch."""
     DIVERGED = "diverged"
     """To the primary: what the replicas have replayed is not all the primary's WAL."""
     NOT_CAUGHT_UP = "not-caught-up"
@@ -42,11 +42,11 @@ class Reason(enum.StrEnum):
     REPLICAS_FAILED = "replicas-failed"
     """To the primary: each replica that was caught up failed while it was asked."""
     UNCHECKED = "unchecked"
-    """To whichever node the routing for comparison named; nothing is guaranteed."""
+    """To the replica that a routing for comparison picked; nothing is guaranteed."""
     WRITE = "write"
     """To the primary, where every write goes."""
     ASKED = "asked"
-    """To the primary, because the routing in force sends every read there."""
+    """To the primary, where the routing for comparison in force sends every read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,15 @@ class Policy:
     """How old and how far behind a replica may be and still serve."""
 
     lease_s: float = 5.0
-    """A replica unheard of for longer serves nobody."""
+    """A replica that was not observed for longer serves no read."""
     max_lag_bytes: int | None = 16 * 1024 * 1024
-    """A replica further behind the primary's last flush LSN known serves nobody; None: no bound."""
+    """A replica further behind the primary's last flush LSN known serves no read; None: no bound."""
     max_lag_s: float | None = None
     """The same in seconds; None: no bound."""
     max_wait_s: float = 0.02
     """How long a read waits for a replica to catch up before it goes to the primary."""
     primary_lease_s: float = 5.0
-    """A primary that was not seen to be in office for longer takes nothing: another one may have been promoted."""
+    """A primary that was not confirmed for longer is not used: another one may have been promoted."""
 
 
 class Choice(NamedTuple):
@@ -85,9 +85,9 @@ def choose(
     """Choose a replica of the token's epoch, the current one, that has replayed all WAL up to its floor there.
 
     Walks the replicas from number `start` (any integer; random, to spread reads) and takes the less busy of the
-    first two that are fit, the first being the session's own replica if that is fit, which has to be busier by
-    some. The cost does not grow with the number of replicas as long as most are fit. `load` tells how busy a
-    replica is; those in `without` have already failed this read.
+    first two that are fit. The first is the session's own replica if that is fit, and it is left only for one that
+    is considerably less busy. The cost does not grow with the number of replicas as long as most are fit. `load`
+    returns how busy a replica is; those in `without` have already failed this read.
     """
     fit = Reason.RETRIED if without else Reason.CAUGHT_UP
     best, lead = None, 0
@@ -95,7 +95,7 @@ def choose(
     if own is not None and obstacle(own, token, board, policy, now) is None:
         best, lead = own, _LOYALTY
         if load(own.name) <= lead:
-            return Choice(own, fit)  # nobody can be less busy by more than that
+            return Choice(own, fit)  # no other can be less busy by more than that
     ring = board.replicas
     nearest = Reason.NO_STATUS
     for step in range(len(ring)):
@@ -126,10 +126,10 @@ _LOYALTY = 4
 def worth_waiting_for(
     token: SessionToken, board: Board, policy: Policy, *, now: float, start: int = 0, most: int = 2
 ) -> list[str]:
-    """Name the replicas, at most so many, that may well catch up with the token within `max_wait`.
+    """Return the names of at most `most` replicas that may well catch up with the token within `max_wait`.
 
-    Hopeless are those that do not stream, those that were later than that already when they were last seen, and
-    whatever nothing is known to be enough for.
+    Excludes replicas that are not streaming, whose last known lag already exceeds `max_wait`, or for which the
+    required LSN is unknown.
     """
     ring = board.replicas
     names: list[str] = []
@@ -154,7 +154,7 @@ _OBSTACLES = (
     Reason.DIVERGED,
     Reason.NOT_CAUGHT_UP,
 )
-"""Why a replica may not serve a read: the further down, the nearer it came to it."""
+"""Why a replica may not serve a read; a later one is reported in preference to an earlier one."""
 
 
 def obstacle(  # noqa: PLR0911 - in one piece: most reads come through here

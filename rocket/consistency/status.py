@@ -1,4 +1,4 @@
-"""What an observer saw of a node, and when."""
+"""What the observer last knew of a node, and when."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import NewType
 from rocket.consistency.lsn import Lsn
 
 Incarnation = NewType("Incarnation", str)
-"""Names one life of a replica's startup process, the process that replays.
+"""Names one run of a replica's startup process, the process that replays.
 
 Within one incarnation the replay LSN never goes back; a crash ends it together with every connection, and the
 next one may begin far behind (design fact F3).
 """
 
 Epoch = NewType("Epoch", str)
-"""Names one primary's reign: its timeline and a random part, `2-k3v9x2q7ab`.
+"""Names the time during which one server is the primary: its timeline and a random part, `2-k3v9x2q7ab`.
 
-Timelines alone do not: two promotions that knew nothing of each other both make timeline 2 (design fact F11).
+A timeline alone is ambiguous: two promotions, each unaware of the other, both make timeline 2 (design fact F11).
 """
 
 
 def timeline_of(epoch: Epoch) -> int:
-    """Return the timeline that an epoch's reign writes."""
+    """Return the timeline that an epoch's primary writes."""
     return int(epoch.partition("-")[0])
 
 
@@ -34,13 +34,13 @@ class ReplicaStatus:
     replay_lsn: Lsn
     """All WAL up to here had been replayed, so every commit at or below it was visible."""
     incarnation: Incarnation | None
-    """None where it cannot be known: such a status vouches for no connection, and each read checks by itself."""
+    """None where it is unknown: the status then vouches for no connection, and each read checks by itself."""
     observed_at: float
     """Monotonic seconds at which the question was sent: the status is at least as old as that says."""
     answered_at: float = 0.0
     """Monotonic seconds at which the answer was there."""
     receive_lsn: Lsn | None = None
-    """End of the WAL received and flushed; None until streaming has begun in this life of the server."""
+    """End of the WAL received and flushed; None until streaming has begun since the server's start."""
     streaming: bool = False
     """Whether a WAL receiver was connected, and received WAL of `epoch`'s timeline."""
     streamed_lsn: Lsn | None = None
@@ -51,8 +51,8 @@ class ReplicaStatus:
     vouched_lsn: Lsn = field(init=False, compare=False, repr=False)
     """How far what it has replayed is known to be WAL of `epoch`.
 
-    Without a WAL receiver it replays whatever it finds, so only what it had replayed by then is sure. What it had
-    received is not: a fork may lie before the end of that.
+    Without a WAL receiver it replays all the WAL it finds, so only what it had replayed while streaming is
+    certain. What it had received by then is not: a fork may lie before the end of that.
     """
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class ReplicaStatus:
         object.__setattr__(self, "vouched_lsn", vouched)
 
     def vouches_for(self, incarnation: Incarnation | None) -> bool:
-        """Tell whether this status says anything about a connection opened in `incarnation`.
+        """Return whether this status says anything about a connection opened in `incarnation`.
 
         Unknown equals nothing, itself included.
         """
@@ -76,4 +76,4 @@ class PrimaryStatus:
     observed_at: float
     """Monotonic seconds at which the question was sent."""
     epoch: Epoch
-    """The primary's reign."""
+    """The primary's epoch."""

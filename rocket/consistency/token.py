@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from rocket.consistency.lsn import Lsn
 from rocket.consistency.status import Epoch, Incarnation, timeline_of
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 NODE_NAME = re.compile("[A-Za-z0-9_.-]{1,63}")
-"""What a node may be called: a token has to hold it."""
+"""The names that a node may have: a token has to hold them."""
 
 _NOTHING = Lsn(0)
 _LONGEST = 250
@@ -36,45 +36,54 @@ class SessionToken:
     """
 
     epoch: Epoch
-    """The reign that the LSNs below belong to."""
+    """The epoch that the LSNs below belong to."""
     write_floor: Lsn
     """Covers every write of the session that was acknowledged."""
-    read_floor: Lsn = _NOTHING
-    """Covers whatever the session's reads may have shown; `Lsn.PENDING` where that could not be told."""
+    read_floor: Lsn | None = _NOTHING
+    """Covers all that the session's reads may have shown; None if no bound for it is known."""
     node: str | None = None
     """The replica that served the last read; None after a read on the primary, or none at all."""
     incarnation: Incarnation | None = None
     """The incarnation of `node` at that time; None where it is unknown, or several have been read since."""
     _text: str | None = field(default=None, init=False, compare=False, repr=False)
-    """How it was written, where it was read: what did not change need not be written anew."""
+    """The text that it was read from, if it was: `str` returns it as it is."""
 
     @property
     def timeline(self) -> int:
-        """The timeline that its epoch's reign writes."""
+        """The timeline that its epoch's primary writes."""
         return timeline_of(self.epoch)
+
+    @property
+    def highest_floor(self) -> Lsn:
+        """The floor on a node that the session has not been reading from; `Lsn.PENDING` if there is no bound."""
+        return Lsn.PENDING if self.read_floor is None else max(self.write_floor, self.read_floor)
+
+    @property
+    def has_read(self) -> bool:
+        """Whether it covers any read."""
+        return self.read_floor != _NOTHING
 
     def floor_on(self, node: str, incarnation: Incarnation | None) -> Lsn:
         """Return how much a replica, in an incarnation, must have replayed to serve the next read."""
         if incarnation is not None and incarnation == self.incarnation and node == self.node:
             return self.write_floor
-        return max(self.write_floor, self.read_floor)
+        return self.highest_floor
 
     def after_write(self, flush_lsn: Lsn) -> SessionToken:
         """Return the token after a write that is flushed up to `flush_lsn`."""
-        # What could not be told of an earlier write is covered by what was flushed after it.
+        # An earlier write whose floor is not known yet is covered by what was flushed after it.
         earlier = _NOTHING if self.write_floor == Lsn.PENDING else self.write_floor
         return replace(self, write_floor=max(earlier, flush_lsn))
 
     def after_replica_read(self, node: str, incarnation: Incarnation | None, bound: Lsn | None) -> SessionToken:
         """Return the token after a read on a replica that cannot have shown more than `bound`.
 
-        None stands for a bound that could not be told (design fact F6): then only the same incarnation of that
-        replica, or the primary, may serve the next read.
+        None says that no bound is known (design fact F6): then only the same incarnation of that replica, or the
+        primary, may serve the next read.
         """
-        if bound is None:
-            read_floor = Lsn.PENDING
-        elif self.read_floor == Lsn.PENDING:
-            # It was this very replica that showed what could not be bounded: it has only gone on since.
+        read_floor: Lsn | None
+        if bound is None or self.read_floor is None:
+            # If an earlier read was unbounded, it was on this very replica, which has only gone on since.
             read_floor = bound
         else:
             read_floor = max(self.read_floor, bound)
@@ -85,14 +94,15 @@ class SessionToken:
     def after_primary_read(self, flush_lsn: Lsn) -> SessionToken:
         """Return the token after a read on the primary, which shows nothing beyond its flush LSN.
 
-        Nor can any replica of its reign have shown more, and it shows every write that was acknowledged.
+        Nor can any replica of its epoch have shown more, and it shows every write that was acknowledged.
         """
         write_floor = flush_lsn if self.write_floor == Lsn.PENDING else self.write_floor
         return replace(self, write_floor=write_floor, read_floor=flush_lsn, node=None, incarnation=None)
 
     def is_beyond(self, flush_lsn: Lsn) -> bool:
-        """Tell whether it claims more than its primary has ever written: then nobody gave it out."""
-        return any(flush_lsn < floor < Lsn.PENDING for floor in (self.write_floor, self.read_floor))
+        """Return whether it claims more than its primary has ever written: then no router gave it out."""
+        floors = (self.write_floor, self.read_floor)
+        return any(floor is not None and flush_lsn < floor < Lsn.PENDING for floor in floors)
 
     def merged_with(self, other: SessionToken) -> SessionToken:
         """Return a token that covers both; raise `ValueError` for tokens of different epochs.
@@ -103,14 +113,15 @@ class SessionToken:
         if self.epoch != other.epoch:
             raise ValueError("tokens of different epochs say nothing about each other")
         node, incarnation = self.node, self.incarnation
-        if (self.node, self.incarnation) != (other.node, other.incarnation) and other.read_floor:
+        if (self.node, self.incarnation) != (other.node, other.incarnation) and other.has_read:
             node, incarnation = self.node or other.node, None
-            if not self.read_floor:
+            if not self.has_read:
                 node, incarnation = other.node, other.incarnation
+        both = (self.read_floor, other.read_floor)
         return SessionToken(
             epoch=self.epoch,
             write_floor=max(self.write_floor, other.write_floor),
-            read_floor=max(self.read_floor, other.read_floor),
+            read_floor=None if None in both else max(filter(None, both), default=_NOTHING),
             node=node,
             incarnation=incarnation,
         )
@@ -119,7 +130,8 @@ class SessionToken:
         if self._text is not None:
             return self._text
         where = "" if self.node is None else f"~{self.node}~{self.incarnation or ''}"
-        return f"1~{self.epoch}~{self.write_floor}~{self.read_floor}{where}"
+        read_floor = Lsn.PENDING if self.read_floor is None else self.read_floor
+        return f"1~{self.epoch}~{self.write_floor}~{read_floor}{where}"
 
     @staticmethod
     def parse(text: str) -> SessionToken:
@@ -133,11 +145,12 @@ def _parsed(text: str) -> SessionToken:
     match = _TOKEN.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None:
         raise ValueError("not a session token")
-    epoch, write_floor, read_floor, node, incarnation = match.groups()
+    epoch, write_floor, read_text, node, incarnation = match.groups()
+    read_floor = Lsn.parse(read_text)
     token = SessionToken(
         epoch=Epoch(epoch),
         write_floor=Lsn.parse(write_floor),
-        read_floor=Lsn.parse(read_floor),
+        read_floor=None if read_floor == Lsn.PENDING else read_floor,
         node=node,
         incarnation=Incarnation(incarnation) if incarnation else None,
     )
@@ -145,15 +158,26 @@ def _parsed(text: str) -> SessionToken:
     return token
 
 
-def merged(tokens: Iterable[SessionToken]) -> tuple[SessionToken, ...]:
-    """Merge the tokens that one client holds: return one for the latest reign, and behind it the earlier ones.
+Tokens: TypeAlias = "SessionToken | Iterable[SessionToken] | None"
+"""What a session brings: its token, or several where it has concurrent requests."""
 
-    A node of the latest reign has all that is left of the earlier ones; only a primary can tell what was lost. Nor
-    can anybody else tell which of two reigns on one timeline is of another cluster, as one of them must be.
+
+def merged(tokens: Tokens) -> tuple[SessionToken, ...]:
+    """Merge the tokens of one client: return one for the latest epoch, followed by the earlier ones.
+
+    A node of the latest epoch has all that is left of the earlier ones; only a primary knows what was lost, and
+    which of two epochs on one timeline is of another cluster, as one of them must be.
     """
+    if tokens is None:
+        return ()
+    if isinstance(tokens, SessionToken):
+        return (tokens,)
+    given = tuple(tokens)
+    if len(given) < 2:  # noqa: PLR2004 - nothing to merge
+        return given
     latest: SessionToken | None = None
     others: list[SessionToken] = []
-    for token in sorted(tokens, key=lambda token: (token.timeline, token.epoch), reverse=True):
+    for token in sorted(given, key=lambda token: (token.timeline, token.epoch), reverse=True):
         if latest is None:
             latest = token
         elif token.epoch == latest.epoch:

@@ -10,15 +10,16 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rocket.cluster import control, server_logs
-from rocket.cluster.cluster import ClusterSettings, LocalCluster, local_cluster
-from rocket.cluster.supervisor import supervise
+from rocket.cluster import control
+from rocket.cluster.cluster import ClusterSettings, LocalCluster
+from rocket.cluster.supervisor import forward_logs, local_cluster, supervise
 from rocket.errors import InvalidSetting
-from rocket.lab.serving import inspector_off, listeners, patroni_tls, serving, url_of
+from rocket.lab.serving import check_usable, inspector_off, listeners, patroni_client, serving, url_of
 from rocket.lab.settings import flag
 from rocket.lab.shutdown import Shutdown, ShutdownStack, background, shutdown_on_signals
 from rocket.schema import schema_sql
 from rocket.topology import nodes_file
+from rocket.topology.patroni import Topology
 
 if TYPE_CHECKING:
     import socket
@@ -119,8 +120,11 @@ async def run_cluster(settings: Settings) -> int:
 
 async def run_patroni(settings: Settings) -> int:
     """Run a cluster of Patroni's alone until a signal or `duration`; return the exit code."""
-    from rocket.lab.patroni.cluster import MEMBERS, PatroniSettings  # noqa: PLC0415 - only this needs it
-    from rocket.lab.patroni.making import patroni_cluster  # noqa: PLC0415
+    from rocket.lab.patroni.cluster import (  # noqa: PLC0415 - imports aiohttp, which this command alone needs
+        MEMBERS,
+        PatroniSettings,
+        patroni_cluster,
+    )
 
     if settings.data_dir is not None:
         raise InvalidSetting("a cluster of Patroni's is not kept: leave out --data-dir")
@@ -238,7 +242,7 @@ async def _nodes(
         run_dir = control.find(settings.data_dir, settings.port_asked_for)
         return (await control.ask(run_dir, "addresses"))["nodes"], None
     if given:
-        await nodes_file.check_usable(given)
+        await check_usable(given)
         _log.info("attached to %s", ", ".join(given))
     return given, None
 
@@ -249,11 +253,10 @@ async def nodes_of(settings: Settings) -> Mapping[str, str] | None:
     They may be empty at first, where Patroni tells them and does not answer yet.
     """
     if settings.patroni:
-        from rocket.topology import patroni  # noqa: PLC0415 - it imports aiohttp
-
         if settings.nodes or settings.nodes_file:
             raise InvalidSetting("the nodes are given twice: by --patroni, and by --primary or --nodes-file")
-        return await patroni.find(settings.patroni, settings.patroni_dsn, patroni_tls(settings))
+        async with patroni_client(settings) as client:
+            return await Topology(client, settings.patroni_dsn).find()
     return settings.nodes if settings.nodes_file is None else nodes_file.read_nodes(settings.nodes_file)
 
 
@@ -284,10 +287,10 @@ async def _cluster(
             )
         )
     )
-    shutdown.on_force.append(cluster.hurry)
+    shutdown.on_force.append(cluster.force_stop)
     await stack.enter_async_context(background(supervise(cluster), "supervisor"))
     listening = control.listening(cluster, lambda: shutdown.ask("down was asked for"), api=api)
     await stack.enter_async_context(listening)
     if settings.server_logs:
-        await stack.enter_async_context(background(server_logs.forward(cluster), "server logs"))
+        await stack.enter_async_context(background(forward_logs(cluster), "server logs"))
     return cluster

@@ -41,20 +41,6 @@ _OF_LAB = {
 }  # fmt: skip
 """Modules that the extra `lab` installs."""
 
-_NODE_COMMANDS = {
-    "pause": "pause a replica's replay: it still receives WAL, and falls behind",
-    "resume": "resume a paused replica's replay",
-    "delay": "make a replica apply commits late (0: no more)",
-    "kill": "crash a server; it comes back by itself",
-    "stop": "stop a server until it is started",
-    "start": "start a stopped server",
-    "restart": "stop a server and start it again",
-    "freeze": "halt all processes of a server: it keeps its connections, and does not answer",
-    "thaw": "let a frozen server continue",
-    "cut": "cut a replica off from its primary: it answers, and receives nothing",
-    "mend": "undo cut",
-    "promote": "make a replica the primary; the old primary goes down first, and then follows it",
-}
 _CLUSTER = (
     "Run a local Postgres cluster, or act on a running one (also inside run-all). Exit codes: 0 done, or ended as "
     "asked; 1 it failed, or a server keeps dying; 2 wrong use, or no such cluster."
@@ -134,8 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def cluster_main(arguments: Sequence[str] | None = None) -> int:
     """Run `python cluster.py ...`, which is `rocket cluster ...`, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python cluster.py", description=_CLUSTER)
-    _add_cluster_commands(parser)
-    return _exit_code(lambda: _cluster(parser.parse_args(arguments)), "cluster")
+
+    def run() -> int:
+        _add_cluster_commands(parser)
+        return _cluster(parser.parse_args(arguments))
+
+    return _exit_code(run, "cluster")
 
 
 def _exit_code(run: Callable[[], int], name: str) -> int:
@@ -193,9 +183,9 @@ def _run_logged(given: argparse.Namespace, main_task: Callable[[Settings], Any])
 
 
 def _add_status_flags(parser: argparse.ArgumentParser) -> None:
-    from rocket.lab.status import settings
+    from rocket.lab.status.command import add_arguments
 
-    settings.add_arguments(parser)
+    add_arguments(parser)
 
 
 def _status(given: argparse.Namespace) -> int:
@@ -253,6 +243,8 @@ def _schema(given: argparse.Namespace) -> int:
 
 
 def _add_cluster_commands(parser: argparse.ArgumentParser) -> None:
+    from rocket.cluster.faults import NODE_COMMANDS
+
     commands = parser.add_subparsers(
         dest="cluster_command", required=True, metavar="COMMAND", parser_class=_CommandParser
     )
@@ -271,17 +263,20 @@ def _add_cluster_commands(parser: argparse.ArgumentParser) -> None:
     env = command("env", 'print the DSNs of the nodes, for eval "$(python cluster.py env)"')
     env.add_argument("--tcp", action="store_true", help="by TCP, with the password, rather than by socket")
     on_running.append(env)
-    for name, what in _NODE_COMMANDS.items():
-        on_node = command(name, what)
+    on_nodes: dict[str, _CommandParser] = {}
+    for each in NODE_COMMANDS.values():
+        if each.flag_of:
+            flag = f"--{each.name.removeprefix(f'{each.flag_of}-')}"
+            on_nodes[each.flag_of].add_argument(flag, action="store_true", help=each.help)
+            continue
+        on_node = on_nodes[each.name] = command(each.name, each.help)
         on_node.add_argument("node", metavar="NODE", help="primary, replica0, ...")
-        if name == "delay":
-            on_node.add_argument("delay_ms", metavar="MS", type=int, help="milliseconds")
-        if name == "kill":
-            on_node.add_argument("--backend", action="store_true", help="one of its backends instead")
-        on_running.append(on_node)
-    for each in on_running:
-        each.add_argument("--data-dir", metavar="DIR", help="data directory of the running cluster")
-        each.add_argument("--postgres-port", metavar="P", help="a port of the running cluster")
+        if each.takes:
+            on_node.add_argument(each.takes, metavar="MS", type=int, help="milliseconds")
+    on_running += on_nodes.values()
+    for running in on_running:
+        running.add_argument("--data-dir", metavar="DIR", help="data directory of the running cluster")
+        running.add_argument("--postgres-port", metavar="P", help="a port of the running cluster")
 
 
 def _add_up_flags(parser: argparse.ArgumentParser) -> None:

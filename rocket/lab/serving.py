@@ -8,12 +8,14 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
-from rocket import Policy, Router, Routing
+from rocket import Policy
 from rocket.cluster import directories
 from rocket.cluster.errors import PortInUse
 from rocket.errors import InvalidSetting
+from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.shutdown import background
-from rocket.topology.nodes_file import follow
+from rocket.topology import nodes_file
+from rocket.topology.patroni import Topology
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -21,8 +23,7 @@ if TYPE_CHECKING:
     from rocket.lab.inspector.controls import Targets
     from rocket.lab.settings import Settings
     from rocket.lab.shutdown import Shutdown
-    from rocket.topology.patroni import Topology
-    from rocket.topology.patroni_tls import Tls
+    from rocket.topology.patroni_rest import RestClient
 
 # --- the address ---
 
@@ -88,6 +89,17 @@ def url_of(settings: Settings, held: Sequence[socket.socket]) -> str:
 
 # --- what a process does ---
 
+_TABLES = {
+    **nodes_file.ROCKET_TABLES,
+    "users": ("SELECT", "INSERT", "UPDATE"),
+    "rides": ("SELECT", "INSERT"),
+}
+
+
+async def check_usable(nodes: Mapping[str, str]) -> None:
+    """Raise `InvalidSetting` for nodes that cannot serve the demonstration: see `nodes_file.check_usable`."""
+    await nodes_file.check_usable(nodes, tables=_TABLES, command="python -m rocket schema --demo")
+
 
 def inspector_off(settings: Settings) -> str | None:
     """Return why there is no inspector; None if there is one."""
@@ -119,9 +131,12 @@ async def serving(
     from rocket.lab.api.users import UserFloors  # noqa: PLC0415
 
     async with contextlib.AsyncExitStack() as stack:
-        topology = await _topology(settings, nodes, stack)
+        topology = None
+        if settings.patroni:
+            client = await stack.enter_async_context(patroni_client(settings))
+            topology = Topology(client, settings.patroni_dsn, nodes)
         router = await stack.enter_async_context(
-            await Router.open(
+            await ComparisonRouter.open(
                 nodes,
                 UserFloors(),
                 policy=Policy(
@@ -131,12 +146,12 @@ async def serving(
                     max_wait_s=settings.max_wait,
                     primary_lease_s=settings.primary_lease,
                 ),
-                routing=Routing(settings.routing),
                 observe=observe,
                 observer_interval_s=settings.observer_interval,
                 may_be_primary=None if topology is None else topology.may_be_primary,
             )
         )
+        await router.switch(Routing(settings.routing))
         await stack.enter_async_context(background(router.observing(), "observer"))
         inspector = None
         if targets is not None:
@@ -144,13 +159,12 @@ async def serving(
 
             inspector = Inspector(router, targets, tuple(nodes), settings.observer_interval)
         if topology is not None:
-            topology.attend(router)
-            await topology.look()  # before the first read: a replica that takes no reads gets none
-            await stack.enter_async_context(background(topology.run(), "topology"))
+            await topology.update(router)  # before the first read: a replica that takes no reads gets none
+            await stack.enter_async_context(background(topology.follow(router), "topology"))
         if settings.nodes_file is not None:
-            read_again = asyncio.Event()
-            shutdown.on_hangup.append(read_again.set)
-            following = follow(settings.nodes_file, nodes, router, read_again)
+            reread = asyncio.Event()
+            shutdown.on_hangup.append(reread.set)
+            following = nodes_file.follow(settings.nodes_file, nodes, router, reread, check=check_usable)
             await stack.enter_async_context(background(following, "nodes file"))
         if listener is not None:
             app = build_app(
@@ -167,22 +181,8 @@ async def serving(
         yield
 
 
-async def _topology(
-    settings: Settings, nodes: Mapping[str, str], stack: contextlib.AsyncExitStack
-) -> Topology | None:
-    """Open the connection to Patroni, if it tells the nodes."""
-    if not settings.patroni:
-        return None
-    from rocket.topology.patroni import Topology  # noqa: PLC0415 - it imports aiohttp
+def patroni_client(settings: Settings) -> RestClient:
+    """Return the client that asks Patroni for the nodes."""
+    from rocket.topology.patroni_rest import RestClient, Tls  # noqa: PLC0415 - it imports aiohttp
 
-    return await stack.enter_async_context(
-        Topology(settings.patroni, settings.patroni_dsn, nodes, patroni_tls(settings))
-    )
-
-
-def patroni_tls(settings: Settings) -> Tls:
-    """Return the certificates for requests to Patroni."""
-    from rocket.topology.patroni_tls import Tls  # noqa: PLC0415 - as above
-
-    ca, certificate = settings.patroni_ca, settings.patroni_cert
-    return Tls(None if ca is None else str(ca), None if certificate is None else str(certificate))
+    return RestClient(settings.patroni, Tls(settings.patroni_ca, settings.patroni_cert))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rocket.dsn import PRIMARY, parse_dsn, parse_replicas
 from rocket.errors import InvalidSetting
-from rocket.topology.patroni_addresses import parse_template, parse_urls
+from rocket.topology.patroni import parse_template, parse_urls
 
 if TYPE_CHECKING:
     import argparse

@@ -23,12 +23,12 @@ import sys
 import threading
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from rocket.cluster.node import ending as describe_exit
+from rocket.cluster.process import describe_exit
 from rocket.errors import RocketError, describe
 from rocket.lab.shutdown import background, run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 
 OK, FAILED = 0, 1
 """Exit codes of a child: its work is done; it could not go on."""
@@ -74,17 +74,20 @@ class Subprocess:
         output: IO[bytes] | None = None,
         pass_fds: Collection[int] = (),
         preexec_fn: Callable[[], None] | None = None,
+        python: Sequence[str] = (),
     ) -> Self:
         """Run `python -m MODULE ARGUMENTS`; raise `SubprocessFailed` if that is not possible.
 
-        The child writes to our standard output and standard error, or to `output` instead of both.
+        The child writes to our standard output and standard error, or to `output` instead of both. `python` is
+        another interpreter than this one, with its options.
         """
         ours, theirs = socket.socketpair()
         with theirs:
             lines, writer = await asyncio.open_unix_connection(sock=ours, limit=_LONGEST_LINE)
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", module, *arguments),
+                    *(python or (sys.executable,)),
+                    *("-m", module, *arguments),
                     stdin=theirs.fileno(),
                     stdout=output,
                     stderr=output,
@@ -176,9 +179,10 @@ async def child_process(
     *arguments: str,
     output: IO[bytes] | None = None,
     preexec_fn: Callable[[], None] | None = None,
+    python: Sequence[str] = (),
 ) -> AsyncIterator[Subprocess]:
     """Run a child process for as long as the context lasts; see `Subprocess.start` and `Subprocess.stop`."""
-    process = await Subprocess.start(name, module, *arguments, output=output, preexec_fn=preexec_fn)
+    process = await Subprocess.start(name, module, *arguments, output=output, preexec_fn=preexec_fn, python=python)
     try:
         yield process
     finally:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from rocket.cluster.restarts import RestartPolicy
+from rocket.cluster.supervisor import RestartPolicy
 from rocket.errors import RocketError, unwrapping_group
 from rocket.lab import logs
 from rocket.lab.serving import serving

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class NodeGauges:
     """Reads the router's board and pools whenever it is asked."""
 
-    def __init__(self, router: Router[Any]) -> None:
+    def __init__(self, router: Router) -> None:
         self._router = router
         self._began = time.monotonic()
         self._heard_at: dict[str, float] = {}
@@ -106,11 +106,11 @@ class NodeGauges:
         yield _gauge("rocket_pool_connections", "Connections by state.", ["node", "state"], connections)
         yield _gauge(
             "rocket_pool_connections_max", "Connections that there may be.", ["node"],
-            {(pool.name,): pool.gate.width for pool in pools},
+            {(pool.name,): pool.limiter.width for pool in pools},
         )  # fmt: skip
         yield _gauge(
             "rocket_pool_waiting", "Requests that wait for a connection.", ["node"],
-            {(pool.name,): pool.gate.waiting for pool in pools},
+            {(pool.name,): pool.limiter.waiting for pool in pools},
         )  # fmt: skip
         yield GaugeMetricFamily(
             "rocket_primary_reads_waiting",

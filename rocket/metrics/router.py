@@ -17,7 +17,7 @@ from rocket.errors import OutcomeUnknown, Unavailable
 from rocket.metrics.nodes import NodeGauges
 from rocket.metrics.tallies import BOUNDS_S, Tally, as_histogram
 from rocket.routing.answer import Role
-from rocket.routing.gate import TooManyWaiting
+from rocket.routing.pool import TooManyWaiting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
@@ -50,7 +50,7 @@ class RouterMetrics(Collector):
     token or a position. A registry takes the metrics of one router; raise `ValueError` for a second one.
     """
 
-    def __init__(self, router: Router[Any], *, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self, router: Router, *, registry: CollectorRegistry = REGISTRY) -> None:
         self._straight_reads: dict[str, dict[str, Tally]] = {reason.value: {} for reason in _STRAIGHT}
         """By reason and node; texts, since an enumeration's members take long to look up."""
         self._other_reads: defaultdict[tuple[str, Role, Reason], Tally] = defaultdict(Tally)

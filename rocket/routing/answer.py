@@ -1,12 +1,13 @@
-"""What comes back from a read or write, and the way that a read went."""
+"""What comes back from a read or write, and the way that a read took."""
 
-# Annotations are values here: nobody finds out later what the fields of a named tuple were (for the docs, say).
+# Annotations are values here: the fields of a named tuple are read at runtime (for the docs, say).
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from rocket.consistency import Reason, ReplicaStatus, SessionToken
+from rocket.routing.bound import ReadBound
 from rocket.routing.epochs import PossibleLoss
 
 ResultT = TypeVar("ResultT")
@@ -21,9 +22,9 @@ class Role(enum.StrEnum):
 
 @dataclass(slots=True)
 class Route:
-    """The way of a read: the router fills it in as it goes, for whoever wants to know afterwards.
+    """The way of a read: the router fills it in as it goes, to be looked at afterwards.
 
-    Times are monotonic seconds. `Unavailable` brings it as well.
+    Times are monotonic seconds. `Unavailable` carries it as well.
     """
 
     deadline: float
@@ -40,23 +41,23 @@ class Route:
     """How long it waited for a replica to catch up; None if it did not."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """The replicas that failed it, and how."""
-    said: str | None = None
+    bound: ReadBound | None = None
     """What the node that served it said of itself then (see `rocket.READ_BOUND`)."""
 
 
 class Answer(NamedTuple, Generic[ResultT]):
-    """What a read or write brought, and how it got there."""
+    """What a read or write returned, and how it got there."""
 
     value: ResultT
     """What the work returned."""
     node: str
     """The name of the node that answered."""
     role: Role
-    """As what it answered."""
+    """Its role then."""
     reason: Reason
     """Why it was that node."""
     token: SessionToken | None = None
-    """What the session shall bring with its next request; None under a routing that guarantees nothing."""
+    """What the session must bring with its next request; None from a routing that promises nothing."""
     lost: PossibleLoss | None = None
     """Set, once for a token, if a promotion may have cost the session what it was promised."""
     route: Route | None = None

@@ -6,16 +6,17 @@ a read's own statement, or later, covers what the read saw.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from rocket.consistency import Lsn, timeline_of
+from rocket.consistency import Epoch, Lsn, timeline_of
 from rocket.routing.connection import MAYBE_OWN, answers, unwrap
 from rocket.routing.epochs import NEWEST_SHOWN
 from rocket.routing.failures import NodeChanged, OwnError
 
 if TYPE_CHECKING:
-    from rocket.consistency import Epoch
     from rocket.routing.connection import Connection, NodeConnection, Work
 
 ResultT = TypeVar("ResultT")
@@ -37,20 +38,17 @@ READ_BOUND = """(
 """A column for a read's own statement: what the read can have shown, once it is handed to `report_read_bound`.
 
 The statement must have a single snapshot: a volatile function that reads tables, as functions are unless they are
-declared otherwise, sees what was committed meanwhile, beyond the bound. Leave this out beside such a one.
+declared otherwise, sees what was committed meanwhile, beyond the bound. Leave this column out of a statement that
+calls one.
 
 The positions come first: a timeline that is streamed after they were read is, at the earliest, theirs. A replica
-that streams the timeline on which it was observed, in the same incarnation, still follows the same reign: it never
-goes back to an earlier timeline. Every read pays for this, so it touches no table, and calls the function of
-`pg_stat_wal_receiver` where it costs the least.
+that streams the timeline on which it was observed, in the same incarnation, still follows the same primary: it
+never goes back to an earlier timeline. Every read pays for this column, so it touches no table, and calls the
+function of `pg_stat_wal_receiver` where it costs the least.
 """
 
-ASKED = f"SELECT {READ_BOUND}"
-"""The same in a statement of its own."""
-
-_NOT_STREAMING = " 0"
-_SHOWS = f"SELECT coalesce({NEWEST_SHOWN}, '-')"
-"""Where a replica does not stream, the newest reign's row tells, also afterwards: it never goes back."""
+_ASK = f"SELECT {READ_BOUND}"
+_NEWEST_EPOCH = f"SELECT {NEWEST_SHOWN}"
 
 
 class NoLongerReplica(NodeChanged):
@@ -58,93 +56,106 @@ class NoLongerReplica(NodeChanged):
 
 
 class EpochChanged(NodeChanged):
-    """The server has gone on to another primary's reign since it was observed."""
+    """The server follows another primary than when it was observed."""
 
 
-async def with_what_was_said(work: Work[ResultT], node: Connection) -> tuple[ResultT, str]:
-    """Run work; return its result with what the node said of itself in the last statement, or says when asked."""
+@dataclass(frozen=True, slots=True)
+class ReadBound:
+    """What a node said of itself with a read, or after it: from this follows what the read can have shown."""
+
+    lsn: Lsn
+    """The replay LSN of a replica, the flush LSN of a primary."""
+    timeline: int
+    """The timeline that a primary writes or a replica streams; 0 if it does not stream."""
+    is_replica: bool
+    receive_lsn: Lsn | None = None
+    """The end of the WAL that a replica has received; None where that is unknown, and on a primary."""
+    epoch: Epoch | None = None
+    """The newest epoch whose row is visible on a replica that does not stream; never asked of others."""
+
+    @staticmethod
+    @functools.lru_cache(maxsize=256)
+    def parse(text: str) -> ReadBound:
+        """Return what the text of a column `READ_BOUND` says; raise `ValueError` for all else."""
+        match text.split(" "):
+            case ["replica", replay_lsn, receive_lsn, timeline]:
+                received = None if receive_lsn == "-" else Lsn.parse(receive_lsn)
+                return ReadBound(Lsn.parse(replay_lsn), int(timeline), is_replica=True, receive_lsn=received)
+            case ["primary", flush_lsn, timeline]:
+                return ReadBound(Lsn.parse(flush_lsn), int(timeline), is_replica=False)
+        raise ValueError(f"not a read bound: {text!r}")
+
+    def on_replica(self, epoch: Epoch) -> Lsn | None:
+        """Return an LSN that covers all that a replica can have shown by then, None if there is no bound.
+
+        Replay makes a commit visible before it moves the replay LSN, so that is no bound; the end of the received
+        WAL is one, as long as it comes from the stream (design fact F6). That LSN belongs to `epoch`: raise
+        `EpochChanged` if the replica shows or streams another one by now, and `NoLongerReplica`.
+        """
+        if not self.is_replica:
+            raise NoLongerReplica("the server is no replica any more")
+        if self.timeline == 0:
+            if self.epoch != epoch:
+                raise EpochChanged(f"it shows epoch {self.epoch or '-'} and not {epoch}")
+            return None
+        if self.timeline != timeline_of(epoch):
+            raise EpochChanged(f"it streams timeline {self.timeline} and not that of {epoch}")
+        if self.receive_lsn is None or self.receive_lsn < self.lsn:
+            return None
+        return self.receive_lsn
+
+    def on_primary(self, epoch: Epoch) -> Lsn:
+        """Return an LSN that covers all that the primary can have shown by then.
+
+        Raise `EpochChanged` if it is a replica, or writes another timeline than that of `epoch`.
+        """
+        if self.is_replica or self.timeline != timeline_of(epoch):
+            raise EpochChanged(f"the server is not, or no longer, the primary of epoch {epoch}")
+        return self.lsn
+
+
+def report_read_bound(node: Connection, bound: str | None) -> None:
+    """Hand the router the column `READ_BOUND` of the statement that was the last one on this connection.
+
+    That saves the router a statement of its own after a read. It is not used if another statement came after that.
+    """
     connection = unwrap(node)
-    connection.note(None)  # one may have been left by a read that failed
+    connection.reported = None if bound is None else (bound, connection.statements)
+
+
+async def run_bounded(work: Work[ResultT], node: Connection) -> tuple[ResultT, ReadBound]:
+    """Run work; return its result with the bound that it has reported, or else that the node is asked for."""
+    connection = unwrap(node)
+    connection.reported = None  # a failed read may have left one
     try:
         value = await work(node)
     except MAYBE_OWN as error:
         if answers(connection):
             raise OwnError(error) from error
         raise
-    said = connection.take_note()
-    if said is None or said.endswith(_NOT_STREAMING):
-        said = await _ask(connection, said)
-    return value, said
+    text = _reported(connection)
+    if text is None:
+        return value, await ask_bound(connection)
+    bound = ReadBound.parse(text)
+    return value, bound if bound.timeline else await _with_epoch(connection, bound)
 
 
-async def read_on_replica(
-    work: Work[ResultT], epoch: Epoch, replica: Connection
-) -> tuple[ResultT, str, Lsn | None]:
-    """Run work on a replica of `epoch`; return its result, what was said, and the bound that follows.
+def _reported(connection: NodeConnection) -> str | None:
+    """Return the bound that came with the last statement on a connection, if it was reported."""
+    reported = connection.reported
+    return None if reported is None or reported[1] != connection.statements else reported[0]
 
-    Raise as `shown_by_replica` does. In one piece with what `with_what_was_said` does: most reads come this way.
+
+async def ask_bound(connection: Connection) -> ReadBound:
+    """Ask a node for the bound of what was read on this connection so far."""
+    bound = ReadBound.parse(str(await connection.fetchval(_ASK)))
+    return bound if bound.timeline else await _with_epoch(connection, bound)
+
+
+async def _with_epoch(connection: Connection, bound: ReadBound) -> ReadBound:
+    """Add the newest epoch's row, which says what a replica that does not stream follows.
+
+    It may be asked for afterwards: a replica never goes back.
     """
-    connection = unwrap(replica)
-    connection.note(None)
-    try:
-        value = await work(replica)
-    except MAYBE_OWN as error:
-        if answers(connection):
-            raise OwnError(error) from error
-        raise
-    said = connection.take_note()
-    if said is None or said.endswith(_NOT_STREAMING):
-        said = await _ask(connection, said)
-    return value, said, shown_by_replica(said, epoch)
-
-
-async def _ask(connection: NodeConnection, said: str | None) -> str:
-    """Let a node say what it did not say by itself, or not in full."""
-    if said is None:
-        said = str(await connection.fetchval(ASKED))
-    if said.startswith("replica") and said.endswith(_NOT_STREAMING):
-        said = f"{said} {await connection.fetchval(_SHOWS)}"
-    return said
-
-
-def report_read_bound(node: Connection, shown: str | None) -> None:
-    """Hand the router the column `READ_BOUND` of the statement that was the last one on this connection.
-
-    That saves the router a statement of its own after a read. It is not used if another statement came after that.
-    """
-    unwrap(node).note(shown)
-
-
-@functools.lru_cache(maxsize=256)
-def shown_by_replica(said: str, epoch: Epoch) -> Lsn | None:
-    """Return an LSN that covers all that a replica can have shown by then, None if it cannot be told.
-
-    Replay makes a commit visible before it moves the replay LSN, so that is no bound; the end of what has been
-    received is one, as long as it comes from the stream (design fact F6). That LSN is one of `epoch`: raise
-    `EpochChanged` if the replica shows or streams another one by now, and `NoLongerReplica`.
-    """
-    role, *rest = said.split(" ")
-    if role != "replica":
-        raise NoLongerReplica("the server is no replica any more")
-    replay_lsn, receive_lsn, streamed, *shows = rest
-    if streamed == "0":
-        if shows != [epoch]:
-            raise EpochChanged(f"it shows epoch {' '.join(shows)} and not {epoch}")
-        return None
-    if int(streamed) != timeline_of(epoch):
-        raise EpochChanged(f"it streams timeline {streamed} and not that of {epoch}")
-    if receive_lsn == "-":
-        return None
-    received = Lsn.parse(receive_lsn)
-    return received if received >= Lsn.parse(replay_lsn) else None
-
-
-def shown_by_primary(said: str, epoch: Epoch) -> Lsn:
-    """Return an LSN that covers all that the primary can have shown by then.
-
-    Raise `EpochChanged` if it is a replica, or writes another timeline than that of `epoch`.
-    """
-    role, flush_lsn, timeline, *_ = said.split(" ")
-    if role != "primary" or int(timeline) != timeline_of(epoch):
-        raise EpochChanged(f"the server is not, or no longer, the primary of epoch {epoch}")
-    return Lsn.parse(flush_lsn)
+    epoch: str | None = await connection.fetchval(_NEWEST_EPOCH)
+    return dataclasses.replace(bound, epoch=None if epoch is None else Epoch(epoch))

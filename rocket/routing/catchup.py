@@ -1,6 +1,6 @@
 """Reads that wait for a replica to catch up, and the observer that asks it more often meanwhile.
 
-Postgres 19's `WAIT FOR LSN` could take the place of `Waiting.until`.
+Postgres 19's `WAIT FOR LSN` could take the place of `CatchUp.until`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ if TYPE_CHECKING:
 FoundT = TypeVar("FoundT")
 
 _POLL_S = 0.001
-"""Between two looks at a replica that somebody waits for; there is never more than one look under way."""
+"""Between two status queries to a replica that reads wait for; there is never more than one under way."""
 
 
-class Waiting:
-    """Where those who wait for news of a replica meet the one who brings it, on one event loop."""
+class CatchUp:
+    """Where reads that wait for new statuses meet the observer that brings them, on one event loop."""
 
     def __init__(self) -> None:
         self._wanted: Counter[str] = Counter()
         self._calls: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._news = asyncio.Event()
+        self.waiting = 0
+        """How many reads wait."""
 
     async def until(
         self, names: Collection[str], find: Callable[[], FoundT | None], timeout_s: float
     ) -> FoundT | None:
-        """Have these replicas looked at until `find` finds something; None when `timeout_s` is over."""
+        """Have these replicas polled until `find` finds something; return it, or None after `timeout_s`."""
         with self._wanting(names):
             try:
                 async with asyncio.timeout(timeout_s):
@@ -42,12 +44,14 @@ class Waiting:
 
     @contextlib.contextmanager
     def _wanting(self, names: Collection[str]) -> Iterator[None]:
+        self.waiting += 1
         for name in names:
             self._wanted[name] += 1
             self._calls[name].set()
         try:
             yield
         finally:
+            self.waiting -= 1
             for name in names:
                 self._wanted[name] -= 1
                 if not self._wanted[name]:
@@ -55,13 +59,13 @@ class Waiting:
 
     # --- the observer's side ---
 
-    def bring_news(self) -> None:
-        """Wake all who wait: there is a new status."""
+    def announce(self) -> None:
+        """Wake all waiting reads: there is a new status."""
         self._news.set()
         self._news = asyncio.Event()
 
     async def pause(self, name: str, interval_s: float) -> None:
-        """Sleep until the next look at a replica is due: an interval, or no time if somebody waits for it."""
+        """Sleep until the next status query to a replica is due: an interval, or hardly any time if reads wait."""
         if self._wanted[name]:
             await asyncio.sleep(_POLL_S)
             return

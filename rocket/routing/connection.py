@@ -1,10 +1,9 @@
-"""Connections that know which life of a server they belong to."""
+"""Connections that know which incarnation or epoch of a server they belong to."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -14,7 +13,6 @@ import asyncpg
 from asyncpg import connect_utils
 
 from rocket.consistency import Epoch, Incarnation
-from rocket.routing.epochs import CURRENT_EPOCH
 from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged
 
 if TYPE_CHECKING:
@@ -33,14 +31,26 @@ ResultT = TypeVar("ResultT")
 Work: TypeAlias = Callable[[Connection], Awaitable[ResultT]]
 """What the router runs for a caller, perhaps more than once: its effects stay inside the database.
 
-On a replica the session is not reset after it (design fact F9), so that whoever comes next finds what it has set
-there. Let it be for one transaction, by `SET LOCAL` or `set_config(..., true)`.
+On a replica the session is not reset after it (design fact F9), so a setting made there would reach later work.
+Make settings for one transaction only, by `SET LOCAL` or `set_config(..., true)`.
 """
 
 CONNECT_TIMEOUT_S = 2.0
-"""A server that takes longer to let one in is not one to read from."""
+"""A server that takes longer to accept a connection is not one to read from."""
 
 _CACHED_STATEMENTS = 100
+
+OF_THIS_CLUSTER = "system_id = (SELECT system_identifier FROM pg_control_system())"
+"""Selects the rows of `epochs` that belong to this cluster; a dump or pg_upgrade may have brought others."""
+
+TIMELINE = "('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int"
+"""The timeline that a primary writes; fails on a replica.
+
+Right after a promotion pg_control_checkpoint() still names the old timeline.
+"""
+
+CURRENT_EPOCH = f"(SELECT epoch FROM epochs WHERE {OF_THIS_CLUSTER} AND timeline = {TIMELINE})"  # noqa: S608 - our own text
+"""The epoch of the primary that is asked; fails on a replica."""
 
 _WHERE = f"""
     SELECT direct, in_recovery,
@@ -60,41 +70,45 @@ _WHERE = f"""
            END
       FROM (SELECT pg_backend_pid() = $1 AS direct, pg_is_in_recovery() AS in_recovery OFFSET 0) AS here
 """  # noqa: S608 - our own text
-"""Behind a pooler the session is everybody's, and nothing is set in it."""
-
-_log = logging.getLogger("rocket.router")
+"""Behind a pooler clients share the session, and nothing is set in it."""
 
 
 class NodeConnection(_PlainConnection):
     """A connection that knows what its server was when it was opened.
 
-    It is good for one incarnation of a replica, whose crash would have ended it, or for one reign of a primary,
-    which is restarted before it becomes a replica. Only a promotion it outlives (design fact F14). Behind a
+    It is good for one incarnation of a replica, whose crash would have ended it, or for one epoch of a primary,
+    which is restarted before it becomes a replica. Only a promotion does not end it (design fact F14). Behind a
     transaction pooler it is good for nothing but the transaction under way.
     """
 
     __slots__ = (
-        "_note", "commits", "cut_off", "direct", "epoch", "incarnation", "left_clean", "opened_at", "to_replica",
+        "cancellations", "commits", "copies", "cut_off", "direct", "epoch", "incarnation", "left_clean",
+        "opened_at", "reported", "to_replica",
     )  # fmt: skip
 
     direct: bool
-    """Whether its server is the one that let it in, and not a pooler."""
+    """Whether it leads to the server itself, and not to a pooler."""
     to_replica: bool
     """Whether the server was in recovery when it was opened."""
     incarnation: Incarnation | None
-    """The startup process's life; None on a primary, and where it cannot be known."""
+    """The incarnation of the startup process; None on a primary, and where it is unknown."""
     epoch: Epoch | None
-    """The reign; None on a replica, where it has no name yet, and behind a pooler."""
+    """The primary's epoch; None on a replica, on a primary whose epoch has no name yet, and behind a pooler."""
     opened_at: float
     """Monotonic seconds after which the server was asked."""
     left_clean: bool
-    """Whether whoever has it has left nothing in its session: then it needs no reset."""
+    """Whether nothing was left in its session: then it needs no reset."""
     cut_off: bool
     """Whether a statement was given up before the server had answered it."""
     commits: bool
-    """Whether that would be a COMMIT: a server that waits for a replica's confirmation is not to be hurried."""
-    _note: tuple[str, int] | None
-    _addr: Any  # asyncpg's own, as is what follows
+    """Whether that would be a COMMIT, which is never cancelled: it may wait for a replica's confirmation."""
+    reported: tuple[str, int] | None
+    """A read bound that work has reported, and `statements` at that time (see `rocket.routing.bound`)."""
+    copies: int
+    """How many COPYs were sent, which asyncpg does not count as statements."""
+    cancellations: Cancellations | None
+    """Who cancels a statement that was given up; None on a connection of the observer's."""
+    _addr: Any  # asyncpg's own, like the following
     _params: Any
     _protocol: Any  # whose count of queries asyncpg's pool relies on as well
     _stmt_cache: Any
@@ -105,35 +119,29 @@ class NodeConnection(_PlainConnection):
         super()._cancel_current_command(*waiters)  # type: ignore[misc]
 
     async def _copy_out(self, *arguments: Any) -> Any:
-        self._note = None  # COPY is no query to asyncpg, which does not count it
+        self.copies += 1
         return await super()._copy_out(*arguments)  # type: ignore[misc]
 
     async def _copy_in(self, *arguments: Any) -> Any:
-        self._note = None
+        self.copies += 1
         return await super()._copy_in(*arguments)  # type: ignore[misc]
 
-    def note(self, shown: str | None) -> None:
-        """Keep what the last statement said of the node, until another one is sent.
-
-        A connection that was ended meanwhile has no protocol: to ask it is an `AttributeError`, as asyncpg has it.
-        """
-        self._note = None if shown is None else (shown, self._protocol.queries_count)
-
-    def take_note(self) -> str | None:
-        """Return what the last statement said, if anything, and forget it."""
-        note, self._note = self._note, None
-        if note is None or note[1] != self._protocol.queries_count:
-            return None
-        return note[0]
+    @property
+    def statements(self) -> int:
+        """How many statements were sent; an `AttributeError`, as from asyncpg, once the connection has ended."""
+        return self._protocol.queries_count + self.copies  # type: ignore[no-any-return]
 
 
-async def learn_where(connection: NodeConnection) -> None:
+async def learn_where(connection: NodeConnection, cancellations: Cancellations | None = None) -> None:
     """Ask a new connection what its server is, and make it read-only on a replica.
 
     Behind a transaction pooler a connection outlives its server: there the backend is not the one that the
-    protocol announced, and neither incarnation nor epoch are known.
+    protocol announced, and neither incarnation nor epoch is known.
     """
-    connection._note = None  # noqa: SLF001 - it has no __init__ of its own
+    # asyncpg makes it; it has no __init__ of its own.
+    connection.cancellations = cancellations
+    connection.reported = None
+    connection.copies = 0
     connection.left_clean = connection.cut_off = connection.commits = False
     connection.opened_at = time.monotonic()
     row = await connection.fetchrow(_WHERE, connection.get_server_pid(), timeout=CONNECT_TIMEOUT_S)
@@ -147,9 +155,9 @@ async def learn_where(connection: NodeConnection) -> None:
 
 
 def _cache_statements(connection: NodeConnection) -> None:
-    """Have statements kept prepared on the server, which asyncpg has to be told before it connects.
+    """Keep statements prepared on the server; asyncpg takes that setting only before it connects.
 
-    Nobody knows by then whether there is a pooler, which would mix up the statements of its clients.
+    At that time it is unknown whether there is a pooler, which would mix up the statements of its clients.
     """
     connection._stmt_cache_enabled = True  # noqa: SLF001
     connection._stmt_cache.set_max_size(_CACHED_STATEMENTS)  # noqa: SLF001
@@ -157,10 +165,10 @@ def _cache_statements(connection: NodeConnection) -> None:
 
 @contextlib.asynccontextmanager
 async def in_one_piece(connection: Connection, *, read_only: bool = True) -> AsyncIterator[None]:
-    """Have all statements of the body run on one backend, and so in one life of one server.
+    """Run all statements of the body on one backend, and so in one incarnation of one server.
 
-    Each sees what is visible when it begins. What the body raises rolls back and is raised as it is; a connection
-    that is lost, or whose time is over, is left as it is, to be thrown away.
+    Each sees what is visible when it begins. An error of the body rolls back and is raised as it is; a connection
+    that is lost, or whose time is over, is left as it is, to be discarded.
     """
     transaction = connection.transaction(isolation="read_committed", readonly=read_only)
     await transaction.start()
@@ -194,7 +202,7 @@ async def connect(dsn: str) -> NodeConnection:
 
 
 def unwrap(connection: Connection) -> NodeConnection:
-    """Return the connection itself, behind a pool's proxy; raise `ConnectionError` if the pool has ended it."""
+    """Return the connection itself, without a pool's proxy; raise `ConnectionError` if the pool has ended it."""
     # What is no proxy is the connection; a proxy has none once the pool has it back.
     inner = cast("NodeConnection | None", getattr(connection, "_con", connection))
     if inner is None:
@@ -203,7 +211,7 @@ def unwrap(connection: Connection) -> NodeConnection:
 
 
 def is_lost(connection: Connection) -> bool:
-    """Tell whether a connection has ended, by whomever."""
+    """Return whether a connection has ended, on either side."""
     try:
         return connection.is_closed()
     except asyncpg.InterfaceError:  # it has left the pool already
@@ -215,31 +223,52 @@ MAYBE_OWN = (OSError, TimeoutError)
 
 
 def answers(connection: NodeConnection) -> bool:
-    """Tell whether a connection was neither lost nor left without an answer: such an error is then work's own."""
+    """Return whether a connection was neither lost nor left without an answer: the error is then work's own."""
     return not (connection.cut_off or is_lost(connection))
 
 
 def discard(connection: Connection) -> None:
-    """End a pooled connection without a word; the pool opens another one when it needs it.
+    """Terminate a pooled connection without a Terminate message; the pool replaces it on demand.
 
-    The server is told to end the statement that was given up, if there is one: it would go on with it otherwise,
-    and hold its locks. asyncpg's own attempt at that ends with the connection.
+    A statement that was given up is cancelled on the server, which would otherwise finish it and hold its locks
+    meanwhile. asyncpg's own attempt at that ends with the connection.
     """
     inner = cast("NodeConnection | None", getattr(connection, "_con", connection))
     if inner is not None and inner.cut_off and not inner.commits and not inner.is_closed():
-        protocol = inner._protocol  # noqa: SLF001
-        ending = asyncio.ensure_future(_end_statement(inner, protocol.backend_pid, protocol.backend_secret))
-        _ENDING.add(ending)
-        ending.add_done_callback(_ENDING.discard)
+        assert inner.cancellations is not None  # noqa: S101 - it is pooled
+        inner.cancellations.begin(inner)
     with contextlib.suppress(asyncpg.InterfaceError):  # it has ended by itself, and left the pool
         connection.terminate()
 
 
-_ENDING: set[asyncio.Future[None]] = set()
+class Cancellations:
+    """Cancels statements of connections that are being discarded; a pool owns the tasks, and awaits them."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, connection: NodeConnection) -> None:
+        """Ask the server to cancel what the connection's backend is doing, in a task of its own."""
+        protocol = connection._protocol  # noqa: SLF001 - whose key for that is gone once the connection is
+        task = asyncio.create_task(
+            _cancel_statement(connection, protocol.backend_pid, protocol.backend_secret),
+            name=f"cancel a statement on {self._name}",
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait until all servers were asked; give up those that do not listen in time."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
 
-async def _end_statement(connection: NodeConnection, backend_pid: int, backend_secret: int) -> None:
-    """Ask a server to end what one of its backends is doing, as far as it listens."""
+async def _cancel_statement(connection: NodeConnection, backend_pid: int, backend_secret: int) -> None:
+    """Send a cancel request for one backend; a server that does not take it is left alone."""
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await cast("Any", connect_utils)._cancel(  # noqa: SLF001

@@ -1,10 +1,10 @@
-"""Epochs in the database: one row for each primary's reign, replicated like any other.
+"""Epochs in the database: one row for each primary since its promotion, replicated like any other.
 
-A replica that shows the current reign's row has replayed WAL of that reign; the timeline that it receives proves
+A replica that shows the current epoch's row has replayed WAL of that epoch; the timeline that it receives proves
 nothing (design fact F11). Nor does the row alone: a replica with a foreign tail could, if that happens to end
-where a record of the new timeline begins, go on with it, and get the row. But it never enters the timeline, for
+where a record of the new timeline begins, continue with it, and get the row. But it never enters the timeline, for
 which it would have to replay the record at the fork. So a replica is asked, too, which timeline it *applies*: it
-writes that down, in its control file, with every commit that removes a file; one is made when a reign is named.
+writes that to its control file with every commit that removes a file; one is made when an epoch is named.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from rocket.consistency import Epoch, Lsn, SessionToken, switch_point, timeline_of
 from rocket.errors import InvalidToken, Unavailable
+from rocket.routing.connection import CURRENT_EPOCH, OF_THIS_CLUSTER, TIMELINE
 from rocket.routing.failures import NotAsObserved
 
 if TYPE_CHECKING:
@@ -26,32 +27,27 @@ if TYPE_CHECKING:
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _RANDOM_CHARACTERS = 10
 
-_OF_THIS_CLUSTER = "system_id = (SELECT system_identifier FROM pg_control_system())"
-"""Rows that came from elsewhere, in a dump or through pg_upgrade, name reigns of other histories."""
+NEWEST_SHOWN = f"(SELECT epoch FROM epochs WHERE {OF_THIS_CLUSTER} ORDER BY timeline DESC LIMIT 1)"  # noqa: S608 - our own text
+"""The newest epoch whose row a node shows."""
 
-NEWEST_SHOWN = f"(SELECT epoch FROM epochs WHERE {_OF_THIS_CLUSTER} ORDER BY timeline DESC LIMIT 1)"  # noqa: S608 - our own text
-"""The newest reign whose row a node shows."""
+_PRIMARY_STATE = (
+    f"SELECT pg_current_wal_flush_lsn() AS flush_lsn, {TIMELINE} AS timeline, {CURRENT_EPOCH} AS epoch"
+)
+"""Fails on a replica."""
 
-_TIMELINE = "('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int"
-CURRENT_EPOCH = f"(SELECT epoch FROM epochs WHERE {_OF_THIS_CLUSTER} AND timeline = {_TIMELINE})"  # noqa: S608 - the same
-"""The reign of the primary that is asked; fails on a replica."""
+_EPOCH_IF_PRIMARY = f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN {CURRENT_EPOCH} END"
 
-_REIGN = f"SELECT pg_current_wal_flush_lsn() AS flush_lsn, {_TIMELINE} AS timeline, {CURRENT_EPOCH} AS epoch"
-"""Right after a promotion pg_control_checkpoint() still names the old timeline. Fails on a replica."""
-
-_REIGNS = f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN {CURRENT_EPOCH} END"
-
-_BEGIN = """
+_NAME_EPOCH = """
     INSERT INTO epochs (system_id, timeline, epoch) SELECT system_identifier, $1, $2 FROM pg_control_system()
     ON CONFLICT (system_id, timeline) DO NOTHING
 """
 _REMOVE_A_FILE = "TRUNCATE epoch_marker"
 """Of a table that is always empty: its commit makes every replica note the timeline that it applies."""
 _IMPATIENTLY = "SET LOCAL lock_timeout = '200ms'"
-"""Whoever holds a lock on that table (a dump, say) shall not hold up the observer."""
+"""A lock that others hold on that table (a dump, say) must not delay the observer."""
 
 _KNOWN = f"""
-    SELECT (SELECT epoch FROM epochs WHERE {_OF_THIS_CLUSTER} AND timeline = $1::bigint) AS of_timeline,
+    SELECT (SELECT epoch FROM epochs WHERE {OF_THIS_CLUSTER} AND timeline = $1::bigint) AS of_timeline,
            EXISTS (SELECT FROM epochs WHERE epoch = $2) AS is_known
 """  # noqa: S608 - the same
 _MAY_READ_HISTORY = "SELECT has_function_privilege('pg_read_file(text, bigint, bigint, boolean)', 'execute')"
@@ -65,17 +61,17 @@ class PrimaryState:
     epoch: Epoch
     flush_lsn: Lsn
     is_new: bool = False
-    """Whether it has just got its name: then replicas have yet to be made to note their timeline."""
+    """Whether the epoch was named just now: then replicas have yet to be made to note their timeline."""
 
 
 @dataclass(frozen=True, slots=True)
 class PossibleLoss:
-    """What a session is told whose floors reach beyond what was left of an earlier reign."""
+    """What a session may have lost whose floors reach beyond what was kept of an earlier epoch."""
 
     epoch: Epoch
-    """The earlier reign."""
+    """The earlier epoch."""
     switch_lsn: Lsn | None
-    """What its primary wrote beyond this was lost; None if that cannot be told."""
+    """What its primary wrote beyond this was lost; None if that is unknown."""
     writes: bool
     """Whether acknowledged writes may be among it, and not only what the session has read."""
 
@@ -89,10 +85,10 @@ class PossibleLoss:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a session's tokens are worth to a primary."""
+    """What a session's tokens mean to a primary."""
 
     token: SessionToken | None
-    """Floors to go on with; None where there are none of this reign."""
+    """The floors of the current epoch; None if the session has none."""
     lost: PossibleLoss | None = None
     """The worst of what they may have lost."""
 
@@ -101,18 +97,18 @@ async def read_primary_state(primary: Connection) -> PrimaryState:
     """Return a primary's epoch, and name it if it has none yet; raise asyncpg's errors on a replica."""
     named = False
     while True:
-        row = await primary.fetchrow(_REIGN)
+        row = await primary.fetchrow(_PRIMARY_STATE)
         assert row is not None  # noqa: S101 - it has no WHERE
         if row["epoch"] is not None:
             return PrimaryState(Epoch(row["epoch"]), Lsn.from_wire(row["flush_lsn"]), named)
         name = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARACTERS))
-        await primary.execute(_BEGIN, row["timeline"], f"{row['timeline']}-{name}")
+        await primary.execute(_NAME_EPOCH, row["timeline"], f"{row['timeline']}-{name}")
         named = True
 
 
 async def check_epoch(primary: Connection, epoch: Epoch) -> None:
     """Raise `NotAsObserved` unless the server that answers is the primary of `epoch`."""
-    if await primary.fetchval(_REIGNS) != epoch:
+    if await primary.fetchval(_EPOCH_IF_PRIMARY) != epoch:
         raise NotAsObserved(f"behind the pooler there is no primary of epoch {epoch}")
 
 
@@ -126,10 +122,10 @@ async def have_timelines_noted(primary: Connection) -> None:
 async def resolve_tokens(
     tokens: Iterable[SessionToken], primary: Connection, epoch: Epoch, *, is_last: bool
 ) -> Resolved:
-    """Sort out what a session brings to the primary of `epoch`: floors of this reign, and those of earlier ones.
+    """Sort a session's tokens on the primary of `epoch`: floors of this epoch, and losses of earlier ones.
 
-    Raise `InvalidToken` for an epoch that is not known here, and `Unavailable` if it may be one of a later reign
-    than this server's, of which `is_last` says that there is none among the nodes.
+    Raise `InvalidToken` for an epoch that is not known here, and `Unavailable` if it may be a later one than this
+    server's; `is_last` says that no node has a later one.
     """
     current: SessionToken | None = None
     losses: list[PossibleLoss] = []
@@ -140,7 +136,7 @@ async def resolve_tokens(
         found = await primary.fetchrow(_KNOWN, token.timeline, token.epoch)
         assert found is not None  # noqa: S101 - it has no WHERE
         if found["of_timeline"] == token.epoch:
-            loss = await _lost_tail(token, primary, epoch)
+            loss = await _loss_of(token, primary, epoch)
         elif found["is_known"] or (found["of_timeline"] is None and token.timeline < timeline_of(epoch)):
             # Of another history that this one was copied from; or its primary was lost before its name got here,
             # and with it all that came after.
@@ -153,15 +149,15 @@ async def resolve_tokens(
     return Resolved(current, max(losses, key=lambda loss: loss.writes, default=None))
 
 
-async def _lost_tail(token: SessionToken, primary: Connection, epoch: Epoch) -> PossibleLoss | None:
-    """Return what a promotion may have cost a session of an earlier reign; None if that is nothing."""
+async def _loss_of(token: SessionToken, primary: Connection, epoch: Epoch) -> PossibleLoss | None:
+    """Return what a promotion may have cost a session of an earlier epoch; None if that is nothing."""
     switch_lsn = None
     # An error would abort the transaction that there is behind a pooler.
     if await primary.fetchval(_MAY_READ_HISTORY):
         history = await primary.fetchval(_HISTORY, timeline_of(epoch))
         with contextlib.suppress(ValueError):
             switch_lsn = None if history is None else switch_point(history, token.timeline)
-    if switch_lsn is not None and max(token.write_floor, token.read_floor) <= switch_lsn:
+    if switch_lsn is not None and token.highest_floor <= switch_lsn:
         return None
     writes = bool(token.write_floor) and (switch_lsn is None or token.write_floor > switch_lsn)
     return PossibleLoss(token.epoch, switch_lsn, writes)

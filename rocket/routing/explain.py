@@ -1,4 +1,4 @@
-"""A read's way, in words: where it could have gone, what kept it from there, and who served it."""
+"""Explains a read in sentences: where it could have gone, what kept it from there, and which node served it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _TO_THE_PRIMARY = {
     Reason.REPLICAS_FAILED: "Each replica that was asked failed",
     Reason.ASKED: "By this routing every read goes to the primary",
 }
-_UNGUARDED = {Reason.UNCHECKED, Reason.ASKED}
-"""No floor had a say in these."""
+_UNCHECKED = {Reason.UNCHECKED, Reason.ASKED}
+"""Reasons of reads for which no floor counted."""
 _MOST_NAMED = 2
-"""Replicas that lie behind, by name."""
+"""How many replicas that are behind are named."""
 _PRIMARY = "primary"
 """A node may have that for its name, and keeps it when another one is promoted."""
 
@@ -39,17 +39,17 @@ class Candidate(NamedTuple):
     name: str
     replay_lsn: Lsn
     vouched_lsn: Lsn
-    """How far that is known to be WAL of the reign: what counts."""
+    """How far that is known to be WAL of the epoch: what counts."""
     behind: int | None
-    """Bytes from there to the floor that held, 0 if it was caught up; None if no floor is known."""
+    """Bytes from there to the floor, 0 if it was caught up; None if no floor is known."""
     obstacle: Reason | None = None
     """Why it could not serve the read; None if it could, or if that was not asked."""
 
 
 def explain(outcome: Answer[Any] | Unavailable | None) -> str:
-    """Say in a few sentences how a read came to its answer, or why it got none; of a write, what covers it.
+    """Return in a few sentences how a read came to its answer, or why it got none; of a write, what covers it.
 
-    They are made of what the router noted on the way (`Answer.route`): it costs nothing until somebody asks.
+    They are made of what the router noted on the way (`Answer.route`), and cost nothing before this is called.
     None is what `Session.last` is before anything was read or written.
     """
     if outcome is None:
@@ -61,9 +61,9 @@ def explain(outcome: Answer[Any] | Unavailable | None) -> str:
         return f"Committed on {_primary_named(outcome.node).removesuffix(',')}{floor}."
     else:
         answer, route = outcome, outcome.route
-    floored = route is not None and (answer is None or answer.reason not in _UNGUARDED)
+    floored = route is not None and (answer is None or answer.reason not in _UNCHECKED)
     return " ".join(
-        tell(
+        sentences_of(
             answer,
             route,
             floor_of(route, None if answer is None else answer.node) if floored else None,
@@ -73,7 +73,7 @@ def explain(outcome: Answer[Any] | Unavailable | None) -> str:
     )
 
 
-def tell(
+def sentences_of(
     answer: Answer[Any] | None,
     route: Route | None,
     floor: Lsn | None,
@@ -82,9 +82,9 @@ def tell(
     error: object = None,
     by_table: bool = False,
 ) -> list[str]:
-    """Say where a read went and why, in sentences; without an answer, what `error` came instead.
+    """Return where a read went and why, in sentences; without an answer, the `error` that came instead.
 
-    `by_table`: what was not checked was looked up in the table of statuses, rather than picked at random.
+    With `by_table`, an unchecked replica was looked up in the table of statuses, not picked at random.
     """
     sentences = [] if floor is None else [f"Floor {floor}."]
     if answer is None or answer.reason is not Reason.CAUGHT_UP:
@@ -93,7 +93,7 @@ def tell(
         sentences += [f"{name} failed it ({why})." for name, why in route.failed.items()]
     if answer is None:
         why = describe(error) if isinstance(error, BaseException) else "it was given up"
-        return [*sentences, f"Nobody answered: {why.removesuffix('.')}."]
+        return [*sentences, f"No node answered: {why.removesuffix('.')}."]
     waited_ms = None if route is None or route.waited_s is None else route.waited_s * 1000
     return [*sentences, _served(answer, waited_ms, by_table=by_table)]
 
@@ -137,31 +137,29 @@ def _served(answer: Answer[Any], waited_ms: float | None, *, by_table: bool) -> 
 
 
 def _primary_named(name: str) -> str:
-    """Name a node in the primary's role, as the subject of a sentence."""
+    """Return the name of a node in the primary's role, as the subject of a sentence."""
     return "the primary" if name == _PRIMARY else f"{name}, the primary,"
 
 
 def replica_named(name: str) -> str:
-    """Name a node in a replica's role."""
+    """Return the name of a node in a replica's role."""
     return f"{name} (now a replica)" if name == _PRIMARY else name
 
 
 def floor_of(route: Route, node: str | None) -> Lsn | None:
-    """Return what a replica had to have replayed: that one, or any that the session had not been reading from."""
+    """Return what a replica had to have replayed: `node`, or any that the session had not been reading from."""
     token = _only_token(route)
     if token is None:
         return None
     own = next((status for status in route.statuses if status.name == node), None)
-    floor = max(token.write_floor, token.read_floor)
-    if own is not None:
-        floor = token.floor_on(own.name, own.incarnation)
+    floor = token.highest_floor if own is None else token.floor_on(own.name, own.incarnation)
     return None if floor == Lsn.PENDING else floor
 
 
 def candidates_of(
     route: Route, keeps: Callable[[ReplicaStatus, SessionToken], Reason | None] | None = None
 ) -> Sequence[Candidate]:
-    """Return the replicas among which a read was decided; `keeps` says what kept one from serving it."""
+    """Return the replicas among which a read was decided; `keeps` returns what kept one from serving it."""
     token = _only_token(route)
     candidates = []
     for status in route.statuses:

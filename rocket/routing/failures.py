@@ -1,8 +1,16 @@
-"""Which errors speak against a node, and which against the work that was asked of it."""
+"""Which errors speak against a node and which against the work, and why a node cannot be connected to or used."""
 
 from __future__ import annotations
 
+import contextlib
+from typing import TYPE_CHECKING
+
 import asyncpg
+
+from rocket.errors import NodesUnusable, TablesUnusable, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 
 class NotAsObserved(Exception):
@@ -10,7 +18,7 @@ class NotAsObserved(Exception):
 
 
 class NodeChanged(NotAsObserved):
-    """The server has taken another role or followed another reign since its connection was opened."""
+    """The server has taken another role or followed another primary since its connection was opened."""
 
 
 class OwnError(Exception):
@@ -22,7 +30,7 @@ class OwnError(Exception):
 
 
 UNREACHABLE = (OSError, TimeoutError, asyncpg.PostgresConnectionError)
-"""Errors that speak of a server that is not there, or no longer.
+"""Errors of a server that is not there, or no longer.
 
 A pool's lease turns what asyncpg raises on a lost connection (`InterfaceError`, `InternalClientError`) into a
 `ConnectionError`, so that an `InterfaceError` elsewhere is what it says: a misuse of the connection.
@@ -38,13 +46,13 @@ ENDED = (
     asyncpg.InternalClientError,
     ConnectionError,
 )
-"""What is raised, in the middle of things or before, on a connection that the server has ended."""
+"""Errors on a connection that the server has ended, before or during a statement."""
 
 _NODE_CLASSES = (
     "08",  # connection exceptions
     "40",  # cancelled by a recovery conflict, deadlock with replay
     "53",  # out of connections, memory or disk
-    "57P",  # shutting down, starting up; not 57014, since whoever set a statement_timeout means it
+    "57P",  # shutting down, starting up; not 57014, since a statement_timeout that was set is meant
     "58",  # the system under it failed
     "XX",  # internal error, corrupted data
 )
@@ -54,14 +62,81 @@ _COMMIT_IN_DOUBT = ("08", "57P")
 
 
 def speaks_against_node(error: BaseException) -> bool:
-    """Tell whether the same read may well succeed on another node."""
+    """Return whether the same read may succeed on another node."""
     if isinstance(error, asyncpg.PostgresError):
         return str(error.sqlstate).startswith(_NODE_CLASSES)
     return isinstance(error, (NotAsObserved, *UNREACHABLE))
 
 
 def leaves_commit_in_doubt(error: BaseException) -> bool:
-    """Tell whether a COMMIT that ended in this error may have happened all the same."""
+    """Return whether a COMMIT that ended in this error may have happened all the same."""
     if isinstance(error, asyncpg.PostgresError):
         return str(error.sqlstate).startswith(_COMMIT_IN_DOUBT)
     return isinstance(error, (NotAsObserved, *UNREACHABLE))
+
+
+# --- connecting, without a password in any message ---
+
+
+class AddressUnusable(Exception):
+    """A node's DSN cannot be understood."""
+
+
+_LASTING = (
+    AddressUnusable,
+    asyncpg.ClientConfigurationError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+)
+"""A wrong address, a role or password that is refused, a database that is not there."""
+
+
+@contextlib.contextmanager
+def connecting() -> Iterator[None]:
+    """Raise `AddressUnusable` in place of a `ValueError`, whose message may contain a piece of the password.
+
+    The messages of a `ClientConfigurationError` are asyncpg's own; a certificate's error, too, is a `ValueError`.
+    """
+    try:
+        yield
+    except (asyncpg.ClientConfigurationError, OSError):
+        raise
+    except ValueError:
+        raise AddressUnusable("its address cannot be used") from None
+
+
+def describe_failures(failures: Mapping[str, Exception]) -> str:
+    """Return what keeps nodes from being reached, each by its name."""
+    return "; ".join(f"{name}: {describe(error)}" for name, error in failures.items())
+
+
+def check_reachable(failures: Mapping[str, Exception]) -> None:
+    """Raise `NodesUnusable` if there are failures and each is one that lasts until it is mended by hand."""
+    if failures and all(isinstance(error, _LASTING) for error in failures.values()):
+        why = describe_failures(failures)
+        raise NodesUnusable(f"no primary is found, nor will be until something is changed: {why}")
+
+
+_SCHEMA_COMMAND = "python -m rocket schema"
+_ANOTHER_TABLE = (asyncpg.SyntaxOrAccessError, asyncpg.NotNullViolationError, asyncpg.CheckViolationError)
+"""How rocket's statements fail on a table with other columns, types or constraints."""
+
+
+def check_tables(failures: Mapping[str, Exception]) -> None:
+    """Raise `TablesUnusable` if a node failed because rocket's tables are missing or closed; says what to run."""
+    for name, failure in failures.items():
+        if isinstance(failure, asyncpg.UndefinedTableError):
+            raise TablesUnusable(
+                f"the database on {name} lacks rocket's tables ({failure}): "
+                f"make them on the primary by what `{_SCHEMA_COMMAND}` prints"
+            )
+        if isinstance(failure, asyncpg.InsufficientPrivilegeError):
+            raise TablesUnusable(
+                f"rocket's role on {name} lacks privileges ({failure}): "
+                f"`{_SCHEMA_COMMAND} --role ROLE` prints the grants that it needs"
+            )
+        if isinstance(failure, _ANOTHER_TABLE):
+            raise TablesUnusable(
+                f"a table on {name} has the name of one of rocket's, and is another ({failure}): "
+                f"`{_SCHEMA_COMMAND}` prints what rocket's are; in a schema of their own they meet no others"
+            )

@@ -1,28 +1,46 @@
-"""Where the floors of those are kept who carry none themselves."""
+"""Floor stores: they keep the floors of subjects, for reads that bring no token."""
 
 from __future__ import annotations
 
+import asyncio
 import zlib
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
+
+import asyncpg
 
 from rocket.consistency import Lsn
-from rocket.routing.writes import FORCE_FLUSH
+from rocket.errors import Unavailable
+from rocket.routing.failures import REFUSED, NotAsObserved, check_tables
 
 if TYPE_CHECKING:
     from rocket.routing.connection import Connection
+    from rocket.routing.nodes import Nodes
 
-SubjectT_contra = TypeVar("SubjectT_contra", contravariant=True)
+FORCE_FLUSH = """(
+    CASE current_setting('synchronous_commit')
+         WHEN 'off' THEN set_config('synchronous_commit', 'local', true)
+         ELSE current_setting('synchronous_commit')
+    END
+    || left(set_config('idle_in_transaction_session_timeout', '5s', true), 0)
+)"""
+"""Has the transaction's COMMIT flushed before it returns: the floor is a flush LSN (design fact F2).
+
+From here to COMMIT the subject's lock is held: should this program be halted in between, the server ends the
+transaction after five seconds.
+"""
+
+FORCE_FLUSH_STATEMENT = f"SELECT {FORCE_FLUSH}"
 
 
-class FloorStore(Protocol[SubjectT_contra]):
+class FloorStore(Protocol):
     """Holds, on the primary, the floor of each subject's reads (a user's, say), and a lock for its writes.
 
-    `SubjectLocks` and `FloorTable` come along; an application may have a store of its own, with a column of its
-    users' table, say. It passes one to `Router`, which calls it on connections to the primary. What an
-    implementation raises by itself (an unknown user, say) reaches the caller of `read` or `write` as it is.
+    `SubjectLocks` and `FloorTable` come with rocket; an application may have a store of its own, with a column of
+    its users' table, say. It passes one to `Router`, which calls it on connections to the primary. An error that
+    an implementation raises (an unknown user, say) reaches the caller of `read` or `write` as it is.
     """
 
-    async def look_up(self, primary: Connection, subject: SubjectT_contra) -> Lsn | None:
+    async def look_up(self, primary: Connection, subject: str | None) -> Lsn | None:
         """Return the subject's floor; None where none is recorded, so that only the primary will do.
 
         `Lsn.PENDING` stands for a write whose commit LSN is not recorded yet. The statement must fail on a
@@ -30,19 +48,19 @@ class FloorStore(Protocol[SubjectT_contra]):
         nothing in the session, which is not reset after it.
         """
 
-    async def begin_write(self, primary: Connection, subject: SubjectT_contra, floor: Lsn) -> str | None:
+    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:
         """Within a write's transaction, set the subject's floor (to `Lsn.PENDING`).
 
         Return `rocket.FORCE_FLUSH` if the statement has evaluated it, which saves the router a statement, or None.
         """
 
-    async def record_floor(self, primary: Connection, subject: SubjectT_contra) -> Lsn:
+    async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:
         """After COMMIT, in a statement of its own, put `pg_current_wal_flush_lsn()` where `Lsn.PENDING` stands.
 
-        Return the LSN put there or, where another write of the subject has seen to it, the flush LSN.
+        Return the LSN put there or, where another write of the subject has done so, the flush LSN.
         """
 
-    async def wait_for_writes(self, primary: Connection, subject: SubjectT_contra) -> None:
+    async def wait_for_writes(self, primary: Connection, subject: str | None) -> None:
         """Wait until every write of the subject that has begun to commit is visible on the primary.
 
         A replica can show a commit before the primary does (design fact F13). In a statement of its own, take a
@@ -51,7 +69,7 @@ class FloorStore(Protocol[SubjectT_contra]):
 
 
 _LOCK_CLASS = 0x726F636B
-"""The first of the two keys of an advisory lock on a subject: keeps out of the way of the application's own."""
+"""The first of the two keys of an advisory lock on a subject: keeps clear of the application's own locks."""
 
 _HOLD = f"SELECT {FORCE_FLUSH} FROM pg_advisory_xact_lock_shared($1, $2)"  # noqa: S608 - our own text
 _WAIT = "SELECT FROM pg_advisory_xact_lock($1, $2)"
@@ -61,10 +79,10 @@ _FLUSH_LSN = "SELECT pg_current_wal_flush_lsn()"
 class SubjectLocks:
     """Keeps no floors, and needs no table: without a token a read goes to the primary. A router's default.
 
-    A subject is a text. Each of its writes holds, from just before COMMIT until it is visible, an advisory lock in
-    shared mode on the subject, so that a session which comes from a replica to the primary can wait for what it
-    has seen there (design fact F13). None is a subject as well, that of all who name none: their writes do not
-    wait for each other, yet such a session then waits for those of all of them.
+    Each write of a subject holds, from just before COMMIT until it is visible, an advisory lock in shared mode on
+    the subject, so that a session which comes from a replica to the primary can wait for what it has seen there
+    (design fact F13). None is a subject as well, shared by all callers that name none: their writes do not wait
+    for each other, yet a session of None then waits for the writes of all of them.
     """
 
     async def look_up(self, primary: Connection, subject: str | None) -> Lsn | None:  # noqa: ARG002 - it keeps none
@@ -81,7 +99,7 @@ class SubjectLocks:
         return Lsn.from_wire(await primary.fetchval(_FLUSH_LSN))
 
     async def wait_for_writes(self, primary: Connection, subject: str | None) -> None:
-        """Wait for all who hold the subject's lock now; those who come later have to wait for that."""
+        """Wait for all current holders of the subject's lock; later ones have to wait for that."""
         await primary.execute(_WAIT, *_lock_of(subject))
 
 
@@ -89,7 +107,7 @@ _LOOK_UP = """
     SELECT (SELECT min_lsn FROM rocket_floors WHERE subject = $1) AS min_lsn,
            pg_current_wal_flush_lsn() AS flush_lsn
 """
-_FINISH = """
+_REPAIR_FLOOR = """
     UPDATE rocket_floors
        SET min_lsn = pg_current_wal_flush_lsn()
      WHERE subject = (SELECT subject FROM rocket_floors
@@ -98,25 +116,25 @@ _FINISH = """
        AND set_config('synchronous_commit', 'off', true) = 'off'
     RETURNING min_lsn
 """
-"""Puts an LSN where a crashed writer left the mark; waits for nobody who is still writing."""
+"""Puts an LSN where a crashed writer left PENDING; does not wait for a write that is still under way."""
 
-_MARK = f"""
+_BEGIN_WRITE = f"""
     INSERT INTO rocket_floors AS known (subject, min_lsn)
     SELECT $3::text, $4::pg_lsn FROM pg_advisory_xact_lock_shared($1, $2)
     ON CONFLICT (subject) DO UPDATE SET min_lsn = excluded.min_lsn
     RETURNING {FORCE_FLUSH}
 """  # noqa: S608 - the same
-_SETTLE = """
-    WITH settled AS (
+_RECORD_FLOOR = """
+    WITH recorded AS (
         UPDATE rocket_floors
            SET min_lsn = pg_current_wal_flush_lsn()
          WHERE subject = $1
            AND min_lsn = 'FFFFFFFF/FFFFFFFF'
-           -- A crash before this is flushed leaves the mark: slower, never stale.
+           -- A crash before this is flushed leaves PENDING: slower, never stale.
            AND set_config('synchronous_commit', 'off', true) = 'off'
         RETURNING min_lsn
     )
-    SELECT coalesce((SELECT min_lsn FROM settled), pg_current_wal_flush_lsn())
+    SELECT coalesce((SELECT min_lsn FROM recorded), pg_current_wal_flush_lsn())
 """
 """Runs after COMMIT, so either LSN covers the write. A concurrent write of the same subject makes the UPDATE wait
 for its row and compute anew, or has put an LSN there itself."""
@@ -126,7 +144,7 @@ class FloorTable(SubjectLocks):
     """Keeps floors in the table `rocket_floors`: without a token, too, a replica may serve once it has the writes.
 
     A subject that has no row has not written through this store, or its row was deleted, which may be done at any
-    time: then its floor is the flush LSN of the moment. Writes of one subject wait for each other from just before
+    time: then its floor is the current flush LSN. Writes of one subject wait for each other from just before
     COMMIT. For None no floor is kept: without subject and token a read goes to the primary.
     """
 
@@ -140,25 +158,52 @@ class FloorTable(SubjectLocks):
             return Lsn.from_wire(row["flush_lsn"])
         floor = Lsn.from_wire(row["min_lsn"])
         if floor == Lsn.PENDING:
-            settled = await primary.fetchval(_FINISH, subject)
-            return floor if settled is None else Lsn.from_wire(settled)
+            repaired = await primary.fetchval(_REPAIR_FLOOR, subject)
+            return floor if repaired is None else Lsn.from_wire(repaired)
         return floor
 
     async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:
         """Set the subject's floor, hold its lock until the write is visible, and have the COMMIT flushed."""
         if subject is None:
             return await super().begin_write(primary, subject, floor)
-        flushed: str | None = await primary.fetchval(_MARK, *_lock_of(subject), subject, floor.wire)
+        flushed: str | None = await primary.fetchval(_BEGIN_WRITE, *_lock_of(subject), subject, floor.wire)
         return flushed
 
     async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:
-        """Put the flush LSN where the mark stands, and return it."""
+        """Put the flush LSN where PENDING stands, and return it."""
         if subject is None:
             return await super().record_floor(primary, subject)
-        return Lsn.from_wire(await primary.fetchval(_SETTLE, subject))
+        return Lsn.from_wire(await primary.fetchval(_RECORD_FLOOR, subject))
 
 
 def _lock_of(subject: str | None) -> tuple[int, int]:
-    """Return the keys of the subject's lock; two subjects may share one: then they wait more than they must."""
+    """Return the keys of the subject's lock; two subjects may share one: then they wait longer than they must."""
     text = b"" if subject is None else subject.encode()
     return _LOCK_CLASS, zlib.crc32(text) - (1 << 31)
+
+
+_TRY_FLOORS = """
+    EXPLAIN INSERT INTO rocket_floors AS known (subject, min_lsn)
+            VALUES ('', '0/0')
+            ON CONFLICT (subject) DO UPDATE SET min_lsn = excluded.min_lsn
+            RETURNING known.min_lsn
+"""
+"""Needs the privileges that a write needs, and writes nothing."""
+
+
+async def check_floor_table(floors: object, nodes: Nodes, timeout_s: float) -> None:
+    """Raise `TablesUnusable` if floors are kept in a `FloorTable`, and the primary does not let us use it.
+
+    A primary that is away, or does not answer in time, is not waited for.
+    """
+    if type(floors) is not FloorTable:
+        return
+    name = ""
+    try:
+        async with asyncio.timeout(timeout_s), nodes.primary() as (connection, primary):
+            name = primary.name
+            await connection.execute(_TRY_FLOORS)
+    except asyncpg.SyntaxOrAccessError as error:
+        check_tables({name: error})
+    except (Unavailable, NotAsObserved, *REFUSED):
+        pass

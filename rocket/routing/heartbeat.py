@@ -1,4 +1,4 @@
-"""The table `replica_statuses`: for people, for the routing as published, and as the cluster's heartbeat.
+"""The table `replica_statuses`: for people, for the technique as published, and as the cluster's heartbeat.
 
 Never-stale routing does not read it: it cannot tell one incarnation of a replica from the next.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rocket.consistency import Lsn, ReplicaStatus
+    from rocket.consistency import ReplicaStatus
     from rocket.routing.connection import Connection
 
 WRITERS_LOCK = 0x726F636B6574
@@ -23,14 +23,14 @@ _ELECT = """
                    false)
     END IS NOT NULL
 """
-"""Whoever has the lock and falls silent (halted, cut off, on a machine that is gone) loses it with its session.
+"""A holder of the lock that falls silent (halted, cut off, on a machine that is gone) loses it with its session.
 
-Behind a transaction pooler the session is not the writer's own, and not its to end.
+Behind a transaction pooler other clients share the session, which then must not be ended.
 """
 
 _SILENT_BEATS = 3
 _SHORTEST_SILENCE_S = 1.0
-"""How long whoever has the lock may say nothing: so many beats, and no less than that."""
+"""How long the holder of the lock may be silent: three beats, and at least a second."""
 _LONGEST_SILENCE_MS = 2**31 - 1  # what the setting holds
 
 _ELECT_FOR_NOW = "SELECT pg_try_advisory_xact_lock($1)"
@@ -47,11 +47,9 @@ _RECORD = """
 """
 """Writes, and so flushes WAL, even when no status has changed (design fact F2)."""
 
-_CAUGHT_UP = "SELECT name FROM replica_statuses WHERE last_lsn >= $1"
-
 
 async def elect(primary: Connection, beat_s: float) -> bool:
-    """Tell whether this connection is the one whose owner writes the table; it is so until it closes.
+    """Return whether the connection's owner is elected to write the table, for as long as the connection lasts.
 
     The server ends it if the owner lets three beats pass, or a second, whichever takes longer.
     """
@@ -60,7 +58,7 @@ async def elect(primary: Connection, beat_s: float) -> bool:
 
 
 async def elect_for_now(primary: Connection) -> bool:
-    """Tell the same, for the transaction under way."""
+    """Return the same for the transaction under way."""
     return bool(await primary.fetchval(_ELECT_FOR_NOW, WRITERS_LOCK))
 
 
@@ -71,8 +69,3 @@ async def record(primary: Connection, statuses: Sequence[ReplicaStatus]) -> None
         [status.name for status in statuses],
         [status.replay_lsn.wire for status in statuses],
     )
-
-
-async def names_caught_up(primary: Connection, floor: Lsn) -> list[str]:
-    """Return the replicas that had reached `floor` when the table was last written."""
-    return [row["name"] for row in await primary.fetch(_CAUGHT_UP, floor.wire)]

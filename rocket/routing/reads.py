@@ -1,91 +1,95 @@
-"""Reads that are never stale: by the session's floors to a replica, after a wait perhaps, or to the primary."""
+"""Reads: to a replica that has what the session must see, after a wait perhaps, or to the primary."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import random
 import time
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rocket.consistency import Choice, Lsn, Reason, SessionToken, choose, worth_waiting_for
-from rocket.errors import InvalidToken, Unavailable
-from rocket.routing import bound as bounds
-from rocket.routing import checks
-from rocket.routing.answer import Answer, Role
-from rocket.routing.attempts import NodeFailed
-from rocket.routing.connection import unwrap
+from rocket.consistency import Choice, Lsn, Reason, SessionToken, choose, merged, obstacle, worth_waiting_for
+from rocket.errors import InvalidToken, Unavailable, describe
+from rocket.routing.answer import Answer, Role, Route
+from rocket.routing.bound import NoLongerReplica, ask_bound, run_bounded
+from rocket.routing.connection import in_one_piece, unwrap
 from rocket.routing.epochs import resolve_tokens
+from rocket.routing.failures import NotAsObserved, OwnError, speaks_against_node
+from rocket.routing.pool import CapacityLimiter, TooManyWaiting
+from rocket.routing.watch import STATUS_QUERY, replica_status_from
 
 if TYPE_CHECKING:
-    from rocket.consistency import Board, Epoch, Policy, PrimaryStatus, ReplicaStatus
-    from rocket.routing.answer import Route
-    from rocket.routing.attempts import Attempts
-    from rocket.routing.catchup import Waiting
+    from collections.abc import Awaitable, Callable
+
+    from rocket.consistency import Epoch, PrimaryStatus, ReplicaStatus, Tokens
+    from rocket.routing.bound import ReadBound
+    from rocket.routing.catchup import CatchUp
     from rocket.routing.connection import Connection, Work
     from rocket.routing.floors import FloorStore
-    from rocket.routing.limits import Limits
     from rocket.routing.nodes import Nodes
+    from rocket.routing.pool import Limits
 
 ResultT = TypeVar("ResultT")
-SubjectT = TypeVar("SubjectT")
 
 _log = logging.getLogger("rocket.router")
 
 
-class Reads(Generic[SubjectT]):
-    """The routing `never-stale`."""
+class NodeFailed(Exception):
+    """A replica could not serve a read that another node may."""
 
-    def __init__(  # noqa: PLR0917 - a router's parts
-        self,
-        nodes: Nodes,
-        attempts: Attempts,
-        board: Board,
-        floors: FloorStore[SubjectT],
-        policy: Policy,
-        waiting: Waiting | None,
-        limits: Limits,
-    ) -> None:
-        self.since: SessionToken | None = None
-        """Covers whatever was written while the routing did not guarantee anything; None if it always did."""
+
+class Reads:
+    """Reads that are never stale."""
+
+    def __init__(self, nodes: Nodes, floors: FloorStore, limits: Limits, catch_up: CatchUp | None = None) -> None:
         self._nodes = nodes
-        self._attempts = attempts
-        self._board = board
+        self._board = nodes.board
         self._floors = floors
-        self.policy = policy
-        self._waiting = waiting
         self._limits = limits
+        self._catch_up = catch_up
+        self._primary_reads = CapacityLimiter(
+            "a read on the primary", width=limits.primary_reads, queue=limits.queue
+        )
 
-    async def read(self, work: Work[ResultT], subject: SubjectT, route: Route) -> Answer[ResultT]:
+    @property
+    def waiting_for_primary(self) -> int:
+        """How many reads wait until the primary may take them."""
+        return self._primary_reads.waiting
+
+    async def read(self, work: Work[ResultT], subject: str | None, tokens: Tokens) -> Answer[ResultT]:
         """Read where the session's floors are respected, or those of `subject` where it brings none."""
-        if not route.tokens:
-            floor, epoch = await self.look_up(subject, route)
-            if floor is None or floor == Lsn.PENDING:
-                reason = Reason.NO_FLOOR if floor is None else Reason.WRITE_IN_PROGRESS
-                return await self._read_on_primary(work, subject, reason, route)
-            route.tokens = (SessionToken(epoch, floor),)
-            route.floor_looked_up = True
-        if (since := self.since) is not None:
-            route.tokens = tuple(
-                token.merged_with(since) if token.epoch == since.epoch else token for token in route.tokens
-            )
-        if len(route.tokens) > 1:  # only a primary can tell what has become of the earlier ones
-            return await self._read_on_primary(work, subject, Reason.OTHER_EPOCH, route)
-        while len(route.failed) < self._limits.replicas_tried:
-            choice = self._choice(route)
-            if choice.reason is Reason.NOT_CAUGHT_UP and not route.failed:
-                choice = await self._after_waiting(choice, route)
-            status = choice.status
-            if status is None:
-                return await self._read_on_primary(work, subject, choice.reason, route)
-            try:
-                value, next_token = await self._read_on_replica(status, work, route)
-            except NodeFailed as failure:
-                _log.info("%s failed a read, trying elsewhere: %s", status.name, failure)
-                route.failed = {**route.failed, status.name: str(failure)}
-            else:
-                return Answer(value, status.name, Role.REPLICA, choice.reason, next_token, None, route)
-        return await self._read_on_primary(work, subject, Reason.REPLICAS_FAILED, route)
+        route = Route(time.monotonic() + self._limits.read_s, merged(tokens))
+        try:
+            if not route.tokens:
+                floor, epoch = await self._on_primary(functools.partial(self._look_up, subject), route)
+                if floor is None or floor == Lsn.PENDING:
+                    reason = Reason.NO_FLOOR if floor is None else Reason.WRITE_IN_PROGRESS
+                    return await self._read_on_primary(work, subject, reason, route)
+                route.tokens = (SessionToken(epoch, floor),)
+                route.floor_looked_up = True
+            if len(route.tokens) > 1:  # only a primary knows what has become of the earlier ones
+                return await self._read_on_primary(work, subject, Reason.OTHER_EPOCH, route)
+            while len(route.failed) < self._limits.replicas_tried:
+                choice = self._choice(route)
+                if choice.reason is Reason.NOT_CAUGHT_UP and not route.failed:
+                    choice = await self._after_waiting(choice, route)
+                status = choice.status
+                if status is None:
+                    return await self._read_on_primary(work, subject, choice.reason, route)
+                try:
+                    value, next_token = await self._read_on_replica(status, work, route)
+                except NodeFailed as failure:
+                    _log.info("%s failed a read, trying elsewhere: %s", status.name, failure)
+                    route.failed = {**route.failed, status.name: str(failure)}
+                else:
+                    return Answer(value, status.name, Role.REPLICA, choice.reason, next_token, None, route)
+            return await self._read_on_primary(work, subject, Reason.REPLICAS_FAILED, route)
+        except Unavailable as error:
+            error.route = route
+            raise
+
+    # --- the choice ---
 
     def _choice(self, route: Route) -> Choice:
         route.decided_at = now = time.monotonic()
@@ -93,7 +97,7 @@ class Reads(Generic[SubjectT]):
         return choose(
             route.tokens[0],
             self._board,
-            self.policy,
+            self._nodes.policy,
             now=now,
             start=random.getrandbits(16),
             load=self._nodes.in_use,
@@ -101,11 +105,12 @@ class Reads(Generic[SubjectT]):
         )
 
     async def _after_waiting(self, choice: Choice, route: Route) -> Choice:
-        """Wait a little where none is caught up, but some may be in no time; choose again."""
-        if self._waiting is None or not self.policy.max_wait_s:
+        """Wait a little where no replica has caught up but some may soon; choose again."""
+        policy = self._nodes.policy
+        if self._catch_up is None or not policy.max_wait_s:
             return choice
         names = worth_waiting_for(
-            route.tokens[0], self._board, self.policy, now=route.decided_at, start=random.getrandbits(16)
+            route.tokens[0], self._board, policy, now=route.decided_at, start=random.getrandbits(16)
         )
         if not names:
             return choice
@@ -114,61 +119,108 @@ class Reads(Generic[SubjectT]):
             return self._choice(route).status
 
         began = route.decided_at
-        status = await self._waiting.until(names, caught_up, min(self.policy.max_wait_s, route.deadline - began))
+        status = await self._catch_up.until(names, caught_up, min(policy.max_wait_s, route.deadline - began))
         route.waited_s = time.monotonic() - began
         return choice if status is None else Choice(status, Reason.WAITED)
+
+    # --- on a replica ---
 
     async def _read_on_replica(
         self, status: ReplicaStatus, work: Work[ResultT], route: Route
     ) -> tuple[ResultT, SessionToken]:
-        """Run work on a connection that `status` vouches for; return the session's next token with the result."""
-        token = route.tokens[0]
-        if status.incarnation is None:
-            return await self._read_on_checked_replica(status.name, work, route)
-        bounded = functools.partial(bounds.read_on_replica, work, token.epoch)
-        value, route.said, bound = await self._attempts.on_replica(status.name, status, bounded, route)
-        return value, token.after_replica_read(status.name, status.incarnation, bound)
+        """Run work on a connection that `status` vouches for; return the result and the session's next token.
 
-    async def _read_on_checked_replica(
-        self, name: str, work: Work[ResultT], route: Route
-    ) -> tuple[ResultT, SessionToken]:
-        """Do the same where no status can vouch for a connection; the token then names no life."""
+        Takes no more than half of the time that is left, so that there is some for another node. Raise
+        `NodeFailed` if what happens speaks against the replica.
+        """
         token = route.tokens[0]
-        checked = functools.partial(
-            checks.read_on_replica, work, name=name, token=token, board=self._board, policy=self.policy
-        )
-        value, route.said, bound = await self._attempts.on_replica(name, None, checked, route)
-        if bound is None:
-            try:
-                bound = await self._attempts.on_primary(functools.partial(checks.shown_at_most, token), route)
-            except Unavailable as error:
-                raise NodeFailed(f"what it may have shown cannot be told: {error}") from error
-        return value, token.after_replica_read(name, None, bound)
+        name, incarnation = status.name, status.incarnation
+        attempt_s = min(self._limits.attempt_s, (route.deadline - time.monotonic()) / 2)
+        try:
+            async with (
+                asyncio.timeout(attempt_s),
+                self._nodes.replica(name, None if incarnation is None else status) as connection,
+            ):
+                if incarnation is None:
+                    value, route.bound, shown = await self._read_checked(name, work, token, connection)
+                else:
+                    value, route.bound = await run_bounded(work, connection)
+                    shown = route.bound.on_replica(token.epoch)
+        except OwnError as own:
+            raise own.error from own.error.__cause__
+        except Exception as error:
+            if speaks_against_node(error):
+                raise NodeFailed(describe(error)) from error
+            raise
+        if incarnation is None and shown is None:
+            shown = await self._shown_by_any_replica(token.epoch, route)
+        return value, token.after_replica_read(name, incarnation, shown)
+
+    async def _read_checked(
+        self, name: str, work: Work[ResultT], token: SessionToken, replica: Connection
+    ) -> tuple[ResultT, ReadBound, Lsn | None]:
+        """Run work where no status can vouch for the connection: once the server itself has shown that it is fit.
+
+        So it is for a role that may not see the startup process, behind a connection pooler, and behind an address
+        that several servers share. The read runs in a transaction, and so on one backend, which a crash of its
+        server would have ended: what its first statement finds holds for all later ones (design facts F3, F5).
+        """
+        async with in_one_piece(replica):
+            asked_at = time.monotonic()
+            row = await replica.fetchrow(STATUS_QUERY)
+            assert row is not None  # noqa: S101 - it has no WHERE
+            if not row["in_recovery"]:
+                raise NoLongerReplica("the server is no replica")
+            status = replica_status_from(name, row, None, asked_at)
+            found = obstacle(status, token, self._board, self._nodes.policy, time.monotonic())
+            if found is not None:
+                raise NotAsObserved(f"where it was asked, it was not fit: {found}")
+            value, bound = await run_bounded(work, replica)
+            return value, bound, bound.on_replica(token.epoch)
+
+    async def _shown_by_any_replica(self, epoch: Epoch, route: Route) -> Lsn:
+        """Ask the primary for an LSN that covers all that a replica of its epoch can have shown until now.
+
+        Nothing gets to a replica before its primary has flushed it. And as long as that answers, no other one has
+        been promoted: the replica has applied WAL of this epoch, which some roles may not see on the replica.
+        """
+
+        async def ask(primary: Connection, status: PrimaryStatus) -> Lsn:
+            if status.epoch != epoch:
+                raise NotAsObserved(f"epoch {epoch} was over when its primary was asked")
+            return (await ask_bound(primary)).on_primary(epoch)
+
+        try:
+            return await self._on_primary(ask, route)
+        except Unavailable as error:
+            raise NodeFailed(f"what it may have shown is unknown: {error}") from error
+
+    # --- on the primary ---
 
     async def _read_on_primary(
-        self, work: Work[ResultT], subject: SubjectT, reason: Reason, route: Route
+        self, work: Work[ResultT], subject: str | None, reason: Reason, route: Route
     ) -> Answer[ResultT]:
-        async def bounded(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
+        async def read(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
             epoch = status.epoch
-            standing = await resolve_tokens(
+            resolved = await resolve_tokens(
                 route.tokens, primary, epoch, is_last=self._nodes.knows_no_later_epoch()
             )
             if any(token.node is not None for token in route.tokens):
                 await self._wait_for_writes(primary, subject)
-            value, route.said = await bounds.with_what_was_said(work, primary)
-            flush_lsn = bounds.shown_by_primary(route.said, epoch)
-            token = standing.token or SessionToken(epoch, Lsn(0))
+            value, route.bound = await run_bounded(work, primary)
+            flush_lsn = route.bound.on_primary(epoch)
+            token = resolved.token or SessionToken(epoch, Lsn(0))
             if token.is_beyond(flush_lsn):
                 if not route.floor_looked_up:
                     raise InvalidToken("the token lies beyond all that the primary has written", token)
                 token = SessionToken(epoch, flush_lsn)  # what was recorded came from another cluster, in a dump
             token = token.after_primary_read(flush_lsn)
-            return Answer(value, status.name, Role.PRIMARY, reason, token, standing.lost, route)
+            return Answer(value, status.name, Role.PRIMARY, reason, token, resolved.lost, route)
 
-        return await self._attempts.on_primary(bounded, route)
+        return await self._on_primary(read, route)
 
-    async def _wait_for_writes(self, primary: Connection, subject: SubjectT) -> None:
-        """Wait for writes that a replica may have shown, and hold none up: no lock outlives the wait."""
+    async def _wait_for_writes(self, primary: Connection, subject: str | None) -> None:
+        """Wait for writes that a replica may have shown; no lock outlives the wait, so none is held up."""
         if not primary.is_in_transaction():
             await self._floors.wait_for_writes(primary, subject)
             return
@@ -177,12 +229,39 @@ class Reads(Generic[SubjectT]):
         await self._floors.wait_for_writes(primary, subject)
         await savepoint.rollback()
 
-    async def look_up(self, subject: SubjectT, route: Route) -> tuple[Lsn | None, Epoch]:
-        """Ask the primary for the floor of a subject, None where none is recorded, and for its epoch."""
+    async def _look_up(
+        self, subject: str | None, primary: Connection, status: PrimaryStatus
+    ) -> tuple[Lsn | None, Epoch]:
+        """Return the floor of a subject, None where none is recorded, and the epoch that it belongs to."""
+        floor = await self._floors.look_up(primary, subject)
+        unwrap(primary).left_clean = True
+        return floor, status.epoch
 
-        async def look_up(primary: Connection, status: PrimaryStatus) -> tuple[Lsn | None, Epoch]:
-            floor = await self._floors.look_up(primary, subject)
-            unwrap(primary).left_clean = True
-            return floor, status.epoch
+    async def _on_primary(
+        self, ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]], route: Route
+    ) -> ResultT:
+        """Ask the primary something; raise `Unavailable` if it does not answer by the read's deadline."""
+        try:
+            async with asyncio.timeout(route.deadline - time.monotonic()):
+                return await self._on_primary_in_time(ask)
+        except OwnError as own:
+            raise own.error from own.error.__cause__
+        except TimeoutError:
+            raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
 
-        return await self._attempts.on_primary(look_up, route)
+    async def _on_primary_in_time(self, ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]]) -> ResultT:
+        """Try twice, since a connection that a restart has ended shows that only in use."""
+        for last in (False, True):
+            try:
+                self._nodes.current_primary()  # before anything is waited for
+                async with self._primary_reads, self._nodes.primary() as (connection, status):
+                    result = await ask(connection, status)
+                self._nodes.check_still_current(status.epoch)
+            except Exception as error:
+                if not speaks_against_node(error):
+                    raise
+                if last or isinstance(error, TimeoutError | TooManyWaiting):
+                    raise Unavailable(f"the primary does not answer: {describe(error)}") from error
+            else:
+                return result
+        raise AssertionError("unreachable")

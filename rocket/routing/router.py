@@ -3,62 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from typing import TYPE_CHECKING, Generic, Self, TypeAlias, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from rocket.consistency import (
-    Board,
-    Policy,
-    Reason,
-    SessionToken,
-    merged,
-)
+from rocket.consistency import Board, Policy
 from rocket.errors import Unavailable
-from rocket.routing.answer import Answer, Route
-from rocket.routing.attempts import Attempts
 from rocket.routing.failures import REFUSED, NotAsObserved
-from rocket.routing.floors import SubjectLocks
-from rocket.routing.limits import Limits
+from rocket.routing.floors import SubjectLocks, check_floor_table
 from rocket.routing.nodes import Nodes
-from rocket.routing.observation import Observation
 from rocket.routing.observer import Observer
+from rocket.routing.pool import Limits
 from rocket.routing.reads import Reads
-from rocket.routing.rules import Routing
 from rocket.routing.session import Session
-from rocket.routing.tables import check_floor_table
-from rocket.routing.unfloored import UnflooredWrites
-from rocket.routing.unguarded import UncheckedReads
-from rocket.routing.writes import FloorTaken, Writes
+from rocket.routing.writes import Writes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from rocket.routing.catchup import Waiting
+    from rocket.consistency import SessionToken, Tokens
+    from rocket.routing.answer import Answer
     from rocket.routing.connection import Work
     from rocket.routing.floors import FloorStore
-    from rocket.routing.observer import MayBePrimary
-    from rocket.routing.options import Options
     from rocket.routing.pool import NodePool
+    from rocket.routing.watch import MayBePrimary
 
 ResultT = TypeVar("ResultT")
-SubjectT = TypeVar("SubjectT")
 
 _IS_PRIMARY = "SELECT pg_current_wal_flush_lsn()"
 """Fails on a server that is not the primary."""
 
-Tokens: TypeAlias = "SessionToken | Iterable[SessionToken] | None"
-"""What a session brings: its token, or several where it has concurrent requests."""
 
-_log = logging.getLogger("rocket.router")
-
-
-class Router(Generic[SubjectT]):
+class Router:
     """Sends work to the primary or to a replica, so that no read is stale.
 
     Work is a coroutine function that is given an asyncpg connection. It may be run more than once, so it must
-    keep its effects inside the database. `session` is the way to it; `read` and `write` are the same without
-    somebody who keeps the token.
+    keep its effects inside the database. `session` is the usual way in; `read` and `write` are the same for
+    callers that keep the token themselves.
 
     A router belongs to the event loop on which it was opened. Close it with `aclose`, or use it as an asynchronous
     context manager.
@@ -67,96 +46,75 @@ class Router(Generic[SubjectT]):
     def __init__(
         self,
         nodes: Nodes,
-        floors: FloorStore[SubjectT],
-        board: Board,
+        floors: FloorStore,
         *,
-        policy: Policy,
-        waiting: Waiting | None,
         limits: Limits,
-        routing: Routing,
+        observer: Observer | None = None,
+        owns_observer: bool = False,
     ) -> None:
-        self.board = board
-        self._routing = routing
+        self.board = nodes.board
+        """The latest statuses: which node is the primary, and how far each replica is."""
         self._nodes = nodes
-        self._observation: Observation | None = None
         self._limits = limits
-        self._attempts = Attempts(nodes, limits)
-        self._guarded = Reads(nodes, self._attempts, board, floors, policy, waiting, limits)
-        self._unguarded = UncheckedReads(nodes, self._attempts, board, self._guarded.look_up)
-        self._writer = Writes(nodes, floors, limits)
-        self._floor_taken = routing.floor_taken
-        self._unfloored = UnflooredWrites(self._attempts, limits)
-        self._switching = asyncio.Lock()
+        self._observer = observer
+        self._owns_observer = owns_observer
+        self._reads = Reads(nodes, floors, limits, None if observer is None else observer.catch_up)
+        self._writes = Writes(nodes, floors, limits)
         self._closed = False
-        nodes.reset_always(routing.as_asyncpg_comes)
-
-    @overload
-    @classmethod
-    async def open(cls, nodes: Mapping[str, str], **options: Unpack[Options]) -> Router[str | None]: ...
-
-    @overload
-    @classmethod
-    async def open(
-        cls,
-        nodes: Mapping[str, str],
-        floors: FloorStore[SubjectT],
-        board: Board | None = None,
-        **options: Unpack[Options],
-    ) -> Self: ...
 
     @classmethod
     async def open(
         cls,
         nodes: Mapping[str, str],
-        floors: FloorStore[SubjectT] | None = None,
+        floors: FloorStore | None = None,
         board: Board | None = None,
         *,
         policy: Policy | None = None,
-        waiting: Waiting | None = None,
         limits: Limits | None = None,
-        routing: Routing = Routing.NEVER_STALE,
         observe: bool = True,
         observer_interval_s: float = 0.5,
         may_be_primary: MayBePrimary | None = None,
         init: Work[None] | None = None,
-    ) -> Self | Router[str | None]:
-        """Make a router for nodes by name, each given as a DSN, whatever their roles are.
+        observer: Observer | None = None,
+    ) -> Self:
+        """Return a router for nodes by name, each given as a DSN, whatever their roles are.
 
         It observes them, every `observer_interval_s` seconds and once before this returns; with `observe` false it
         only finds out which one is the primary, where then every read goes. Nodes may be down, all of them even.
         `may_be_primary` may veto that a node becomes the primary; with it, `nodes` may be empty. `floors` is what
         reads without a token go by: `SubjectLocks` unless another store is given. `init` is called with each
-        new connection that work is given, for what asyncpg keeps with it: type codecs, say.
+        new connection that work is given, for what asyncpg keeps with it: type codecs, for example.
 
-        With a `board`, which an `Observer` of somebody else's keeps, it does not observe. `waiting` is that
-        observer's, without which no read waits for a replica.
+        With an `observer` that is run elsewhere the router starts none. With a `board` alone it goes by that, and
+        no read waits for a replica.
 
         Raise `ValueError` for a name that a token cannot hold, for an address that cannot be one (it is never
-        repeated) and where there is no node to observe, `TablesUnusable`, and `NodesUnusable` if no primary is
-        found and what each node failed of will last: a wrong password or database, say.
+        repeated) and where there is no node to observe; `TablesUnusable`; and `NodesUnusable` if no primary is
+        found and each node fails for a lasting reason: a wrong password or database, for example.
         """
-        if not nodes and board is None and may_be_primary is None:
-            raise ValueError("there must be a node, at the least")
-        policy, limits = policy or Policy(), limits or Limits()
-        observation = None
-        if board is None:
-            observer = Observer(nodes, board := Board(), interval_s=observer_interval_s, roles_only=not observe)
-            observer.may_be_primary = may_be_primary
-            observation, waiting = Observation(observer), observer.waiting
+        limits = limits or Limits()
+        owns_observer = False
+        if observer is not None:
+            board = observer.board
+        elif board is None:
+            if not nodes and may_be_primary is None:
+                raise ValueError("there must be a node, at the least")
+            board = Board()
+            observer = Observer(
+                nodes, board, interval_s=observer_interval_s, roles_only=not observe, may_be_primary=may_be_primary
+            )
+            owns_observer = True
+        failures = dict if observer is None else observer.failures
         router = cls(
-            await Nodes.open(nodes, board, policy, limits, init),
-            cast("FloorStore[SubjectT]", SubjectLocks()) if floors is None else floors,
-            board,
-            policy=policy,
-            waiting=waiting,
+            await Nodes.open(nodes, board, policy or Policy(), limits, init=init, failures=failures),
+            SubjectLocks() if floors is None else floors,
             limits=limits,
-            routing=routing,
+            observer=observer,
+            owns_observer=owns_observer,
         )
-        router._observation = observation
         try:
-            if observation is not None:
-                router._nodes.failures = lambda: observation.observer.failures
-                await observation.begin()
+            if observer is not None and owns_observer:
+                await observer.start()
                 await check_floor_table(floors, router._nodes, limits.attempt_s)
         except BaseException:
             await router.aclose()
@@ -164,22 +122,22 @@ class Router(Generic[SubjectT]):
         return router
 
     async def add(self, name: str, dsn: str, *, takes_reads: bool = True) -> None:
-        """Have one more node, or another address for one that is there; no read fails because of it.
+        """Add a node, or change the address of one; no read fails because of it.
 
-        One that takes no reads is there to become the primary. Raise `ValueError` as `open` does. An address that
-        leads nowhere is logged, as a node is that is down.
+        A node that takes no reads is there to become the primary. Raise `ValueError` as `open` does. An address
+        that leads nowhere is logged, like a node that is down.
         """
         await self._nodes.add(name, dsn)
-        if self._observation is not None:
-            self._observation.observer.add(name, dsn, takes_reads=takes_reads)
+        if self._observer is not None:
+            self._observer.add(name, dsn, takes_reads=takes_reads)
 
     async def remove(self, name: str) -> None:
-        """Have a node no more; raise `KeyError` if there is none of that name.
+        """Remove a node; raise `KeyError` if there is none of that name.
 
-        Reads under way there come to their end, later ones go elsewhere. Without the primary nothing is written.
+        Reads under way there finish, later ones go elsewhere. Without the primary nothing is written.
         """
-        if self._observation is not None:
-            self._observation.observer.remove(name)
+        if self._observer is not None:
+            self._observer.remove(name)
         await self._nodes.remove(name)
 
     async def __aenter__(self) -> Self:
@@ -189,14 +147,14 @@ class Router(Generic[SubjectT]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End the observer, and close every connection; what is asked for later is a `RuntimeError`.
+        """Stop the observer and close every connection; later reads and writes raise `RuntimeError`.
 
-        More than once is harmless.
+        Closing twice is harmless.
         """
         if not self._closed:
             self._closed = True
-            if self._observation is not None:
-                await self._observation.end()
+            if self._observer is not None and self._owns_observer:
+                await self._observer.stop()
             await self._nodes.close()
 
     def _check_open(self) -> None:
@@ -204,52 +162,51 @@ class Router(Generic[SubjectT]):
             raise RuntimeError("the router is closed")
 
     async def observing(self) -> None:
-        """Wait until the router is closed; raise what its observer died of, if it does so before.
+        """Wait until the router is closed; raise the error that ended its observer, if that happens before.
 
-        Without an observer nothing is read or written any more, once `Policy`'s leases are over. It does not die
-        of nodes, whatever they do. That it died is logged, too.
+        Without an observer nothing is read or written once `Policy`'s leases are over. No failure of a node ends
+        it. If it ends by an error, that is logged, too.
         """
-        if self._observation is not None:
-            await self._observation.lasts()
+        if self._observer is not None and self._owns_observer:
+            await self._observer.wait_stopped()
 
     def session(
         self,
-        subject: SubjectT | None = None,
+        subject: str | None = None,
         token: str | SessionToken | Iterable[str | SessionToken] | None = None,
         *,
         lenient: bool = False,
-    ) -> Session[SubjectT]:
-        """Go on with the session of whoever brings `token`, as `Session.token` gave it out, or begin one.
+    ) -> Session:
+        """Return a session that goes on from `token`, as `Session.token` gave it out, or a new one.
 
-        It may bring several, also in one text with commas between them: they are merged. `subject` names whom the
-        writes belong to; see the `FloorStore` in use for what that does, and for what its absence does. Raise
-        `InvalidToken` for what no router gave out. `lenient` has it dropped instead, now or once the primary tells
-        that it is none of its own: for cookies, of which a browser cannot rid itself.
+        A client may bring several tokens, also in one text with commas between them: they are merged. `subject`
+        names the owner of the writes; what it is for, and what its absence means, is up to the `FloorStore` in
+        use. Raise `InvalidToken` for what no router gave out. With `lenient` an invalid token is dropped instead,
+        now or once the primary finds it foreign: for cookies, which a browser keeps sending.
         """
         return Session(self, subject, token, lenient=lenient)
 
     @property
     def policy(self) -> Policy:
-        """How old and how far behind a replica may be and still serve."""
-        return self._guarded.policy
+        """How old and how far behind a replica may be and still serve. May be set at any time."""
+        return self._nodes.policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self._nodes.policy = policy
 
     @property
-    def routing(self) -> Routing:
-        """The rule in force for reads."""
-        return self._routing
-
-    @property
-    def pools(self) -> list[NodePool]:
+    def pools(self) -> Sequence[NodePool]:
         """The connections to each node."""
         return self._nodes.pools
 
     @property
     def primary_reads_waiting(self) -> int:
         """How many reads wait until the primary may take them (see `Limits.primary_reads`)."""
-        return self._attempts.waiting_for_primary
+        return self._reads.waiting_for_primary
 
     async def primary_answers(self) -> bool:
-        """Tell whether the primary takes statements now."""
+        """Return whether the primary takes statements now."""
         try:
             async with asyncio.timeout(self._limits.attempt_s), self._nodes.primary() as (connection, _):
                 await connection.execute(_IS_PRIMARY)
@@ -257,75 +214,25 @@ class Router(Generic[SubjectT]):
             return False
         return True
 
-    async def write(self, work: Work[ResultT], *, subject: SubjectT, token: Tokens = None) -> Answer[ResultT]:
+    async def write(self, work: Work[ResultT], *, subject: str | None, token: Tokens = None) -> Answer[ResultT]:
         """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
 
         Serialization failures and deadlocks are tried again. Raise `Unavailable` when nothing was written,
-        `OutcomeUnknown` when that cannot be told, or when another primary may have been promoted meanwhile, and
-        `InvalidToken`; what `work` raises rolls back and is raised
-        as it is.
+        `OutcomeUnknown` when that is not known, or when another primary may have been promoted meanwhile, and
+        `InvalidToken`. An error of `work` rolls back and is raised as it is.
         """
         self._check_open()
-        floor_taken = self._floor_taken
-        if floor_taken is FloorTaken.AFTER_COMMIT:
-            return await self._writer.write(work, subject, _in_order(token), floor_taken)
-        with self._unfloored.under_way:
-            return await self._writer.write(work, subject, _in_order(token), floor_taken)
+        return await self._writes.write(work, subject, token)
 
-    async def switch(self, routing: Routing) -> Routing:
-        """Route by another rule from now on; return the one that was in force until then.
-
-        Once this has returned with never-stale, the guarantee holds for all that was acknowledged, also for what
-        was written under another rule. Raise `Unavailable`, with the reads' rule left as it was, if the primary
-        cannot be asked what that is.
-        """
-        async with self._switching:
-            before, taken_before = self._routing, self._floor_taken
-            self._floor_taken = routing.floor_taken
-            if routing is Routing.NEVER_STALE is not before:
-                try:
-                    self._guarded.since = await self._unfloored.all_covered()
-                except BaseException:
-                    self._floor_taken = taken_before
-                    raise
-            self._routing = routing
-            if before.as_asyncpg_comes and not routing.as_asyncpg_comes:
-                await self._nodes.expire()  # a reset takes away what makes them read-only
-            self._nodes.reset_always(routing.as_asyncpg_comes)
-            return before
-
-    async def read(self, work: Work[ResultT], *, subject: SubjectT, token: Tokens = None) -> Answer[ResultT]:
+    async def read(self, work: Work[ResultT], *, subject: str | None, token: Tokens = None) -> Answer[ResultT]:
         """Run `work` on a node that shows every acknowledged write, and all that earlier reads have shown.
 
         With the session's token that is what the session wrote and read; without one it is what `subject` wrote,
         for which the primary has to be asked. `work` must not write: on a replica it cannot, and on the primary
         nothing would cover it (a session's `read` refuses it in both places).
 
-        Raise `Unavailable` if no such node answers in time, and `InvalidToken`; what `work` raises is raised as it
-        is.
+        Raise `Unavailable` if no node that may serve it answers in time, and `InvalidToken`. An error of `work` is
+        raised as it is.
         """
         self._check_open()
-        route = Route(time.monotonic() + self._limits.read_s, _in_order(token))
-        try:
-            match self._routing:
-                case Routing.NEVER_STALE:
-                    return await self._guarded.read(work, subject, route)
-                case Routing.ARTICLE:
-                    return await self._unguarded.as_published(work, subject, route)
-                case Routing.RANDOM:
-                    return await self._unguarded.on_any_replica(work, route)
-                case Routing.PRIMARY:
-                    return await self._unguarded.on_primary(work, Reason.ASKED, route)
-        except Unavailable as error:
-            error.route = route
-            raise
-
-
-def _in_order(tokens: Tokens) -> Sequence[SessionToken]:
-    """Return a session's tokens, those of the latest reign merged to the first one."""
-    if tokens is None:
-        return ()
-    if isinstance(tokens, SessionToken):
-        return (tokens,)
-    given = tuple(tokens)
-    return given if len(given) < 2 else merged(given)  # noqa: PLR2004 - nothing to merge
+        return await self._reads.read(work, subject, token)

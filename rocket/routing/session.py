@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import asyncpg
 
@@ -13,13 +13,12 @@ from rocket.routing.connection import unwrap
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from rocket.consistency import Tokens
     from rocket.routing.answer import Answer
     from rocket.routing.connection import Connection, Work
     from rocket.routing.epochs import PossibleLoss
-    from rocket.routing.router import Router
 
 ResultT = TypeVar("ResultT")
-SubjectT = TypeVar("SubjectT")
 
 _MOST_TOKENS = 16
 """A client with concurrent requests may hold several."""
@@ -27,44 +26,54 @@ _MOST_TOKENS = 16
 _READ_ONLY = "SET default_transaction_read_only = on"
 """As it is on a replica. The pool takes it back with the connection."""
 _READ_ONLY_NOW = "SET TRANSACTION READ ONLY"
-"""Behind a pooler each read is in a transaction, and the connection cannot tell whether it is on the primary."""
+"""Behind a pooler each read is in a transaction, and the connection does not know whether it is on the primary."""
 
 
-class Session(Generic[SubjectT]):
+class ReadsAndWrites(Protocol):
+    """What a session needs of a router."""
+
+    async def read(self, work: Work[ResultT], *, subject: str | None, token: Tokens = None) -> Answer[ResultT]:
+        """Run work on a node that has reached the token's floors."""
+
+    async def write(self, work: Work[ResultT], *, subject: str | None, token: Tokens = None) -> Answer[ResultT]:
+        """Run work in a transaction on the primary."""
+
+
+class Session:
     """What one client wrote and saw, so that its next read shows all of that.
 
-    `Router.session` makes one, mostly for a request or a job. Several tasks may use it at once: whatever any of
-    them has got an answer to, every read that begins afterwards shows.
+    `Router.session` makes one, mostly for a request or a job. Several tasks may use it at once: once one of them
+    has an answer, every read that begins afterwards shows what that answer shows.
     """
 
     def __init__(
         self,
-        router: Router[SubjectT],
-        subject: SubjectT | None,
+        router: ReadsAndWrites,
+        subject: str | None,
         token: str | SessionToken | Iterable[str | SessionToken] | None,
         *,
         lenient: bool = False,
     ) -> None:
         self.subject = subject
-        """Whom its writes belong to; may be set once that is known, before the first read or write."""
+        """The owner of its writes; may be set once that is known, before the first read or write."""
         self.last: Answer[Any] | None = None
-        """The last answer: which node gave it, and why; `rocket.explain` makes words of it."""
+        """The last answer: which node gave it, and why; `rocket.explain` explains it in sentences."""
         self.lost: PossibleLoss | None = None
-        """Set if a promotion may have cost the session what it was promised. The client should be told."""
+        """Set if a promotion may have cost the session what it was promised. The client should be informed."""
         self._router = router
         self._lenient = lenient
         self._tokens: Sequence[SessionToken] = tokens_from(token, lenient=lenient)
 
     @property
     def token(self) -> str | None:
-        """What the client shall bring next time, as text: printable ASCII without spaces; None if nothing yet."""
+        """The text that the client must bring next time: printable ASCII without spaces; None if nothing yet."""
         return ",".join(map(str, self._tokens)) or None
 
     async def read(self, work: Work[ResultT]) -> ResultT:
         """Run `work` where it sees all that the session has written and seen; return what it returns.
 
-        It may be run again, on another node, if one fails. In every place it may only read: raise `WriteInRead`
-        if it does not. Else raise as `Router.read` does.
+        It may be run again, on another node, if one fails. On no node may it write: raise `WriteInRead` if it
+        does. Else raise as `Router.read` does.
         """
 
         async def only_reading(node: Connection) -> ResultT:
@@ -78,7 +87,7 @@ class Session(Generic[SubjectT]):
         while True:
             sent = self._tokens
             try:
-                answer = await self._router.read(only_reading, subject=cast("SubjectT", self.subject), token=sent)
+                answer = await self._router.read(only_reading, subject=self.subject, token=sent)
             except InvalidToken as error:
                 if not self._drops(sent, error.token):
                     raise
@@ -87,39 +96,40 @@ class Session(Generic[SubjectT]):
                     f"this work writes, so it has to go through the session's write: {error}"
                 ) from error
             else:
-                return self._went_on(sent, answer)
+                return self._advance(sent, answer)
 
     async def write(self, work: Work[ResultT]) -> ResultT:
         """Run `work` in a transaction on the primary; return what it returns, once it is committed.
 
-        It may be run again, in a new transaction, if it was rolled back. What it wrote, the session's next reads
-        see, wherever they go: nothing has to be done for that. It may as well only read. Raise as `Router.write`
-        does.
+        It may be run again, in a new transaction, if it was rolled back. The session's next reads see what it
+        wrote, on whichever node: nothing has to be done for that. It need not write anything. Raise as
+        `Router.write` does.
         """
         while True:
             sent = self._tokens
             try:
-                answer = await self._router.write(work, subject=cast("SubjectT", self.subject), token=sent)
+                answer = await self._router.write(work, subject=self.subject, token=sent)
             except InvalidToken as error:
                 if not self._drops(sent, error.token):
                     raise
             else:
-                return self._went_on(sent, answer)
+                return self._advance(sent, answer)
 
     def _drops(self, sent: Sequence[SessionToken], refused: SessionToken | None) -> bool:
-        """Do without the reign of a token that is not of this cluster, and tell so, where that is allowed."""
+        """Drop all tokens of the epoch of a foreign one, where that is allowed; return whether to try again."""
         if not self._lenient:
             return False
         if self._tokens is sent:
             self._tokens = tuple(token for token in sent if refused is not None and token.epoch != refused.epoch)
         return len(self._tokens) < len(sent) or self._tokens is not sent
 
-    def _went_on(self, sent: Sequence[SessionToken], answer: Answer[ResultT]) -> ResultT:
+    def _advance(self, sent: Sequence[SessionToken], answer: Answer[ResultT]) -> ResultT:
+        """Take over what an answer says of the session; return its value."""
         self.last = answer
         if answer.lost is not None and (self.lost is None or answer.lost.writes):
             self.lost = answer.lost
         if answer.token is None:
-            pass  # a routing for comparison, which promises nothing
+            pass  # from one of the lab's wrong routings, which promise nothing
         elif self._tokens is sent:
             self._tokens = (answer.token,)
         else:  # another request was answered meanwhile
@@ -132,7 +142,7 @@ def tokens_from(
 ) -> Sequence[SessionToken]:
     """Read the tokens that a client brings, several in one text with commas; raise `InvalidToken`.
 
-    With `lenient`, what is none is left out, and there may be any number of them.
+    With `lenient`, what is no token is left out, and there may be any number of them.
     """
     tokens: list[SessionToken] = []
     for each in (given,) if isinstance(given, str | SessionToken) else given or ():

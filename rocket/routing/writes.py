@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import logging
 import random
 import time
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
 
-from rocket.consistency import Lsn, Reason, SessionToken
+from rocket.consistency import Lsn, Reason, SessionToken, merged
 from rocket.errors import OutcomeUnknown, Unavailable, describe
 from rocket.routing.answer import Answer, Role
 from rocket.routing.connection import MAYBE_OWN, answers, discard, unwrap
 from rocket.routing.epochs import check_epoch, resolve_tokens
 from rocket.routing.failures import REFUSED, UNREACHABLE, OwnError, leaves_commit_in_doubt, speaks_against_node
+from rocket.routing.floors import FORCE_FLUSH_STATEMENT
 from rocket.routing.nodes import in_epoch
 
 if TYPE_CHECKING:
@@ -25,74 +25,39 @@ if TYPE_CHECKING:
 
     from asyncpg.transaction import Transaction
 
-    from rocket.consistency import Epoch
+    from rocket.consistency import Epoch, Tokens
     from rocket.routing.connection import Connection, Work
+    from rocket.routing.epochs import Resolved
     from rocket.routing.floors import FloorStore
-    from rocket.routing.limits import Limits
     from rocket.routing.nodes import Nodes
+    from rocket.routing.pool import Limits
 
 ResultT = TypeVar("ResultT")
-SubjectT = TypeVar("SubjectT")
-
-_LSN_INSIDE_THE_TRANSACTION = "SELECT pg_current_wal_lsn()"
-"""Lies before the commit record (design fact F1)."""
-
-FORCE_FLUSH = """(
-    CASE current_setting('synchronous_commit')
-         WHEN 'off' THEN set_config('synchronous_commit', 'local', true)
-         ELSE current_setting('synchronous_commit')
-    END
-    || left(set_config('idle_in_transaction_session_timeout', '5s', true), 0)
-)"""
-"""Has the transaction's COMMIT flushed before it returns: the floor is a flush LSN (design fact F2).
-
-From here to COMMIT the subject's lock is held: should this program be halted in between, the server does not wait.
-"""
-
-FORCE_FLUSH_STATEMENT = f"SELECT {FORCE_FLUSH}"
 
 _LONGEST_BACKOFF_S = 0.1
-
-
-class FloorTaken(enum.Enum):
-    """When the floor of a write is taken, which its subject's next reads go by. Only the first way is right."""
-
-    AFTER_COMMIT = enum.auto()
-    INSIDE = enum.auto()
-    """As published, inside the transaction: there to be shown."""
-    NEVER = enum.auto()
-    """For reads that go by no floor: a write as it would be without rocket."""
-
 
 _log = logging.getLogger("rocket.router")
 
 
-class Writes(Generic[SubjectT]):
+class Writes:
     """Writes on the primary."""
 
-    def __init__(self, nodes: Nodes, floors: FloorStore[SubjectT], limits: Limits) -> None:
+    def __init__(self, nodes: Nodes, floors: FloorStore, limits: Limits) -> None:
         self._nodes = nodes
         self._floors = floors
         self._limits = limits
 
-    async def write(
-        self,
-        work: Work[ResultT],
-        subject: SubjectT,
-        tokens: Sequence[SessionToken],
-        floor_taken: FloorTaken = FloorTaken.AFTER_COMMIT,
-    ) -> Answer[ResultT]:
+    async def write(self, work: Work[ResultT], subject: str | None, tokens: Tokens) -> Answer[ResultT]:
         """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
 
-        Serialization failures and deadlocks are tried again. Raise `Unavailable` when nothing was written and
-        `OutcomeUnknown` when that cannot be told, or when another primary may have been promoted meanwhile; what
-        `work` raises rolls back and is raised as it is.
+        Serialization failures and deadlocks are tried again. Raise as `Router.write` does.
         """
+        given = merged(tokens)
         deadline = time.monotonic() + self._limits.write_s
         attempt = 0
         while True:
             try:
-                return await self._write_once(work, subject, tokens, deadline, floor_taken)
+                return await self._write_once(work, subject, given, deadline)
             except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
                 attempt += 1
                 backoff_s = random.uniform(0, min(_LONGEST_BACKOFF_S, 0.001 * 2**attempt))  # noqa: S311
@@ -101,12 +66,7 @@ class Writes(Generic[SubjectT]):
                 await asyncio.sleep(backoff_s)
 
     async def _write_once(
-        self,
-        work: Work[ResultT],
-        subject: SubjectT,
-        tokens: Sequence[SessionToken],
-        deadline: float,
-        floor_taken: FloorTaken,
+        self, work: Work[ResultT], subject: str | None, tokens: Sequence[SessionToken], deadline: float
     ) -> Answer[ResultT]:
         commit_sent = False
         try:
@@ -114,34 +74,36 @@ class Writes(Generic[SubjectT]):
                 async with asyncio.timeout(deadline - time.monotonic()):
                     connection, primary = await stack.enter_async_context(self._nodes.primary_for_write())
                     epoch = primary.epoch
-                    async with in_epoch(connection, epoch):
-                        standing = await resolve_tokens(
-                            tokens, connection, epoch, is_last=self._nodes.knows_no_later_epoch()
-                        )
-                        if any(token.node is not None for token in tokens):
-                            await self._floors.wait_for_writes(connection, subject)
+                    resolved = await self._resolve(connection, epoch, subject, tokens)
                     transaction = connection.transaction()
-                    value = await self._up_to_commit(
-                        connection, transaction, epoch, work, subject, floor_taken=floor_taken
-                    )
+                    value = await self._up_to_commit(connection, transaction, epoch, work, subject)
                 commit_sent = unwrap(connection).commits = True
                 async with asyncio.timeout(self._limits.commit_s):
                     await transaction.commit()
-                token = None
-                if floor_taken is FloorTaken.AFTER_COMMIT:
-                    token = _next_token(standing.token, epoch, await self._settle(connection, epoch, subject))
+                floor = await self._record_floor(connection, epoch, subject)
                 self._nodes.check_still_current(epoch)
-                return Answer(value, primary.name, Role.PRIMARY, Reason.WRITE, token, standing.lost)
+                token = _next_token(resolved.token, epoch, floor)
+                return Answer(value, primary.name, Role.PRIMARY, Reason.WRITE, token, resolved.lost)
         except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
             raise  # not committed, and worth another try
         except OwnError as own:
             raise own.error from own.error.__cause__
         except Exception as error:
             if commit_sent and leaves_commit_in_doubt(error):
-                raise OutcomeUnknown(f"nobody knows whether it was committed: {describe(error)}") from error
-            if speaks_against_node(error):  # a COMMIT that is answered by such an error was rolled back
+                raise OutcomeUnknown(f"it is unknown whether it was committed: {describe(error)}") from error
+            if speaks_against_node(error):  # a COMMIT that is answered by one of these was rolled back
                 raise Unavailable(f"the primary did not take the write: {describe(error)}") from error
             raise
+
+    async def _resolve(
+        self, connection: Connection, epoch: Epoch, subject: str | None, tokens: Sequence[SessionToken]
+    ) -> Resolved:
+        """Resolve the session's tokens; wait for writes that a replica may have shown it (design fact F13)."""
+        async with in_epoch(connection, epoch):
+            resolved = await resolve_tokens(tokens, connection, epoch, is_last=self._nodes.knows_no_later_epoch())
+            if any(token.node is not None for token in tokens):
+                await self._floors.wait_for_writes(connection, subject)
+            return resolved
 
     async def _up_to_commit(
         self,
@@ -149,48 +111,25 @@ class Writes(Generic[SubjectT]):
         transaction: Transaction,
         epoch: Epoch,
         work: Work[ResultT],
-        subject: SubjectT,
-        *,
-        floor_taken: FloorTaken,
+        subject: str | None,
     ) -> ResultT:
-        """Do all of a write but its COMMIT; what goes wrong is rolled back."""
+        """Do all of a write but its COMMIT; roll back if that fails."""
         await transaction.start()
         try:
             if not unwrap(connection).direct:
                 await check_epoch(connection, epoch)
-            return await self._write_inside(connection, work, subject, floor_taken)
+            value = await _run(work, connection)
+            if await self._floors.begin_write(connection, subject, Lsn.PENDING) is None:
+                await connection.execute(FORCE_FLUSH_STATEMENT)
         except UNREACHABLE:
-            raise  # there is nobody to roll it back with; the connection is thrown away
+            raise  # no server would answer a ROLLBACK; the connection is discarded
         except Exception:
             with contextlib.suppress(*REFUSED):
                 await transaction.rollback()
             raise
-
-    async def _write_inside(
-        self,
-        connection: Connection,
-        work: Work[ResultT],
-        subject: SubjectT,
-        floor_taken: FloorTaken,
-    ) -> ResultT:
-        try:
-            value = await work(connection)
-        except MAYBE_OWN as error:
-            if answers(unwrap(connection)):
-                raise OwnError(error) from error
-            raise
-        if floor_taken is FloorTaken.NEVER:
-            return value
-        if floor_taken is FloorTaken.INSIDE:
-            inside = Lsn.from_wire(await connection.fetchval(_LSN_INSIDE_THE_TRANSACTION))
-            await self._floors.begin_write(connection, subject, inside)
-            return value
-        flushed = await self._floors.begin_write(connection, subject, Lsn.PENDING)
-        if flushed is None:
-            await connection.execute(FORCE_FLUSH_STATEMENT)
         return value
 
-    async def _settle(self, connection: Connection, epoch: Epoch, subject: SubjectT) -> Lsn:
+    async def _record_floor(self, connection: Connection, epoch: Epoch, subject: str | None) -> Lsn:
         """Record the floor of a write that has been committed; failing to is slow, not wrong."""
         try:
             async with asyncio.timeout(self._limits.commit_s), in_epoch(connection, epoch):
@@ -201,8 +140,18 @@ class Writes(Generic[SubjectT]):
             return Lsn.PENDING
 
 
+async def _run(work: Work[ResultT], connection: Connection) -> ResultT:
+    """Run work; raise `OwnError` for an error of its own that would otherwise be taken for the node's."""
+    try:
+        return await work(connection)
+    except MAYBE_OWN as error:
+        if answers(unwrap(connection)):
+            raise OwnError(error) from error
+        raise
+
+
 def _next_token(token: SessionToken | None, epoch: Epoch, floor: Lsn) -> SessionToken:
-    """Return the session's token after a write: of the present epoch, whichever it brought."""
+    """Return the session's token after a write: of the current epoch, whatever it brought."""
     if token is None or token.is_beyond(floor):
         return SessionToken(epoch, floor)
     return token.after_write(floor)

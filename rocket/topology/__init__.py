@@ -1,1 +1,1 @@
-"""Which nodes a cluster has: from a file of DSNs, or from Patroni."""
+"""Where a router's nodes are: listed in a file, or by Patroni, and followed while the router is open."""

@@ -1,80 +1,95 @@
-"""Which nodes a cluster that is already there has: at the start, and whenever the file that says it changes."""
+"""A router's nodes as a file lists them: checked at the start, and followed while the router is open."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
 
 from rocket.dsn import parse_file
 from rocket.errors import InvalidSetting, describe
-from rocket.routing.admittance import AddressUnusable, connecting
+from rocket.routing.failures import AddressUnusable, connecting
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from rocket import Router
 
-_POLL_S = 1.0
-"""Between two looks at the file."""
-_LARGEST_FILE = 2**20
-_ANSWER_S = 5.0
-"""How long a node may take at the start to show that it would take us."""
+ROCKET_TABLES: Mapping[str, Sequence[str]] = {
+    "epochs": ("SELECT", "INSERT"),
+    "epoch_marker": ("TRUNCATE",),
+    "replica_statuses": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+}
+"""The tables that a router uses, and the privileges that its role needs on each."""
 
-_LACKING = """
-    SELECT coalesce(string_agg(privilege || ' on ' || name, ', '), '') AS privileges,
+Check: TypeAlias = Callable[[Mapping[str, str]], Awaitable[None]]
+"""Raises `InvalidSetting` for nodes, given as DSNs by name, that cannot be used."""
+
+_LARGEST_FILE_BYTES = 2**20
+_ANSWER_TIMEOUT_S = 5.0
+"""For a node to be connected to, and again for its answer."""
+
+_MISSING = """
+    SELECT coalesce(string_agg(privilege || ' on ' || name, ', ' ORDER BY name, privilege), '') AS privileges,
            coalesce(string_agg(DISTINCT name, ', ') FILTER (WHERE to_regclass(name) IS NULL), '') AS tables
-      FROM (VALUES ('users', 'SELECT'), ('users', 'INSERT'), ('users', 'UPDATE'), ('rides', 'SELECT'),
-                   ('rides', 'INSERT'), ('epochs', 'SELECT'), ('epochs', 'INSERT'), ('epoch_marker', 'TRUNCATE'),
-                   ('replica_statuses', 'SELECT'), ('replica_statuses', 'INSERT'),
-                   ('replica_statuses', 'UPDATE'), ('replica_statuses', 'DELETE')
-           ) AS needed (name, privilege)
+      FROM unnest($1::text[], $2::text[]) AS needed (name, privilege)
      WHERE NOT coalesce(has_table_privilege(to_regclass(name), privilege), false)
 """
 
-_log = logging.getLogger("rocket.run")
+_log = logging.getLogger("rocket.topology")
 
 
 def read_nodes(file: Path) -> dict[str, str]:
-    """Return the nodes that a file names; raise `InvalidSetting`, which never repeats an address."""
+    """Return the DSNs of a file by node name; raise `InvalidSetting`, which never quotes an address."""
     try:
         with file.open(encoding="utf-8") as opened:
-            return dict(parse_file(opened.read(_LARGEST_FILE)))
+            return dict(parse_file(opened.read(_LARGEST_FILE_BYTES)))
     except OSError as error:
         raise InvalidSetting(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeError:
+        raise InvalidSetting(f"{file}: it is not text in UTF-8") from None
     except ValueError as error:
-        words = "it is no text" if isinstance(error, UnicodeError) else str(error)
-        raise InvalidSetting(f"{file}: {words}") from None
+        raise InvalidSetting(f"{file}: {error}") from None
 
 
 # --- at the start ---
 
 
-async def check_usable(nodes: Mapping[str, str]) -> None:
-    """Raise `InvalidSetting` for nodes that will never do: what is merely down may come up.
+async def check_usable(
+    nodes: Mapping[str, str],
+    *,
+    tables: Mapping[str, Sequence[str]] = ROCKET_TABLES,
+    command: str = "python -m rocket schema",
+) -> None:
+    """Raise `InvalidSetting` for a node that cannot be used until its settings change, or if all are down.
 
-    That is, for an address that asyncpg does not understand, a node that does not let us in, tables or rights that
-    are missing, and where no node can be reached at all.
+    That is: asyncpg does not understand an address, a node rejects the role, or a table or privilege is missing. A
+    node that is down may come up later. `tables` names the privileges needed on each table, `command` what prints
+    the SQL that makes them.
     """
-    found = await asyncio.gather(*(_trouble_with(name, dsn) for name, dsn in nodes.items()))
-    lasting = [trouble for trouble, lasts in found if lasts]
+    found = await asyncio.gather(*(_problem_of(name, dsn, tables, command) for name, dsn in nodes.items()))
+    lasting = [problem for problem, lasts in found if lasts]
     if lasting:
         raise InvalidSetting(lasting[0])
-    if all(trouble for trouble, _ in found):
+    if all(problem for problem, _ in found):
         raise InvalidSetting(f"no node can be reached: {found[0][0]}")
 
 
-async def _trouble_with(name: str, dsn: str) -> tuple[str, bool]:
-    """Return what is wrong with a node, and whether it will be as long as nobody changes something."""
+async def _problem_of(name: str, dsn: str, tables: Mapping[str, Sequence[str]], command: str) -> tuple[str, bool]:
+    """Return what is wrong with a node ("" if nothing is), and whether only a change of settings can end it."""
+    needed = [(table, privilege) for table, privileges in tables.items() for privilege in privileges]
     try:
         with connecting():
-            connection = await asyncpg.connect(dsn, timeout=_ANSWER_S, statement_cache_size=0)
+            connection = await asyncpg.connect(dsn, timeout=_ANSWER_TIMEOUT_S, statement_cache_size=0)
         try:
-            row = await connection.fetchrow(_LACKING, timeout=_ANSWER_S)
+            row = await connection.fetchrow(
+                _MISSING, [table for table, _ in needed], [privilege for _, privilege in needed],
+                timeout=_ANSWER_TIMEOUT_S,
+            )  # fmt: skip
         finally:
             connection.terminate()
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
@@ -85,61 +100,61 @@ async def _trouble_with(name: str, dsn: str) -> tuple[str, bool]:
         return f"{name}: {describe(error)}", True
     assert row is not None  # noqa: S101 - an aggregate
     if row["tables"]:
-        return (
-            f"{name} has no table {row['tables']}: run `python -m rocket schema --demo` for what makes them",
-            True,
-        )
+        return f"{name} has no table {row['tables']}: `{command}` prints the SQL that makes them", True
     if row["privileges"]:
-        return (
-            f"{name}: the role lacks {row['privileges']} (see `python -m rocket schema --demo --role NAME`)",
-            True,
-        )
+        return f"{name}: the role lacks {row['privileges']} (`{command} --role NAME` prints the grants)", True
     return "", False
 
 
-# --- while it runs ---
+# --- while the router is open ---
 
 
 async def follow(
-    file: Path, nodes: Mapping[str, str], router: Router[str], at_once: asyncio.Event | None = None
+    file: Path,
+    nodes: Mapping[str, str],
+    router: Router,
+    reread: asyncio.Event | None = None,
+    *,
+    check: Check = check_usable,
+    poll_s: float = 1.0,
 ) -> None:
-    """Have the router go along with what a file says, for ever; `nodes` is what it knows.
+    """Have a router follow a file, until cancelled; `nodes` is what the router was opened with.
 
-    It is looked at every second, and when `at_once` is set, which is then taken back.
-    A file that cannot be used changes nothing, and neither does one without the node that is the primary.
+    The file is read every `poll_s` seconds, and at once when `reread` is set, which is then cleared. New nodes are
+    checked before they are added. A file that is unusable, or lacks the primary, is logged and changes nothing.
     """
-    present = dict(nodes)
+    current = dict(nodes)
     complaint = ""
-    at_once = at_once or asyncio.Event()
+    reread = reread or asyncio.Event()
     while True:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_POLL_S):
-                await at_once.wait()
-        at_once.clear()
+            async with asyncio.timeout(poll_s):
+                await reread.wait()
+        reread.clear()
         try:
             wanted = await asyncio.to_thread(read_nodes, file)
-            if wanted != present:
-                await _change(present, wanted, router)
+            if wanted != current:
+                await _change(router, current, wanted, check)
         except InvalidSetting as error:
-            if complaint != str(error):
+            if complaint != str(error):  # once, not at every poll
                 complaint = str(error)
                 _log.error("the nodes stay as they are: %s", complaint)
             continue
-        present, complaint = wanted, ""
+        current, complaint = wanted, ""
 
 
-async def _change(present: Mapping[str, str], wanted: Mapping[str, str], router: Router[str]) -> None:
-    """Take in what is new, then let go of what is gone; raise `InvalidSetting` if that will not do."""
-    added = {name: dsn for name, dsn in wanted.items() if present.get(name) != dsn}
-    gone = [name for name in present if name not in wanted]
-    if router.board.primary is not None and router.board.primary.name in gone:
+async def _change(router: Router, current: Mapping[str, str], wanted: Mapping[str, str], check: Check) -> None:
+    """Add the nodes that are new, and remove those that are gone; raise `InvalidSetting` before any change."""
+    added = {name: dsn for name, dsn in wanted.items() if current.get(name) != dsn}
+    removed = [name for name in current if name not in wanted]
+    if router.board.primary is not None and router.board.primary.name in removed:
         raise InvalidSetting(f"{router.board.primary.name} is the primary, and has to be among them")
     if added:
-        await check_usable(added)
-    changes = [*(f"+{name}" for name in added), *(f"-{name}" for name in gone)]
+        await check(added)
+    changes = [*(f"+{name}" for name in added), *(f"-{name}" for name in removed)]
     _log.info("the nodes change: %s", ", ".join(changes))
     async with asyncio.TaskGroup() as group:
         for name, dsn in added.items():
             group.create_task(router.add(name, dsn), name=f"add {name}")
-        for name in gone:
+        for name in removed:
             group.create_task(router.remove(name), name=f"remove {name}")

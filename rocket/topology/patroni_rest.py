@@ -1,55 +1,85 @@
-"""Asks Patroni's REST API for its members: all that are known, and the first to answer is heard."""
+"""A client of Patroni's REST API: all members that are known are asked, and the first answer counts."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import ssl
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 
-from rocket.errors import RocketError, describe
-from rocket.topology.patroni_addresses import base_url, without_secrets
-from rocket.topology.patroni_members import parse_cluster
-from rocket.topology.patroni_tls import Tls
+from rocket.errors import InvalidSetting, describe
+from rocket.topology.patroni import NotPatroni, PatroniUnavailable, base_url, parse_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
-    from rocket.topology.patroni_members import Listing
+    from rocket.topology.patroni import Listing
 
-_ANSWER_S = 1.0
-"""In all. A member that is slower is as good as none: it may be frozen, or have no way to the store behind it."""
 _HEAD_START_S = 0.1
-"""Of who answered last: where that is enough, nobody else is troubled, and no question broken off."""
-_ORDER_S = 30.0
+"""For the member that answered last: usually it answers in time, and no other one needs to be asked."""
+_REQUEST_TIMEOUT_S = 30.0
 """A switchover is answered when it is over."""
-_LARGEST = 2**20
-"""Bytes: thousands of members."""
+_LARGEST_BYTES = 2**20
+"""Enough for thousands of members."""
 _OK, _REFUSED, _BROKEN = 200, 400, 500
-_AS_IT_IS = {"Accept-Encoding": "identity"}
-"""What is compressed may be of any length."""
 
 
-class PatroniSilent(RocketError):
-    """No member of Patroni's answered."""
+class Tls(NamedTuple):
+    """The files by which the REST API is asked over TLS."""
+
+    ca: str | Path | None = None
+    """The certificates of the authority that signed the API's; None: those that the machine trusts."""
+    certificate: str | Path | None = None
+    """The client's certificate, in one file with its key; None: the API asks for none."""
+
+    def context(self) -> ssl.SSLContext | bool:
+        """Return what aiohttp takes as `ssl`; raise `InvalidSetting` for files that cannot be used."""
+        if self == Tls():
+            return True
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+        except OSError as error:  # of which SSLError is a subclass
+            raise InvalidSetting(f"cannot use {self.ca} as Patroni's CA: {_describe_unusable(error)}") from None
+        if self.certificate is not None:
+            try:
+                # With a password given, OpenSSL does not ask the terminal for one: the wrong one is an error.
+                context.load_cert_chain(self.certificate, password="")
+            except OSError as error:
+                raise InvalidSetting(
+                    f"cannot use {self.certificate} as client certificate for Patroni: {_describe_unusable(error)}"
+                ) from None
+        return context
 
 
-class NotPatroni(PatroniSilent):
-    """Something answers at each address, and nothing as Patroni would."""
+def _describe_unusable(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return "it has to be PEM, with an unencrypted key where one belongs to it"
+    return error.strerror or str(error)
 
 
 class RestClient:
-    """Asks the addresses that it was given, and those that the members have named since."""
+    """Asks the REST APIs at the given addresses, and those that the members have named since.
 
-    def __init__(self, urls: Iterable[str], tls: Tls | None = None) -> None:
-        """Raise `InvalidSetting` for certificates that cannot be used."""
-        self._given = tuple(urls)
+    A member that does not answer within `answer_timeout_s` counts as down: it may be frozen, or cut off from its
+    store. Raise `ValueError` for addresses that cannot be used, and `InvalidSetting` for certificates.
+    """
+
+    def __init__(self, urls: Iterable[str], tls: Tls | None = None, *, answer_timeout_s: float = 1.0) -> None:
+        self._given = tuple(base_url(url) for url in urls)
+        if not all(self._given):
+            raise ValueError("urls must be addresses of REST APIs, like http://10.0.0.1:8008")
+        self._answer_timeout_s = answer_timeout_s
         self._named: tuple[str, ...] = ()
+        """The addresses that the members have named, first the one that answered last."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=(tls or Tls()).context()),
-            timeout=aiohttp.ClientTimeout(total=_ANSWER_S),
+            timeout=aiohttp.ClientTimeout(total=answer_timeout_s),
+            headers={"Accept-Encoding": "identity"},  # a compressed answer may unpack to any length
             auto_decompress=False,
         )
 
@@ -64,25 +94,39 @@ class RestClient:
         await self._session.close()
 
     async def listing(self) -> Listing:
-        """Return what the first to answer says; raise `PatroniSilent` if none answers in time.
+        """Return the first answer; raise `PatroniUnavailable` if none comes in time.
 
-        Who answered last is asked first, and all others at once as soon as that fails or takes long.
+        The member that answered last is asked first, and all others at once as soon as it fails or takes long.
         """
         return (await self._answers(enough=1))[0]
 
-    async def newest(self) -> tuple[Listing, ...]:
-        """Ask everybody; return what those say who know of the newest timeline. Raise `PatroniSilent`.
+    async def newest_listings(self) -> tuple[Listing, ...]:
+        """Ask every member; return the answers that know the newest timeline. Raise `PatroniUnavailable`.
 
-        A member that is cut off from its store says for a while what was there before.
+        A member that is cut off from its store repeats for a while what it knew before.
         """
         listings = await self._answers(enough=None)
         newest = max(listing.timeline for listing in listings)
         return tuple(listing for listing in listings if listing.timeline == newest)
 
+    async def request(self, url: str, action: str, login: tuple[str, str], **body: object) -> None:
+        """Post an action (`switchover`, say) to one member; raise `PatroniUnavailable` if it fails."""
+        headers = {"Authorization": "Basic " + base64.b64encode(":".join(login).encode()).decode()}
+        timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S)
+        try:
+            async with self._session.post(
+                f"{url}/{action}", json=body, headers=headers, timeout=timeout
+            ) as answer:
+                if answer.status >= _REFUSED:
+                    raise PatroniUnavailable(f"Patroni refuses {action}: {await answer.text()}")
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise PatroniUnavailable(f"Patroni did not answer to {action}: {describe(error)}") from None
+
     async def _answers(self, enough: int | None) -> list[Listing]:
-        """Return so many answers, or all that there are, in time: one at least, or raise `PatroniSilent`."""
+        """Return at least one answer: the first `enough`, or all that come in time; raise `PatroniUnavailable`."""
         urls = list(dict.fromkeys((*self._named, *self._given)))
-        failures: dict[str, Exception] = {url: TimeoutError(f"no answer within {_ANSWER_S:g} s") for url in urls}
+        no_answer = f"no answer within {self._answer_timeout_s:g} s"
+        failures: dict[str, Exception] = {url: TimeoutError(no_answer) for url in urls}
         answers: dict[str, Listing] = {}
 
         async def attempt(url: str) -> None:
@@ -93,11 +137,11 @@ class RestClient:
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 failures[url] = error
 
-        deadline = time.monotonic() + _ANSWER_S
+        deadline = time.monotonic() + self._answer_timeout_s
         async with asyncio.TaskGroup() as group:
 
             def ask(some: list[str]) -> set[asyncio.Task[None]]:
-                return {group.create_task(attempt(url), name=f"ask {without_secrets(url)}") for url in some}
+                return {group.create_task(attempt(url), name=f"ask {_without_login(url)}") for url in some}
 
             pending = ask(urls[:1])
             if enough is not None:
@@ -109,24 +153,13 @@ class RestClient:
             for task in pending:
                 task.cancel()
         if not answers:
-            words = "; ".join(f"{without_secrets(url)}: {describe(failure)}" for url, failure in failures.items())
-            strangers = all(isinstance(failure, ValueError) for failure in failures.values())
-            raise (NotPatroni if strangers else PatroniSilent)(f"Patroni does not answer ({words})")
+            reasons = "; ".join(f"{_without_login(url)}: {describe(failure)}" for url, failure in failures.items())
+            never = all(isinstance(failure, ValueError) for failure in failures.values())
+            raise (NotPatroni if never else PatroniUnavailable)(f"Patroni does not answer ({reasons})")
         best = max(answers, key=lambda url: answers[url].timeline)
         named = (base_url(member.api_url) for member in answers[best].members)
         self._named = tuple(dict.fromkeys((best, *(one for one in named if one))))
         return list(answers.values())
-
-    async def order(self, url: str, what: str, login: tuple[str, str], **body: object) -> None:
-        """Have the member at `url` do something; raise `PatroniSilent` if it refuses, or does not answer."""
-        headers = {"Authorization": "Basic " + base64.b64encode(":".join(login).encode()).decode()}
-        patience = aiohttp.ClientTimeout(total=_ORDER_S)
-        try:
-            async with self._session.post(f"{url}/{what}", json=body, headers=headers, timeout=patience) as answer:
-                if answer.status >= _REFUSED:
-                    raise PatroniSilent(f"Patroni refuses {what}: {await answer.text()}")
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise PatroniSilent(f"Patroni did not answer to {what}: {describe(error)}") from None
 
     async def _ask(self, url: str) -> Listing:
         async with self._session.get(f"{url}/cluster") as answer:
@@ -137,6 +170,11 @@ class RestClient:
             body = bytearray()
             async for piece in answer.content.iter_any():
                 body += piece
-                if len(body) > _LARGEST:
+                if len(body) > _LARGEST_BYTES:
                     raise ValueError("its answer is too long")
             return parse_cluster(bytes(body))
+
+
+def _without_login(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

@@ -27,9 +27,9 @@ SESSION = web.RequestKey("rocket", Session)
 
 def setup(
     app: web.Application,
-    router: Callable[[], Router[SubjectT]],
+    router: Callable[[], Router],
     *,
-    subject: Callable[[web.Request], SubjectT | None] | None = None,
+    subject: Callable[[web.Request], str | None] | None = None,
     carrier: Carrier | None = None,
     only: Callable[[web.Request], bool] | None = None,
     route_headers: bool = False,

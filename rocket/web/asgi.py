@@ -48,9 +48,9 @@ class RocketMiddleware:
         self,
         app: App,
         # Not generic in the subject: `add_middleware` would infer `Never`.
-        router: Callable[[], Router[Any]],
+        router: Callable[[], Router],
         *,
-        subject: Callable[[Scope], object] | None = None,
+        subject: Callable[[Scope], str | None] | None = None,
         carrier: Carrier | None = None,
         route_headers: bool = False,
     ) -> None:
@@ -66,7 +66,7 @@ class RocketMiddleware:
             await self._app(scope, receive, send)
             return
         begun = False
-        session: Session[Any] | None = None
+        session: Session | None = None
 
         async def send_on(message: Message) -> None:
             nonlocal begun
@@ -85,14 +85,14 @@ class RocketMiddleware:
                 raise
             await _answer(problem_of(error, _request_line(scope)), scope, send_on)
 
-    def _session(self, scope: Scope) -> Session[Any]:
+    def _session(self, scope: Scope) -> Session:
         return self._router().session(
             None if self._subject is None else self._subject(scope),
             self._carrier.bring(functools.partial(_values, scope["headers"])),
             lenient=self._carrier.lenient,
         )
 
-    def _with_session(self, session: Session[Any], scope: Scope, message: Message) -> list[tuple[bytes, bytes]]:
+    def _with_session(self, session: Session, scope: Scope, message: Message) -> list[tuple[bytes, bytes]]:
         headers = list(message.get("headers", ()))
         values = functools.partial(_values, scope["headers"])
         secure = scope.get("scheme") in {"https", "wss"}

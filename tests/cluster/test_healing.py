@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rocket.cluster.cluster import ClusterSettings, local_cluster
+from rocket.cluster.directories import remove_with_shared_memory
 from rocket.cluster.errors import ServerKeepsDying
-from rocket.cluster.process import server_processes
-from rocket.cluster.removal import remove_for_good
-from rocket.cluster.supervisor import supervise
+from rocket.cluster.node import Fault
+from rocket.cluster.promotion import promote
+from rocket.cluster.rejoin import bring_up
+from rocket.cluster.supervisor import local_cluster, supervise
 from rocket.lab.shutdown import background
 from rocket.lab.torture.proxy import Mode, Proxy, socket_path
-from tests.cluster.test_promotion import SCHEMA, all_have, fetch, keep, settled, supervised
+from tests.support.clusters import all_have, fetch, keep, processes_of, settings, settled, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ _MIB = 1024 * 1024
 
 
 def has_received(node: Node, segment: str, offset: int) -> bool:
-    """Tell whether a node has got a segment of WAL up to a page."""
+    """Return whether a node has received a segment of WAL up to a page."""
     try:
         with (node.data_dir / "pg_wal" / segment).open("rb") as file:
             file.seek(offset)
@@ -42,7 +43,7 @@ def has_received(node: Node, segment: str, offset: int) -> bool:
 
 @pytest.mark.parametrize("delay_ms", [0, 4000])
 async def test_replica_killed_with_half_of_a_new_timelines_file(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, delay_ms: int
+    caplog: pytest.LogCaptureFixture, delay_ms: int
 ) -> None:
     """It gets the new timeline's file of the segment from its beginning, and dies before it is at the fork.
 
@@ -50,15 +51,14 @@ async def test_replica_killed_with_half_of_a_new_timelines_file(
     back to the older timeline's. With a delay it has been up for a while before it dies of that.
     """
     caplog.set_level("INFO", "rocket.cluster")
-    monkeypatch.setattr("rocket.cluster.datadir.SEGMENT_MIB", 16)  # so that it takes a while to get one
-    async with supervised() as cluster:
+    async with supervised(wal_segment_mib=16) as cluster:  # so that it takes a while to receive one
         node = cluster.node("replica1")
         link = Proxy(
             socket_path(cluster.socket_dir, 1), lambda: socket_path(cluster.socket_dir, cluster.primary.port)
         )
         async with link.listening():
-            cluster.detours["replica1"] = 1
-            await cluster.promote("replica0")
+            cluster.upstream_overrides["replica1"] = 1
+            await promote(cluster, "replica0")
             await settled(cluster)
             # It goes on from the beginning of a segment, and the fork is far behind that.
             await fetch(cluster.primary, "SELECT pg_switch_wal()")
@@ -71,29 +71,29 @@ async def test_replica_killed_with_half_of_a_new_timelines_file(
             await cluster.wait_for_catchup()
             segment = await fetch(cluster.primary, "SELECT pg_walfile_name(pg_current_wal_lsn())")
             segment = segment.replace("00000002", "00000003", 1)
-            await cluster.promote("primary")
+            await promote(cluster, "primary")
             async with asyncio.timeout(10):
                 while not has_received(node, segment, _MIB):
                     await asyncio.sleep(0)
             link.turn(Mode.SILENT_PRIMARY)
             assert not has_received(node, segment, 11 * _MIB)
-            node.apply_delay_ms = delay_ms
+            node.impose(Fault.DELAYED, delay_ms)
             node.kill()
             link.turn(Mode.PASS)
             async with asyncio.timeout(20):
                 while not node.suspect:
                     await asyncio.sleep(0.01)
-            node.apply_delay_ms = 0
+            node.lift(Fault.DELAYED)
             await keep(cluster.primary, "on timeline 3")
             await all_have(cluster, {"on timeline 2", "on timeline 3"})
     assert "previous recovered WAL file came from timeline 3" in caplog.text
     assert 1 == caplog.text.count("replica1 died (by signal 9, SIGKILL): starting it again")
     assert 1 == caplog.text.count("starting it again")  # its first complaint is heard, however soon it dies
-    assert "cloned anew" not in caplog.text  # what it has is good, but for that one file
+    assert "cloned anew" not in caplog.text  # what it has is good, except for one file
 
 
 def _no_directory(node: Node) -> None:
-    remove_for_good(node.data_dir)
+    remove_with_shared_memory(node.data_dir)
 
 
 def _no_control_file(node: Node) -> None:
@@ -137,7 +137,7 @@ def damaged(cluster: LocalCluster, node: Node, damage: Callable[[Node], None]) -
 
 
 async def dies(node: Node) -> None:
-    """Let a server die once it is up, as nobody asked."""
+    """Let a server die once it is up, by a signal from outside."""
     async with asyncio.timeout(20):
         await node.up.wait()
     pid = node.pid
@@ -162,7 +162,7 @@ async def test_replica_with_a_damaged_directory_comes_back(damage: Callable[[Nod
         await all_have(cluster, {"before", "meanwhile"})
 
 
-async def test_replica_is_made_anew_after_two_failed_starts(caplog: pytest.LogCaptureFixture) -> None:
+async def test_replica_is_cloned_anew_after_two_failed_starts(caplog: pytest.LogCaptureFixture) -> None:
     """No earlier, no later, and it says so."""
     caplog.set_level("INFO", "rocket.cluster")
     async with supervised() as cluster:
@@ -173,16 +173,16 @@ async def test_replica_is_made_anew_after_two_failed_starts(caplog: pytest.LogCa
                 await asyncio.sleep(0.01)
         await all_have(cluster, set())
     assert 2 == caplog.text.count("replica0 died while starting")
-    assert "replica0 died again (while starting): it is made anew from primary" in caplog.text
+    assert "replica0 died again (while starting): it is cloned anew from primary" in caplog.text
     assert 1 == caplog.text.count("replica0 is cloned anew from primary")
 
 
-async def test_replica_that_dies_again_and_again_is_made_anew_and_then_given_up(
+async def test_replica_that_dies_again_and_again_is_cloned_anew_and_then_given_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """At the third death within a minute, and at the fifth."""
     caplog.set_level("INFO", "rocket.cluster")
-    async with local_cluster(ClusterSettings(replicas=2, port=0, schema=SCHEMA)) as cluster:
+    async with local_cluster(settings(replicas=2)) as cluster:
         supervision = asyncio.create_task(supervise(cluster), name="supervisor")
         try:
             node = cluster.node("replica0")
@@ -191,7 +191,7 @@ async def test_replica_that_dies_again_and_again_is_made_anew_and_then_given_up(
             assert "anew" not in caplog.text
             await dies(node)
             await all_have(cluster, set())
-            assert "replica0 died again (by signal 9, SIGKILL): it is made anew from primary" in caplog.text
+            assert "replica0 died again (by signal 9, SIGKILL): it is cloned anew from primary" in caplog.text
             for _ in range(2):
                 await dies(node)
             with pytest.raises(ServerKeepsDying, match="replica0 keeps dying"):
@@ -203,9 +203,9 @@ async def test_replica_that_dies_again_and_again_is_made_anew_and_then_given_up(
 
 
 async def test_replica_is_given_up_when_not_even_a_fresh_copy_starts(caplog: pytest.LogCaptureFixture) -> None:
-    """Somebody has taken its port: no directory helps against that."""
+    """Another program has taken its port: no directory helps against that."""
     caplog.set_level("INFO", "rocket.cluster")
-    async with local_cluster(ClusterSettings(replicas=1, port=0)) as cluster:
+    async with local_cluster(settings()) as cluster:
         node = cluster.node("replica0")
         async with background(supervise(cluster), "supervisor"):
             await cluster.wait_for_catchup()
@@ -223,15 +223,15 @@ async def test_replica_is_given_up_when_not_even_a_fresh_copy_starts(caplog: pyt
     assert 5 == caplog.text.count("replica0 is cloned anew from primary")
 
 
-async def test_primary_is_never_made_anew(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody has more than it has: five failed starts end the program, which says where to look."""
-    async with local_cluster(ClusterSettings(replicas=1, port=0)) as cluster:
+async def test_primary_is_never_cloned_anew(caplog: pytest.LogCaptureFixture) -> None:
+    """No other node has more than it has: five failed starts end the program, which names the log."""
+    async with local_cluster(settings()) as cluster:
         damaged(cluster, cluster.primary, _garbage_in_control_file)
         async with asyncio.timeout(60):
             with pytest.raises(ServerKeepsDying, match=r"primary keeps dying \(while starting\): see .*server"):
                 await supervise(cluster)
         assert not cluster.primary.suspect
-    assert [] == [p.pid for node in cluster.nodes.values() for p in server_processes(node.data_dir)]
+    assert [] == processes_of(cluster)
     assert 5 == caplog.text.count("primary died while starting")
     assert "anew" not in caplog.text
 
@@ -243,15 +243,15 @@ async def test_damaged_replica_waits_for_a_primary_that_is_away(caplog: pytest.L
         await primary.stop()
         damaged(cluster, node, _garbage_in_control_file)
         async with asyncio.timeout(30):
-            while caplog.text.count("replica0 cannot be mended now") < 6:
+            while caplog.text.count("replica0 cannot rejoin now") < 6:
                 await asyncio.sleep(0.05)
-        await cluster.bring_up(primary)
+        await bring_up(cluster, primary)
         await all_have(cluster, set())
     assert "keeps dying" not in caplog.text
 
 
 @pytest.mark.parametrize("damage", [_garbage_in_control_file, _no_version])
-async def test_replica_of_a_kept_directory_is_made_anew_as_the_cluster_starts(
+async def test_replica_of_a_kept_directory_is_cloned_anew_as_the_cluster_starts(
     kept_dir: Path, damage: Callable[[Node], None]
 ) -> None:
     """It was damaged while nothing ran, and no promotion had ever made it suspect."""

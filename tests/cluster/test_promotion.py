@@ -1,16 +1,16 @@
-"""A replica becomes the primary, whatever the others are doing, and everybody follows it."""
+"""A replica becomes the primary, whatever the others are doing, and every node follows it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from typing import TYPE_CHECKING, Any
+import os
+import signal
+from typing import TYPE_CHECKING
 
 import pytest
 
-from rocket.cluster import control, directories, faults, promotion
-from rocket.cluster.cluster import ClusterSettings, LocalCluster, local_cluster
+from rocket.cluster import control, faults
 from rocket.cluster.errors import (
     NodeFrozen,
     NodeNotRunning,
@@ -18,76 +18,23 @@ from rocket.cluster.errors import (
     NotAReplica,
     PrimaryLeftOut,
     PromotionFailed,
+    Refused,
 )
-from rocket.cluster.process import server_processes
-from rocket.cluster.supervisor import supervise
+from rocket.cluster.promotion import promote
+from rocket.cluster.rejoin import bring_up
 from rocket.cluster.timelines import Lineage, forks
-from rocket.lab.shutdown import background
+from tests.support.clusters import all_have, fetch, keep, received, rows, settled, supervised
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from rocket.cluster.cluster import LocalCluster
     from rocket.cluster.node import Node
-
-SCHEMA = "CREATE TABLE IF NOT EXISTS kept (what text)"
-
-
-@contextlib.asynccontextmanager
-async def supervised(data_dir: Path | None = None, replicas: int = 2) -> AsyncIterator[LocalCluster]:
-    """Run a small cluster that is kept alive."""
-    settings = ClusterSettings(replicas=replicas, port=0, schema=SCHEMA, data_dir=data_dir)
-    async with local_cluster(settings) as cluster, background(supervise(cluster), "supervisor"):
-        yield cluster
-    assert [] == [p.pid for node in cluster.nodes.values() for p in server_processes(node.data_dir)]
-
-
-async def fetch(node: Node, statement: str) -> Any:
-    """Return one value from a node."""
-    connection = await node.connect()
-    try:
-        return await connection.fetchval(statement)
-    finally:
-        connection.terminate()
-
-
-async def keep(node: Node, what: str) -> None:
-    """Write a row."""
-    await fetch(node, f"INSERT INTO kept VALUES ('{what}')")  # noqa: S608
-
-
-async def rows(node: Node) -> set[str]:
-    """Return the rows that a node has."""
-    return set(await fetch(node, "SELECT coalesce(array_agg(what), '{}') FROM kept"))
-
-
-async def settled(cluster: LocalCluster) -> None:
-    """Wait until everybody is up and follows the primary."""
-    async with asyncio.timeout(20):
-        while not all(node.up.is_set() and not node.suspect for node in cluster.nodes.values()):
-            await asyncio.sleep(0.01)
-        await cluster.wait_for_catchup()
-    leading = [node.name for node in cluster.nodes.values() if not node.is_replica]
-    assert [cluster.primary.name] == leading
-
-
-async def all_have(cluster: LocalCluster, expected: set[str]) -> None:
-    """Check that every node has just these rows, and that each replica gets one more."""
-    await settled(cluster)
-    assert {node.name: expected for node in cluster.nodes.values()} == {
-        node.name: await rows(node) for node in cluster.nodes.values()
-    }
-    last = f"last {time.monotonic_ns()}"
-    await keep(cluster.primary, last)
-    await cluster.wait_for_catchup()
-    for node in cluster.replicas:
-        assert last in await rows(node)
-    await fetch(cluster.primary, f"DELETE FROM kept WHERE what = '{last}'")  # noqa: S608
 
 
 async def cut_off(cluster: LocalCluster, node: Node) -> None:
-    """Let a replica receive nothing: its detour leads to a port where nobody is."""
-    cluster.detours[node.name] = directories.free_port()
+    """Let a replica receive nothing: it follows a port where no server listens."""
+    cluster.upstream_overrides[node.name] = 1  # there is no such socket
     node.reconfigure(cluster.upstream_port(node))
     async with asyncio.timeout(10):
         while await fetch(node, "SELECT count(*) FROM pg_stat_wal_receiver"):
@@ -99,16 +46,16 @@ async def test_promotion_loses_nothing_and_all_follow() -> None:
     async with supervised() as cluster:
         await faults.pause(cluster.node("replica1"))
         await keep(cluster.primary, "one")
-        said = await cluster.promote("replica1")
+        said = await promote(cluster, "replica1")
         assert "is the primary now (timeline 2); primary follows it" == said
         assert cluster.node("replica1") is cluster.primary
         await keep(cluster.primary, "two")
         await all_have(cluster, {"one", "two"})
         processes = {node.name: node.process for node in cluster.nodes.values()}
-        await cluster.promote("primary")
+        await promote(cluster, "primary")
         assert (cluster.node("primary"), 3) == (cluster.primary, cluster.timeline)
         await all_have(cluster, {"one", "two"})
-        # Nobody was restarted but the one that had to be.
+        # No node was restarted but the one that had to be.
         assert ["replica1"] == [
             name for name, node in cluster.nodes.items() if node.process is not processes[name]
         ]
@@ -117,7 +64,7 @@ async def test_promotion_loses_nothing_and_all_follow() -> None:
 async def test_the_old_primary_is_not_called_what_it_is_no_longer() -> None:
     """It keeps its name."""
     async with supervised() as cluster, control.listening(cluster, lambda: None):
-        await cluster.promote("replica0")
+        await promote(cluster, "replica0")
         await settled(cluster)
         assert "primary (now a replica) does not replay until it is resumed" == await control.ask(
             cluster.run_dir, "pause", node="primary"
@@ -129,14 +76,14 @@ async def test_the_old_primary_is_not_called_what_it_is_no_longer() -> None:
 
 async def timeline(cluster: LocalCluster, name: str) -> object:
     """Return the timeline of a node, as the status has it."""
-    return next(said["timeline"] for said in await faults.describe_nodes(cluster) if said["name"] == name)
+    return next(said["timeline"] for said in await cluster.describe_nodes() if said["name"] == name)
 
 
 async def test_a_replica_that_is_cut_is_on_the_timeline_that_it_last_streamed() -> None:
     """Its control file still names the one before; another life of it may have come back anywhere."""
     async with supervised() as cluster:
         replica = cluster.node("replica1")
-        await cluster.promote("replica0")
+        await promote(cluster, "replica0")
         await settled(cluster)
         assert 2 == await timeline(cluster, "replica1")
         await faults.cut(replica, cluster.upstream_port(replica))
@@ -144,7 +91,7 @@ async def test_a_replica_that_is_cut_is_on_the_timeline_that_it_last_streamed() 
         await replica.stop()
         await replica.start(cluster.upstream_port(replica))
         assert await timeline(cluster, "replica1") is None
-        await faults.mend(replica, cluster.upstream_port(replica))
+        await faults.reconnect(replica, cluster.upstream_port(replica))
         async with asyncio.timeout(10):
             while await timeline(cluster, "replica1") is None:
                 await asyncio.sleep(0.01)
@@ -158,12 +105,10 @@ async def test_promotion_with_a_frozen_primary_and_a_delayed_replica() -> None:
         await faults.delay(new, 3_600_000, cluster.upstream_port(new))
         await keep(old, "late")
         flushed = await fetch(old, "SELECT pg_current_wal_flush_lsn()::text")
-        async with asyncio.timeout(5):
-            while not await fetch(new, f"SELECT pg_last_wal_receive_lsn() >= '{flushed}'::pg_lsn"):
-                await asyncio.sleep(0.01)
+        await received(new, flushed)
         assert set() == await rows(new)
         old.freeze()
-        await cluster.promote("replica0")
+        await promote(cluster, "replica0")
         await faults.delay(cluster.node("replica1"), 0, cluster.upstream_port(cluster.node("replica1")))
         await all_have(cluster, {"late"})
 
@@ -180,7 +125,7 @@ async def test_tail_that_only_others_had_is_gone_everywhere() -> None:
             while "lost" not in await rows(ahead):
                 await asyncio.sleep(0.01)
         old.kill()
-        await cluster.promote("replica0")
+        await promote(cluster, "replica0")
         await keep(new, "after")
         await all_have(cluster, {"before", "after"})
 
@@ -195,20 +140,18 @@ async def test_tail_that_was_received_and_not_replayed_is_gone(caplog: pytest.Lo
         await keep(old, "lost")
         flushed = await fetch(old, "SELECT pg_current_wal_flush_lsn()::text")
         for node in (pausing, frozen):
-            async with asyncio.timeout(5):
-                while not await fetch(node, f"SELECT pg_last_wal_receive_lsn() >= '{flushed}'::pg_lsn"):
-                    await asyncio.sleep(0.01)
+            await received(node, flushed)
         frozen.freeze()
         old.kill()
-        await cluster.promote("replica0")
-        assert "frozen" == faults.state(frozen)
+        await promote(cluster, "replica0")
+        assert "frozen" == frozen.describe_state()
         frozen.thaw()
         await all_have(cluster, set())
     assert "replica1 fits the history of replica0 again" in caplog.text
     assert "(trimming)" in caplog.text
 
 
-async def test_promotion_by_somebody_else_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+async def test_promotion_by_another_program_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
     """The old primary goes down for it, and what it took meanwhile is turned back."""
     async with supervised() as cluster:
         old, new = cluster.node("primary"), cluster.node("replica1")
@@ -225,10 +168,10 @@ async def test_promotion_by_somebody_else_is_noticed(caplog: pytest.LogCaptureFi
 
 
 async def test_kept_directory_remembers_its_primary(kept_dir: Path) -> None:
-    """Also one that a program left in the middle of a promotion, where two nodes follow nobody."""
+    """Also one that a program left in the middle of a promotion, where two nodes follow no other."""
     data_dir = kept_dir / "data"
     async with supervised(data_dir) as cluster:
-        await cluster.promote("replica1")
+        await promote(cluster, "replica1")
         await keep(cluster.primary, "on timeline 2")
         await settled(cluster)
         old = cluster.node("primary")
@@ -237,8 +180,8 @@ async def test_kept_directory_remembers_its_primary(kept_dir: Path) -> None:
         await all_have(cluster, {"on timeline 2"})
         await cluster.node("replica0").stop()
         # The program dies as soon as the next one is promoted: the old primary has not become a replica yet.
-        await cluster.promote("primary")
-        cluster.node("replica1").wanted = False
+        await promote(cluster, "primary")
+        await cluster.node("replica1").stop()
         await keep(cluster.primary, "on timeline 3")
     signals = [node.data_dir / "standby.signal" for node in (old, cluster.node("replica1"))]
     for path in signals:
@@ -248,51 +191,48 @@ async def test_kept_directory_remembers_its_primary(kept_dir: Path) -> None:
             pass
     for path in signals:
         path.unlink()
-    cluster.node("replica0").half_mended.touch()  # and it died while it rewound this one
+    cluster.node("replica0").directory.half_rewound.touch()  # and it died while it rewound this one
     async with supervised(data_dir) as cluster:
         assert ("primary", 3) == (cluster.primary.name, cluster.timeline)
         await all_have(cluster, {"on timeline 2", "on timeline 3"})
-        await cluster.promote("replica1")
+        await promote(cluster, "replica1")
         await settled(cluster)
     with pytest.raises(PrimaryLeftOut, match="replica1"):
         async with supervised(data_dir, replicas=1):
             pass
 
 
-async def test_promotion_is_refused_where_it_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_promotion_is_refused_where_it_makes_no_sense() -> None:
     """And one that fails gives the old primary its role back."""
     async with supervised() as cluster, control.listening(cluster, lambda: None):
         node = cluster.node("replica0")
         with pytest.raises(NotAReplica, match="already"):
-            await cluster.promote("primary")
+            await promote(cluster, "primary")
         with pytest.raises(NoSuchNode):
-            await cluster.promote("replica7")
-        with pytest.raises(control.Refused, match="is the primary already"):
+            await promote(cluster, "replica7")
+        with pytest.raises(Refused, match="is the primary already"):
             await control.ask(cluster.run_dir, "promote", node="primary")
         node.freeze()
         with pytest.raises(NodeFrozen):
-            await cluster.promote("replica0")
+            await promote(cluster, "replica0")
         node.thaw()
         await faults.halt(node, "startup")
         with pytest.raises(NodeFrozen):
-            await cluster.promote("replica0")
+            await promote(cluster, "replica0")
         faults.let_go(node, "startup")
         await node.stop()
         with pytest.raises(NodeNotRunning):
-            await cluster.promote("replica0")
+            await promote(cluster, "replica0")
         await control.ask(cluster.run_dir, "start", node="replica0")
+        await cluster.wait_for_catchup()
         process = cluster.primary.process
-
-        async def halted(*_: object) -> Lineage:
-            raise PromotionFailed("replica0 would not")
-
-        monkeypatch.setattr(promotion, "_promoted", halted)
-        with pytest.raises(PromotionFailed, match="primary is the primary again"):
-            await cluster.promote("replica0")
+        startup = await fetch(node, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'")
+        os.kill(startup, signal.SIGSTOP)  # unknown to the node: it does not come to be promoted
+        with pytest.raises(PromotionFailed, match=r"replica0 was not promoted .* primary is the primary again"):
+            await promote(cluster, "replica0", timeout_s=1)
         assert cluster.primary.process is not process
         await keep(cluster.primary, "still here")
         await all_have(cluster, {"still here"})
-        monkeypatch.undo()
         said = await control.ask(cluster.run_dir, "promote", node="replica0")
         assert "replica0 is the primary now (timeline 2); primary follows it" == said
         assert {"nodes": {n.name: n.dsn("postgres") for n in cluster.nodes.values()}} == await control.ask(
@@ -317,9 +257,7 @@ async def test_single_processes_of_replication_are_halted_and_go_on(cluster: Loc
         await fetch(cluster.primary, f"CREATE TABLE {table} ()")
         flushed = await fetch(cluster.primary, "SELECT pg_current_wal_flush_lsn()::text")
         if moved == "receive":
-            async with asyncio.timeout(5):
-                while not await fetch(node, f"SELECT pg_last_wal_receive_lsn() >= '{flushed}'::pg_lsn"):
-                    await asyncio.sleep(0.01)
+            await received(node, flushed)
         assert not await fetch(node, f"SELECT pg_last_wal_replay_lsn() >= '{flushed}'::pg_lsn")
         faults.let_go(node, kind)  # type: ignore[arg-type]
         await cluster.wait_for_catchup()
@@ -350,7 +288,7 @@ async def test_single_processes_that_are_not_there_cannot_be_halted(cluster: Loc
         await faults.halt(node, "walreceiver")
     with pytest.raises(NodeNotRunning, match="nothing now"):
         await faults.cut_sender(cluster, node)
-    await cluster.bring_up(node)
+    await bring_up(cluster, node)
     await cluster.wait_for_catchup()
 
 
@@ -360,12 +298,12 @@ async def test_end_in_the_middle_of_a_promotion_leaves_nothing(kept_dir: Path) -
         async with supervised(kept_dir / "data") as cluster:
             await keep(cluster.primary, f"before {after_s}")
             new = cluster.replicas[0]
-            promoting = asyncio.create_task(cluster.promote(new.name))
+            promoting = asyncio.create_task(promote(cluster, new.name), name="promote")
             await asyncio.sleep(after_s)
             promoting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await promoting
-            cluster.hurry()
+            cluster.force_stop()
     async with supervised(kept_dir / "data") as cluster:
         await all_have(cluster, {"before 0.0", "before 0.15", "before 0.3"})
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
-import struct
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from rocket.cluster import directories
-from rocket.cluster.cluster import ClusterSettings, local_cluster
-from rocket.cluster.process import end_server_processes, server_processes
-from rocket.cluster.removal import remove_for_good
+from rocket.cluster.cluster import ClusterSettings
+from rocket.cluster.directories import remove_with_shared_memory
+from rocket.cluster.errors import ServerFailedToStart
+from rocket.cluster.process import end_server_processes, segments_listed_by_ipcs, server_processes
+from rocket.cluster.promotion import promote
+from rocket.cluster.supervisor import local_cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from rocket.cluster.cluster import LocalCluster
     from rocket.cluster.node import Node
@@ -77,7 +80,7 @@ def shared_by(*data_dirs: Path) -> Shared:
 
 
 def killed(node: Node) -> None:
-    """Kill a server's first process, as anybody might."""
+    """Kill a server's postmaster, as any program might."""
     assert node.pid is not None
     os.kill(node.pid, signal.SIGKILL)
 
@@ -88,16 +91,32 @@ async def test_servers_that_were_killed_leave_no_shared_memory() -> None:
         shared = shared_by(*(node.data_dir for node in cluster.nodes.values()))
         killed(cluster.node("replica1"))
         cluster.primary.freeze()
-        await cluster.promote("replica0")
-        assert 2 <= len(shared.left().segments)  # for whoever starts those directories again
+        await promote(cluster, "replica0")
+        assert 2 <= len(shared.left().segments)  # until those directories are started again
     assert NOTHING == shared.left()
+
+
+async def test_start_that_fails_after_a_kill_leaves_no_shared_memory(kept_dir: Path) -> None:
+    """Postgres removes the lock file that names it, and not the shared memory."""
+    async with local_cluster(ClusterSettings(replicas=0, port=0, data_dir=kept_dir / "data")) as cluster:
+        node = cluster.primary
+        shared = shared_by(node.data_dir)
+        killed(node)
+        assert node.process is not None
+        await node.process.wait()
+        control_file = node.data_dir / "global" / "pg_control"
+        control_file.write_bytes(bytes(control_file.stat().st_size))
+        assert shared.segments == shared.left().segments
+        with pytest.raises(ServerFailedToStart):
+            await node.start(node.port)
+        assert set() == shared.left().segments
 
 
 async def test_fresh_copy_takes_the_shared_memory_of_the_old_one_away(cluster: LocalCluster) -> None:
     """The cluster goes on meanwhile."""
     node = cluster.node("replica0")
     shared, before = shared_by(node.data_dir), node.process
-    node.distrust(anew=True)
+    node.distrust(unfit=True)
     killed(node)
     async with asyncio.timeout(20):
         while node.process is before:
@@ -113,7 +132,7 @@ async def test_start_that_is_cut_off_in_initdb_leaves_no_shared_memory(
     """It runs servers of its own, which are killed then."""
     monkeypatch.setattr("tempfile.tempdir", str(kept_dir))
     cluster = local_cluster(ClusterSettings(replicas=0, port=0))
-    starting = asyncio.create_task(cluster.__aenter__())
+    starting = asyncio.create_task(cluster.__aenter__(), name="start")
     shared = NOTHING
     try:
         async with asyncio.timeout(30):
@@ -129,8 +148,9 @@ async def test_start_that_is_cut_off_in_initdb_leaves_no_shared_memory(
 
 
 PROGRAM = """
-import asyncio, tempfile
-from rocket.cluster.cluster import ClusterSettings, local_cluster
+import asyncio
+from rocket.cluster.cluster import ClusterSettings
+from rocket.cluster.supervisor import local_cluster
 
 async def run():
     async with local_cluster(ClusterSettings(replicas=1, port=0)) as cluster:
@@ -165,7 +185,7 @@ async def test_clearing_up_removes_the_shared_memory_of_a_dead_run(
         async with asyncio.timeout(10):
             while len(shared.left().segments) > 1:
                 await asyncio.sleep(0.02)
-        assert 1 == len(await asyncio.to_thread(directories.clear_up_after_the_dead))
+        assert 1 == len(await asyncio.to_thread(directories.clear_up_dead_runs))
         assert NOTHING == shared.left()
     finally:
         if program.returncode is None:
@@ -175,32 +195,67 @@ async def test_clearing_up_removes_the_shared_memory_of_a_dead_run(
             end_server_processes(home)
 
 
-@pytest.mark.parametrize(
-    ("inode", "user", "left"),
-    [
-        pytest.param(0, 0, False, id="its-own"),
-        pytest.param(1, 0, True, id="of-another-directory"),
-        pytest.param(0, 1, True, id="of-another-user", marks=AS_ROOT),
-    ],
-)
-def test_segment_that_has_the_key_by_chance_is_left_alone(
-    kept_dir: Path, inode: int, user: int, *, left: bool
-) -> None:
-    """Inodes of other file systems are the same numbers, and other users have segments, too."""
-    directory = kept_dir / "data"
-    directory.mkdir()
-    status = directory.stat()
-    content = struct.pack("=ii32xQQ", 679834894, os.getpid(), status.st_dev, status.st_ino + inode)
-    identifier = libc.shmget(ctypes.c_int32(status.st_ino), len(content), IPC_CREAT | 0o600)
+@contextlib.contextmanager
+def segment(key: int) -> Iterator[int]:
+    """Make a System V segment, as a server would, and remove it if it is still there."""
+    identifier = libc.shmget(ctypes.c_int32(key), 56, IPC_CREAT | 0o600)
+    assert identifier >= 0
     try:
-        address = libc.shmat(identifier, None, 0)
-        ctypes.memmove(address, content, len(content))
-        libc.shmdt(ctypes.c_void_p(address))
-        os.chown(directory, status.st_uid + user, -1)
-        remove_for_good(directory)
-        assert left == any(segment.split()[1] == str(identifier) for segment, _, _ in system_v())
+        yield identifier
     finally:
         libc.shmctl(identifier, IPC_RMID, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "creator", "user", "left"),
+    [
+        pytest.param(0, 0, 0, False, id="its-own"),
+        pytest.param(1, 0, 0, True, id="with-another-key"),
+        pytest.param(0, 1, 0, True, id="of-another-process"),
+        pytest.param(0, 0, 1, True, id="of-another-user", marks=AS_ROOT),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1], ids=["postmaster", "standalone"])
+def test_segment_that_has_the_id_by_chance_is_left_alone(
+    kept_dir: Path, *, key: int, creator: int, user: int, left: bool, sign: int
+) -> None:
+    """Ids are used again after a restart of the machine, and `postmaster.pid` of a killed server stays."""
+    directory = kept_dir / "data"
+    directory.mkdir()
+    # Keys are signed, and Postgres writes them as unsigned 64-bit numbers.
+    with segment(-directory.stat().st_ino) as identifier:
+        named = f"{2**64 - directory.stat().st_ino + key} {identifier:9}"
+        lines = [str(sign * (os.getpid() + creator)), str(directory), "1", "5432", "/run", "localhost", named]
+        (directory / "postmaster.pid").write_text("\n".join([*lines, "ready   ", ""]))
+        os.chown(directory, directory.stat().st_uid + user, -1)
+        remove_with_shared_memory(directory)
+        assert left == any(there.split()[1] == str(identifier) for there, _, _ in system_v())
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("text", ["", "4711\n", "x\n" * 7, "1\n2\n3\n4\n5\n6\n7\n"])
+def test_lock_file_that_is_not_complete_names_no_segment(kept_dir: Path, text: str) -> None:
+    """Of a server that was killed while it wrote it."""
+    directory = kept_dir / "data"
+    directory.mkdir()
+    (directory / "postmaster.pid").write_text(text)
+    remove_with_shared_memory(directory)
+    assert not directory.exists()
+
+
+def test_segments_are_read_where_only_ipcs_lists_them() -> None:
+    """As POSIX has its output, and macOS prints it."""
+    listing = """\
+IPC status from <running system> as of Tue Mar  5 10:11:12 CET 2024
+T     ID     KEY        MODE       OWNER    GROUP NATTCH   CPID   LPID
+Shared Memory:
+m  65536 0x0052e2c1 --rw-------     root    wheel      0   4711   4712
+m  65537 0xffe2c100 --rw-------     root    wheel      6   4713   4714
+m  65538 0x00000001 --rw------- no-user-1    wheel      6   4713   4714
+"""
+    assert [(65536, 0x52E2C1, 4711, 0, 0), (65537, 0xFFE2C100, 4713, 0, 6)] == list(
+        segments_listed_by_ipcs(listing)
+    )
 
 
 async def test_segment_is_removed_when_the_last_process_has_gone() -> None:
@@ -210,8 +265,8 @@ async def test_segment_is_removed_when_the_last_process_has_gone() -> None:
         shared = shared_by(node.data_dir)
         node.freeze()
         killed(node)
-        removing = asyncio.create_task(asyncio.to_thread(remove_for_good, node.data_dir))
-        await asyncio.sleep(0.1)
+        removing = asyncio.create_task(asyncio.to_thread(remove_with_shared_memory, node.data_dir), name="remove")
+        await asyncio.sleep(0.1)  # it is checked ten times meanwhile
         assert shared == shared.left()
         end_server_processes(node.data_dir)
         await removing

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rocket.cluster.restarts import RestartPolicy
+from rocket.cluster.supervisor import RestartPolicy
 
 GAPS_S = st.floats(0, 100)
 
@@ -85,7 +85,7 @@ def test_two_failed_starts_in_a_row_make_it_dubious() -> None:
 
 @pytest.mark.parametrize(("gap_s", "dubious"), [(10.0, [False, False, True, True]), (31.0, [False] * 4)])
 def test_three_deaths_within_a_minute_make_it_dubious(gap_s: float, dubious: list[bool]) -> None:
-    """Not those that somebody asked for, after which its directory is as good as before."""
+    """Not deaths on demand, after which its directory is as good as before."""
     policy = RestartPolicy()
     said = []
     for number in range(4):
@@ -98,7 +98,7 @@ def test_three_deaths_within_a_minute_make_it_dubious(gap_s: float, dubious: lis
 
 
 def test_deaths_that_were_asked_for_never_count() -> None:
-    """However often somebody kills a server on purpose, it comes back at once."""
+    """However often a server is killed on demand, it comes back at once."""
     policy = RestartPolicy()
     answers = [policy.after_death(number / 10, asked=True) for number in range(50)]
     answers += [policy.after_failed_start(asked=True) for _ in range(50)]
@@ -133,13 +133,13 @@ def test_deaths_that_were_asked_for_change_nothing_for_the_others(deaths: list[t
             without.started()
 
 
-@given(lives=st.lists(st.tuples(GAPS_S, st.integers(0, 6)), max_size=15))
+@given(runs=st.lists(st.tuples(GAPS_S, st.integers(0, 6)), max_size=15))
 @settings(max_examples=100)
-def test_giving_up_is_what_its_two_rules_say(lives: list[tuple[float, int]]) -> None:
+def test_giving_up_is_what_its_two_rules_say(runs: list[tuple[float, int]]) -> None:
     """Given up exactly after five failed starts in a row or five deaths within a minute."""
     policy = RestartPolicy()
-    moments = list(itertools.accumulate(gap_s for gap_s, _ in lives))
-    for number, (now, (_, failing)) in enumerate(zip(moments, lives, strict=True), start=1):
+    moments = list(itertools.accumulate(gap_s for gap_s, _ in runs))
+    for number, (now, (_, failing)) in enumerate(zip(moments, runs, strict=True), start=1):
         within_a_minute = sum(1 for moment in moments[:number] if now - moment <= 60)
         pause_s = policy.after_death(now, asked=False)
 

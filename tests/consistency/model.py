@@ -1,8 +1,8 @@
 """A model of a whole cluster under virtual time: servers, the observers of two processes, and their clients.
 
 It knows what the core does not: which commits each node really shows. It takes every step at random from a seed,
-so that a failure names the seed and happens again. A commit is one bit, and what a node shows, what a session is
-owed, and what a history holds are sets of bits. What the processes do in `rocket.routing` they do here in small;
+so that a failure names the seed and happens again. A commit is one bit, and what a node shows, what a session
+must see, and what a history holds are sets of bits. What processes do in `rocket.routing` they do here in small;
 all that they decide is decided by the core, or by the `Rules` under test.
 """
 
@@ -47,14 +47,14 @@ class Stale(AssertionError):
 
 
 class History:
-    """The WAL that one node has applied: commits in the order of their LSNs, and where it came from."""
+    """The WAL that a node has applied: commits in the order of their LSNs, and where it came from."""
 
     def __init__(self, timeline: int, parent: History | None = None, fork_lsn: int = 0) -> None:
         kept = 0 if parent is None else bisect_right(parent.lsns, fork_lsn)
         self.timeline = timeline
         self.lsns: list[int] = [] if parent is None else parent.lsns[:kept]
         self.shows: list[int] = [0] if parent is None else parent.shows[: kept + 1]
-        """What a node shows that shows the first so many commits."""
+        """What a node shows that shows this many commits."""
         self.rows: list[Epoch | None] = [None] if parent is None else parent.rows[: kept + 1]
         """The newest epoch whose row it shows then."""
         self.parent, self.fork_lsn = parent, fork_lsn
@@ -76,7 +76,7 @@ class History:
         return bisect_right(self.lsns, lsn)
 
     def holds(self, other: History, lsn: int) -> bool:
-        """Tell whether another history is the same as this one up to an LSN."""
+        """Return whether another history is the same as this one up to an LSN."""
         history: History | None = self
         while history is not None and history is not other:
             if lsn > history.fork_lsn:
@@ -92,7 +92,7 @@ class History:
             history = history.parent
 
     def has_a_twin_of(self, timeline: int, other: History) -> bool:
-        """Tell whether a timeline of this history has the number of another one, which another history has."""
+        """Return whether a timeline of this history has the number of another one, which another history has."""
         return any(own.timeline == timeline and own not in other.lineage() for own in self.lineage())
 
     def rows_at(self, lsn: int) -> list[Epoch | None]:
@@ -100,7 +100,7 @@ class History:
         return self.rows[1 : self.up_to(lsn) + 1]
 
     def knows(self, epoch: Epoch) -> bool:
-        """Tell whether the row of an epoch was ever written here."""
+        """Return whether the row of an epoch was ever written here."""
         return epoch in self.rows
 
     def timeline_at(self, lsn: int) -> int:
@@ -180,7 +180,7 @@ class Node:
     in_recovery: bool = True
     up: bool = True
     frozen: bool = False
-    reign: Epoch | None = None
+    epoch: Epoch | None = None
     """Of a primary, once it has a name."""
     in_flight: int = 0
     """What is flushed on a primary, so that replicas may show it, and not visible there yet (F13)."""
@@ -227,19 +227,19 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """What a session is told of a lost tail."""
+    """What a session learns of a lost tail."""
 
     writes: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Held:
-    """A token that a client holds, and what it is owed for it."""
+    """A token that a client holds, and what its reads have to show."""
 
     token: SessionToken
     wrote: int
     """Its acknowledged writes."""
-    saw: int
+    seen: int
     """What its reads were shown."""
 
 
@@ -267,14 +267,14 @@ class Request:
     process: Process
     carried: list[Held]
     tokens: Sequence[SessionToken]
-    """The merged token of the latest reign first."""
+    """The merged token of the latest epoch first."""
     failed: set[str] = field(default_factory=set)
     status: ReplicaStatus | None = None
     node: Node | None = None
     incarnation: Incarnation | None = None
     """Of the connection at work."""
     epoch: Epoch | None = None
-    """The reign of the primary at work."""
+    """The epoch of the primary at work."""
     lost: Lost | None = None
     shown: int | None = None
     """What the read was shown; None until it was."""
@@ -304,7 +304,7 @@ class Process:
         """The node that the network keeps from it."""
         self.seen_timeline = 0
         """The newest that was published here."""
-        self.seen_in_office: dict[Epoch, float] = {}
+        self.seen_current: dict[Epoch, float] = {}
         self.seen_flush: int | None = None
 
 
@@ -330,11 +330,11 @@ class Rules:
         return Lsn(value)
 
     def epoch(self, node: Node) -> Epoch | None:
-        """Which reign a replica is taken to follow."""
+        """Which epoch a replica is taken to follow."""
         return None if node.row is None or node.noted_timeline != timeline_of(node.row) else node.row
 
     def streamed_lsn(self, node: Node) -> Lsn | None:
-        """Remembered of a replica that streams the reign's timeline."""
+        """Remembered of a replica that streams the epoch's timeline."""
         return Lsn(node.replay)
 
     # The choice.
@@ -363,7 +363,7 @@ class Rules:
         return None
 
     def shows(self, replica: Node, epoch: Epoch) -> bool:
-        """Asked with the bound, where it does not stream: it may have gone on to the next reign."""
+        """Asked with the bound, where it does not stream: it may have gone on to the next epoch."""
         return replica.streamed_timeline is not None or replica.row == epoch
 
     def streams(self, replica: Node, epoch: Epoch) -> bool:
@@ -375,7 +375,7 @@ class Rules:
     ) -> SessionToken:
         return token.after_replica_read(node, incarnation, bound)
 
-    def still_reigns(self, board: Board, epoch: Epoch, now: float, lease_s: float) -> bool:
+    def still_current(self, board: Board, epoch: Epoch, now: float, lease_s: float) -> bool:
         """Asked after whatever a primary has done."""
         return board.is_current_epoch(epoch, now, lease_s)
 
@@ -384,23 +384,23 @@ class Rules:
     def merged(self, tokens: Iterable[SessionToken]) -> tuple[SessionToken, ...]:
         return merged(tokens)
 
-    def is_of_later_reign(self, token: SessionToken, epoch: Epoch) -> bool:
+    def is_of_later_epoch(self, token: SessionToken, epoch: Epoch) -> bool:
         """Then this is no primary any more."""
         return token.timeline > timeline_of(epoch)
 
     def knows(self, node: Node, epoch: Epoch) -> bool:
-        """Whether a primary has the row of a token's reign; else the token is refused."""
+        """Whether a primary has the row of a token's epoch; else the token is refused."""
         return node.history.knows(epoch)
 
     def lost(self, token: SessionToken, history_file: str) -> Lost | None:
-        """What is said to a session that brings a token of an earlier reign."""
+        """What is said to a session that brings a token of an earlier epoch."""
         switch_lsn = switch_point(history_file, token.timeline)
-        if switch_lsn is not None and max(token.write_floor, token.read_floor) <= switch_lsn:
+        if switch_lsn is not None and token.highest_floor <= switch_lsn:
             return None
         return Lost(bool(token.write_floor) and (switch_lsn is None or token.write_floor > switch_lsn))
 
     def lost_of_both(self, one: Lost | None, other: Lost | None) -> Lost | None:
-        """What is said to a session that brings several tokens of earlier reigns."""
+        """What is said to a session that brings several tokens of earlier epochs."""
         if one is None or other is None:
             return one or other
         return Lost(one.writes or other.writes)
@@ -423,10 +423,10 @@ _PATIENT = 0.5
 class World:
     """A cluster, two processes and some clients, each of which takes its steps at random.
 
-    A promotion takes any replica: one that has all of it or not, or follows an earlier reign. Before it the old
+    A promotion takes any replica: one that has all of it or not, or follows an earlier epoch. Before it the old
     primary is fenced, or it is frozen and may be thawed after it; then it goes on answering as what it was. Tokens
-    stand even that, with one exception that stays away but in the weather "unfenced": somebody who writes on the
-    new primary before rocket has seen it, while the old one was not fenced. A replica that shows such a write need
+    stand even that, with one exception, which happens only in the weather "unfenced": another client writes on the
+    new primary before rocket has seen it, while the old one was not fenced. A replica that shows that write need
     not show whose it is.
 
     A replica may be promoted on its way to a new timeline, before it has reached the fork; it may enter one with
@@ -451,18 +451,18 @@ class World:
         self._patience = self._random.choice([0.3, 0.8, 0.95])
         self._shares_history_files = self._random.random() < 0.7
         """As with a shared archive: no two promotions make the same timeline."""
-        self._lives = 0
+        self._incarnations = 0
         self._bits = 0
         # Where the texts of LSNs become longer, and where their lower half is full.
         start = self._random.choice([0x4, 0xE0, 0xFFFF_FFE0])
         self._histories: dict[Epoch, History] = {}
-        """Of each reign that has a name."""
+        """Of each epoch that has a name."""
         self._leader = Node("node0", History(1), self._life(), have=start, in_recovery=False)
         """The primary that was promoted last; others that answer as one are to be left alone."""
-        self._name_reign(self._leader)
+        self._name_epoch(self._leader)
         self._nodes = [self._leader, *(self._new_replica(f"node{number}") for number in range(1, 4))]
         for node in self._nodes:
-            if node.in_recovery and self._chance(0.8):  # else it begins without the reign's row
+            if node.in_recovery and self._chance(0.8):  # else it begins without the epoch's row
                 node.have = node.replay = self._leader.have
                 node.shown = node.history.up_to(node.have)
                 self._connect(node, self._leader)
@@ -504,8 +504,8 @@ class World:
         return [node for number, node in enumerate(self._nodes) if chosen >> number & 1]
 
     def _life(self) -> Incarnation:
-        self._lives += 1
-        return Incarnation(f"{self._lives}@{1_700_000_000_000_000 + self._lives}")
+        self._incarnations += 1
+        return Incarnation(f"{self._incarnations}@{1_700_000_000_000_000 + self._incarnations}")
 
     def _new_replica(self, name: str) -> Node:
         history, flush = self._leader.history, self._leader.have
@@ -524,12 +524,12 @@ class World:
 
     # The primaries.
 
-    def _name_reign(self, node: Node) -> None:
+    def _name_epoch(self, node: Node) -> None:
         """Write the row of the epoch, if it has none yet, and remove a file with it."""
-        if node.reign is None:
-            node.reign = Epoch(f"{node.history.timeline}-{self._random.getrandbits(40):010d}")
-            self._histories[node.reign] = node.history
-            self._commit_on(node, row=node.reign)
+        if node.epoch is None:
+            node.epoch = Epoch(f"{node.history.timeline}-{self._random.getrandbits(40):010d}")
+            self._histories[node.epoch] = node.history
+            self._commit_on(node, row=node.epoch)
 
     def _commit_on(self, node: Node, bit: int = 0, row: Epoch | None = None) -> None:
         node.have += self._random.choice([1, 1, 2, 3, 9])
@@ -597,13 +597,13 @@ class World:
         if not old.frozen:
             self._stop(old)
         self._count_promotion(node, old)
-        self._begin_reign_on(node)
-        if self._likely("unseen", 0.2):  # nobody here sees it for a while
+        self._begin_epoch_on(node)
+        if self._likely("unseen", 0.2):  # no process here sees it for a while
             for process in self._processes:
                 if self._chance(0.7):
                     process.cut_off = node.name
         may_write = not old.up or "unfenced" in self.rules.weather
-        if may_write and self._likely("others", 0.3):  # somebody writes before rocket does
+        if may_write and self._likely("others", 0.3):  # another client writes before rocket does
             self._commit_on(node, bit=self._new_bit())
 
     def _may_be_promoted(self, node: Node) -> bool:
@@ -611,7 +611,7 @@ class World:
             return False
         return node.history is self._leader.history or self._chance(0.2)
 
-    def _begin_reign_on(self, node: Node) -> None:
+    def _begin_epoch_on(self, node: Node) -> None:
         """Make a replica the primary of a timeline of its own."""
         newest = max(other.newest_timeline for other in self._nodes) if self._shares_history_files else 1
         timeline = max(newest, node.newest_timeline) + 1
@@ -619,7 +619,7 @@ class World:
         node.history = History(timeline, node.history, node.have)  # it replays all that it has first
         node.newest_timeline = timeline
         node.in_recovery = node.paused = False
-        node.receive = node.upstream = node.reign = None
+        node.receive = node.upstream = node.epoch = None
 
     def _count_promotion(self, node: Node, old: Node) -> None:
         self.events["promoted"] += 1
@@ -745,7 +745,7 @@ class World:
         is_twin = other.has_a_twin_of(node.history.timeline_at(end), node.history)
         if not is_twin and end < source.have and node.history.spliced is None and self._likely("splice", 0.5):
             self._align(node, other)
-            self.events["spliced past the row"] += source.reign in other.rows_at(end)
+            self.events["spliced past the row"] += source.epoch in other.rows_at(end)
 
     def _align(self, node: Node, other: History) -> None:
         """Let a foreign tail end where a record of another history begins."""
@@ -783,7 +783,7 @@ class World:
             if not node.up and not node.in_recovery and self._leader.history.holds(node.history, node.have):
                 node.history, node.incarnation = self._leader.history, self._life()
                 node.up = node.in_recovery = True
-                node.reign = None
+                node.epoch = None
                 node.replay = node.base = node.have
                 node.noted_timeline = node.history.timeline_at(node.have)
                 node.shown = node.history.up_to(node.have)
@@ -824,10 +824,10 @@ class World:
         elif node.name not in process.primaries_on_the_way:
             if process.board.replica(node.name) is not None:
                 self._lose_sight(process, node)  # what was opened to a replica is of no use any more
-            self._name_reign(node)
-            assert node.reign is not None
+            self._name_epoch(node)
+            assert node.epoch is not None
             process.primaries_on_the_way[node.name] = PrimaryStatus(
-                node.name, Lsn(node.have), self._now, node.reign
+                node.name, Lsn(node.have), self._now, node.epoch
             )
 
     def _lose_sight(self, process: Process, node: Node) -> None:
@@ -875,7 +875,7 @@ class World:
             else:
                 self.events["refused an old primary"] += 1
             process.seen_timeline = max(process.seen_timeline, timeline_of(primary.epoch))
-            process.seen_in_office[primary.epoch] = primary.observed_at
+            process.seen_current[primary.epoch] = primary.observed_at
 
     # The clients.
 
@@ -888,25 +888,25 @@ class World:
         return Request(session, process, carried, tokens)
 
     def _enter_primary(self, request: Request) -> bool:
-        """Take a connection to the primary in office, of its present reign."""
+        """Take a connection to the current primary, of its present epoch."""
         primary = request.process.board.current_primary(self._now, self._policy.primary_lease_s)
         if primary is None:
             return False
         node = self._node(primary.name)
-        if not node.up or node.in_recovery or node.reign != primary.epoch or node.name == request.process.cut_off:
+        if not node.up or node.in_recovery or node.epoch != primary.epoch or node.name == request.process.cut_off:
             return False
         request.node, request.incarnation, request.epoch = node, node.incarnation, primary.epoch
         return True
 
     def _stand(self, request: Request) -> bool:
-        """Sort out what a session brings to a primary, as `resolve_tokens` does; tell whether it is served."""
+        """Sort out what a session brings to a primary, as `resolve_tokens` does; return whether it is served."""
         node, epoch = request.node, request.epoch
         assert node is not None
         assert epoch is not None
         for token in request.tokens:
             if token.epoch == epoch:
                 continue
-            if self.rules.is_of_later_reign(token, epoch):
+            if self.rules.is_of_later_epoch(token, epoch):
                 self.events["session ahead of its process"] += 1
                 return False
             if not self.rules.knows(node, token.epoch):
@@ -916,7 +916,7 @@ class World:
             self.events["exchanged"] += 1
             lost = self.rules.lost(token, node.history.file())
             request.lost = self.rules.lost_of_both(request.lost, lost)
-        self.events["told of a lost tail"] += request.lost is not None
+        self.events["learned of a lost tail"] += request.lost is not None
         return True
 
     def _current(self, request: Request) -> SessionToken | None:
@@ -948,12 +948,12 @@ class World:
             return
         self._writes.remove(write)
         node.in_flight &= ~write.bit
-        if not self._still_reigns(write, epoch):
+        if not self._still_current(write, epoch):
             self.events["outcome unknown"] += 1
             return
         floor = Lsn(self.rules.write_floor(inside=write.lsn_inside, after=node.have))
         if self._chance(0.05):
-            floor = Lsn.PENDING  # the connection was lost before it was told
+            floor = Lsn.PENDING  # the connection was lost before the answer came
         token = self._current(write)
         if token is None:
             token = SessionToken(epoch, floor)
@@ -961,8 +961,8 @@ class World:
             if token.is_beyond(Lsn(node.have)):
                 self._fail(f"{token} is refused")
             token = token.after_write(floor)
-        wrote, saw = self._owed(write, node)
-        self._answer(write, Held(token, wrote | write.bit, saw))
+        wrote, seen = self._required(write, node)
+        self._answer(write, Held(token, wrote | write.bit, seen))
         self.events["written"] += 1
 
     def _begin_read(self) -> None:
@@ -1029,10 +1029,10 @@ class World:
         if bound is not None and process.seen_flush is not None and process.seen_flush - status.replay_lsn > bound:
             self._fail(f"a read from {status.name}, which lies beyond max_lag")
         if status.epoch is None or timeline_of(status.epoch) != process.seen_timeline:
-            self._fail(f"a read from {status.name}, which follows a reign that is over: {status.epoch}")
+            self._fail(f"a read from {status.name}, which follows an epoch that is over: {status.epoch}")
 
     def _check_replica(self, status: ReplicaStatus, node: Node, token: SessionToken | None) -> None:
-        """Check that what the replica has applied up to the floor is the WAL of the token's reign."""
+        """Check that what the replica has applied up to the floor is the WAL of the token's epoch."""
         assert token is not None
         floor = token.floor_on(status.name, status.incarnation)
         if floor < Lsn.PENDING and not self.rules.by_data:
@@ -1069,15 +1069,15 @@ class World:
         assert read.node is not None
         assert read.shown is not None
         self._reads.remove(read)
-        wrote, saw = self._owed(read, read.node)
-        self._judge(read, wrote, saw)
-        self._answer(read, Held(token, wrote, saw | read.shown))
+        wrote, seen = self._required(read, read.node)
+        self._judge(read, wrote, seen)
+        self._answer(read, Held(token, wrote, seen | read.shown))
 
     def _end_read_on_primary(self, read: Request) -> SessionToken | None:
         node, epoch = read.node, read.epoch
         assert node is not None
         assert epoch is not None
-        if not self._still_reigns(read, epoch):
+        if not self._still_current(read, epoch):
             return None
         flush_lsn = Lsn(node.have)
         token = self._current(read) or SessionToken(epoch, Lsn(0))
@@ -1103,7 +1103,7 @@ class World:
         assert read.shown is not None
         self._check_floor(read.shown, after)
         self.events["read on a replica"] += 1
-        self.events["read without a bound"] += after.read_floor == Lsn.PENDING
+        self.events["read without a bound"] += after.read_floor is None
         if token.node is not None:
             same = (token.node, token.incarnation) == (after.node, after.incarnation)
             self.events["stayed" if same else "moved"] += 1
@@ -1111,45 +1111,45 @@ class World:
 
     # The judge, who has notes of his own.
 
-    def _still_reigns(self, request: Request, epoch: Epoch) -> bool:
+    def _still_current(self, request: Request, epoch: Epoch) -> bool:
         """Ask whether a primary's answer counts, and check that it may."""
         process, lease_s = request.process, self._policy.primary_lease_s
-        if not self.rules.still_reigns(process.board, epoch, self._now, lease_s):
+        if not self.rules.still_current(process.board, epoch, self._now, lease_s):
             return False
         if self.rules.by_data:
             return True
         if timeline_of(epoch) != process.seen_timeline:
-            self._fail(f"an answer of the primary of {epoch}, which is not in office: a later one was seen")
+            self._fail(f"an answer of the primary of {epoch}, which is not current: a later one was seen")
         if any(held.token.timeline > timeline_of(epoch) for held in request.carried):
             self._fail(f"an answer of the primary of {epoch}, whose session has seen a later one")
-        if self._now - process.seen_in_office[epoch] > lease_s:
-            self._fail(f"an answer of the primary of {epoch}, which is not in office: it was not seen lately")
+        if self._now - process.seen_current[epoch] > lease_s:
+            self._fail(f"an answer of the primary of {epoch}, which is not current: it was not seen lately")
         return True
 
-    def _owed(self, request: Request, node: Node) -> tuple[int, int]:
-        """Return what a session wrote and saw, but what it is told of this once that it may be lost."""
-        wrote = saw = 0
+    def _required(self, request: Request, node: Node) -> tuple[int, int]:
+        """Return what a session wrote and has seen, except for what it is now informed may be lost."""
+        wrote = seen = 0
         for held in request.carried:
             kept = -1
             if held.token.epoch != request.epoch and request.lost is not None:
                 kept = node.history.shows[-1]
             wrote |= held.wrote & kept if request.lost is None or request.lost.writes else held.wrote
-            saw |= held.saw & kept
-        return wrote, saw
+            seen |= held.seen & kept
+        return wrote, seen
 
-    def _judge(self, read: Request, wrote: int, saw: int) -> None:
+    def _judge(self, read: Request, wrote: int, seen: int) -> None:
         assert read.node is not None
         assert read.shown is not None
         if wrote & ~read.shown:
             self._fail(f"a read on {read.node.name} lacks a write of its session; its token was {read.token}")
-        if saw & ~read.shown:
-            self._fail(f"a read on {read.node.name} lacks what its session saw; its token was {read.token}")
+        if seen & ~read.shown:
+            self._fail(f"a read on {read.node.name} lacks what its session had seen; its token was {read.token}")
 
     def _check_floor(self, shown: int, token: SessionToken) -> None:
-        """Check that a replica of the reign which has replayed the read floor shows all that was shown."""
+        """Check that a replica of the epoch which has replayed the read floor shows all that was shown."""
         history = self._histories[token.epoch]
-        if token.read_floor < Lsn.PENDING and not self.rules.by_data:
-            covered = history.shows[history.up_to(max(token.write_floor, token.read_floor))]
+        if token.read_floor is not None and not self.rules.by_data:
+            covered = history.shows[history.up_to(token.highest_floor)]
             if shown & ~covered:
                 self._fail(f"a read was shown what the floors of {token} do not cover")
 
@@ -1158,11 +1158,15 @@ class World:
         after = held.token
         assert request.node is not None
         if request.status is None and held.wrote & ~request.node.history.shows[-1]:
-            self._fail(f"a session lost a write with the primary of an earlier reign, and is told {request.lost}")
+            self._fail(f"a session lost a write with the primary of an earlier epoch, and learns {request.lost}")
         for before in (old.token for old in request.carried if old.token.epoch == after.epoch):
-            for was, now in ((before.write_floor, after.write_floor), (before.read_floor, after.read_floor)):
-                if now < was < Lsn.PENDING and not self.rules.by_data:
-                    self._fail(f"{before} went back to {after}")
+            fell = after.write_floor < before.write_floor < Lsn.PENDING or (
+                before.read_floor is not None
+                and after.read_floor is not None
+                and after.read_floor < before.read_floor
+            )
+            if fell and not self.rules.by_data:
+                self._fail(f"{before} went back to {after}")
         request.session.answered(request.carried, held)
 
     _ACTIONS: tuple[tuple[Callable[[World], None], int], ...] = (
@@ -1210,14 +1214,14 @@ class Played(World):
         for replica in (node, other):
             self._catch_up(replica, old)
         self._commit_on(old, bit := self._new_bit())
-        assert old.reign is not None
-        session.held = [Held(SessionToken(old.reign, Lsn(old.have)), bit, 0)]
+        assert old.epoch is not None
+        session.held = [Held(SessionToken(old.epoch, Lsn(old.have)), bit, 0)]
         node.have = node.receive = old.have
         self._see(process, old, node)
         self._stop(old)
         self._now += 0.01  # it was asked earlier than node1 is going to answer, so it can have written more
         if promotion:
-            self._begin_reign_on(other)
+            self._begin_epoch_on(other)
             process.cut_off = other.name
             other.have += 100
             node.history, node.have = other.history, other.have
@@ -1229,10 +1233,10 @@ class Played(World):
         """Play this, and let the session read.
 
         1. The primary is lost, and node1 becomes the next one. node3 follows it, and replays all that it writes.
-        2. That one is lost, too, and node2 becomes the next one, which has seen nothing of that; with `twins` it
+        2. node1 is lost, too, and node2 becomes the next one, which has seen nothing of that; with `twins` it
            does not even know that the timeline's number is taken. A session writes there.
         3. node3 is pointed to it. Its tail happens to end where a record begins: it goes on with that, and gets
-           the row of the reign with its page. It is observed, and read from.
+           the row of the epoch with its page. It is observed, and read from.
         """
         self._policy = Policy(max_lag_bytes=None)
         self._shares_history_files = not twins
@@ -1241,17 +1245,17 @@ class Played(World):
         for replica in (first, second, node):
             self._catch_up(replica, self._leader)
         self._stop(self._leader)
-        self._begin_reign_on(first)
-        self._name_reign(first)
+        self._begin_epoch_on(first)
+        self._name_epoch(first)
         first.have += 100
         node.history = first.history
         self._catch_up(node, first)
         self._stop(first)
-        self._begin_reign_on(second)
-        self._name_reign(second)
+        self._begin_epoch_on(second)
+        self._name_epoch(second)
         self._commit_on(second, bit := self._new_bit())
-        assert second.reign is not None
-        session.held = [Held(SessionToken(second.reign, Lsn(second.have)), bit, 0)]
+        assert second.epoch is not None
+        session.held = [Held(SessionToken(second.epoch, Lsn(second.have)), bit, 0)]
         self._align(node, second.history)
         second.have += 200
         self._commit_on(second, self._new_bit())

@@ -13,7 +13,7 @@ from rocket.consistency import Board, Epoch, Incarnation, Lsn, PrimaryStatus, Re
 
 EPOCH = Epoch("2-aaaaaaaaaa")
 TWIN = Epoch("2-bbbbbbbbbb")
-"""Another reign on the same timeline: the two promotions knew nothing of each other."""
+"""Another epoch on the same timeline: the two promotions knew nothing of each other."""
 EARLIER = Epoch("1-zzzzzzzzzz")
 LATER = Epoch("10-aaaaaaaaaa")
 """Later as a number; as text it would come first."""
@@ -50,11 +50,11 @@ def board_of(*advances: tuple[int, float]) -> Board:
     return board
 
 
-def told_of(board: Board) -> list[str]:
+def notified_by(board: Board) -> list[str]:
     """Return a list that is going to hold the nodes found in another role."""
-    told: list[str] = []
-    board.on_new_role.append(told.append)
-    return told
+    names: list[str] = []
+    board.on_new_role.append(names.append)
+    return names
 
 
 # --- what it remembers ---
@@ -124,7 +124,7 @@ def test_a_forgotten_replica_can_come_back() -> None:
 
 
 def test_a_list_of_replicas_once_taken_does_not_change() -> None:
-    """Whoever walks the replicas is not disturbed by what the observer publishes meanwhile."""
+    """A walk over the replicas is not disturbed by what the observer publishes meanwhile."""
     board = Board()
     board.publish(replica("replica0"))
     taken = board.replicas
@@ -161,10 +161,10 @@ def test_the_board_holds_exactly_what_was_published_and_not_forgotten(steps: lis
         assert [expected.get(name) for name in "abc"] == [board.replica(name) for name in "abc"]
 
 
-# --- whose reign it is ---
+# --- the epoch and its primary ---
 
 
-def test_the_reign_is_that_of_the_primary() -> None:
+def test_the_epoch_is_that_of_the_primary() -> None:
     """Whatever replicas show of it, or of an earlier one."""
     board = board_of((5, 1.0))
     board.publish(replica("replica0", epoch=None))
@@ -174,21 +174,23 @@ def test_the_reign_is_that_of_the_primary() -> None:
     assert EPOCH == board.epoch
 
 
-@pytest.mark.parametrize(("epoch", "reign"), [(LATER, None), (EPOCH, EPOCH), (EARLIER, EPOCH), (None, EPOCH)])
-def test_a_replica_that_shows_a_later_reign_ends_the_present_one(epoch: Epoch | None, reign: Epoch | None) -> None:
+@pytest.mark.parametrize(("epoch", "current"), [(LATER, None), (EPOCH, EPOCH), (EARLIER, EPOCH), (None, EPOCH)])
+def test_a_replica_that_shows_a_later_epoch_ends_the_present_one(
+    epoch: Epoch | None, current: Epoch | None
+) -> None:
     """Its primary is not known yet, and that it is over stays known when the replica is gone."""
     board = board_of((5, 1.0))
     board.publish(replica(epoch=epoch))
     board.forget("replica0")
 
-    assert reign == board.epoch
-    assert board.current_primary(1.0, LEASE_S) == (None if reign is None else board.primary)
-    assert board.is_current_epoch(EPOCH, 1.0, LEASE_S) == (reign is not None)
+    assert current == board.epoch
+    assert board.current_primary(1.0, LEASE_S) == (None if current is None else board.primary)
+    assert board.is_current_epoch(EPOCH, 1.0, LEASE_S) == (current is not None)
     assert not board.is_current_epoch(LATER, 1.0, LEASE_S)
 
 
-def test_a_reign_that_only_replicas_show_is_nobodys() -> None:
-    """Without a primary there is none; one of the timeline that they show takes office when it is found."""
+def test_an_epoch_that_only_replicas_show_has_no_primary() -> None:
+    """Without a primary there is none; one of the timeline that they show becomes current when it is found."""
     board = Board()
     board.publish(replica(epoch=LATER))
     none = board.epoch
@@ -199,22 +201,22 @@ def test_a_reign_that_only_replicas_show_is_nobodys() -> None:
     assert LATER == board.epoch
 
 
-@pytest.mark.parametrize(("now", "reigns"), [(4.0, True), (6.0, True), (6.5, False)])
-def test_a_reign_holds_as_long_as_the_lease(now: float, reigns: bool) -> None:
+@pytest.mark.parametrize(("now", "current"), [(4.0, True), (6.0, True), (6.5, False)])
+def test_an_epoch_holds_as_long_as_the_lease(now: float, current: bool) -> None:
     """Counted from when the question was sent: a later primary may have been promoted after that."""
     board = board_of((5, 0.0), (5, 1.0))
 
-    assert reigns == board.is_current_epoch(EPOCH, now, LEASE_S)
-    assert (board.primary if reigns else None) == board.current_primary(now, LEASE_S)
+    assert current == board.is_current_epoch(EPOCH, now, LEASE_S)
+    assert (board.primary if current else None) == board.current_primary(now, LEASE_S)
 
 
 @pytest.mark.parametrize("epoch", [TWIN, EARLIER, LATER, None])
-def test_no_other_reign_is_the_present_one(epoch: Epoch | None) -> None:
+def test_no_other_epoch_is_the_present_one(epoch: Epoch | None) -> None:
     """Not even on the same timeline."""
     assert not board_of((5, 1.0)).is_current_epoch(epoch, 1.0, LEASE_S)
 
 
-def test_an_unknown_reign_is_not_the_present_one_even_if_that_is_unknown() -> None:
+def test_an_unknown_epoch_is_not_the_present_one_even_if_that_is_unknown() -> None:
     """None equals nothing here."""
     board = board_of((5, 1.0))
     board.publish(replica(epoch=LATER))
@@ -226,7 +228,7 @@ def test_an_unknown_reign_is_not_the_present_one_even_if_that_is_unknown() -> No
 # --- who is the primary ---
 
 
-def test_a_primary_that_does_not_answer_is_out_of_office_and_keeps_its_reign() -> None:
+def test_a_primary_that_does_not_answer_is_not_current_and_keeps_its_epoch() -> None:
     """Nothing new is asked of it; what it has answered stands, and its replicas serve."""
     board = board_of((5, 1.0))
     board.publish(replica())
@@ -239,7 +241,7 @@ def test_a_primary_that_does_not_answer_is_out_of_office_and_keeps_its_reign() -
     assert primary(flush_lsn=5, observed_at=1.0) == board.primary
 
 
-def test_a_replica_that_does_not_answer_puts_nobody_out_of_office() -> None:
+def test_a_replica_that_does_not_answer_leaves_the_primary_current() -> None:
     """Only the primary's own silence does."""
     board = board_of((5, 1.0))
     board.publish(replica())
@@ -248,8 +250,8 @@ def test_a_replica_that_does_not_answer_puts_nobody_out_of_office() -> None:
     assert board.primary == board.current_primary(1.0, LEASE_S) is not None
 
 
-def test_a_primary_that_answers_again_is_in_office_again() -> None:
-    """It has restarted, in the same reign."""
+def test_a_primary_that_answers_again_is_current_again() -> None:
+    """It has restarted, in the same epoch."""
     board = board_of((5, 1.0))
     board.forget("primary")
 
@@ -257,19 +259,19 @@ def test_a_primary_that_answers_again_is_in_office_again() -> None:
     assert primary(flush_lsn=4, observed_at=2.0) == board.current_primary(2.0, LEASE_S)
 
 
-def test_a_primary_that_answers_as_a_replica_is_out_of_office() -> None:
-    """It was demoted, and rebuilt under its name; its connections were of its reign."""
+def test_a_primary_that_answers_as_a_replica_is_not_current() -> None:
+    """It was demoted, and rebuilt under its name; its connections were of its epoch."""
     board = board_of((5, 1.0))
-    told = told_of(board)
+    notified = notified_by(board)
     board.publish(replica("primary", epoch=None))
 
     assert board.current_primary(1.0, LEASE_S) is None
-    assert told == ["primary"]
+    assert notified == ["primary"]
     assert replica("primary", epoch=None) == board.replica("primary")
 
     board.publish(replica("primary", epoch=None))
     board.publish(replica("replica0"))
-    assert told == ["primary"]  # that is no news
+    assert notified == ["primary"]  # that is no news
 
 
 def test_a_replica_that_answers_as_a_primary_is_no_replica_any_more() -> None:
@@ -277,45 +279,45 @@ def test_a_replica_that_answers_as_a_primary_is_no_replica_any_more() -> None:
     board = Board()
     board.publish(replica("replica0", epoch=EARLIER))
     board.publish(replica("replica1", epoch=EARLIER))
-    told = told_of(board)
+    notified = notified_by(board)
 
     assert board.publish_primary(primary("replica0"))
     assert board.replica("replica0") is None
     assert [replica("replica1", epoch=EARLIER)] == list(board.replicas)
-    assert told == ["replica0"]
+    assert notified == ["replica0"]
 
 
 @pytest.mark.parametrize("lost", [True, False])
-def test_the_primary_of_a_later_timeline_takes_office(lost: bool) -> None:
+def test_the_primary_of_a_later_timeline_becomes_current(lost: bool) -> None:
     """Whether the old one still answers or not; the connections to both are of other roles than these now."""
     board = board_of((50, 1.0))
-    told = told_of(board)
+    notified = notified_by(board)
     if lost:
         board.forget("primary")
 
     assert board.publish_primary(primary("replica0", flush_lsn=5, observed_at=2.0, epoch=LATER))
     assert LATER == board.epoch
     assert primary("replica0", flush_lsn=5, observed_at=2.0, epoch=LATER) == board.current_primary(2.0, LEASE_S)
-    assert {"primary", "replica0"} == set(told)
+    assert {"primary", "replica0"} == set(notified)
 
 
 @pytest.mark.parametrize("lost", [True, False])
 @pytest.mark.parametrize("name", ["primary", "replica0", "replica7"])
-def test_the_primary_of_an_older_timeline_never_takes_office(name: str, lost: bool) -> None:
+def test_the_primary_of_an_older_timeline_never_becomes_current(name: str, lost: bool) -> None:
     """A thawed one, say; not even if the later one is out of reach, and under no name."""
     board = board_of((50, 1.0))
     if lost:
         board.forget("primary")
-    told = told_of(board)
+    notified = notified_by(board)
 
     assert not board.publish_primary(primary(name, flush_lsn=99, observed_at=2.0, epoch=EARLIER))
     assert primary(flush_lsn=50, observed_at=1.0) == board.primary
     assert (None if lost else board.primary) == board.current_primary(2.0, LEASE_S)
     assert EPOCH == board.epoch
-    assert told == [name]  # it is closed to everybody
+    assert notified == [name]  # its connections end
 
 
-def test_an_old_primary_does_not_take_office_once_a_replica_shows_a_later_reign() -> None:
+def test_an_old_primary_does_not_become_current_once_a_replica_shows_a_later_epoch() -> None:
     """Its successor has not been found, and it goes on answering."""
     board = board_of((50, 1.0))
     board.publish(replica(epoch=LATER))
@@ -339,9 +341,9 @@ def test_an_old_primary_does_not_take_office_once_a_replica_shows_a_later_reign(
 def test_of_two_primaries_on_one_timeline_the_first_stays_while_it_answers(
     epoch: Epoch, flush_lsn: int, lost: bool, accepted: bool
 ) -> None:
-    """Nothing tells which of them was meant; a copy of the same reign has to have as much."""
+    """Nothing says which of them was meant; a copy of the same epoch has to have as much."""
     board = board_of((50, 1.0))
-    told = told_of(board)
+    notified = notified_by(board)
     if lost:
         board.forget("primary")
 
@@ -351,40 +353,40 @@ def test_of_two_primaries_on_one_timeline_the_first_stays_while_it_answers(
     assert (epoch if accepted else EPOCH) == board.epoch
     assert board.primary is not None
     assert board.primary.name == ("replica0" if accepted else "primary")
-    assert ({"primary", "replica0"} if accepted else {"replica0"}) == set(told)
+    assert ({"primary", "replica0"} if accepted else {"replica0"}) == set(notified)
 
 
 def test_a_primary_that_was_refused_is_no_replica_either() -> None:
     """It had been one, and answers as a primary now."""
     board = board_of((50, 1.0))
     board.publish(replica())
-    told = told_of(board)
+    notified = notified_by(board)
 
     assert not board.publish_primary(primary("replica0", epoch=TWIN))
     assert board.replica("replica0") is None
     assert list(board.replicas) == []
-    assert {"replica0"} == set(told)
+    assert {"replica0"} == set(notified)
 
 
 def test_a_primary_seen_again_is_no_news() -> None:
-    """Nobody's connections end as long as it stays what it was, also after it was out of reach."""
+    """No connections end as long as it stays what it was, also after it was out of reach."""
     board = board_of((50, 1.0))
-    told = told_of(board)
+    notified = notified_by(board)
     board.publish_primary(primary(flush_lsn=60, observed_at=2.0))
     board.forget("primary")
     board.publish_primary(primary(flush_lsn=60, observed_at=3.0))
 
-    assert told == []
+    assert notified == []
 
 
-def test_the_same_node_in_another_reign_is_news() -> None:
+def test_the_same_node_in_another_epoch_is_news() -> None:
     """It was rebuilt and promoted, or is another cluster's under the same name."""
     board = board_of((50, 1.0))
-    told = told_of(board)
+    notified = notified_by(board)
 
     assert board.publish_primary(primary(observed_at=2.0, epoch=TWIN))
     assert TWIN == board.epoch
-    assert {"primary"} == set(told)
+    assert {"primary"} == set(notified)
 
 
 @given(
@@ -399,8 +401,8 @@ def test_the_same_node_in_another_reign_is_news() -> None:
     )
 )
 @settings(max_examples=200)
-def test_the_reign_never_goes_back_to_an_older_timeline(steps: list[tuple[str, str, Epoch, int]]) -> None:
-    """Whoever answers as what, the timeline in office only rises, and nobody is in office below one seen."""
+def test_the_epoch_never_goes_back_to_an_older_timeline(steps: list[tuple[str, str, Epoch, int]]) -> None:
+    """However nodes answer, the current timeline only rises, and no primary below one that was seen is current."""
     board = Board()
     newest = 0
     for moment, (name, what, epoch, lsn) in enumerate(steps):
@@ -413,11 +415,11 @@ def test_the_reign_never_goes_back_to_an_older_timeline(steps: list[tuple[str, s
             assert int(epoch.split("-")[0]) >= newest
             assert epoch == board.epoch
             newest = int(epoch.split("-")[0])
-        reign = board.epoch
+        current = board.epoch
         current_primary = board.current_primary(float(moment), LEASE_S)
 
-        assert reign is None or int(reign.split("-")[0]) == newest
-        assert current_primary is None or current_primary.epoch == reign
+        assert current is None or int(current.split("-")[0]) == newest
+        assert current_primary is None or current_primary.epoch == current
         assert current_primary is None or board.replica(current_primary.name) is None
 
 
@@ -528,7 +530,7 @@ def test_a_quiet_time_does_not_wear_out_the_memory() -> None:
     ("name", "epoch", "lag_s"),
     [("replica0", LATER, 1.0), ("primary", TWIN, 1.0), ("replica0", EPOCH, 1.0), ("primary", EPOCH, 6.0)],
 )
-def test_the_memory_ends_with_the_reign(name: str, epoch: Epoch, lag_s: float) -> None:
+def test_the_memory_ends_with_the_epoch(name: str, epoch: Epoch, lag_s: float) -> None:
     """What an earlier primary had written when says nothing of the present one's WAL; nor does a copy's past."""
     board = board_of((50, 0.0), (80, 5.0))
     board.forget("primary")
@@ -585,10 +587,10 @@ def test_lag_in_seconds_is_that_of_a_plain_search(
     assert now - first_beyond == board_of(*sights).lag_seconds(replica(replay_lsn=replay_lsn), now)
 
 
-# --- who is told ---
+# --- notifications ---
 
 
-def test_whoever_wants_to_know_is_told_of_each_status_and_of_each_that_is_gone() -> None:
+def test_listeners_are_notified_of_each_status_and_of_each_that_is_gone() -> None:
     """Each status once, as it is put up; a node that is gone once, and not again while it stays away."""
     board = Board()
     statuses: list[object] = []

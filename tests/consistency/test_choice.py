@@ -127,7 +127,7 @@ def boards(draw: st.DrawFn) -> Board:
 
 
 def vouched(status: ReplicaStatus) -> int:
-    """Return how far a replica is known to have replayed its reign's WAL, said as plainly as can be."""
+    """Return how far a replica is known to have replayed its epoch's WAL, said as plainly as can be."""
     if status.streaming:
         return int(status.replay_lsn)
     if status.streamed_lsn is None:
@@ -175,7 +175,7 @@ def board_of(
     seen_at: float | None = None,
     epoch: Epoch | None = EPOCH,
 ) -> Board:
-    """Return a board with these replicas and their primary, which nobody lags behind if nothing else is said."""
+    """Return a board with these replicas and their primary, which none lags behind unless stated otherwise."""
     board = Board()
     for status in statuses:
         board.publish(status)
@@ -197,7 +197,7 @@ def board_of(
 def test_a_chosen_replica_is_always_fit(question: Question) -> None:
     """It has replayed the floor, was heard of within the lease, is within both bounds, and has not failed.
 
-    And it is of the current reign, and not beyond what its primary had flushed afterwards.
+    And it is of the current epoch, and not beyond what its primary had flushed afterwards.
     """
     status = question.choice().status
 
@@ -224,7 +224,7 @@ def test_if_any_replica_is_fit_one_is_chosen(question: Question) -> None:
 @given(question=QUESTIONS)
 @modest
 def test_the_reason_is_as_documented(question: Question) -> None:
-    """The reason says how far the search came: heard of, within bounds, of the reign, caught up, not failed."""
+    """The reason says how far the search came: heard of, within bounds, of the epoch, caught up, not failed."""
     if question.fit():
         expected = Reason.RETRIED if question.without else Reason.CAUGHT_UP
     elif question.without:
@@ -246,7 +246,7 @@ def test_the_reason_is_as_documented(question: Question) -> None:
 @given(question=QUESTIONS)
 @modest
 def test_the_less_busy_of_the_first_two_from_the_start_is_chosen(question: Question) -> None:
-    """Of two equally busy ones it is the first; whoever comes third is not even looked at."""
+    """Of two equally busy ones it is the first; the third is not even looked at."""
     replicas = list(question.board.replicas)
     turn = question.start % len(replicas) if replicas else 0
     in_turn = [status for status in replicas[turn:] + replicas[:turn] if status in question.fit()]
@@ -258,7 +258,7 @@ def test_the_less_busy_of_the_first_two_from_the_start_is_chosen(question: Quest
 @given(question=QUESTIONS)
 @modest
 def test_reads_spread_over_all_fit_replicas(question: Question) -> None:
-    """As the start varies, and all are equally busy, every fit replica has its turn, and nobody else."""
+    """As the start varies, and all are equally busy, every fit replica has its turn, and no other."""
     idle = dict.fromkeys(NAMES, 0)
     choices = [question._replace(start=start, load=idle).choice() for start in range(len(NAMES) * 12)]
 
@@ -306,7 +306,7 @@ def test_the_floor_is_compared_as_a_number() -> None:
 
 @pytest.mark.parametrize(("age_s", "fit"), [(4.5, True), (5.0, True), (5.5, False)])
 def test_a_status_as_old_as_the_lease_still_serves(age_s: float, fit: bool) -> None:
-    """Only a replica unheard of for longer than the lease serves nobody."""
+    """Only a replica unheard of for longer than the lease serves no read."""
     status = replica(observed_at=NOW - age_s)
     expected = Choice(status, Reason.CAUGHT_UP) if fit else Choice(None, Reason.NO_STATUS)
 
@@ -342,7 +342,7 @@ def test_sixteen_mebibytes_bound_the_lag_by_default() -> None:
 
 
 def test_without_a_primary_seen_the_lag_bounds_nothing() -> None:
-    """There is nothing to lag behind; what is missing is the reign."""
+    """There is nothing to lag behind; what is missing is the epoch."""
     policy = Policy(max_lag_bytes=0, max_lag_s=0.0)
     board = board_of(replica(), epoch=None)
 
@@ -350,7 +350,7 @@ def test_without_a_primary_seen_the_lag_bounds_nothing() -> None:
 
 
 def test_a_primary_out_of_reach_keeps_no_replica_from_serving() -> None:
-    """Nobody knows where it is, but what its reign was is known, and the replica has replayed the floor."""
+    """Where it is now is unknown, but what its epoch was is known, and the replica has replayed the floor."""
     board = board_of(replica(), flush_lsn=100, seen_at=NOW - 1e6)
     board.forget("primary")
 
@@ -457,7 +457,7 @@ def test_a_status_vouches_only_for_its_own_incarnation(
 
 @pytest.mark.parametrize(("read_floor", "fit"), [(100, True), (101, False)])
 def test_on_a_replica_that_hides_its_incarnation_both_floors_bind(read_floor: int, fit: bool) -> None:
-    """It may have another life by now than when the session read there: nobody can tell, not even the replica."""
+    """It may have another life by now than when the session read there: that is unknown, even to the replica."""
     hidden = replace(replica(replay_lsn=100), incarnation=None)
     token = replace(read_on("replica0", 100, read_floor), incarnation=None)
     expected = Choice(hidden, Reason.CAUGHT_UP) if fit else Choice(None, Reason.NOT_CAUGHT_UP)
@@ -472,16 +472,16 @@ OTHER_EPOCHS = [Epoch("1-bbbbbbbbbb"), Epoch("2-aaaaaaaaaa"), None]
 
 @pytest.mark.parametrize("epoch", OTHER_EPOCHS)
 @pytest.mark.parametrize("floor", [0, 100])
-def test_a_replica_of_another_reign_is_never_chosen(floor: int, epoch: Epoch | None) -> None:
-    """Its positions are places in another history; without the row of any reign nobody knows in which."""
+def test_a_replica_of_another_epoch_is_never_chosen(floor: int, epoch: Epoch | None) -> None:
+    """Its positions are places in another history; without the row of any epoch it is unknown in which."""
     board = board_of(replace(replica(), epoch=epoch))
 
     assert Choice(None, Reason.OTHER_EPOCH) == choose(wrote(floor), board, UNBOUNDED, now=NOW)
 
 
 @pytest.mark.parametrize("epoch", OTHER_EPOCHS)
-def test_not_even_the_own_replica_serves_once_it_shows_another_reign(epoch: Epoch | None) -> None:
-    """Within one life a replica may go on from one reign to the next, and the floors do not."""
+def test_not_even_the_own_replica_serves_once_it_shows_another_epoch(epoch: Epoch | None) -> None:
+    """Within one life a replica may go on from one epoch to the next, and the floors do not."""
     board = board_of(replace(replica(), epoch=epoch))
 
     assert Choice(None, Reason.OTHER_EPOCH) == choose(read_on("replica0", 0, 100), board, UNBOUNDED, now=NOW)
@@ -493,10 +493,10 @@ def test_not_even_the_own_replica_serves_once_it_shows_another_reign(epoch: Epoc
     epoch=st.sampled_from([Epoch("1-bbbbbbbbbb"), None]),
 )
 @modest
-def test_replicas_of_another_reign_count_for_nothing(
+def test_replicas_of_another_epoch_count_for_nothing(
     question: Question, others: frozenset[str], epoch: Epoch | None
 ) -> None:
-    """The choice is that among the replicas of the session's own reign; nothing else makes it fail."""
+    """The choice is that among the replicas of the session's own epoch; nothing else makes it fail."""
     mixed, own = Board(), Board()
     for status in question.board.replicas:
         if status.name in others:
@@ -515,7 +515,7 @@ def test_replicas_of_another_reign_count_for_nothing(
 
 
 @pytest.mark.parametrize("start", [0, 1])
-def test_nobody_serves_once_a_later_reign_was_seen(start: int) -> None:
+def test_no_replica_serves_once_a_later_epoch_was_seen(start: int) -> None:
     """Its primary is not known yet, and what the replicas of the earlier one have may be lost."""
     board = board_of(replica("replica0"), replace(replica("replica1"), epoch=Epoch("2-aaaaaaaaaa")), flush_lsn=100)
 
@@ -523,8 +523,8 @@ def test_nobody_serves_once_a_later_reign_was_seen(start: int) -> None:
         assert Choice(None, Reason.OTHER_EPOCH) == choose(token, board, UNBOUNDED, now=NOW, start=start)
 
 
-def test_a_replica_of_an_earlier_reign_serves_not_even_its_own_sessions() -> None:
-    """Status and token agree, but the reign is over; beside it a replica of the current one serves its own."""
+def test_a_replica_of_an_earlier_epoch_serves_not_even_its_own_sessions() -> None:
+    """Status and token agree, but the epoch is over; beside it a replica of the current one serves its own."""
     earlier = replace(replica("replica0"), epoch=Epoch("1-bbbbbbbbbb"))
     board = board_of(earlier, replica("replica1"))
 
@@ -545,7 +545,7 @@ def test_a_replica_of_an_earlier_reign_serves_not_even_its_own_sessions() -> Non
         ("2-aaaaaaaaaa", "2-aaaaaaaaaa", None, False),
     ],
 )
-def test_session_replica_and_primary_have_to_be_of_one_reign(
+def test_session_replica_and_primary_have_to_be_of_one_epoch(
     session: str, status: str | None, board: str | None, fit: bool
 ) -> None:
     """Two of the three say nothing about the third, not even with the same timeline."""
@@ -560,14 +560,14 @@ def test_session_replica_and_primary_have_to_be_of_one_reign(
     assert choice == (Choice(seen, Reason.CAUGHT_UP) if fit else Choice(None, Reason.OTHER_EPOCH))
 
 
-def test_a_replica_of_the_own_reign_that_is_not_caught_up_came_nearer() -> None:
+def test_a_replica_of_the_own_epoch_that_is_not_caught_up_came_nearer() -> None:
     """The reason is that of the replica which came nearest to serving."""
     board = board_of(replace(replica("replica0"), epoch=None), replica("replica1", 99))
 
     assert Choice(None, Reason.NOT_CAUGHT_UP) == choose(wrote(100), board, UNBOUNDED, now=NOW)
 
 
-def test_a_replica_of_another_reign_came_nearer_than_one_too_far_behind() -> None:
+def test_a_replica_of_another_epoch_came_nearer_than_one_too_far_behind() -> None:
     """It was heard of and is near; only what it follows is not known to be right."""
     board = board_of(replica("replica0", 1), replace(replica("replica1"), epoch=None), flush_lsn=100)
 
@@ -599,8 +599,8 @@ def test_a_replica_beyond_what_its_primary_had_later_is_never_chosen(
     assert expected == choose(read_on("replica0", 0, 0), board, UNBOUNDED, now=NOW)
 
 
-def test_a_replica_that_diverged_came_nearer_than_one_of_another_reign() -> None:
-    """It shows the right reign; and one that is not caught up came nearer still."""
+def test_a_replica_that_diverged_came_nearer_than_one_of_another_epoch() -> None:
+    """It shows the right epoch; and one that is not caught up came nearer still."""
     other, diverged, behind = (
         replace(replica("replica0"), epoch=None),
         replica("replica1", 101),
@@ -636,7 +636,7 @@ def test_without_a_stream_a_replica_is_caught_up_only_with_what_it_has_streamed(
 
 
 def test_a_session_without_floors_is_served_by_a_replica_that_has_never_streamed() -> None:
-    """It asks for nothing; the reign's row is there."""
+    """It asks for nothing; the epoch's row is there."""
     status = replace(replica(), streaming=False)
 
     assert Choice(status, Reason.CAUGHT_UP) == choose(wrote(0), board_of(status), UNBOUNDED, now=NOW)
@@ -659,15 +659,15 @@ def test_a_replica_never_vouches_for_more_than_it_has_replayed(
 
 OWN_LOAD = 3
 LOYALTY = 4
-"""So many more connections may be at work on the own replica; a matter of taste, and kept by these tests."""
+"""This many more connections may be at work on the own replica; a matter of taste, and kept by these tests."""
 
 
 def read_on(
-    node: str | None, write_floor: int, read_floor: int, incarnation: str | None = "first life"
+    node: str | None, write_floor: int, read_floor: int | None, incarnation: str | None = "first life"
 ) -> SessionToken:
     """Return the token of a session that last read on a replica."""
     life = None if incarnation is None else Incarnation(incarnation)
-    return SessionToken(EPOCH, Lsn(write_floor), Lsn(read_floor), node, life)
+    return SessionToken(EPOCH, Lsn(write_floor), None if read_floor is None else Lsn(read_floor), node, life)
 
 
 @pytest.mark.parametrize(("replay_lsn", "fit"), [(49, False), (50, True), (99, True)])
@@ -763,8 +763,8 @@ def test_the_own_replica_is_bound_by_lease_and_lag_like_any_other(status: Replic
 
 
 def test_a_read_floor_that_is_unknown_allows_only_the_own_replica() -> None:
-    """Nobody can tell which other one has replayed as much; without the own one the primary serves."""
-    token = read_on("replica0", 50, Lsn.PENDING)
+    """It is unknown which other one has replayed as much; without the own one the primary serves."""
+    token = read_on("replica0", 50, None)
     ahead = replica("replica1", Lsn.PENDING - 1)
 
     for start in range(4):

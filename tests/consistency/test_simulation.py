@@ -15,22 +15,22 @@ timeline's WAL, and lives until a checkpoint); a lost tail not reported, or only
 losses only the first reported; a timeline's end read from its own line of the history file alone (a replica that
 was promoted before it had reached a fork names that fork).
 
-By a floor that does not cover, in its reign, what was shown (the next read elsewhere may lack it): a bound
+By a floor that does not cover, in its epoch, what was shown (the next read elsewhere may lack it): a bound
 without a stream; a bound below the replay LSN; the epoch of the status alone, or the bound of another timeline,
-after a replica has gone on to the next reign within its life.
+after a replica has gone on to the next epoch within its life.
 
 By a replica that is caught up in numbers only, having applied another timeline's WAL: `vouched_lsn` replaced by
 the replay LSN; what it had received, and not what it had replayed, remembered of one that streamed (it entered the
 next timeline at a fork that lay before the end of that).
 
 By what a process was told, and a node used all the same: lease and `max_lag` ignored; an older primary accepted;
-an answer kept although its primary was replaced while it worked; a later reign, shown by a replica, not noticed;
-the board's reign not compared (session and replica agree, so nothing of theirs is lacking: what is broken is
-that the older reign is closed, and staleness bounded); a session of a later reign served by an old primary (to
+an answer kept although its primary was replaced while it worked; a later epoch, shown by a replica, not noticed;
+the board's epoch not compared (session and replica agree, so nothing of theirs is lacking: what is broken is
+that the older epoch is closed, and staleness bounded); a session of a later epoch served by an old primary (to
 drop the check of the timeline alone breaks nothing: an epoch that is unknown there is refused as well).
 
-Not convicted: divergence ignored. Whatever diverged does not apply the timeline of the reign, whether it shows the
-reign's row or not. The comparison is a second line, and says why a replica is left alone.
+Not convicted: divergence ignored. Whatever diverged does not apply the timeline of the epoch, whether it shows the
+epoch's row or not. The comparison is a second line, and says why a replica is left alone.
 """
 
 # ruff: noqa: ARG002, D102 - wrong rules look at less than they are given, and say what they do in their classes
@@ -101,7 +101,7 @@ def test_no_read_is_stale_in_any_of_many_worlds(first: int) -> None:
         "refused an old primary": 20,
         "outcome unknown": 10,
         "exchanged": 100,
-        "told of a lost tail": 50,
+        "learned of a lost tail": 50,
     }
     assert {} == {event: events[event] for event, least in rare.items() if events[event] < least}
 
@@ -150,9 +150,8 @@ class OffByOne(Rules):
     by_data: ClassVar = True
 
     def token(self, token: SessionToken, *, retried: bool) -> SessionToken:
-        return replace(
-            token, write_floor=self._before(token.write_floor), read_floor=self._before(token.read_floor)
-        )
+        read_floor = None if token.read_floor is None else self._before(token.read_floor)
+        return replace(token, write_floor=self._before(token.write_floor), read_floor=read_floor)
 
     def _before(self, floor: Lsn) -> Lsn:
         return floor if floor in {0, Lsn.PENDING} else Lsn(floor - 1)
@@ -278,7 +277,7 @@ class MergeKeepsTheLife(Rules):
 
 
 class MergeDropsTheNode(Rules):
-    """Nothing tells any more that replicas were read, so nobody waits on the primary."""
+    """Nothing says any more that replicas were read, so no read waits on the primary."""
 
     by_data: ClassVar = True
 
@@ -286,7 +285,7 @@ class MergeDropsTheNode(Rules):
         return tuple(replace(token, node=None) if token.incarnation is None else token for token in merged(tokens))
 
 
-# Reigns.
+# Epochs.
 
 AFTER_PROMOTIONS: Mapping[str, float] = {"promote": 3, "follow": 3, "rebuild": 0.3}
 
@@ -312,7 +311,7 @@ class EpochIgnored(Rules):
 
 
 class EpochOfTheStatusAlone(Rules):
-    """A replica may have gone on to the next reign since its last status, without a restart."""
+    """A replica may have gone on to the next epoch since its last status, without a restart."""
 
     weather: ClassVar = {"promote": 4, "follow": 10, "observe": 0.5, "rebuild": 0.3}
 
@@ -324,7 +323,7 @@ class EpochOfTheStatusAlone(Rules):
 
 
 class BoundOfAnotherTimeline(Rules):
-    """What is streamed is taken for WAL of the session's reign, since no later reign's row is seen yet."""
+    """What is streamed is taken for WAL of the session's epoch, since no later epoch's row is seen yet."""
 
     weather: ClassVar = {"promote": 4, "follow": 10, "observe": 0.5, "rebuild": 0.3}
 
@@ -339,14 +338,14 @@ class ReceivedTimelineTrusted(Rules):
     weather: ClassVar = AFTER_PROMOTIONS
 
     def epoch(self, node: Node) -> Epoch | None:
-        return super().epoch(node) if node.upstream is None else node.upstream.reign
+        return super().epoch(node) if node.upstream is None else node.upstream.epoch
 
     def shows(self, replica: Node, epoch: Epoch) -> bool:
-        return super().shows(replica, epoch) if replica.upstream is None else replica.upstream.reign == epoch
+        return super().shows(replica, epoch) if replica.upstream is None else replica.upstream.epoch == epoch
 
 
 class RowWithoutTheAppliedTimeline(Rules):
-    """The reign's row is proof: a foreign tail that ends where a record begins goes on with it."""
+    """The epoch's row is proof: a foreign tail that ends where a record begins goes on with it."""
 
     by_data: ClassVar = True
     weather: ClassVar = {**AFTER_PROMOTIONS, "splice": 3, "checkpoint": 0.3}
@@ -379,7 +378,7 @@ class RowOfALateTailTrusted(Rules):
 
 
 class AllThatIsReplayedVouches(Rules):
-    """Without a WAL receiver a replica may have replayed another timeline's WAL, and not shown its reign's row."""
+    """Without a WAL receiver a replica may have replayed another timeline's WAL, and not shown its epoch's row."""
 
     weather: ClassVar = {
         "promote": 4,
@@ -428,7 +427,7 @@ class BlindToDivergence(Board):
 
 
 class DivergenceIgnored(Rules):
-    """A replica beyond its primary serves: nothing comes of it, since the reign's row is asked for first."""
+    """A replica beyond its primary serves: nothing comes of it, since the epoch's row is asked for first."""
 
     weather: ClassVar = AFTER_PROMOTIONS
 
@@ -437,7 +436,7 @@ class DivergenceIgnored(Rules):
 
 
 class GullibleBoard(Board):
-    """Believes whoever answered as a primary last."""
+    """Believes the last server that answered as a primary."""
 
     def publish_primary(self, status: PrimaryStatus) -> bool:
         self._newest_timeline = 0
@@ -461,20 +460,20 @@ class AnswerKeptAfterAPromotion(Rules):
 
     weather: ClassVar = {"freeze_or_thaw": 4, "promote": 2}
 
-    def still_reigns(self, board: Board, epoch: Epoch, now: float, lease_s: float) -> bool:
+    def still_current(self, board: Board, epoch: Epoch, now: float, lease_s: float) -> bool:
         return True
 
 
 class ForgetfulBoard(Board):
-    """Takes the reign of the last primary for the current one, whatever replicas show."""
+    """Takes the epoch of the last primary for the current one, whatever replicas show."""
 
     def publish(self, status: ReplicaStatus) -> None:
         super().publish(status)
         self.epoch = None if self.primary is None else self.primary.epoch
 
 
-class LaterReignUnnoticed(Rules):
-    """A replica shows that the primary's reign is over, and nobody looks."""
+class LaterEpochUnnoticed(Rules):
+    """A replica shows that the primary's epoch is over, and no process looks."""
 
     weather: ClassVar = {"promote": 3, "follow": 10, "rebuild": 0.3, "unseen": 4, "frozen": 3}
 
@@ -482,8 +481,8 @@ class LaterReignUnnoticed(Rules):
         return ForgetfulBoard()
 
 
-class ReignOfTheBoardIgnored(Rules):
-    """A replica serves the sessions of its reign for ever, although that is over."""
+class EpochOfTheBoardIgnored(Rules):
+    """A replica serves the sessions of its epoch for ever, although that is over."""
 
     weather: ClassVar = AFTER_PROMOTIONS
 
@@ -497,12 +496,12 @@ class ReignOfTheBoardIgnored(Rules):
         return partial
 
 
-class SessionOfALaterReignServed(Rules):
+class SessionOfALaterEpochServed(Rules):
     """A process that knows the old primary alone takes a token of the new one for an earlier one."""
 
     weather: ClassVar = {"promote": 2, "frozen": 3, "unseen": 5, "cut_off_or_reach": 0.3, "fence": 0.2}
 
-    def is_of_later_reign(self, token: SessionToken, epoch: Epoch) -> bool:
+    def is_of_later_epoch(self, token: SessionToken, epoch: Epoch) -> bool:
         return False
 
     def knows(self, node: Node, epoch: Epoch) -> bool:
@@ -531,7 +530,7 @@ class OnlyLostWritesReported(Rules):
 
 
 class FirstLossReportedAlone(Rules):
-    """Of several tokens of earlier reigns the first that has lost anything speaks for all."""
+    """Of several tokens of earlier epochs the first that has lost anything speaks for all."""
 
     clients: ClassVar = 1
     weather: ClassVar = {
@@ -560,19 +559,19 @@ class OwnLineOfTheHistoryAlone(Rules):
 CONVICTED = [
     (StatusKeptAcrossARestart, "lacks"),
     (FloorDroppedOnRetry, "lacks"),
-    (ReadFloorDroppedOnChangingNodes, "lacks what its session saw"),
+    (ReadFloorDroppedOnChangingNodes, "lacks what its session had seen"),
     (OffByOne, "lacks"),
     (LeaseAndLagIgnored, "beyond max_lag|within the lease"),
     (LsnsComparedAsText, "lacks"),
-    (ReadsRaiseNoFloor, "lacks what its session saw"),
-    (NoBoundIsNoFloor, "lacks what its session saw"),
-    (BoundIsTheReplayLsn, "lacks what its session saw"),
+    (ReadsRaiseNoFloor, "lacks what its session had seen"),
+    (NoBoundIsNoFloor, "lacks what its session had seen"),
+    (BoundIsTheReplayLsn, "lacks what its session had seen"),
     (BoundWithoutAStream, "do not cover"),
     (BoundBelowTheReplayLsn, "do not cover|went back"),
-    (FallbackWithoutWaiting, "lacks what its session saw"),
+    (FallbackWithoutWaiting, "lacks what its session had seen"),
     (FloorTakenInsideTheTransaction, "lacks a write of its session"),
-    (MergeKeepsTheLife, "lacks what its session saw"),
-    (MergeDropsTheNode, "lacks what its session saw"),
+    (MergeKeepsTheLife, "lacks what its session had seen"),
+    (MergeDropsTheNode, "lacks what its session had seen"),
     (EpochIgnored, "lacks|is refused"),
     (EpochOfTheStatusAlone, "do not cover"),
     (BoundOfAnotherTimeline, "do not cover"),
@@ -581,13 +580,13 @@ CONVICTED = [
     (RowOfALateTailTrusted, "lacks"),
     (AllThatIsReplayedVouches, "in numbers only"),
     (AllThatWasReceivedVouches, "in numbers only"),
-    (OlderPrimaryAccepted, "not in office|reign that is over"),
-    (AnswerKeptAfterAPromotion, "not in office"),
-    (LaterReignUnnoticed, "reign that is over|not in office"),
-    (ReignOfTheBoardIgnored, "reign that is over"),
-    (SessionOfALaterReignServed, "whose session has seen a later one"),
+    (OlderPrimaryAccepted, "not current|epoch that is over"),
+    (AnswerKeptAfterAPromotion, "not current"),
+    (LaterEpochUnnoticed, "epoch that is over|not current"),
+    (EpochOfTheBoardIgnored, "epoch that is over"),
+    (SessionOfALaterEpochServed, "whose session has seen a later one"),
     (LostTailNotReported, "lost a write|lacks"),
-    (OnlyLostWritesReported, "lacks what its session saw"),
+    (OnlyLostWritesReported, "lacks what its session had seen"),
     (FirstLossReportedAlone, "lost a write|lacks a write"),
     (OwnLineOfTheHistoryAlone, "lost a write|lacks"),
 ]
@@ -667,16 +666,16 @@ def test_a_replica_of_a_timeline_with_another_number_is_not_taken_in() -> None:
     assert world.events["read on a replica"] == 0
 
 
-class WritesBeforeTheReignHasAName(Rules):
-    """Somebody writes on a new primary that rocket has not seen yet, and the old one was frozen, not fenced."""
+class WritesBeforeTheEpochHasAName(Rules):
+    """Another client writes on a new primary that rocket has not seen yet; the old one was frozen, not fenced."""
 
     weather: ClassVar = {"promote": 2, "frozen": 3, "others": 3, "unfenced": 1, "unseen": 5}
 
 
 @pytest.mark.xfail(strict=True, raises=Stale, reason="not promised: the old primary has to be fenced")
-def test_an_old_primary_that_was_not_fenced_does_not_go_back_behind_writes_of_an_unseen_reign() -> None:
-    """A replica shows such a write under the old reign's row; within its lease the old primary answers after it.
+def test_an_old_primary_that_was_not_fenced_does_not_go_back_behind_writes_of_an_unseen_epoch() -> None:
+    """A replica shows that write under the old epoch's row; within its lease the old primary answers after it.
 
     That is not promised: rocket's own promotion begins with the fencing of the old primary.
     """
-    simulate(WritesBeforeTheReignHasAName, range(6000))
+    simulate(WritesBeforeTheEpochHasAName, range(6000))

@@ -20,19 +20,29 @@ OTHER_EPOCH = Epoch("1-bbbbbbbbbb")
 
 # Few nodes, few lives and small numbers, so that they often meet.
 NODES = ["replica0", "replica1"]
-LIVES = [Incarnation("71@1700000000000000"), Incarnation("72@1700000000000001")]
+INCARNATIONS = [Incarnation("71@1700000000000000"), Incarnation("72@1700000000000001")]
 FLOORS = st.sampled_from([0, 1, 2, 3, 4, 5, LARGEST]).map(Lsn)
 KNOWN_LSNS = st.integers(0, 6).map(Lsn)
-PLACES = st.none() | st.tuples(st.sampled_from(NODES), st.sampled_from(LIVES))
-EVERYWHERE = [(node, life) for node in [*NODES, "replica9"] for life in [*LIVES, Incarnation("9@9"), None]]
+PLACES = st.none() | st.tuples(st.sampled_from(NODES), st.sampled_from(INCARNATIONS))
+EVERYWHERE = [(node, life) for node in [*NODES, "replica9"] for life in [*INCARNATIONS, Incarnation("9@9"), None]]
+
+
+def known(read_floor: Lsn) -> Lsn | None:
+    """Return a read floor as tokens have it."""
+    return None if read_floor == LARGEST else read_floor
+
+
+def largest(*read_floors: Lsn | None) -> Lsn | None:
+    """Return the largest of read floors, which is that without a bound if there is one."""
+    return None if None in read_floors else max(floor for floor in read_floors if floor is not None)
 
 
 def token_of(
     write_floor: int, read_floor: int = 0, place: tuple[str, Incarnation] | None = None, epoch: Epoch = EPOCH
 ) -> SessionToken:
-    """Return a token, told shortly."""
+    """Return a token; the largest read floor stands for an unbounded one."""
     node, incarnation = place or (None, None)
-    return SessionToken(epoch, Lsn(write_floor), Lsn(read_floor), node, incarnation)
+    return SessionToken(epoch, Lsn(write_floor), known(Lsn(read_floor)), node, incarnation)
 
 
 TOKENS = st.builds(token_of, FLOORS, FLOORS, PLACES)
@@ -95,7 +105,7 @@ def test_text_fits_into_a_header(token: SessionToken) -> None:
         ("1~1-aaaaaaaaaa~16/B374D848~0/1F", token_of(0x16_B374D848, 0x1F)),
         (
             "1~1-aaaaaaaaaa~0/10~FFFFFFFF/FFFFFFFF~replica0~71@1700000000000000",
-            token_of(16, LARGEST, ("replica0", LIVES[0])),
+            token_of(16, LARGEST, ("replica0", INCARNATIONS[0])),
         ),
     ],
 )
@@ -179,7 +189,7 @@ def mutilated(draw: st.DrawFn) -> str:
 @given(text=mutilated() | st.text(max_size=60) | st.text(alphabet="01~-/@aF \n", max_size=60))
 @settings(max_examples=500)
 def test_a_text_is_a_token_or_refused(text: str) -> None:
-    """Whatever a client sends is refused as such, or is a token whose own text means the same."""
+    """Whatever a client sends is refused, or is a token whose own text means the same."""
     try:
         token = SessionToken.parse(text)
     except ValueError:
@@ -196,7 +206,7 @@ def test_a_text_is_a_token_or_refused(text: str) -> None:
 @modest
 def test_the_write_floor_alone_holds_on_the_same_replica_in_the_same_life(token: SessionToken) -> None:
     """Everywhere else, which is everywhere for a session that read on none, both floors hold."""
-    both = max(token.write_floor, token.read_floor)
+    both = token.highest_floor
     for place in EVERYWHERE:
         own = token.node is not None and place == (token.node, token.incarnation)
 
@@ -231,19 +241,19 @@ def test_a_write_raises_the_write_floor_and_nothing_else(token: SessionToken, fl
         assert all(before <= now for before, now in zip(floors(token), floors(after), strict=True))
 
 
-@given(token=TOKENS, bound=KNOWN_LSNS, place=st.tuples(st.sampled_from(NODES), st.sampled_from(LIVES)))
+@given(token=TOKENS, bound=KNOWN_LSNS, place=st.tuples(st.sampled_from(NODES), st.sampled_from(INCARNATIONS)))
 @modest
 def test_a_bounded_read_raises_the_read_floor_to_its_bound(
     token: SessionToken, bound: Lsn, place: tuple[str, Incarnation]
 ) -> None:
     """A known read floor is never lowered, an unknown one becomes known, and the write floor stays."""
     after = token.after_replica_read(*place, bound)
-    known = bound if token.read_floor == Lsn.PENDING else max(token.read_floor, bound)
+    raised = bound if token.read_floor is None else max(token.read_floor, bound)
 
-    assert token_of(token.write_floor, known, place) == after
+    assert token_of(token.write_floor, raised, place) == after
 
 
-@given(token=TOKENS, place=st.tuples(st.sampled_from(NODES), st.sampled_from(LIVES)))
+@given(token=TOKENS, place=st.tuples(st.sampled_from(NODES), st.sampled_from(INCARNATIONS)))
 @modest
 def test_after_a_read_without_a_bound_only_the_same_life_of_that_replica_will_do(
     token: SessionToken, place: tuple[str, Incarnation]
@@ -258,7 +268,7 @@ def test_after_a_read_without_a_bound_only_the_same_life_of_that_replica_will_do
 
 def test_a_bound_that_is_found_later_ends_an_unknown_read_floor() -> None:
     """The replica that showed what could not be bounded has only gone on since: its bound covers that."""
-    place = ("replica0", LIVES[0])
+    place = ("replica0", INCARNATIONS[0])
     unknown = token_of(3, 4).after_replica_read(*place, None)
 
     assert token_of(3, 9, place) == unknown.after_replica_read(*place, Lsn(9))
@@ -274,10 +284,14 @@ def test_a_read_on_the_primary_takes_its_flush_lsn_and_no_node(token: SessionTok
     assert token_of(write_floor, flush_lsn) == token.after_primary_read(flush_lsn)
 
 
-@given(token=TOKENS, place=st.tuples(st.sampled_from(NODES), st.sampled_from(LIVES)), bound=st.none() | KNOWN_LSNS)
+@given(
+    token=TOKENS,
+    place=st.tuples(st.sampled_from(NODES), st.sampled_from(INCARNATIONS)),
+    bound=st.none() | KNOWN_LSNS,
+)
 @modest
 def test_nothing_changes_the_epoch(token: SessionToken, place: tuple[str, Incarnation], bound: Lsn | None) -> None:
-    """The floors are positions of one reign, so a token never moves to another."""
+    """The floors are positions of one epoch, so a token never moves to another."""
     after = (
         token.after_write(Lsn(1)).after_replica_read(*place, bound).after_primary_read(Lsn(2)).merged_with(token)
     )
@@ -297,7 +311,7 @@ def test_a_merged_token_covers_both(one: SessionToken, other: SessionToken) -> N
     for both, first, second in zip(floors(merged), floors(one), floors(other), strict=True):
         assert both >= max(first, second)
     assert max(one.write_floor, other.write_floor) == merged.write_floor
-    assert max(one.read_floor, other.read_floor) == merged.read_floor
+    assert largest(one.read_floor, other.read_floor) == merged.read_floor
 
 
 @given(one=TOKENS, other=TOKENS)
@@ -305,7 +319,7 @@ def test_a_merged_token_covers_both(one: SessionToken, other: SessionToken) -> N
 def test_a_merged_token_asks_no_more_than_both_need(one: SessionToken, other: SessionToken) -> None:
     """A replica's life on which all that was read was read is kept; of several, only that replicas were read."""
     merged = one.merged_with(other)
-    read_on = {(token.node, token.incarnation) for token in (one, other) if token.read_floor}
+    read_on = {(token.node, token.incarnation) for token in (one, other) if token.has_read}
 
     if read_on:
         if len(read_on) == 1:
@@ -349,18 +363,18 @@ def test_meeting_again_changes_nothing(one: SessionToken, other: SessionToken) -
 
 @given(token=TOKENS, after=TOKENS)
 @modest
-def test_tokens_of_two_reigns_are_not_merged(token: SessionToken, after: SessionToken) -> None:
+def test_tokens_of_two_epochs_are_not_merged(token: SessionToken, after: SessionToken) -> None:
     """The same number is another place in another history, even on the same timeline."""
     with pytest.raises(ValueError, match="different epochs"):
         token.merged_with(replace(after, epoch=OTHER_EPOCH))
 
 
-# --- tokens of several reigns ---
+# --- tokens of several epochs ---
 
 LATER = Epoch("10-aaaaaaaaaa")
 """Later as a number; as text it would come first."""
-REIGNS = st.sampled_from([EPOCH, OTHER_EPOCH, Epoch("2-aaaaaaaaaa"), LATER])
-TOKENS_OF_REIGNS = st.lists(st.builds(token_of, FLOORS, FLOORS, PLACES, REIGNS), max_size=6)
+EPOCHS = st.sampled_from([EPOCH, OTHER_EPOCH, Epoch("2-aaaaaaaaaa"), LATER])
+TOKENS_OF_EPOCHS = st.lists(st.builds(token_of, FLOORS, FLOORS, PLACES, EPOCHS), max_size=6)
 
 
 def test_no_token_is_no_token() -> None:
@@ -375,21 +389,21 @@ def test_a_single_token_stays_as_it_is(token: SessionToken) -> None:
     assert merged([token]) == (token,)
 
 
-@given(tokens=TOKENS_OF_REIGNS.filter(bool))
+@given(tokens=TOKENS_OF_EPOCHS.filter(bool))
 @modest
-def test_tokens_of_the_latest_reign_are_merged_and_the_earlier_ones_kept(tokens: list[SessionToken]) -> None:
+def test_tokens_of_the_latest_epoch_are_merged_and_the_earlier_ones_kept(tokens: list[SessionToken]) -> None:
     """None of the earlier ones is forgotten, since only a primary can tell what was lost of them."""
     latest, *earlier = merged(tokens)
     of_latest = [token for token in tokens if token.epoch == latest.epoch]
 
     assert latest.timeline == max(token.timeline for token in tokens)
     assert latest.write_floor == max(token.write_floor for token in of_latest)
-    assert latest.read_floor == max(token.read_floor for token in of_latest)
+    assert latest.read_floor == largest(*(token.read_floor for token in of_latest))
     assert sorted(map(str, earlier)) == sorted(str(token) for token in tokens if token not in of_latest)
     assert [token.timeline for token in earlier] == sorted((token.timeline for token in earlier), reverse=True)
 
 
-@given(tokens=TOKENS_OF_REIGNS, data=st.data())
+@given(tokens=TOKENS_OF_EPOCHS, data=st.data())
 @modest
 def test_the_order_of_the_tokens_of_a_request_does_not_matter(
     tokens: list[SessionToken], data: st.DataObject
@@ -403,7 +417,7 @@ def test_the_order_of_the_tokens_of_a_request_does_not_matter(
     assert sorted(map(str, one[1:])) == sorted(map(str, other[1:]))
 
 
-def test_two_reigns_on_one_timeline_are_left_to_the_primary() -> None:
+def test_two_epochs_on_one_timeline_are_left_to_the_primary() -> None:
     """One client cannot have got both from one cluster; it knows one of them at most."""
     tokens = [token_of(1), token_of(2, epoch=OTHER_EPOCH), token_of(3, epoch=LATER)]
 
@@ -418,7 +432,10 @@ def test_two_reigns_on_one_timeline_are_left_to_the_primary() -> None:
 @modest
 def test_a_token_is_beyond_where_one_of_its_floors_is(token: SessionToken, flush_lsn: Lsn) -> None:
     """An unknown floor claims no position, and the primary's own end is not beyond it."""
-    beyond = {floor for floor in (token.write_floor, token.read_floor) if floor != LARGEST and floor > flush_lsn}
+    claimed = {token.write_floor} - {Lsn.PENDING}
+    if token.read_floor is not None:
+        claimed.add(token.read_floor)
+    beyond = {floor for floor in claimed if floor > flush_lsn}
 
     assert (beyond != set()) == token.is_beyond(flush_lsn)
 

@@ -66,7 +66,7 @@ def test_replica_of_another_epoch_is_not() -> None:
     assert worth_waiting_for(WROTE, board_of(other), POLICY, now=NOW) == []
 
 
-def test_replica_of_a_reign_that_is_over_is_not() -> None:
+def test_replica_of_an_epoch_that_is_over_is_not() -> None:
     """What it would catch up with, it would not be asked for any more."""
     board = board_of(near)
     board.publish(replace(near, name="further", epoch=Epoch("2-aaaaaaaaaa")))
@@ -81,7 +81,7 @@ def test_replica_that_has_diverged_is_not() -> None:
     assert worth_waiting_for(WROTE, board, POLICY, now=NOW) == []
 
 
-def test_nobody_waits_for_what_nothing_is_enough_for() -> None:
+def test_no_read_waits_for_what_nothing_is_enough_for() -> None:
     """A floor that is not known is reached by no replica."""
     assert worth_waiting_for(SessionToken(EPOCH, Lsn.PENDING), board_of(near), POLICY, now=NOW) == []
 

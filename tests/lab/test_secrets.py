@@ -12,16 +12,18 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from rocket import Board, Observer, Router, nodes_from_environment
+from rocket import Router, nodes_from_environment
+from rocket.consistency import Board
 from rocket.dsn import parse_dsn
 from rocket.errors import InvalidSetting
 from rocket.lab.app import DATABASE
+from rocket.lab.serving import check_usable
 from rocket.lab.settings import Settings
 from rocket.lab.workers import Job
-from rocket.topology.nodes_file import check_usable
-from tests.routing.test_races import lose_a_backend
+from rocket.routing.observer import Observer
 from tests.support.between import pgbouncer
 from tests.support.program import running
+from tests.support.races import lose_a_backend
 from tests.support.servers import ROLES, dsns
 
 if TYPE_CHECKING:

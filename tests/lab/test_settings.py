@@ -198,7 +198,7 @@ def test_every_setting_has_its_case() -> None:
         "replica",
         "patroni",
         "patroni_dsn",
-    }  # see tests/topology/test_patroni_members.py, tests/attach/test_addresses.py
+    }  # see tests/topology/test_patroni_listing.py, tests/attach/test_addresses.py
 
     assert {each.name for each in fields(Settings)} - {"given"} - secret == set(CASES)
 

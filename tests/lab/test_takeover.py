@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from rocket import Lsn, SessionToken
+from rocket import Lsn
+from rocket.consistency import SessionToken
 from rocket.lab.app import DATABASE
 from rocket.lab.serving import listeners, url_of
 from rocket.lab.settings import Settings
 from rocket.lab.shutdown import Shutdown
-from rocket.lab.torture.takeover import look, taken_over
+from rocket.lab.torture.faults import table_state, wait_for_takeover
 from rocket.lab.workers import Worker, working
-from tests.routing.test_races import come_back_behind, restart_point_now, write_ride
+from tests.support.races import come_back_behind, restart_point_now, write_ride
 from tests.support.servers import dsns
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ async def writer_among(workers: list[Worker], primary: Connection) -> Worker:
     """Wait until one of these processes writes the table."""
     async with asyncio.timeout(DEADLINE_S):
         while True:
-            writer = (await look(primary)).writer
+            writer = (await table_state(primary)).writer
             if found := [worker for worker in workers if worker.pid == writer]:
                 return found[0]
             await asyncio.sleep(0.02)
@@ -78,9 +79,9 @@ async def test_another_observer_writes_when_the_one_that_did_is_killed(
         on_primary(cluster) as primary,
     ):
         writer = await writer_among(workers, primary)
-        before = await look(primary)
+        before = await table_state(primary)
         writer.crash()
-        took_s = await taken_over(primary, before)
+        took_s = await wait_for_takeover(primary, before)
         assert took_s is not None
         assert took_s < TAKEN_OVER_WITHIN_S
         async with asyncio.timeout(DEADLINE_S):  # who was killed is started again, and waits for its turn
@@ -95,20 +96,20 @@ async def test_another_observer_writes_when_the_one_that_did_is_halted(cluster: 
         on_primary(cluster) as primary,
     ):
         writer = await writer_among(workers, primary)
-        before = await look(primary)
+        before = await table_state(primary)
         writer.freeze()
-        took_s = await taken_over(primary, before)
+        took_s = await wait_for_takeover(primary, before)
         assert took_s is not None
         assert took_s < TAKEN_OVER_WITHIN_S
-        second = (await look(primary)).writer
+        second = (await table_state(primary)).writer
         writer.thaw()
         async with asyncio.timeout(DEADLINE_S):  # it observes again, on a new connection
             name = f"rocket observer, process {writer.pid}"
             while not await primary.fetchval(OBSERVES, name):
                 await asyncio.sleep(0.02)
-        before = await look(primary)
+        before = await table_state(primary)
         await next_beat(primary)
-        assert (before.writer, second) == (second, (await look(primary)).writer)
+        assert (before.writer, second) == (second, (await table_state(primary)).writer)
         assert writer.up
 
 
@@ -117,16 +118,16 @@ OBSERVES = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1"
 
 async def next_beat(primary: Connection) -> None:
     """Wait until the table has been written again."""
-    before = await look(primary)
+    before = await table_state(primary)
     async with asyncio.timeout(DEADLINE_S):
-        while (await look(primary)).written == before.written:
+        while (await table_state(primary)).written == before.written:
             await asyncio.sleep(0.01)
 
 
 # --- an API process that hears nothing ---
 
 
-async def session_of(router: Router[str], cluster: LocalCluster, email: str) -> tuple[str, dict[str, str]]:
+async def session_of(router: Router, cluster: LocalCluster, email: str) -> tuple[str, dict[str, str]]:
     """Write a ride that all replicas have; return its path, and the headers of the session that wrote it."""
     ride = await write_ride(router, email)
     async with on_primary(cluster) as primary:
@@ -148,7 +149,7 @@ async def read(http: aiohttp.ClientSession, path: str, headers: dict[str, str]) 
 
 @pytest.mark.parametrize("interval_s", [0.05, NEVER_S], ids=["observing", "knowing nothing new"])
 async def test_process_that_was_halted_for_longer_than_the_lease_reads_nothing_stale(
-    cluster: LocalCluster, router: Router[str], email: str, interval_s: float
+    cluster: LocalCluster, router: Router, email: str, interval_s: float
 ) -> None:
     """What it knew of the replicas was true of lives that are over: they have come back behind."""
     async with restart_point_now(cluster):
@@ -173,7 +174,7 @@ async def test_process_that_was_halted_for_longer_than_the_lease_reads_nothing_s
 
 
 async def test_process_that_hears_nothing_for_longer_than_the_lease_trusts_nobody(
-    cluster: LocalCluster, router: Router[str], email: str
+    cluster: LocalCluster, router: Router, email: str
 ) -> None:
     """Neither replicas nor the primary, however well they are."""
     ride, headers = await session_of(router, cluster, email)

@@ -19,6 +19,7 @@ import pytest
 import pytest_asyncio
 
 from rocket.cluster.errors import PortInUse
+from rocket.cluster.supervisor import RestartPolicy
 from rocket.lab.app import DATABASE
 from rocket.lab.serving import listeners, url_of
 from rocket.lab.settings import MaxLag, Settings
@@ -167,7 +168,7 @@ async def test_worker_that_cannot_be_started_again_ends_the_program(
             worker_processes()[0].kill()
             await asyncio.sleep(DEADLINE_S)
 
-    monkeypatch.setattr("rocket.cluster.restarts._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(RestartPolicy, "FIRST_PAUSE_S", 0.001)
     with pytest.raises(WorkerKeepsDying, match=r"^worker \d keeps dying \(while starting\)$"):
         await lose_one()
     assert [] == worker_processes()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aiohttp import web
     from aiohttp.test_utils import TestClient
 
-    from rocket import Observer
+    from rocket.routing.observer import Observer
 
     Client: TypeAlias = TestClient[web.Request, web.Application]
 

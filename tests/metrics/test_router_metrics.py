@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
-from rocket import Answer, Board, Limits, Observer, OutcomeUnknown, Policy, Reason, Role, Router, Unavailable
-from rocket.consistency import Epoch
+from rocket import Answer, Limits, OutcomeUnknown, Policy, Reason, Role, Router, Unavailable
+from rocket.consistency import Board, Epoch
 from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
 from rocket.metrics import RouterMetrics
 from rocket.metrics.tallies import BOUNDS_S, Tally, as_histogram
-from tests.routing.test_races import write_ride
+from rocket.routing.observer import Observer
+from tests.support.races import write_ride
 from tests.support.servers import dsns, paused, until
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 class Watched:
     """A router with metrics, as somebody may have it who knows nothing of our API."""
 
-    def __init__(self, router: Router[str]) -> None:
+    def __init__(self, router: Router) -> None:
         self.router = router
         self.registry = CollectorRegistry()
         self.metrics = RouterMetrics(router, registry=self.registry)
@@ -62,9 +63,8 @@ async def watched(cluster: LocalCluster) -> AsyncIterator[Watched]:
         async with await Router.open(
             dsns(cluster),
             UserFloors(),
-            observer.board,
             policy=Policy(lease_s=60.0, primary_lease_s=60.0, max_wait_s=5.0),
-            waiting=observer.waiting,
+            observer=observer,
             limits=Limits(attempt_s=0.2),
         ) as router:
             yield Watched(router)
@@ -80,7 +80,7 @@ async def test_a_read_that_waits_is_counted_with_its_wait(
     assert watched.seen("rocket_read_wait_duration_seconds_count", outcome="caught-up") == 1
     assert watched.seen("rocket_read_wait_duration_seconds_count", outcome="in-vain") == 0
 
-    watched.router._guarded.policy = dataclasses.replace(watched.router.policy, max_wait_s=0.05)  # noqa: SLF001
+    watched.router.policy = dataclasses.replace(watched.router.policy, max_wait_s=0.05)
     async with paused(cluster):
         await write_ride(watched.router, email)
         fallen_back = await watched.read(email)

@@ -1,4 +1,4 @@
-"""Tokens, floors and names of reigns that come from elsewhere: from other clusters, dumps, unheard-of reigns."""
+"""Tokens, floors and names of epochs that come from elsewhere: from other clusters, dumps, unknown epochs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ELSEWHERE = 42
 
 
 @pytest_asyncio.fixture
-async def opened(cluster: LocalCluster) -> AsyncIterator[Router[str | None]]:
+async def opened(cluster: LocalCluster) -> AsyncIterator[Router]:
     """A router with a table of floors, which observes by itself."""
     policy = Policy(max_wait_s=1.0)
     async with await Router.open(dsns(cluster), FloorTable(), policy=policy, observer_interval_s=BEAT_S) as router:
@@ -36,10 +36,10 @@ async def opened(cluster: LocalCluster) -> AsyncIterator[Router[str | None]]:
 
 
 @contextlib.asynccontextmanager
-async def copied(cluster: LocalCluster, *reigns: str) -> AsyncIterator[None]:
-    """Have the names of another cluster's reigns in the table, as a dump of it brings them."""
+async def copied(cluster: LocalCluster, *epochs: str) -> AsyncIterator[None]:
+    """Have the names of another cluster's epochs in the table, as a dump of it brings them."""
     admin = await cluster.primary.connect(DATABASE)
-    for epoch in reigns:
+    for epoch in epochs:
         await admin.execute(
             "INSERT INTO epochs (system_id, timeline, epoch) VALUES ($1, $2, $3)",
             ELSEWHERE, int(epoch.partition("-")[0]), epoch,
@@ -57,16 +57,14 @@ async def answer(db: Connection) -> int:
     return int(await db.fetchval("SELECT 1"))
 
 
-async def own_epoch(session: Session[str | None]) -> str:
+async def own_epoch(session: Session) -> str:
     """Return the epoch of the cluster at hand."""
     await session.write(answer)
     assert session.token is not None
     return session.token.split("~")[1]
 
 
-async def test_reigns_that_came_in_a_dump_are_none_of_this_clusters(
-    cluster: LocalCluster, opened: Router[str | None]
-) -> None:
+async def test_epochs_that_came_in_a_dump_are_none_of_this_clusters(cluster: LocalCluster, opened: Router) -> None:
     """Their positions are of another history; replicas are fit beside their rows, of a later timeline even."""
     timeline = (await own_epoch(opened.session("ann"))).partition("-")[0]
     theirs = f"{timeline}-cccccccccc"
@@ -89,30 +87,30 @@ async def test_reigns_that_came_in_a_dump_are_none_of_this_clusters(
             await fresh.read(answer)
 
 
-async def test_what_was_written_in_a_reign_that_nobody_here_has_heard_of_may_be_lost(
-    cluster: LocalCluster, opened: Router[str | None]
+async def test_what_was_written_in_an_epoch_that_is_unknown_here_may_be_lost(
+    cluster: LocalCluster, opened: Router
 ) -> None:
-    """Its primary was lost before any replica had got the reign's name, and so with all that came after."""
-    admin = await cluster.primary.connect(DATABASE)
+    """Its primary was lost before any replica had got the epoch's name, and so with all that came after."""
     epoch = await own_epoch(opened.session("ann"))
-    # As if this reign were the next one: what is asked of the table is the same.
+    timeline, _, name = epoch.partition("-")
+    unknown = SessionToken.parse(f"1~{timeline}-eeeeeeeeee~0/1~0/1")
+    admin = await cluster.primary.connect(DATABASE)
+    # As if the current epoch were the next one, in a transaction that no observer sees: it would name another one.
+    as_if = admin.transaction()
+    await as_if.start()
     await admin.execute("UPDATE epochs SET timeline = timeline + 1 WHERE epoch = $1", epoch)
-    try:
-        timeline, _, name = epoch.partition("-")
-        unheard = SessionToken.parse(f"1~{timeline}-eeeeeeeeee~0/1~0/1")
-        standing = await resolve_tokens([unheard], admin, Epoch(f"{int(timeline) + 1}-{name}"), is_last=True)
-    finally:
-        await admin.execute("UPDATE epochs SET timeline = timeline - 1 WHERE epoch = $1", epoch)
-        await admin.close()
-    assert standing.token is None
-    assert standing.lost is not None
-    assert standing.lost.writes
+    resolved = await resolve_tokens([unknown], admin, Epoch(f"{int(timeline) + 1}-{name}"), is_last=True)
+    await as_if.rollback()
+    await admin.close()
+    assert resolved.token is None
+    assert resolved.lost is not None
+    assert resolved.lost.writes
 
 
 async def test_a_token_of_a_later_timeline_is_foreign_once_no_node_can_have_given_it_out(
-    opened: Router[str | None],
+    opened: Router,
 ) -> None:
-    """Of a cluster that was made anew, say; as long as a node may be a later primary, nobody can tell."""
+    """Of a cluster that was made anew, say; as long as a node may be a later primary, that is unknown."""
     later = "1~99-aaaaaaaaaa~0/1~0/0"
     await opened.session("ann").write(answer)
     with pytest.raises(InvalidToken):
@@ -122,12 +120,12 @@ async def test_a_token_of_a_later_timeline_is_foreign_once_no_node_can_have_give
     lenient = opened.session("ann", later, lenient=True)
     assert 1 == await lenient.read(answer)
     assert later not in (lenient.token or "")
-    opened._guarded._nodes._policy = Policy(lease_s=0.0)  # noqa: SLF001  # no replica was heard of lately
+    opened.policy = Policy(lease_s=0.0)  # no replica was observed lately
     with pytest.raises(Unavailable, match="later primary"):
         await opened.session("ann", later).read(answer)
 
 
-async def test_a_foreign_token_hides_no_loss(cluster: LocalCluster, opened: Router[str | None]) -> None:
+async def test_a_foreign_token_hides_no_loss(cluster: LocalCluster, opened: Router) -> None:
     """It is dropped alone."""
     earlier, foreign = "0-aaaaaaaaaa", "1~1-ffffffffff~0/1~0/0"
     admin = await cluster.primary.connect(DATABASE)
@@ -144,7 +142,7 @@ async def test_a_foreign_token_hides_no_loss(cluster: LocalCluster, opened: Rout
     assert earlier == session.lost.epoch
 
 
-async def test_a_loss_is_told_behind_a_pooler_to_a_role_that_may_not_read_the_history(
+async def test_a_loss_is_reported_behind_a_pooler_to_a_role_that_may_not_read_the_history(
     cluster: LocalCluster,
 ) -> None:
     """Without the position, and without an error that would abort the transaction of the read."""
@@ -164,9 +162,9 @@ async def test_a_loss_is_told_behind_a_pooler_to_a_role_that_may_not_read_the_hi
 
 
 async def test_a_recorded_floor_beyond_the_primary_came_from_elsewhere(
-    cluster: LocalCluster, opened: Router[str | None]
+    cluster: LocalCluster, opened: Router
 ) -> None:
-    """In a dump, say: who brings no token is not told that it is invalid, and gets one that is good."""
+    """In a dump, say: a session without a token gets no error for that, and a token that is valid."""
     admin = await cluster.primary.connect(DATABASE)
     await admin.execute("INSERT INTO rocket_floors VALUES ('restored', 'FF/0')")
     try:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rocket import Board, Observer
+from rocket.consistency import Board
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
-from rocket.lab.torture.takeover import look
+from rocket.lab.torture.faults import table_state
+from rocket.routing import connection
+from rocket.routing.observer import Observer
 from tests.support.servers import dsns, paused, recorded, table, until
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ async def test_only_one_observer_writes_the_table(cluster: LocalCluster, observe
     second.close()
 
 
-async def test_primary_that_ended_a_silent_writers_session_stays_in_office(
+async def test_primary_that_ended_a_silent_writers_session_stays_current(
     cluster: LocalCluster, observer: Observer, board: Board
 ) -> None:
     """It is none the worse for it, and is looked at on a new connection at once."""
@@ -102,7 +104,7 @@ async def test_primary_that_ended_a_silent_writers_session_stays_in_office(
     board.on_gone.append(gone.append)
     primary = await cluster.primary.connect(DATABASE)
     async with asyncio.timeout(10):
-        while (await look(primary)).writer is not None:
+        while (await table_state(primary)).writer is not None:
             await asyncio.sleep(0.05)
     await primary.close()
     asked_at = time.monotonic()
@@ -210,11 +212,11 @@ async def test_role_that_may_not_see_the_startup_process_vouches_for_nothing(clu
 
 @pytest.mark.vouched
 async def test_whatever_a_node_does_the_observer_goes_on(
-    observer: Observer, board: Board, caplog: pytest.LogCaptureFixture
+    observer: Observer, board: Board, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error that nobody foresaw takes the status away, is logged with its traceback, and ends nothing."""
+    """An unforeseen error takes the status away, is logged with its traceback, and ends nothing."""
     await observer.run_once()
-    watch = observer._watches["replica0"]  # noqa: SLF001
+    watch = observer.watches["replica0"]
     watch.close()
 
     class Odd:
@@ -229,8 +231,12 @@ async def test_whatever_a_node_does_the_observer_goes_on(
         def terminate(self) -> None:
             pass
 
-    watch._connection = Odd()  # type: ignore[assignment]  # noqa: SLF001
-    await observer.run_once()
+    async def connect_oddly(_dsn: str) -> Odd:
+        return Odd()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connection, "connect", connect_oddly)
+        await observer.run_once()
     assert board.replica(watch.name) is None
     assert [True] == [bool(record.exc_info) for record in caplog.records if watch.name in record.getMessage()]
     await observer.run_once()
@@ -247,21 +253,21 @@ async def test_backends_ended_under_its_hands_do_not_end_it(cluster: LocalCluste
     end_observers = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'rocket observer%'"
     )
-    connections = [await node.connect() for node in cluster.nodes.values()]
+    admins = [await node.connect() for node in cluster.nodes.values()]
     async with background(observer.run(), "observer"):
         for _ in range(60):
-            for connection in connections:
-                await connection.execute(end_observers)
+            for admin in admins:
+                await admin.execute(end_observers)
             await asyncio.sleep(0.01)
         await until(lambda: len(board.replicas) == 2)
-    for connection in connections:
-        await connection.close()
+    for admin in admins:
+        await admin.close()
 
 
-async def test_primary_that_cannot_be_written_to_stays_in_office(
+async def test_primary_that_cannot_be_written_to_stays_current(
     cluster: LocalCluster, observer: Observer, board: Board
 ) -> None:
-    """The table is for people; whoever holds a lock on it costs no read and no write."""
+    """The table is for people; a lock held on it costs no read and no write."""
     await recorded(observer, cluster, {"replica0", "replica1"})
     holder = await cluster.primary.connect(DATABASE)
     async with holder.transaction():

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rocket import Limits, Reason, Router, SessionToken, Unavailable
+from rocket import Limits, Reason, Router, Unavailable
+from rocket.consistency import SessionToken
 from rocket.lab.api.rides import SELECT_RIDE
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
-from rocket.routing.gate import CapacityLimiter, TooManyWaiting
-from tests.routing.test_races import write_ride
+from rocket.routing.pool import CapacityLimiter, TooManyWaiting
+from tests.support.races import write_ride
 from tests.support.servers import dsns, until
 
 if TYPE_CHECKING:
-    from rocket import Board, Connection, Observer
+    from rocket import Connection
     from rocket.cluster.cluster import LocalCluster
+    from rocket.consistency import Board
+    from rocket.routing.observer import Observer
 
 
 async def test_gate_turns_away_whoever_finds_the_queue_full() -> None:
@@ -108,7 +111,7 @@ async def test_busy_replica_costs_a_retry_elsewhere(
 
 @pytest.mark.vouched
 async def test_frozen_primary_is_refused_at_once_and_replicas_go_on(
-    cluster: LocalCluster, observer: Observer, board: Board, router: Router[str], email: str
+    cluster: LocalCluster, observer: Observer, board: Board, router: Router, email: str
 ) -> None:
     """What needs it is not let into a time-out once it is known; the rest does not need it."""
     ride_id = await write_ride(router, email)

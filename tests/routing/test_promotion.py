@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from rocket import Board, Lsn, Observer, OutcomeUnknown, Reason, Role, Router, SessionToken, Unavailable
-from rocket.cluster.cluster import ClusterSettings, local_cluster
+from rocket import Lsn, OutcomeUnknown, Reason, Role, Router, Unavailable
+from rocket.cluster.cluster import ClusterSettings
+from rocket.cluster.supervisor import local_cluster
+from rocket.consistency import Board, SessionToken
 from rocket.lab.api.rides import INSERT_RIDE, SELECT_RIDE
 from rocket.lab.api.users import INSERT_USER, UserFloors
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
-from tests.routing.test_races import lose_a_backend
+from rocket.routing.observer import Observer
+from tests.support.races import lose_a_backend
 from tests.support.servers import dsns, schema, until
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ CLIENTS = """
     SELECT count(*) FROM pg_stat_activity WHERE application_name = 'rocket' AND pid <> pg_backend_pid()
 """
 PIDS = "SELECT array_agg(pid) FROM pg_stat_activity"
-LOOKS_FIT = """
+SEEMS_FIT = """
     SELECT received_tli >= 2 AND status = 'streaming' AND pg_last_wal_replay_lsn() >= $1
        AND NOT EXISTS (SELECT FROM rides WHERE id = $2)
       FROM pg_stat_wal_receiver
@@ -44,11 +47,10 @@ FOLLOWED_WITHIN_S = 2.0
 
 
 @pytest_asyncio.fixture
-async def cluster(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalCluster]:
-    """A cluster that nobody supervises: what is promoted here is promoted behind everybody's back."""
+async def cluster() -> AsyncIterator[LocalCluster]:
+    """A cluster without a supervisor, which would otherwise notice what is promoted here."""
     # A replica past the fork asks for WAL from the start of a segment, which the new primary has to have reached.
-    monkeypatch.setattr("rocket.cluster.datadir.SEGMENT_MIB", 16)
-    settings = ClusterSettings(replicas=2, port=0, database=DATABASE, schema=schema())
+    settings = ClusterSettings(replicas=2, port=0, database=DATABASE, schema=schema(), wal_segment_mib=16)
     async with local_cluster(settings) as cluster:
         yield cluster
 
@@ -64,16 +66,16 @@ async def watched(cluster: LocalCluster) -> AsyncIterator[Observer]:
 
 
 @pytest_asyncio.fixture
-async def router(cluster: LocalCluster, watched: Observer) -> AsyncIterator[Router[str]]:
+async def router(cluster: LocalCluster, watched: Observer) -> AsyncIterator[Router]:
     """A router on what that observer sees."""
-    async with await Router.open(dsns(cluster), UserFloors(), watched.board, waiting=watched.waiting) as router:
+    async with await Router.open(dsns(cluster), UserFloors(), observer=watched) as router:
         yield router
 
 
 class Session:
     """A client that sends its token back."""
 
-    def __init__(self, router: Router[str], email: str) -> None:
+    def __init__(self, router: Router, email: str) -> None:
         self.router = router
         self.email = email
         self.token: SessionToken | None = None
@@ -137,7 +139,7 @@ async def clients_of(node: Node) -> int:
 
 
 async def test_a_promotion_is_followed_and_the_old_primary_closed(
-    cluster: LocalCluster, watched: Observer, router: Router[str], email: str
+    cluster: LocalCluster, watched: Observer, router: Router, email: str
 ) -> None:
     """Unfenced, the old one would take writes; within two seconds it gets nothing from us any more."""
     old, new, other = cluster.nodes.values()
@@ -162,9 +164,9 @@ async def test_a_promotion_is_followed_and_the_old_primary_closed(
 
 
 async def test_a_thawed_old_primary_gets_nothing(
-    cluster: LocalCluster, watched: Observer, router: Router[str], email: str
+    cluster: LocalCluster, watched: Observer, router: Router, email: str
 ) -> None:
-    """It still says that it is the primary, and is asked again and again, but nobody reads or writes there."""
+    """It still says that it is the primary, and is asked again and again, but no read or write goes there."""
     old, new, _ = cluster.nodes.values()
     session, tokenless = Session(router, email), Session(router, email)
     first = await session.write()
@@ -174,8 +176,7 @@ async def test_a_thawed_old_primary_gets_nothing(
     await until(lambda: watched.board.primary is not None and watched.board.primary.name == new.name)
     written = await session.write()
     old.thaw()
-    seen = watched._watches[old.name]  # noqa: SLF001
-    await until(lambda: "no primary" in seen._reach._known)  # noqa: SLF001
+    await until(lambda: watched.watches[old.name].state == "not accepted as primary")
     for _ in range(20):
         tokenless.token = None
         for reader in (session, tokenless):
@@ -187,7 +188,7 @@ async def test_a_thawed_old_primary_gets_nothing(
 
 
 async def test_a_connection_that_outlives_a_promotion_leaves_its_pool(
-    cluster: LocalCluster, watched: Observer, router: Router[str]
+    cluster: LocalCluster, watched: Observer, router: Router
 ) -> None:
     """Opened to a replica, it would read what no status vouches for (design fact F14)."""
     _, new, _ = cluster.nodes.values()
@@ -202,7 +203,7 @@ async def test_a_connection_that_outlives_a_promotion_leaves_its_pool(
 
 
 async def test_a_read_under_way_on_a_replica_that_is_promoted_goes_elsewhere(
-    cluster: LocalCluster, watched: Observer, router: Router[str], email: str
+    cluster: LocalCluster, watched: Observer, router: Router, email: str
 ) -> None:
     """What it would have answered is covered by nothing."""
     session = Session(router, email)
@@ -225,8 +226,8 @@ async def test_a_read_under_way_on_a_replica_that_is_promoted_goes_elsewhere(
 
 
 @pytest.mark.superuser  # who may read the history file
-async def test_what_a_promotion_lost_is_said_in_so_many_words(
-    cluster: LocalCluster, watched: Observer, router: Router[str], email: str
+async def test_what_a_promotion_lost_is_reported(
+    cluster: LocalCluster, watched: Observer, router: Router, email: str
 ) -> None:
     """A session whose write was left behind is told once; one whose writes are all there is not."""
     old, new, other = cluster.nodes.values()
@@ -253,8 +254,8 @@ async def test_what_a_promotion_lost_is_said_in_so_many_words(
     assert (True, None) == (fine.value, fine.lost)
 
 
-async def test_a_write_is_told_of_the_loss_as_well(
-    cluster: LocalCluster, watched: Observer, router: Router[str], email: str
+async def test_a_write_reports_the_loss_as_well(
+    cluster: LocalCluster, watched: Observer, router: Router, email: str
 ) -> None:
     """And a session that brings an old token beside its new one, too."""
     old, new, other = cluster.nodes.values()
@@ -279,7 +280,7 @@ async def test_a_write_is_told_of_the_loss_as_well(
 
 
 async def test_without_the_history_file_nothing_is_hidden(
-    cluster: LocalCluster, watched: Observer, router: Router[str], email: str
+    cluster: LocalCluster, watched: Observer, router: Router, email: str
 ) -> None:
     """Where it cannot be told whether something was lost, that is what is said."""
     session = Session(router, email)
@@ -296,7 +297,7 @@ async def test_without_the_history_file_nothing_is_hidden(
 
 
 async def test_a_write_across_a_promotion_is_an_unknown_outcome(
-    cluster: LocalCluster, watched: Observer, router: Router[str], email: str
+    cluster: LocalCluster, watched: Observer, router: Router, email: str
 ) -> None:
     """It was committed on a server that is the primary no more."""
     _, new, _ = cluster.nodes.values()
@@ -304,7 +305,7 @@ async def test_a_write_across_a_promotion_is_an_unknown_outcome(
     await session.write()
 
     class Slow(UserFloors):
-        async def record_floor(self, primary: Connection, subject: str) -> Lsn:
+        async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:
             floor = await super().record_floor(primary, subject)
             await promote(new)
             await until(lambda: watched.board.primary is not None and watched.board.primary.name == new.name)
@@ -316,7 +317,7 @@ async def test_a_write_across_a_promotion_is_an_unknown_outcome(
 
 
 async def test_a_replica_past_the_fork_is_not_believed(
-    cluster: LocalCluster, watched: Observer, router: Router[str], email: str
+    cluster: LocalCluster, watched: Observer, router: Router, email: str
 ) -> None:
     """It streams from the new primary, says its timeline, and a replay LSN past the floor, without the write.
 
@@ -359,7 +360,7 @@ async def test_a_replica_past_the_fork_is_not_believed(
     probe = await diverged.connect(DATABASE)
     async with asyncio.timeout(30):
         while len(gone_by) < 5:
-            if not await probe.fetchval(LOOKS_FIT, written.token.write_floor.wire, written.value):
+            if not await probe.fetchval(SEEMS_FIT, written.token.write_floor.wire, written.value):
                 seen_fit = math.inf
                 continue
             seen_fit = min(seen_fit, time.monotonic())
@@ -372,10 +373,10 @@ async def test_a_replica_past_the_fork_is_not_believed(
     await probe.close()
 
 
-async def test_an_api_that_was_away_during_the_promotion_trusts_nobody_at_first(
-    cluster: LocalCluster, watched: Observer, router: Router[str], email: str
+async def test_an_api_that_was_away_during_the_promotion_trusts_no_node_at_first(
+    cluster: LocalCluster, watched: Observer, router: Router, email: str
 ) -> None:
-    """A primary that was not seen in office for a lease takes nothing (a process that was halted, say)."""
+    """A primary that was not confirmed for a lease is not used (by a process that was halted, say)."""
     session = Session(router, email)
     written = await session.write()
     primary = watched.board.primary

@@ -9,27 +9,27 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-import asyncpg
 import pytest
 
-from rocket import Board, Limits, Lsn, Reason, Role, Router, Routing, SessionToken
+from rocket import Limits, Lsn, Reason, Role, Router
 from rocket.cluster import faults
-from rocket.lab.api.rides import INSERT_RIDE, SELECT_RIDE
-from rocket.lab.api.users import INSERT_USER, SELECT_USER, UserFloors
+from rocket.consistency import Board, SessionToken
+from rocket.lab.api.rides import INSERT_RIDE
+from rocket.lab.api.users import INSERT_USER, UserFloors
 from rocket.lab.app import DATABASE
+from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.shutdown import background
-from rocket.routing import bound
+from rocket.routing.bound import ReadBound
+from tests.support.races import come_back_behind, read_ride, restart_point_now, write_ride
 from tests.support.servers import dsns, paused, recorded, role
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from rocket import Connection, Observer
+    from rocket import Connection
     from rocket.cluster.cluster import LocalCluster
-    from rocket.cluster.node import Node
     from rocket.consistency import Epoch
-
-AN_HOUR_MS = 3_600_000
+    from rocket.routing.observer import Observer
 
 
 class HeldBeforeCommit(UserFloors):
@@ -40,7 +40,7 @@ class HeldBeforeCommit(UserFloors):
         self._observer = observer
         self.replay_stopped = contextlib.AsyncExitStack()
 
-    async def begin_write(self, primary: Connection, subject: str, floor: Lsn) -> None:
+    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> None:
         """Let replicas replay all of the transaction but its commit, observe them, and stop their replay."""
         await super().begin_write(primary, subject, floor)
         other = await self._cluster.primary.connect(DATABASE)
@@ -51,26 +51,6 @@ class HeldBeforeCommit(UserFloors):
         await self.replay_stopped.enter_async_context(paused(self._cluster))
 
 
-async def write_ride(router: Router[str], email: str) -> int:
-    """Write a user with a ride, and return the ride's ID."""
-
-    async def work(primary: Connection) -> int:
-        await primary.fetchval(INSERT_USER, email)
-        ride = await primary.fetchrow(INSERT_RIDE, email, 1.5, None)
-        assert ride is not None
-        return int(ride["id"])
-
-    return (await router.write(work, subject=email)).value
-
-
-async def read_ride(
-    router: Router[str], email: str, ride_id: int, token: SessionToken | None = None
-) -> tuple[bool, str, Reason]:
-    """Say whether the ride was seen, on which node, and why there."""
-    answer = await router.read(lambda node: node.fetchrow(SELECT_RIDE, email, ride_id), subject=email, token=token)
-    return answer.value is not None, answer.node, answer.reason
-
-
 @pytest.mark.parametrize(("routing", "fresh"), [(Routing.ARTICLE, False), (Routing.NEVER_STALE, True)])
 async def test_floor_taken_inside_the_transaction_is_stale_and_ours_is_not(
     cluster: LocalCluster, observer: Observer, board: Board, email: str, routing: Routing, *, fresh: bool
@@ -79,9 +59,10 @@ async def test_floor_taken_inside_the_transaction_is_stale_and_ours_is_not(
     await recorded(observer, cluster, {replica.name for replica in cluster.replicas})
     floors = HeldBeforeCommit(cluster, observer)
     async with (
-        await Router.open(dsns(cluster), floors, board, routing=routing) as router,
+        await ComparisonRouter.open(dsns(cluster), floors, board) as router,
         floors.replay_stopped,
     ):
+        await router.switch(routing)
         ride_id = await write_ride(router, email)
         seen, node, reason = await read_ride(router, email, ride_id)
     assert fresh == seen
@@ -101,76 +82,21 @@ async def test_what_was_written_as_published_is_not_missed_once_the_guarantee_is
     token = SessionToken(board.epoch, Lsn(1)) if with_token else None
     floors = HeldBeforeCommit(cluster, observer)
     async with (
-        await Router.open(dsns(cluster), floors, board, routing=Routing.ARTICLE) as router,
+        await ComparisonRouter.open(dsns(cluster), floors, board) as router,
         floors.replay_stopped,
     ):
+        await router.switch(Routing.ARTICLE)
         ride_id = await write_ride(router, email)
         assert not (await read_ride(router, email, ride_id))[0]
         await router.switch(Routing.NEVER_STALE)
         assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id, token)
 
 
-@contextlib.asynccontextmanager
-async def come_back_behind(cluster: LocalCluster, email: str) -> AsyncIterator[None]:
-    """Crash every replica so that it comes back without what `email` wrote last, and keep it there."""
-    for node in cluster.replicas:
-        # Nothing replayed since the last restart point is on its disk, and no commit is applied any more.
-        await faults.delay(node, AN_HOUR_MS, cluster.primary.port)
-        await lose_a_backend(node)
-    try:
-        for node in cluster.replicas:
-            connection = await node.connect(DATABASE)
-            assert await connection.fetchval(SELECT_USER, email) is None
-            await connection.close()
-        yield
-    finally:
-        for node in cluster.replicas:
-            await faults.delay(node, 0, cluster.primary.port)
-        await cluster.wait_for_catchup()
-
-
-async def lose_a_backend(node: Node) -> None:
-    """Kill one of a node's backends; return when it has ended all its sessions for that, and takes new ones."""
-    witness = await node.connect()
-    await faults.kill_backend(node)
-    async with asyncio.timeout(30):
-        while not witness.is_closed():  # until then the postmaster may not have noticed
-            await asyncio.sleep(0.01)
-        while True:
-            with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                connection = await node.connect()
-                await connection.fetchval("SELECT 1")
-                await connection.close()
-                return
-            await asyncio.sleep(0.01)
-
-
-@contextlib.asynccontextmanager
-async def restart_point_now(cluster: LocalCluster) -> AsyncIterator[None]:
-    """Let replicas start again from here, with no page written by the background writer meanwhile."""
-    for node in (cluster.primary, *cluster.replicas):
-        connection = await node.connect()
-        if node.is_replica:
-            await connection.execute("ALTER SYSTEM SET bgwriter_lru_maxpages = 0")
-            await connection.execute("SELECT pg_reload_conf()")
-        await connection.execute("CHECKPOINT")
-        await connection.close()
-        await cluster.wait_for_catchup()
-    try:
-        yield
-    finally:
-        for node in cluster.replicas:
-            connection = await node.connect()
-            await connection.execute("ALTER SYSTEM RESET bgwriter_lru_maxpages")
-            await connection.execute("SELECT pg_reload_conf()")
-            await connection.close()
-
-
 @pytest.mark.parametrize(("routing", "fresh"), [(Routing.ARTICLE, False), (Routing.NEVER_STALE, True)])
 async def test_replica_that_comes_back_behind_is_read_stale_as_published_and_not_by_us(
     cluster: LocalCluster,
     observer: Observer,
-    router: Router[str],
+    router: ComparisonRouter,
     email: str,
     routing: Routing,
     *,
@@ -197,7 +123,7 @@ async def test_replica_that_comes_back_behind_is_read_stale_as_published_and_not
 
 
 async def test_an_unknown_floor_stays_unknown_across_switches(
-    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+    cluster: LocalCluster, observer: Observer, router: ComparisonRouter, email: str
 ) -> None:
     """Of a write after the switch: what was flushed at the switch lies before it."""
     await router.switch(Routing.ARTICLE)
@@ -212,7 +138,7 @@ async def test_an_unknown_floor_stays_unknown_across_switches(
 
 
 async def test_after_the_published_technique_reads_are_read_only_again(
-    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+    cluster: LocalCluster, observer: Observer, router: ComparisonRouter, email: str
 ) -> None:
     """Its pool resets connections, and with that what made them so."""
     await router.switch(Routing.ARTICLE)
@@ -230,7 +156,7 @@ async def test_after_the_published_technique_reads_are_read_only_again(
 
 
 async def test_what_was_committed_and_not_flushed_is_covered_by_a_switch_back(
-    cluster: LocalCluster, observer: Observer, router: Router[str], email: str
+    cluster: LocalCluster, observer: Observer, router: ComparisonRouter, email: str
 ) -> None:
     """As with `synchronous_commit = off`, where a COMMIT returns before it is flushed."""
     await router.switch(Routing.RANDOM)
@@ -253,7 +179,7 @@ async def test_what_was_committed_and_not_flushed_is_covered_by_a_switch_back(
         assert (True, "primary") == (seen, node)
 
 
-async def test_switching_back_waits_for_writes_under_way(router: Router[str], email: str) -> None:
+async def test_switching_back_waits_for_writes_under_way(router: ComparisonRouter, email: str) -> None:
     """They may commit after the LSN that is to cover them."""
     await router.switch(Routing.RANDOM)
     begun, go_on = asyncio.Event(), asyncio.Event()
@@ -282,7 +208,7 @@ HELD_READ = """
     SELECT (SELECT count(*) FROM rides JOIN users ON user_id = users.id AND email = $1),
            pg_advisory_xact_lock_shared(1)
 """
-"""Takes its snapshot, and then waits for whoever holds the lock on the node where it runs."""
+"""Takes its snapshot, and then waits for the holder of the lock on the node where it runs."""
 LOCK_IS_WAITED_FOR = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)"
 
 
@@ -340,10 +266,10 @@ RIDES_OF = "SELECT count(*) FROM rides JOIN users ON user_id = users.id AND emai
 DROP_TABLES = "SET LOCAL client_min_messages = error; DROP SCHEMA doomed CASCADE"
 
 
-def bound_by_replay_lsn(said: str, epoch: Epoch) -> Lsn | None:
+def bound_by_replay_lsn(said: ReadBound, epoch: Epoch) -> Lsn | None:
     """Take the replay LSN for the bound of a read: the wrong rule that "a replica shows what it has replayed"."""
     assert epoch
-    return Lsn.parse(said.split(" ")[1])
+    return said.lsn
 
 
 @pytest.mark.parametrize("ours", [False, True], ids=["by replay LSN", "ours"])
@@ -359,10 +285,10 @@ async def test_a_read_before_the_replay_lsn_has_moved_is_not_gone_back_behind(
     """Replay shows a commit before it moves the replay LSN; with 1,500 tables to drop, long before (fact F6).
 
     A session that has seen the ride on one replica goes on to another, which has replayed all but the commit. With
-    the replay LSN as the bound of what was seen, that one passes for caught up.
+    the replay LSN as the bound of what was seen, that other one passes for caught up.
     """
     if not ours:
-        monkeypatch.setattr(bound, "shown_by_replica", bound_by_replay_lsn)
+        monkeypatch.setattr(ReadBound, "on_replica", bound_by_replay_lsn)
     primary = await cluster.primary.connect(DATABASE)
     await primary.execute(MAKE_TABLES.format(owner=role()), timeout=60)
     await primary.execute(INSERT_USER, email)

@@ -17,20 +17,19 @@ from rocket import (
     FloorTable,
     InvalidToken,
     Lsn,
-    NodesUnusable,
     Policy,
     Reason,
     Role,
     Router,
     SubjectLocks,
-    TablesUnusable,
     Unavailable,
     WriteInRead,
     explain,
     nodes_from_environment,
 )
-from rocket.cluster.installation import SUPERUSER
-from rocket.errors import InvalidSetting
+from rocket.cluster.binaries import SUPERUSER
+from rocket.consistency import SessionToken
+from rocket.errors import InvalidSetting, NodesUnusable, TablesUnusable
 from rocket.lab.app import DATABASE
 from rocket.routing.observer import Observer
 from rocket.schema import script, tables
@@ -74,13 +73,18 @@ class Notes:
         return found
 
 
-@pytest_asyncio.fixture(params=[SubjectLocks(), FloorTable()], ids=["locks", "table"])
-async def opened(cluster: LocalCluster, request: pytest.FixtureRequest) -> AsyncIterator[Router[str | None]]:
+@pytest.fixture(params=[SubjectLocks(), FloorTable()], ids=["locks", "table"])
+def floors(request: pytest.FixtureRequest) -> SubjectLocks:
+    """Each store."""
+    store: SubjectLocks = request.param
+    return store
+
+
+@pytest_asyncio.fixture
+async def opened(cluster: LocalCluster, floors: SubjectLocks) -> AsyncIterator[Router]:
     """A router that was opened by one call, with each store."""
     policy = Policy(max_wait_s=1.0)
-    async with await Router.open(
-        dsns(cluster), request.param, policy=policy, observer_interval_s=BEAT_S
-    ) as router:
+    async with await Router.open(dsns(cluster), floors, policy=policy, observer_interval_s=BEAT_S) as router:
         yield router
 
 
@@ -95,7 +99,7 @@ async def notes(cluster: LocalCluster) -> Notes:
     return notes
 
 
-async def test_a_session_sees_what_it_wrote_and_says_how(opened: Router[str | None], notes: Notes) -> None:
+async def test_a_session_sees_what_it_wrote_and_says_how(opened: Router, notes: Notes) -> None:
     """The first reads find a board; nothing has to be done for the floor; the token carries it elsewhere."""
     session = opened.session("ann")
     for number in range(1, 6):
@@ -111,7 +115,7 @@ async def test_a_session_sees_what_it_wrote_and_says_how(opened: Router[str | No
     assert 5 == await elsewhere.read(notes.count)
 
 
-async def test_concurrent_requests_of_a_session_lose_no_floor(opened: Router[str | None], notes: Notes) -> None:
+async def test_concurrent_requests_of_a_session_lose_no_floor(opened: Router, notes: Notes) -> None:
     """An answer that comes late does not take back what another one has brought."""
     session = opened.session("ann")
     go_on = asyncio.Event()
@@ -124,24 +128,24 @@ async def test_concurrent_requests_of_a_session_lose_no_floor(opened: Router[str
     slow = asyncio.create_task(session.read(held))
     await asyncio.sleep(0)
     await session.write(notes.add)
-    covered = opened.session("ann", session.token)._tokens[0].write_floor  # noqa: SLF001
+    covered = SessionToken.parse(session.token or "").write_floor
     go_on.set()
     await slow
-    assert covered <= opened.session("ann", session.token)._tokens[0].write_floor  # noqa: SLF001
+    assert covered <= SessionToken.parse(session.token or "").write_floor
     assert 1 == await session.read(notes.count)
 
 
 async def test_without_a_token_the_store_says_what_a_read_has_to_see(
-    opened: Router[str | None], notes: Notes
+    opened: Router, floors: SubjectLocks, notes: Notes
 ) -> None:
     """Locks know of no floor, so the primary answers; the table's floor lets replicas answer."""
     for _ in range(3):
         await opened.session("ann").write(notes.add)
-    for subject in ("ann", "somebody who never wrote"):
+    for subject in ("ann", "bob, who never wrote"):
         anew = opened.session(subject)
         assert 3 == await anew.read(notes.count)
         assert anew.last is not None
-        by_table = isinstance(opened._guarded._floors, FloorTable)  # noqa: SLF001
+        by_table = isinstance(floors, FloorTable)
         assert (Role.REPLICA if by_table else Role.PRIMARY) == anew.last.role
     anonymous = opened.session()
     assert 3 == await anonymous.read(notes.count)
@@ -149,9 +153,7 @@ async def test_without_a_token_the_store_says_what_a_read_has_to_see(
     assert (Role.PRIMARY, Reason.NO_FLOOR) == (anonymous.last.role, anonymous.last.reason)
 
 
-async def test_work_that_writes_is_refused_by_read(
-    cluster: LocalCluster, opened: Router[str | None], notes: Notes
-) -> None:
+async def test_work_that_writes_is_refused_by_read(cluster: LocalCluster, opened: Router, notes: Notes) -> None:
     """On a replica as on the primary, where the connection takes writes again afterwards."""
     on_replica, on_primary = opened.session("ann"), opened.session()
     await on_replica.write(notes.add)
@@ -169,7 +171,7 @@ async def test_work_that_writes_is_refused_by_read(
 
 
 async def test_work_that_writes_is_refused_behind_a_pooler_too(cluster: LocalCluster) -> None:
-    """Whoever gets the session next can write in it."""
+    """The client that gets the session next can write in it."""
     notes = Notes()
     with pgbouncer(cluster, SUPERUSER) as nodes:
         async with await Router.open(nodes, observer_interval_s=BEAT_S) as router:
@@ -184,7 +186,7 @@ async def test_work_that_writes_is_refused_behind_a_pooler_too(cluster: LocalClu
             assert Role.PRIMARY == reader.last.role
 
 
-async def test_an_invalid_token_is_refused_or_dropped(opened: Router[str | None], notes: Notes) -> None:
+async def test_an_invalid_token_is_refused_or_dropped(opened: Router, notes: Notes) -> None:
     """Garbage at once, what is foreign once the primary has said so; a lenient session begins anew."""
     with pytest.raises(InvalidToken):
         opened.session("ann", "garbage")
@@ -197,9 +199,7 @@ async def test_an_invalid_token_is_refused_or_dropped(opened: Router[str | None]
         assert FOREIGN not in session.token
 
 
-async def test_a_foreign_token_takes_no_other_with_it(
-    cluster: LocalCluster, opened: Router[str | None], notes: Notes
-) -> None:
+async def test_a_foreign_token_takes_no_other_with_it(cluster: LocalCluster, opened: Router, notes: Notes) -> None:
     """Among a browser's cookies, say: what the session wrote before it had a name is covered all the same."""
     await opened.session("ann").write(notes.add)
     await cluster.wait_for_catchup()
@@ -233,7 +233,7 @@ class Held:
 
 
 async def waits_for_a_lock(admin: asyncpg.Connection[asyncpg.Record]) -> bool:
-    """Tell whether somebody waits for an advisory lock."""
+    """Return whether an advisory lock is waited for."""
     found = await admin.fetchval(
         "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)"
     )
@@ -243,10 +243,10 @@ async def waits_for_a_lock(admin: asyncpg.Connection[asyncpg.Record]) -> bool:
 @pytest.mark.parametrize("how", ["read", "write"])
 @pytest.mark.parametrize("subject", ["ann", None])
 async def test_on_the_primary_after_a_replica_a_session_waits_for_commits_under_way(
-    cluster: LocalCluster, opened: Router[str | None], notes: Notes, subject: str | None, how: str
+    *, cluster: LocalCluster, opened: Router, floors: SubjectLocks, notes: Notes, subject: str | None, how: str
 ) -> None:
     """A replica may have shown them already, also a subject's first (design fact F13)."""
-    held = Held(opened._guarded._floors)  # type: ignore[arg-type] # noqa: SLF001
+    held = Held(floors)
     reader = opened.session(subject)
     await reader.read(notes.count)  # by the primary, maybe
     await opened.session("another").write(notes.add)
@@ -257,7 +257,7 @@ async def test_on_the_primary_after_a_replica_a_session_waits_for_commits_under_
         await Router.open(dsns(cluster), held, observer_interval_s=BEAT_S) as writers,
         paused(cluster),
     ):
-        opened._guarded.policy = Policy(lease_s=0.0)  # noqa: SLF001  # no replica will do
+        opened.policy = Policy(lease_s=0.0)  # no replica will do
         writing = asyncio.create_task(writers.session(subject).write(notes.add))
         await held.marked.wait()
         reading = asyncio.create_task(reader.read(notes.count) if how == "read" else reader.write(notes.count))
@@ -299,7 +299,7 @@ async def test_behind_a_pooler_a_read_on_the_primary_holds_no_write_up(cluster: 
             async with asyncio.timeout(DEADLINE_S):
                 while reader.last is None or "primary" == reader.last.node:
                     await reader.read(lambda db: db.fetchval("SELECT 1"))
-            router._guarded.policy = Policy(lease_s=0.0)  # noqa: SLF001  # no replica will do
+            router.policy = Policy(lease_s=0.0)  # no replica will do
             begun, written = asyncio.Event(), asyncio.Event()
 
             async def slow(db: Connection) -> int:
@@ -316,7 +316,7 @@ async def test_behind_a_pooler_a_read_on_the_primary_holds_no_write_up(cluster: 
 
 
 async def test_several_routers_on_plain_asyncio(cluster: LocalCluster) -> None:
-    """Nothing is shared between them, and no loop is preferred; nobody is left behind."""
+    """Nothing is shared between them, and no loop is preferred; no task is left behind."""
 
     async def use() -> set[str]:
         async with await Router.open(dsns(cluster)) as one, await Router.open(dsns(cluster)) as other:
@@ -342,7 +342,7 @@ async def test_nodes_that_are_down_do_not_keep_a_router_from_opening() -> None:
         with pytest.raises(Unavailable) as caught:
             await router.session().read(lambda db: db.fetchval("SELECT 1"))
     said = explain(caught.value)
-    assert said.startswith("Nobody answered: no primary is known to be in office (primary: ")
+    assert said.startswith("No node answered: no current primary is known (primary: ")
     assert said.endswith("No such file or directory).")
 
 
@@ -405,7 +405,7 @@ def spoiled(dsn: str, how: str) -> str:
         ("odd sslmode", "`sslmode` parameter must be one of"),
     ],
 )
-async def test_what_will_never_do_is_told_when_a_router_is_opened(
+async def test_what_will_never_do_is_reported_when_a_router_is_opened(
     cluster: LocalCluster, how: str, words: str
 ) -> None:
     """Of each node; what is merely down, or one node that will do, is reason enough to open it."""
@@ -424,7 +424,7 @@ async def test_what_will_never_do_is_told_when_a_router_is_opened(
 async def test_an_observer_that_dies_is_heard(
     cluster: LocalCluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By whoever waits for it, and in the log."""
+    """In `observing`, and in the log."""
 
     async def die(_self: Observer) -> None:
         raise RuntimeError("a bug")
@@ -437,8 +437,8 @@ async def test_an_observer_that_dies_is_heard(
     assert "the observer died" in caplog.text
 
 
-async def test_a_table_of_floors_that_may_not_be_used_is_told_of_at_the_door(cluster: LocalCluster) -> None:
-    """For want of rights, or because it is somebody else's; nothing is written to find out."""
+async def test_a_table_of_floors_that_may_not_be_used_is_reported_at_once(cluster: LocalCluster) -> None:
+    """For want of privileges, or because it is another application's; nothing is written to find out."""
     admin = await cluster.primary.connect(DATABASE)
     name = f"bare{secrets.token_hex(4)}"
     await admin.execute(f"CREATE ROLE {name} LOGIN")
@@ -547,7 +547,7 @@ def test_nodes_come_from_the_environment() -> None:
     "replicas",
     ["postgresql://u:secret@h/d?a=b", "r0=", "r0=secret", "r0=postgres://x r0=postgres://x", "primary=secret"],
 )
-def test_wrong_nodes_in_the_environment_are_told_of_without_their_secrets(replicas: str) -> None:
+def test_wrong_nodes_in_the_environment_are_reported_without_their_secrets(replicas: str) -> None:
     """There is a password in it, perhaps."""
     with pytest.raises(InvalidSetting) as caught:
         nodes_from_environment({"ROCKET_PRIMARY": "postgresql://p", "ROCKET_REPLICAS": replicas})

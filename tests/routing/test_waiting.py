@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 import pytest_asyncio
 
-from rocket import Board, Observer, Policy, Reason, Router
+from rocket import Policy, Reason, Router
 from rocket.cluster import faults
+from rocket.consistency import Board
 from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
-from rocket.routing.catchup import Waiting
-from tests.routing.test_races import read_ride, write_ride
+from rocket.routing.catchup import CatchUp
+from rocket.routing.observer import Observer
+from tests.support.races import read_ride, write_ride
 from tests.support.servers import dsns, paused, until
 
 if TYPE_CHECKING:
@@ -43,19 +45,18 @@ async def rare(cluster: LocalCluster) -> AsyncIterator[Observer]:
 
 
 @pytest_asyncio.fixture
-async def patient(cluster: LocalCluster, rare: Observer) -> AsyncIterator[Router[str]]:
+async def patient(cluster: LocalCluster, rare: Observer) -> AsyncIterator[Router]:
     """A router whose reads wait as long as it takes."""
     async with await Router.open(
         dsns(cluster),
         UserFloors(),
-        rare.board,
         policy=Policy(lease_s=2 * LONG_S, max_wait_s=3.0),
-        waiting=rare.waiting,
+        observer=rare,
     ) as router:
         yield router
 
 
-async def test_read_after_write_waits_for_a_replica(patient: Router[str], email: str) -> None:
+async def test_read_after_write_waits_for_a_replica(patient: Router, email: str) -> None:
     """The replica that is about to catch up is looked at until it has."""
     ride_id = await write_ride(patient, email)
     seen, node, reason = await read_ride(patient, email, ride_id)
@@ -63,7 +64,9 @@ async def test_read_after_write_waits_for_a_replica(patient: Router[str], email:
     assert node != "primary"
 
 
-async def test_wait_ends_when_replay_goes_on(cluster: LocalCluster, patient: Router[str], email: str) -> None:
+async def test_wait_ends_when_replay_goes_on(
+    cluster: LocalCluster, rare: Observer, patient: Router, email: str
+) -> None:
     """Not before, and not at the end of the time allowed."""
     await write_ride(patient, email)
     await cluster.wait_for_catchup()
@@ -71,15 +74,14 @@ async def test_wait_ends_when_replay_goes_on(cluster: LocalCluster, patient: Rou
         async with paused(cluster):
             ride_id = await write_ride(patient, email)
             reading = group.create_task(read_ride(patient, email, ride_id), name="reading")
-            assert patient._guarded._waiting is not None  # noqa: SLF001
-            await until(lambda: patient._guarded._waiting._wanted.total() > 0)  # type: ignore[union-attr]  # noqa: SLF001
+            await until(lambda: rare.catch_up.waiting > 0)
             assert not reading.done()
         assert (True, Reason.WAITED) == ((await reading)[0], (await reading)[2])
 
 
-async def test_wait_is_bounded(cluster: LocalCluster, patient: Router[str], email: str) -> None:
+async def test_wait_is_bounded(cluster: LocalCluster, patient: Router, email: str) -> None:
     """Then the primary answers."""
-    patient._guarded.policy = Policy(lease_s=2 * LONG_S, max_wait_s=0.1)  # noqa: SLF001
+    patient.policy = Policy(lease_s=2 * LONG_S, max_wait_s=0.1)
     async with paused(cluster):
         ride_id = await write_ride(patient, email)
         began = time.monotonic()
@@ -87,7 +89,7 @@ async def test_wait_is_bounded(cluster: LocalCluster, patient: Router[str], emai
         assert time.monotonic() - began < 1
 
 
-class NobodyWaits(Waiting):
+class NoWaiting(CatchUp):
     """Refuses to wait."""
 
     async def until(
@@ -97,16 +99,10 @@ class NobodyWaits(Waiting):
         pytest.fail(f"waited for {names}")
 
 
-async def test_hopeless_wait_is_skipped(
-    cluster: LocalCluster, observer: Observer, board: Board, email: str
-) -> None:
+async def test_hopeless_wait_is_skipped(cluster: LocalCluster, observer: Observer, email: str) -> None:
     """A replica that was late already when it was seen will not be there in time."""
-    async with await Router.open(
-        dsns(cluster),
-        UserFloors(),
-        board,
-        waiting=NobodyWaits(),
-    ) as router:
+    observer.catch_up = NoWaiting()
+    async with await Router.open(dsns(cluster), UserFloors(), observer=observer) as router:
         await cluster.wait_for_catchup()
         await observer.run_once()
         async with paused(cluster):
@@ -118,23 +114,21 @@ async def test_hopeless_wait_is_skipped(
             assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id)
 
 
-async def test_many_waiting_reads_share_one_look_at_a_replica(
-    rare: Observer, patient: Router[str], email: str
-) -> None:
+async def test_many_waiting_reads_share_one_look_at_a_replica(rare: Observer, patient: Router, email: str) -> None:
     """However many wait, a replica is never asked twice at the same time."""
     under_way: dict[str, int] = {}
-    for watch in rare._watches.values():  # noqa: SLF001
-        ask = watch._observe  # noqa: SLF001
+    for watch in rare.watches.values():
+        observe = watch.observe
 
-        async def counted(ask: Callable[[], Awaitable[bool]] = ask, name: str = watch.name) -> bool:
+        async def counted(observe: Callable[[], Awaitable[bool]] = observe, name: str = watch.name) -> bool:
             under_way[name] = under_way.get(name, 0) + 1
             assert under_way[name] == 1
             try:
-                return await ask()
+                return await observe()
             finally:
                 under_way[name] -= 1
 
-        watch._observe = counted  # type: ignore[method-assign]  # noqa: SLF001
+        watch.observe = counted  # type: ignore[method-assign]
     ride_id = await write_ride(patient, email)
     answers = await asyncio.gather(*(read_ride(patient, email, ride_id) for _ in range(50)))
     assert all(seen for seen, _, _ in answers)
@@ -143,16 +137,16 @@ async def test_many_waiting_reads_share_one_look_at_a_replica(
 
 
 async def test_replica_that_vanishes_while_waited_for_costs_no_answer(
-    cluster: LocalCluster, patient: Router[str], email: str
+    cluster: LocalCluster, rare: Observer, patient: Router, email: str
 ) -> None:
     """The read goes on to another one, or to the primary."""
     await write_ride(patient, email)
     await cluster.wait_for_catchup()
     async with paused(cluster):
         ride_id = await write_ride(patient, email)
-        patient._guarded.policy = Policy(lease_s=2 * LONG_S, max_wait_s=0.5)  # noqa: SLF001
+        patient.policy = Policy(lease_s=2 * LONG_S, max_wait_s=0.5)
         reading = asyncio.ensure_future(read_ride(patient, email, ride_id))
-        await until(lambda: patient._guarded._waiting._wanted.total() > 0)  # type: ignore[union-attr]  # noqa: SLF001
+        await until(lambda: rare.catch_up.waiting > 0)
         for node in cluster.replicas:
             await faults.kill_backend(node)
         assert (await reading)[0]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rocket.cluster.account import server_account
+from rocket.cluster.process import server_account
 from rocket.lab.app import DATABASE
 from tests.support.servers import ROLES, fresh_dir
 

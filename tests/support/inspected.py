@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
-    from rocket import Router
     from rocket.cluster.cluster import LocalCluster
+    from rocket.lab.comparison import ComparisonRouter
     from rocket.lab.inspector.event_log import EventLog
 
     Client = TestClient[web.Request, web.Application]
@@ -101,7 +101,7 @@ class Inspected:
 
 @contextlib.asynccontextmanager
 async def inspecting(
-    router: Router[str],
+    router: ComparisonRouter,
     cluster: LocalCluster,
     aiohttp_client: AiohttpClient,
     **options: Any,

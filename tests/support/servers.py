@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rocket.cluster import faults
-from rocket.cluster.installation import SUPERUSER
+from rocket.cluster.binaries import SUPERUSER
 from rocket.lab.app import DATABASE
 from rocket.schema import tables
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-    from rocket import Observer
     from rocket.cluster.cluster import LocalCluster
+    from rocket.routing.observer import Observer
 
 REPLICAS = 2
 
@@ -85,6 +85,13 @@ def dsns(cluster: LocalCluster, *names: str, who: str | None = None) -> dict[str
     return {
         name: cluster.node(name).dsn(DATABASE).replace(f"//{SUPERUSER}@", who) for name in names or cluster.nodes
     }
+
+
+def write_nodes(file: Path, nodes: Mapping[str, str]) -> None:
+    """Replace a file of nodes by another one, as a whole."""
+    draft = file.with_suffix(".new")
+    draft.write_text("# NAME DSN\n\n" + "".join(f"{name} {dsn}\n" for name, dsn in nodes.items()))
+    draft.rename(file)
 
 
 @contextlib.asynccontextmanager

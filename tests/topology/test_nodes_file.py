@@ -1,27 +1,22 @@
-"""Nodes come and go while the router works: by its methods, and by the file that names them."""
+"""Nodes come and go while the router works: by its methods, and by the file that lists them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import signal
 from typing import TYPE_CHECKING
 
-import aiohttp
 import pytest
 import pytest_asyncio
 
-from rocket import Lsn, Reason, Role, Router, SessionToken
-from rocket.consistency import Epoch
+from rocket import Lsn, Reason, Role, Router
+from rocket.consistency import Epoch, SessionToken
 from rocket.errors import InvalidSetting
-from rocket.lab.api.rides import SELECT_RIDE
-from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
-from rocket.topology.nodes_file import follow, read_nodes
-from tests.routing.test_races import write_ride
-from tests.support.program import running
-from tests.support.servers import ROLES, dsns, until
+from rocket.topology.nodes_file import check_usable, follow, read_nodes
+from tests.support.pages import run_example
+from tests.support.servers import ROLES, dsns, until, write_nodes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -31,82 +26,58 @@ if TYPE_CHECKING:
     from rocket.cluster.cluster import LocalCluster
 
 READS_A_SECOND = 200
-
-
-def write_file(file: Path, nodes: Mapping[str, str]) -> None:
-    """Put another file in the old one's place, whole."""
-    draft = file.with_suffix(".new")
-    draft.write_text("# NAME DSN\n\n" + "".join(f"{name} {dsn}\n" for name, dsn in nodes.items()))
-    draft.rename(file)
+POLL_S = 0.02
 
 
 @pytest_asyncio.fixture
-async def followed(
-    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[tuple[Router[str], Path]]:
+async def followed(cluster: LocalCluster, tmp_path: Path) -> AsyncIterator[tuple[Router, Path]]:
     """A router with an observer at work, and the file of nodes that it follows: the primary and one replica."""
-    monkeypatch.setattr("rocket.topology._POLL_S", 0.02)
     nodes = dsns(cluster, "primary", "replica0", who=ROLES["monitor"])
     file = tmp_path / "nodes"
-    write_file(file, nodes)
+    write_nodes(file, nodes)
     async with (
-        await Router.open(nodes, UserFloors(), observer_interval_s=0.05) as router,
-        background(follow(file, nodes, router), "nodes file"),
+        await Router.open(nodes, observer_interval_s=0.05) as router,
+        background(follow(file, nodes, router, poll_s=POLL_S), "nodes file"),
     ):
         await until(lambda: len(router.board.replicas) == 1 and router.board.primary is not None)
         yield router, file
 
 
-async def test_the_file_is_read_at_once_when_that_is_asked_for(
-    cluster: LocalCluster, followed: tuple[Router[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However long it would be until the next look."""
-    router, file = followed
-    monkeypatch.setattr("rocket.topology._POLL_S", 600.0)
-    asked = asyncio.Event()
-    nodes = dsns(cluster, "primary", "replica0", "replica1", who=ROLES["monitor"])
-    async with background(follow(file, {}, router, asked), "another follower"):
-        await asyncio.sleep(0)  # it has begun to wait
-        write_file(file, nodes)
-        asked.set()
-        await until(lambda: set(nodes) == known(router))
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-async def test_hangup_has_the_file_read_again_and_ends_nothing(
-    cluster: LocalCluster, kept_dir: Path, workers: str
-) -> None:
-    """By the program, or by each of its processes; those that it was not sent to die of it no more."""
-    file = kept_dir / "nodes"
-    write_file(file, dsns(cluster, "primary", "replica0"))
-    flags = ("--no-cluster", "--no-simulator", "--api-port", "0", "--api-workers", workers)
-    async with running(kept_dir, "-m", "rocket", "run-all", *flags, "--nodes-file", str(file)) as program:
-        url = (await program.prints(r"ready after .*: (http://\S+)"))[1]
-        write_file(file, dsns(cluster))
-        program.process.send_signal(signal.SIGHUP)
-        await program.prints("SIGHUP: looking again")
-        async with asyncio.timeout(10), aiohttp.ClientSession() as http:
-            while True:
-                async with http.get(f"{url}/replicas") as response:
-                    if "replica1" in await response.text():
-                        break
-                await asyncio.sleep(0.02)
-        program.process.terminate()
-        assert 0 == await program.ends()
-    assert "died" not in program.output
-
-
-def known(router: Router[str]) -> set[str]:
+def known(router: Router) -> set[str]:
     """Return the names of the nodes that a router has connections for."""
     return {pool.name for pool in router.pools}
 
 
+async def add_user(router: Router, email: str) -> None:
+    """Write a row for reads to see."""
+
+    async def work(node: Connection) -> None:
+        await node.execute("INSERT INTO users (email) VALUES ($1)", email)
+
+    await router.write(work, subject=email)
+
+
+async def test_the_file_is_read_at_once_when_that_is_asked_for(
+    cluster: LocalCluster, followed: tuple[Router, Path], tmp_path: Path
+) -> None:
+    """However long it would be until the next time."""
+    router, _ = followed
+    file = tmp_path / "other-nodes"
+    asked = asyncio.Event()
+    nodes = dsns(cluster, "primary", "replica0", who=ROLES["monitor"])
+    async with background(follow(file, nodes, router, asked, poll_s=600.0), "another follower"):
+        await asyncio.sleep(0)  # it has begun to wait
+        write_nodes(file, nodes | dsns(cluster, "replica1", who=ROLES["monitor"]))
+        asked.set()
+        await until(lambda: known(router) == {"primary", "replica0", "replica1"})
+
+
 async def test_no_read_fails_while_nodes_come_and_go(
-    cluster: LocalCluster, followed: tuple[Router[str], Path], email: str
+    cluster: LocalCluster, followed: tuple[Router, Path], email: str
 ) -> None:
     """Reads under way end where they are, with every node replaced, added and removed again and again."""
     router, file = followed
-    ride_id = await write_ride(router, email)
+    await add_user(router, email)
     served: set[str] = set()
     read, stop = 0, asyncio.Event()
 
@@ -115,9 +86,9 @@ async def test_no_read_fails_while_nodes_come_and_go(
         token: SessionToken | None = None
 
         async def work(node: Connection) -> bool:
-            row = await node.fetchrow(SELECT_RIDE, email, ride_id)
+            found = await node.fetchval("SELECT id FROM users WHERE email = $1", email)
             await node.execute("SELECT pg_sleep(0.01)")
-            return row is not None and row["id"] is not None
+            return found is not None
 
         while not stop.is_set():
             answer = await router.read(work, subject=email, token=token)
@@ -140,7 +111,7 @@ async def test_no_read_fails_while_nodes_come_and_go(
             direct,
         ] * 2:
             await asyncio.sleep(0.1)
-            write_file(file, nodes)
+            write_nodes(file, nodes)
             await until(lambda nodes=nodes: known(router) == set(nodes))  # type: ignore[misc]
             await until(lambda nodes=nodes: len(router.board.replicas) == len(nodes) - 1)  # type: ignore[misc]
         stop.set()
@@ -157,36 +128,56 @@ async def test_no_read_fails_while_nodes_come_and_go(
         ("a/b postgresql:///d", "line 1 is not NAME DSN"),
         ("# nothing\n", "it names no node"),
         ("replica0 {replica0}\n", "primary is the primary"),
-        ("primary {primary}\nreplica7 postgresql://nobody:hidden@127.0.0.1:1/d\n", "no node can be reached"),
+        ("primary {primary}\nreplica7 postgresql://app:hidden@127.0.0.1:1/d\n", "no node can be reached"),
         ("primary {primary}\nreplica7 {primary}&sslmode=odd\n", "replica7: `sslmode` parameter must be one of"),
         ("primary {primary}\nprimary {primary}\n", "names primary twice"),
     ],
 )
-async def test_a_file_that_will_not_do_changes_nothing_and_is_one_line(
+async def test_an_unusable_file_changes_nothing_and_is_one_line(
     cluster: LocalCluster,
-    followed: tuple[Router[str], Path],
+    followed: tuple[Router, Path],
     caplog: pytest.LogCaptureFixture,
     text: str,
     words: str,
 ) -> None:
-    """However often it is looked at; and the next good one is taken."""
+    """However often it is read; and the next good one is taken."""
     router, file = followed
     direct = dsns(cluster, who=ROLES["monitor"])
-    caplog.set_level(logging.ERROR, "rocket.run")
+    caplog.set_level(logging.ERROR, "rocket.topology")
     file.write_text(text.format(**direct))
     await until(lambda: bool(caplog.messages))
-    await asyncio.sleep(0.1)  # for several more looks
+    await asyncio.sleep(5 * POLL_S)  # it is read several times more
     assert 1 == len(caplog.messages)
     assert words in caplog.messages[0]
     assert "hidden" not in caplog.messages[0]
     assert {"primary", "replica0"} == known(router)
-    write_file(file, direct)
+    write_nodes(file, direct)
     await until(lambda: known(router) == set(direct))
     assert 1 == len(caplog.messages)
 
 
-async def test_a_read_under_way_ends_where_it_is(followed: tuple[Router[str], Path], email: str) -> None:
-    """A removal waits for it, and whoever comes meanwhile goes elsewhere."""
+async def test_new_nodes_are_checked_as_the_caller_wants_it(
+    cluster: LocalCluster, followed: tuple[Router, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A service may need tables of its own; nodes that it knows already are not checked again."""
+    router, _ = followed
+    checked: list[str] = []
+
+    async def refuse(nodes: Mapping[str, str]) -> None:
+        checked.extend(nodes)
+        raise InvalidSetting("they lack a table of mine")
+
+    nodes = dsns(cluster, "primary", "replica0", who=ROLES["monitor"])
+    file = tmp_path / "other-nodes"
+    write_nodes(file, nodes | dsns(cluster, "replica1"))
+    async with background(follow(file, nodes, router, check=refuse, poll_s=POLL_S), "another follower"):
+        await until(lambda: "the nodes stay as they are: they lack a table of mine" in caplog.messages)
+    assert {"replica1"} == set(checked)
+    assert {"primary", "replica0"} == known(router)
+
+
+async def test_a_read_under_way_ends_where_it_is(followed: tuple[Router, Path], email: str) -> None:
+    """A removal waits for it, and reads that come meanwhile go elsewhere."""
     router, _ = followed
     token = SessionToken(router.board.epoch or Epoch(""), Lsn(1))
     begun = asyncio.Event()
@@ -205,10 +196,10 @@ async def test_a_read_under_way_ends_where_it_is(followed: tuple[Router[str], Pa
     assert ("primary", "replica0", Reason.CAUGHT_UP) == (elsewhere.node, answer.node, answer.reason)
 
 
-async def test_a_removed_replica_is_forgotten(followed: tuple[Router[str], Path], email: str) -> None:
+async def test_a_removed_replica_is_forgotten(followed: tuple[Router, Path], email: str) -> None:
     """It has no status, no watch and no connection; asking for it again is a mistake."""
     router, _ = followed
-    await write_ride(router, email)
+    await add_user(router, email)
     await router.remove("replica0")
     assert not router.board.replicas
     answer = await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
@@ -217,7 +208,7 @@ async def test_a_removed_replica_is_forgotten(followed: tuple[Router[str], Path]
         await router.remove("replica0")
 
 
-async def test_a_node_whose_name_no_token_holds_is_not_added(followed: tuple[Router[str], Path]) -> None:
+async def test_a_node_whose_name_no_token_holds_is_not_added(followed: tuple[Router, Path]) -> None:
     """Nor is anything else changed."""
     router, _ = followed
     with pytest.raises(ValueError, match="is no name for a node"):
@@ -225,11 +216,36 @@ async def test_a_node_whose_name_no_token_holds_is_not_added(followed: tuple[Rou
     assert {"primary", "replica0"} == known(router)
 
 
-def test_a_file_that_is_not_there_is_told_of(tmp_path: Path) -> None:
-    """By its name and the system's words."""
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """With the system's reason."""
     with pytest.raises(InvalidSetting, match=r"cannot read .*nodes: No such file"):
         read_nodes(tmp_path / "nodes")
     with contextlib.suppress(OSError):
         (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(InvalidSetting, match="it is no text"):
+        with pytest.raises(InvalidSetting, match="it is not text in UTF-8"):
             read_nodes(tmp_path / "binary")
+
+
+async def test_missing_tables_are_named_with_what_makes_them(cluster: LocalCluster) -> None:
+    """Only those that a router uses itself."""
+    await check_usable(dsns(cluster, who=ROLES["monitor"]))
+    with pytest.raises(
+        InvalidSetting,
+        match=r"^primary has no table epoch_marker, epochs, replica_statuses: `python -m rocket schema` prints",
+    ):
+        await check_usable({"primary": cluster.primary.dsn("postgres")})
+
+
+async def test_the_page_shows_how_a_service_follows_a_file(cluster: LocalCluster, tmp_path: Path) -> None:
+    """Its lines work as they are printed, but for the file's name."""
+    file = tmp_path / "nodes"
+    write_nodes(file, dsns(cluster, "primary", "replica0", who=ROLES["monitor"]))
+    seen: list[set[str]] = []
+
+    async def serve(router: Router) -> None:
+        write_nodes(file, dsns(cluster, who=ROLES["monitor"]))
+        await until(lambda: known(router) == set(cluster.nodes))
+        seen.append(known(router))
+
+    await run_example("existing-cluster.md", "read_nodes", {"/etc/app.nodes": str(file)}, serve=serve)
+    assert [set(cluster.nodes)] == seen

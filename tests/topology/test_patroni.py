@@ -1,440 +1,471 @@
-"""The router goes along with what Patroni says: real servers, and a REST API that says what a test wants."""
+"""A router follows Patroni: real servers, and a REST API that says what a test wants."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import aiohttp
 import pytest
 import pytest_asyncio
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
-from rocket import Observer, Policy, Router
+from rocket import Router
 from rocket.errors import InvalidSetting
-from rocket.lab import app
-from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
-from rocket.lab.settings import Settings
-from rocket.lab.shutdown import Shutdown, ShutdownStack, background
-from rocket.routing.observation import Observation
-from rocket.topology import patroni
-from rocket.topology.patroni import Topology
-from rocket.topology.patroni_rest import PatroniSilent, RestClient
-from tests.support.servers import dsns
+from rocket.lab.shutdown import background
+from rocket.topology.patroni import Listing, Member, Topology
+from rocket.topology.patroni_rest import RestClient
+from tests.support.pages import run_example
+from tests.support.patroni import FakePatroni, hanging, listed
+from tests.support.servers import dsns, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator
 
-    from rocket import Board
     from rocket.cluster.cluster import LocalCluster
 
-ANSWER_S = 1.0
-"""How long Patroni may take to answer."""
+LEASE_S = 5.0
 
 
-class Rest:
-    """A REST API that lists what it is told to; None: it is broken."""
+class Following(NamedTuple):
+    """A router that observes, and a topology that has not been asked yet."""
 
-    def __init__(self) -> None:
-        self.members: list[dict[str, object]] | None = []
-        self.paused = False
-        self.text: str | None = None
-        """What is said in place of that."""
-
-    async def cluster(self, _request: web.Request) -> web.Response:
-        """Answer `GET /cluster`."""
-        if self.members is None:
-            return web.Response(status=503, text="no store")
-        if self.text is not None:
-            return web.Response(text=self.text, content_type="application/json")
-        return web.json_response({"members": self.members} | ({"pause": True} if self.paused else {}))
+    topology: Topology
+    router: Router
+    vetoed: asyncio.Event
+    """Set when Patroni keeps a node from becoming the primary."""
 
 
-@pytest_asyncio.fixture
-async def rest() -> Rest:
-    """What says where the members are."""
-    return Rest()
+def template(cluster: LocalCluster) -> str:
+    """Return the DSN of a member, with placeholders."""
+    return f"postgresql://postgres@{{host}}:{{port}}/{DATABASE}?passfile={cluster.password_file}"
 
 
-@pytest_asyncio.fixture
-async def url(rest: Rest) -> AsyncIterator[str]:
-    """Where it does."""
-    app = web.Application()
-    app.router.add_get("/cluster", rest.cluster)
-    async with TestServer(app) as server:
-        yield str(server.make_url("")).rstrip("/")
+@contextlib.asynccontextmanager
+async def opened(cluster: LocalCluster, url: str, grace_s: float = 60.0) -> AsyncIterator[Following]:
+    """Open a router without nodes, for a topology at `url`."""
+    async with RestClient([url]) as client:
+        topology = Topology(client, template(cluster), grace_s=grace_s)
+        vetoed = asyncio.Event()
 
+        async def may_be_primary(name: str) -> bool:
+            allowed = await topology.may_be_primary(name)
+            if not allowed:
+                vetoed.set()
+            return allowed
 
-def listed(cluster: LocalCluster, *names: str, timeline: int = 1, **tags: object) -> list[dict[str, object]]:
-    """Return nodes of a cluster as members."""
-    same: dict[str, object] = {"host": "127.0.0.1", "role": "replica", "timeline": timeline, "tags": tags}
-    return [same | {"name": name, "port": cluster.node(name).port} for name in names]
+        async with await Router.open({}, may_be_primary=may_be_primary, observer_interval_s=0.02) as router:
+            yield Following(topology, router, vetoed)
 
 
 @pytest_asyncio.fixture
-async def followed(
-    cluster: LocalCluster, board: Board, url: str
-) -> AsyncIterator[tuple[Topology, Router[str], Observer]]:
-    """A topology, not yet looked at, with a router and an observer that know no node."""
-    template = f"postgresql://postgres@{{host}}:{{port}}/{DATABASE}?passfile={cluster.password_file}"
-    observer = Observer({}, board, interval_s=0.05)
-    async with contextlib.AsyncExitStack() as stack:
-        router = await stack.enter_async_context(
-            await Router.open({}, UserFloors(), board, policy=Policy(), waiting=observer.waiting)
-        )
-        router._observation = Observation(observer)  # noqa: SLF001 - which looks when the test says so
-        following = await stack.enter_async_context(Topology([url], template, {}))
-        following.attend(router)
-        yield following, router, observer
+async def patroni() -> FakePatroni:
+    """What lists the members."""
+    return FakePatroni()
 
 
-Followed = tuple[Topology, Router[str], Observer]
+@pytest_asyncio.fixture
+async def url(patroni: FakePatroni) -> AsyncIterator[str]:
+    """Its address."""
+    async with patroni.serving() as url:
+        yield url
 
 
-def names(router: Router[str]) -> set[str]:
+@pytest_asyncio.fixture
+async def following(cluster: LocalCluster, url: str) -> AsyncIterator[Following]:
+    """A router and its topology."""
+    async with opened(cluster, url) as following:
+        yield following
+
+
+def names(router: Router) -> set[str]:
     """Return the nodes that a router has."""
     return {pool.name for pool in router.pools}
 
 
-async def test_members_that_come_are_read_from(cluster: LocalCluster, rest: Rest, followed: Followed) -> None:
-    """They get a pool, and their statuses tell what they are."""
-    following, router, observer = followed
-    rest.members = listed(cluster, "primary", "replica0")
-    await following.look()
-    await observer.run_once()
+def replicas(router: Router) -> set[str]:
+    """Return the replicas that a router may read from."""
+    return {status.name for status in router.board.replicas}
+
+
+def has_primary(router: Router) -> bool:
+    """Return whether a router knows a primary that it may use."""
+    return router.board.current_primary(time.monotonic(), LEASE_S) is not None
+
+
+async def update_until_the_primary_is_dropped(following: Following) -> None:
+    """Update again and again: an answer says nothing about a primary that was observed after the question."""
+    async with asyncio.timeout(10):
+        while has_primary(following.router):
+            await following.topology.update(following.router)
+
+
+async def stays_without_primary(following: Following) -> bool:
+    """Return whether the primary, once more observed as one, is kept out."""
+    following.vetoed.clear()
+    async with asyncio.timeout(10):
+        await following.vetoed.wait()
+    return not await following.router.primary_answers()
+
+
+async def test_members_that_come_are_read_from(
+    cluster: LocalCluster, patroni: FakePatroni, following: Following
+) -> None:
+    """The router connects to them, and their statuses show what they are."""
+    topology, router, _ = following
+    patroni.members = listed(cluster, "primary", "replica0")
+    patroni.members[0]["role"] = "leader"
+    await topology.update(router)
     assert {"primary", "replica0"} == names(router)
+    await until(lambda: has_primary(router) and replicas(router) == {"replica0"})
 
-    rest.members += listed(cluster, "replica1")
-    await following.look()
-    await observer.run_once()
+    patroni.members += listed(cluster, "replica1")
+    await topology.update(router)
 
-    assert {"replica0", "replica1"} == {status.name for status in router.board.replicas}
+    await until(lambda: replicas(router) == {"replica0", "replica1"})
 
 
 async def test_a_member_that_takes_no_reads_is_not_read_from(
-    cluster: LocalCluster, rest: Rest, followed: Followed
+    cluster: LocalCluster, patroni: FakePatroni, following: Following
 ) -> None:
     """Its tag may come and go while it runs."""
-    following, router, observer = followed
-    rest.members = listed(cluster, "primary", "replica0") + listed(cluster, "replica1", noloadbalance=True)
-    await following.look()
-    await observer.run_once()
-    assert {"replica0"} == {status.name for status in router.board.replicas}
+    topology, router, _ = following
+    patroni.members = listed(cluster, "primary", "replica0") + listed(cluster, "replica1", noloadbalance=True)
+    patroni.members[0]["role"] = "leader"
+    await topology.update(router)
+    assert {"primary", "replica0", "replica1"} == names(router)
+    await until(lambda: replicas(router) == {"replica0"})
 
-    rest.members = listed(cluster, "primary", "replica0", "replica1")
-    await following.look()
-    await observer.run_once()
+    patroni.members = listed(cluster, "primary", "replica0", "replica1")
+    await topology.update(router)
 
-    assert {"replica0", "replica1"} == {status.name for status in router.board.replicas}
-
-
-async def test_a_hint_makes_nobody_the_primary(cluster: LocalCluster, rest: Rest, followed: Followed) -> None:
-    """Patroni may call leader whom it likes: the servers say what they are."""
-    following, router, observer = followed
-    rest.members = listed(cluster, "primary", "replica0")
-    rest.members[1]["role"] = "leader"
-    await following.look()
-    await observer.run_once()
-
-    assert router.board.primary is not None
-    assert "replica0" != router.board.primary.name
+    await until(lambda: replicas(router) == {"replica0", "replica1"})
 
 
-async def test_nobody_comes_into_office_against_patronis_word(
-    cluster: LocalCluster, rest: Rest, followed: Followed
+async def test_a_hint_makes_no_node_the_primary(
+    cluster: LocalCluster, patroni: FakePatroni, following: Following
 ) -> None:
-    """A leader that was halted, and goes on before its Patroni does, is not the leader any more."""
-    following, router, observer = followed
-    observer.may_be_primary = following.may_be_primary
-    rest.members = listed(cluster, "primary", "replica0")
-    rest.members[1]["role"] = "leader"
-    await following.look()
-    router.board.forget("primary")  # as if it had been out of reach
-    await observer.run_once()
-    assert not await router.primary_answers()
+    """Whichever node Patroni calls the leader: the servers show what they are."""
+    topology, router, _ = following
+    patroni.members = listed(cluster, "primary", "replica0")
+    patroni.members[1]["role"] = "leader"
+    await topology.update(router)
+    await until(lambda: replicas(router) == {"replica0"})
 
-    rest.members[0]["role"], rest.members[1]["role"] = "leader", "replica"
-    await observer.run_once()
+    assert await stays_without_primary(following)
+    assert router.board.primary is None
+
+
+async def test_no_node_becomes_the_primary_against_patronis_word(
+    cluster: LocalCluster, patroni: FakePatroni, following: Following
+) -> None:
+    """A leader that was frozen, and thaws before its Patroni does, is not the leader any more."""
+    topology, router, _ = following
+    patroni.members = listed(cluster, "primary", "replica0")
+    patroni.members[0]["role"] = "leader"
+    await topology.update(router)
+    await until(lambda: has_primary(router))
+
+    patroni.members[0]["role"], patroni.members[1]["role"] = "replica", "leader"
+    router.board.forget("primary")  # as if it had been out of reach
+    assert await stays_without_primary(following)
+
+    patroni.members[0]["role"], patroni.members[1]["role"] = "leader", "replica"
+    await until(lambda: has_primary(router))
     assert await router.primary_answers()
 
-    rest.members = None
+    patroni.members = None
     router.board.forget("primary")
-    await observer.run_once()
-    assert await router.primary_answers()  # silence is no word
+    await until(lambda: has_primary(router))  # no answer is no veto
 
 
-async def test_a_primary_that_patroni_dropped_leaves_its_office(
-    cluster: LocalCluster, rest: Rest, followed: Followed
+async def test_a_primary_that_patroni_no_longer_names_is_dropped(
+    cluster: LocalCluster, patroni: FakePatroni, following: Following
 ) -> None:
     """Its successor may not be there yet, but what it takes now would be lost."""
-    following, router, observer = followed
-    observer.may_be_primary = following.may_be_primary
-    rest.members = listed(cluster, "primary", "replica0")
-    rest.members[0]["role"] = "leader"
-    await following.look()
-    await observer.run_once()
+    topology, router, _ = following
+    patroni.members = listed(cluster, "primary", "replica0")
+    patroni.members[0]["role"] = "leader"
+    await topology.update(router)
+    await until(lambda: has_primary(router))
     assert await router.primary_answers()
 
-    rest.members[0]["role"] = "replica"  # its lock has expired
-    await following.look()
+    patroni.members[0]["role"] = "replica"  # its lock has expired
+    await update_until_the_primary_is_dropped(following)
 
-    assert not await router.primary_answers()
+    assert await stays_without_primary(following)
 
 
-async def test_an_outdated_answer_is_no_veto(cluster: LocalCluster, rest: Rest, followed: Followed) -> None:
-    """A member that is cut off from its store says for a while what was there before: others know better."""
-    following, router, observer = followed
-    observer.may_be_primary = following.may_be_primary
-    rest.members = listed(cluster, "primary", "replica0", timeline=1)
-    rest.members[1]["role"] = "leader"
-    newer = Rest()
+class SlowClient:
+    """Lists no leader, and answers only after the router has observed its primary once more."""
+
+    def __init__(self, router: Router) -> None:
+        self.router = router
+
+    async def listing(self) -> Listing:
+        """Wait for a status of the primary, and return no member."""
+        asked_at = time.monotonic()
+        await until(
+            lambda: self.router.board.primary is not None and self.router.board.primary.observed_at > asked_at
+        )
+        return Listing(())
+
+    async def newest_listings(self) -> list[Listing]:
+        """Return the same at once."""
+        return [Listing(())]
+
+
+async def test_a_primary_observed_after_the_question_is_not_dropped_by_the_answer(
+    cluster: LocalCluster, patroni: FakePatroni, following: Following
+) -> None:
+    """It may have become the primary meanwhile, with Patroni's consent; the next answer decides."""
+    topology, router, _ = following
+    patroni.members = listed(cluster, "primary", "replica0")
+    patroni.members[0]["role"] = "leader"
+    await topology.update(router)
+    await until(lambda: has_primary(router))
+
+    await Topology(SlowClient(router), template(cluster)).update(router)
+
+    assert has_primary(router)
+
+
+async def test_an_outdated_answer_is_no_veto(
+    cluster: LocalCluster, patroni: FakePatroni, url: str, following: Following
+) -> None:
+    """A member that is cut off from its store repeats for a while what it knew before: others know better."""
+    topology, router, _ = following
+    patroni.members = listed(cluster, "primary", "replica0", timeline=1)
+    patroni.members[1]["role"] = "leader"
+    newer = FakePatroni()
     newer.members = listed(cluster, "primary", "replica0", timeline=2)
     newer.members[0]["role"] = "leader"
-    app = web.Application()
-    app.router.add_get("/cluster", newer.cluster)
-    async with TestServer(app) as server:
-        rest.members[0]["api_url"] = str(server.make_url("/patroni"))
-        await following.look()
-        router.board.forget("primary")
-        await observer.run_once()
-        assert await router.primary_answers()
-        await following.look()
+    async with newer.serving() as newer_url:
+        patroni.members[0]["api_url"] = f"{newer_url}/patroni"
+        await topology.update(router)
+        await until(lambda: has_primary(router))
+        async with RestClient([url]) as client:  # which has heard the outdated answer alone
+            outdated = Topology(client, template(cluster))
+            await outdated.find()
+            await outdated.update(router)
         assert await router.primary_answers()
 
         newer.members[0]["role"], newer.members[1]["role"] = "replica", "leader"
-        await following.look()
-        assert not await router.primary_answers()
+        await update_until_the_primary_is_dropped(following)
+        assert await stays_without_primary(following)
 
 
 async def test_while_patroni_is_paused_a_primary_may_do_without_a_leader(
-    cluster: LocalCluster, rest: Rest, followed: Followed, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, patroni: FakePatroni, url: str
 ) -> None:
-    """In maintenance mode its Patroni may be stopped: nobody takes over, and Postgres goes on."""
-    following, router, observer = followed
-    observer.may_be_primary = following.may_be_primary
-    monkeypatch.setattr(patroni, "_GRACE_S", -1.0)
-    rest.members = listed(cluster, "primary", "replica0")
-    rest.members[0]["role"] = "leader"
-    await following.look()
-    await observer.run_once()
+    """In maintenance mode a Patroni may be stopped: there is no failover, and its Postgres goes on."""
+    async with opened(cluster, url, grace_s=0.0) as following:
+        topology, router, _ = following
+        patroni.members = listed(cluster, "primary", "replica0", "replica1")
+        patroni.members[0]["role"] = "leader"
+        await topology.update(router)
+        await until(lambda: has_primary(router))
 
-    rest.paused, rest.members = True, listed(cluster, "replica0")
-    await following.look()
-    assert await router.primary_answers()
+        patroni.paused, patroni.members = True, listed(cluster, "replica0")
+        await topology.update(router)
+        assert {"primary", "replica0", "replica1"} == names(router)
+        assert await router.primary_answers()
 
-    router.board.forget("primary")  # out of reach for a moment
-    await following.look()
-    await observer.run_once()
-    assert await router.primary_answers()
+        router.board.forget("primary")  # out of reach for a moment
+        await topology.update(router)
+        await until(lambda: has_primary(router))
+        assert await router.primary_answers()
 
-    rest.members[0]["role"] = "leader"  # somebody has been promoted by hand
-    await following.look()
-    assert not await router.primary_answers()
-    await observer.run_once()
-    assert not await router.primary_answers()
+        patroni.members[0]["role"] = "leader"  # it has been promoted by hand
+        await update_until_the_primary_is_dropped(following)
+        assert await stays_without_primary(following)
 
 
-async def test_silence_changes_nothing(cluster: LocalCluster, rest: Rest, followed: Followed) -> None:
+async def test_without_an_answer_nothing_changes(
+    cluster: LocalCluster, patroni: FakePatroni, following: Following
+) -> None:
     """Without its store Patroni cannot say anything; the nodes are there all the same."""
-    following, router, _ = followed
-    rest.members = listed(cluster, "primary", "replica0")
-    await following.look()
-    rest.members = None
-    await following.look()
+    topology, router, _ = following
+    patroni.members = listed(cluster, "primary", "replica0")
+    await topology.update(router)
+    patroni.members = None
+    await topology.update(router)
 
     assert {"primary", "replica0"} == names(router)
 
 
-async def test_a_member_that_is_missing_is_let_go_only_after_a_while(
-    cluster: LocalCluster, rest: Rest, followed: Followed, monkeypatch: pytest.MonkeyPatch
+async def test_a_member_that_is_missing_is_removed_only_after_a_while(
+    cluster: LocalCluster, patroni: FakePatroni, url: str, following: Following
 ) -> None:
-    """When a store comes back, its members do so one by one; and the primary in office stays in any case."""
-    following, router, observer = followed
-    rest.members = listed(cluster, "primary", "replica0", "replica1")
-    await following.look()
-    await observer.run_once()
-    rest.members = listed(cluster, "replica0")
-    await following.look()
-    assert {"primary", "replica0", "replica1"} == names(router)
+    """When a store comes back, its members appear one by one; and the current primary stays in any case."""
+    topology, router, _ = following
+    patroni.members = listed(cluster, "primary", "replica0", "replica1")
+    patroni.members[0]["role"] = "leader"
+    await topology.update(router)
+    await until(lambda: has_primary(router))
+    async with RestClient([url]) as client:
+        impatient = Topology(client, template(cluster), grace_s=0.0)
+        await impatient.find()
 
-    monkeypatch.setattr(patroni, "_GRACE_S", -1.0)
-    await following.look()
-    assert {"primary", "replica0"} == names(router)
+        patroni.members = listed(cluster, "replica0")
+        await topology.update(router)
+        assert {"primary", "replica0", "replica1"} == names(router)
 
-    rest.members = listed(cluster, "primary", "replica0", "replica1")
-    await following.look()
-    assert {"primary", "replica0", "replica1"} == names(router)
+        await impatient.update(router)
+        assert {"primary", "replica0"} == names(router)
+
+        patroni.members = listed(cluster, "primary", "replica0", "replica1")
+        await impatient.update(router)
+        assert {"primary", "replica0", "replica1"} == names(router)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"members": []' + " " * 2**20 + "}"], ids=["deep", "long"])
-async def test_what_is_no_cluster_is_as_good_as_silence(
-    cluster: LocalCluster, rest: Rest, followed: Followed, text: str
+async def test_an_answer_that_is_not_patronis_counts_as_none(
+    cluster: LocalCluster, patroni: FakePatroni, following: Following, text: str
 ) -> None:
-    """Whatever answers there: nodes stay, and nobody is kept from leading."""
-    following, router, _ = followed
-    rest.members = listed(cluster, "primary", "replica0")
-    await following.look()
-    rest.text = text
-    await following.look()
+    """Nodes stay, and none is kept from being the primary."""
+    topology, router, _ = following
+    patroni.members = listed(cluster, "primary", "replica0")
+    await topology.update(router)
+    patroni.text = text
+    await topology.update(router)
 
     assert {"primary", "replica0"} == names(router)
-    assert await following.may_be_primary("primary")
+    assert await topology.may_be_primary("primary")
 
 
-async def test_a_look_that_fails_ends_nothing(
-    cluster: LocalCluster,
-    rest: Rest,
-    followed: Followed,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+class FailingClient:
+    """Fails twice, and then lists one member."""
+
+    def __init__(self, member: Member) -> None:
+        self.failures = [ZeroDivisionError("one"), ZeroDivisionError("one")]
+        self.answer = Listing((member,))
+
+    async def listing(self) -> Listing:
+        """Raise what is left to raise, and then return the answer."""
+        if self.failures:
+            raise self.failures.pop()
+        return self.answer
+
+    async def newest_listings(self) -> list[Listing]:
+        """Return the same."""
+        return [await self.listing()]
+
+
+async def test_an_update_that_fails_ends_nothing(
+    cluster: LocalCluster, following: Following, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever it fails of is logged, once, and the next one goes on."""
-    following, router, _ = followed
-    looks = iter([ZeroDivisionError("one"), ZeroDivisionError("one"), None])
-    took_in = asyncio.Event()
+    client = FailingClient(Member("primary", "leader", "running", "127.0.0.1", cluster.primary.port, ""))
+    topology = Topology(client, template(cluster), poll_s=0.001, min_pause_s=0.0)
+    async with background(topology.follow(following.router), "topology"):
+        await until(lambda: {"primary"} == names(following.router))
 
-    async def look_or_fail() -> None:
-        if (failure := next(looks, None)) is not None:
-            raise failure
-        await Topology.look(following)
-        took_in.set()
-
-    monkeypatch.setattr(patroni, "_POLL_S", 0.001)
-    monkeypatch.setattr(patroni, "_BREATH_S", 0.0)
-    monkeypatch.setattr(following, "look", look_or_fail)
-    rest.members = listed(cluster, "primary")
-    async with background(following.run(), "topology"), asyncio.timeout(5):
-        await took_in.wait()
-
-    assert {"primary"} == names(router)
     assert 1 == sum("one" in record.getMessage() for record in caplog.records)
 
 
-async def test_a_member_that_cannot_be_used_is_named_once(
-    cluster: LocalCluster, rest: Rest, followed: Followed, caplog: pytest.LogCaptureFixture
+async def test_a_lost_node_has_patroni_asked_at_once(
+    cluster: LocalCluster, patroni: FakePatroni, url: str, following: Following
 ) -> None:
-    """Nothing else tells why it is not read from; its name does not steer the terminal."""
-    following, router, _ = followed
-    rest.members = [*listed(cluster, "replica0"), listed(cluster, "replica1")[0] | {"name": "pg\x1bnode"}]
-    await following.look()
-    await following.look()
+    """However long it would be until the next time."""
+    router = following.router
+    patroni.members = listed(cluster, "primary", "replica0")
+    async with RestClient([url]) as client:
+        topology = Topology(client, template(cluster), poll_s=600.0, min_pause_s=0.0)
+        async with background(topology.follow(router), "topology"):
+            await until(lambda: replicas(router) == {"replica0"})
+            patroni.members += listed(cluster, "replica1")
+            router.board.forget("replica0")
+            await until(lambda: replicas(router) == {"replica0", "replica1"})
+
+
+async def test_a_member_that_cannot_be_used_is_named_once(
+    cluster: LocalCluster, patroni: FakePatroni, following: Following, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing else says why it is not read from; its name cannot send escape sequences to the terminal."""
+    topology, router, _ = following
+    patroni.members = [*listed(cluster, "replica0"), listed(cluster, "replica1")[0] | {"name": "pg\x1bnode"}]
+    await topology.update(router)
+    await topology.update(router)
 
     assert {"replica0"} == names(router)
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert 1 == len([line for line in warnings if r"'pg\x1bnode'" in line])
 
 
-async def start(url: str) -> Mapping[str, str]:
-    """Return the nodes with which `run-all --patroni` would start."""
-    settings = Settings(patroni=(url,), patroni_dsn="postgresql://postgres@{host}:{port}/app")
-    return await app.nodes_of(settings) or {}
+async def test_members_that_hang_keep_no_primary_out(cluster: LocalCluster) -> None:
+    """Their silence is no veto, and ends before the observer gives the node up."""
+    with hanging(4) as urls:
+        async with RestClient(urls) as client:
+            topology = Topology(client, template(cluster))
+            async with await Router.open(dsns(cluster), may_be_primary=topology.may_be_primary) as router:
+                assert has_primary(router)
 
 
-async def test_a_start_that_cannot_lead_anywhere_is_refused(rest: Rest, url: str, cluster: LocalCluster) -> None:
+# --- at the start ---
+
+
+async def found(url: str) -> set[str]:
+    """Return the names of the nodes with which a router would be opened."""
+    async with RestClient([url]) as client:
+        return set(await Topology(client, "postgresql://postgres@{host}:{port}/app").find())
+
+
+async def test_a_start_that_waiting_cannot_help_is_refused(
+    patroni: FakePatroni, url: str, cluster: LocalCluster
+) -> None:
     """In a line that says why."""
     with pytest.raises(InvalidSetting, match="lists no member"):
-        await start(url)
+        await found(url)
 
-    rest.members = listed(cluster, "primary", "replica0")
-    rest.members[0] |= {"role": "leader", "name": "pg node"}
+    patroni.members = listed(cluster, "primary", "replica0")
+    patroni.members[0] |= {"role": "leader", "name": "pg node"}
     with pytest.raises(InvalidSetting, match=r"'pg node'.*A-Z"):
-        await start(url)
+        await found(url)
 
-    rest.members = listed(cluster, "primary", "replica0")
-    assert {"primary", "replica0"} == set(await start(url))
+    patroni.members = listed(cluster, "primary", "replica0")
+    assert {"primary", "replica0"} == await found(url)
 
-    rest.text = "<html>"
+    patroni.text = "<html>"
     with pytest.raises(InvalidSetting, match=r"no answer of Patroni's|Expecting value"):
-        await start(url)
+        await found(url)
 
 
-async def test_a_start_while_patroni_is_silent_waits_for_its_word(rest: Rest, url: str) -> None:
-    """It may be the store that is down: whoever restarts the API meanwhile need not do it again."""
-    rest.members = None
-    assert {} == await start(url)
+async def test_a_start_while_patroni_does_not_answer_waits_for_it(patroni: FakePatroni, url: str) -> None:
+    """It may be the store that is down: a service that is restarted meanwhile needs no second restart."""
+    patroni.members = None
+    assert set() == await found(url)
     with hanging(1) as urls:
-        assert {} == await start(*urls)
+        assert set() == await found(*urls)
 
 
-async def test_an_api_that_starts_while_patroni_is_silent_serves_as_soon_as_it_speaks(
-    cluster: LocalCluster, rest: Rest, url: str
+async def test_a_template_without_placeholders_is_refused() -> None:
+    """Every member would be the same server."""
+    async with RestClient(["http://127.0.0.1:9"]) as client:
+        with pytest.raises(ValueError, match="dsn_template must be a DSN"):
+            Topology(client, "postgresql://app@db1/app")
+
+
+async def test_the_page_shows_how_a_service_follows_patroni(
+    cluster: LocalCluster, patroni: FakePatroni, url: str
 ) -> None:
-    """Until then it says that it is not ready."""
-    rest.members = None
-    task = asyncio.current_task()
-    assert task is not None
-    template = f"postgresql://postgres@{{host}}:{{port}}/{DATABASE}?passfile={cluster.password_file}"
-    settings = Settings(api_port=0, patroni=(url,), patroni_dsn=template)
-    ending = Shutdown(task)
-    async with ShutdownStack(ending) as stack:
-        api = await app.attached(settings, ending, stack)
-        http = await stack.enter_async_context(aiohttp.ClientSession(api))
-        assert 503 == (await http.get("/readyz")).status
-        assert 200 == (await http.get("/inspector")).status
+    """Its lines work as they are printed, but for the addresses."""
+    patroni.members = listed(cluster, "primary", "replica0")
+    patroni.members[0]["role"] = "leader"
+    served: list[str] = []
 
-        rest.members = listed(cluster, "primary", "replica0")
-        rest.members[0]["role"] = "leader"
-        async with asyncio.timeout(10):
-            while (await http.get("/readyz")).status != 200:
-                await asyncio.sleep(0.05)
-            while "replica0" not in await (await http.get("/replicas")).text():
-                await asyncio.sleep(0.05)
-        async with http.get("/inspector/events") as events:
-            *_, hello = [await events.content.readline() for _ in range(3)]
-            assert ["primary", "replica0"] == json.loads(hello.removeprefix(b"data: "))["nodes"]
+    async def serve(router: Router) -> None:
+        session = router.session("ann")
+        await session.write(lambda db: db.execute("SELECT 1"))
+        patroni.members = [*listed(cluster, "primary", "replica0", "replica1")]
+        patroni.members[0]["role"] = "leader"
+        await until(lambda: replicas(router) == {"replica0", "replica1"})
+        served.append(str(await session.read(lambda db: db.fetchval("SELECT 2"))))
 
-
-async def test_whoever_answers_is_asked(cluster: LocalCluster, rest: Rest, url: str) -> None:
-    """One member is enough, and those that it names are asked where it is gone."""
-    rest.members = listed(cluster, "replica0")
-    rest.members[0]["api_url"] = f"{url}/patroni"
-    nowhere = "http://127.0.0.1:9"
-    async with RestClient([nowhere, url]) as client:
-        assert ["replica0"] == [member.name for member in (await client.listing()).members]
-    async with RestClient([nowhere]) as client:
-        with pytest.raises(PatroniSilent, match=nowhere):
-            await client.listing()
-
-
-@contextlib.contextmanager
-def hanging(number: int) -> Iterator[list[str]]:
-    """Give addresses at which connections are taken, and nothing is ever answered."""
-    with contextlib.ExitStack() as stack:
-        listening = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        yield [f"http://127.0.0.1:{one.getsockname()[1]}" for one in listening]
-
-
-async def test_members_that_hang_hold_nobody_up(cluster: LocalCluster, rest: Rest, url: str) -> None:
-    """However many there are: one that answers is heard long before they are given up."""
-    rest.members = listed(cluster, "replica0")
-    with hanging(4) as urls:
-        async with RestClient([*urls, url]) as client:
-            asked_at = time.monotonic()
-            assert ["replica0"] == [member.name for member in (await client.listing()).members]
-            assert time.monotonic() - asked_at < ANSWER_S
-
-        async with RestClient(urls) as client:
-            asked_at = time.monotonic()
-            with pytest.raises(PatroniSilent, match="no answer"):
-                await client.listing()
-            assert time.monotonic() - asked_at < ANSWER_S + 0.5
-
-
-async def test_members_that_hang_keep_no_primary_out(cluster: LocalCluster, board: Board) -> None:
-    """Their silence is no veto, and is not waited for until the look itself is given up."""
-    observer = Observer(dsns(cluster), board, interval_s=0.05)
-    with hanging(4) as urls:
-        async with Topology(urls, "", {}) as following:
-            observer.may_be_primary = following.may_be_primary
-            board.forget("primary")
-            await observer.run_once()
-    observer.close()
-
-    assert board.current_primary(time.monotonic(), 5.0) is not None
-    assert {} == observer.failures
+    addresses = {
+        '"http://10.0.0.1:8008", "http://10.0.0.2:8008"': repr(url),
+        "postgresql://app@{host}:{port}/app?passfile=/etc/app.pgpass": template(cluster),
+    }
+    await run_example("patroni.md", "Topology", addresses, serve=serve)
+    assert ["2"] == served

@@ -29,7 +29,7 @@ WRITE = "SELECT pg_logical_emit_message(true, 'test', 'something')"
 
 
 @pytest_asyncio.fixture
-async def plain(cluster: LocalCluster) -> AsyncIterator[Router[str | None]]:
+async def plain(cluster: LocalCluster) -> AsyncIterator[Router]:
     """A router as it comes."""
     async with await Router.open(dsns(cluster)) as router:
         yield router
@@ -72,7 +72,7 @@ async def handle(request: web.Request) -> web.StreamResponse:
     ],
 )
 async def test_aiohttp_hands_the_token_out_with_every_answer(
-    plain: Router[str | None], aiohttp_client: AiohttpClient, path: str, status: int, *, carried: bool
+    plain: Router, aiohttp_client: AiohttpClient, path: str, status: int, *, carried: bool
 ) -> None:
     """If the session was used; and what nobody could carry out is told by its status."""
     app = web.Application()
@@ -86,9 +86,7 @@ async def test_aiohttp_hands_the_token_out_with_every_answer(
     assert 400 == (await client.get(path, headers={HEADER: "garbage"})).status
 
 
-async def test_aiohttp_puts_no_second_answer_into_a_stream(
-    plain: Router[str | None], aiohttp_client: AiohttpClient
-) -> None:
+async def test_aiohttp_puts_no_second_answer_into_a_stream(plain: Router, aiohttp_client: AiohttpClient) -> None:
     """Whoever reads it learns that it was cut off, and gets nothing that the handler never wrote."""
 
     async def broken(request: web.Request) -> web.StreamResponse:
@@ -110,7 +108,7 @@ async def test_aiohttp_puts_no_second_answer_into_a_stream(
     assert b"text" == body
 
 
-async def by_asgi(router: Router[str | None], scheme: str, *cookies: str) -> list[str]:
+async def by_asgi(router: Router, scheme: str, *cookies: str) -> list[str]:
     """Write in a request that brings these cookies; return what is to be set."""
 
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
@@ -133,7 +131,7 @@ async def by_asgi(router: Router[str | None], scheme: str, *cookies: str) -> lis
     return [value.decode() for name, value in sent[0]["headers"] if name == b"set-cookie"]
 
 
-async def test_a_browsers_concurrent_requests_are_covered_by_cookies(plain: Router[str | None]) -> None:
+async def test_a_browsers_concurrent_requests_are_covered_by_cookies(plain: Router) -> None:
     """Each response sets one of its own, and clears those that it covers; a foreign one is dropped as well."""
     (first,), (second,) = await by_asgi(plain, "http"), await by_asgi(plain, "https")
     assert first.endswith("; Path=/; HttpOnly; SameSite=Lax")

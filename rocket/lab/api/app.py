@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Collection
 
-    from rocket import Router
+    from rocket.lab.comparison import ComparisonRouter
 
 _BACKLOG = 1024
 """Connections that may wait to be accepted: each turn of the loop accepts one."""
@@ -32,7 +32,7 @@ _OF_SESSIONS = {*_OF_RIDES, users.create}
 
 
 def build_app(
-    router: Router[str],
+    router: ComparisonRouter,
     *,
     allowed_hosts: Collection[str] = (),
     recorder: RequestRecorder | None = None,

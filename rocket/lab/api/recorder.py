@@ -86,7 +86,7 @@ class Started(NamedTuple):
     sent: Sequence[str]
     detail: Any
 
-    def end(self, session: Session[Any], error: BaseException | None = None) -> None:
+    def end(self, session: Session, error: BaseException | None = None) -> None:
         """Record it; `session` has its answer, if there is one."""
         if self.recorder.record is not None:
             done = time.monotonic()
@@ -97,7 +97,7 @@ class Started(NamedTuple):
             self.recorder.record(record)
 
 
-def started(app: web.Application, session: Session[Any], asked: Asked, detail: object) -> Started | None:
+def started(app: web.Application, session: Session, asked: Asked, detail: object) -> Started | None:
     """Return what begins the record of a request; None if there is nothing to record it."""
     recorder = app[RECORDER]
     if recorder.record is None:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
 
-from rocket import READ_BOUND, Role, Routing, Unavailable, report_read_bound
+from rocket import READ_BOUND, Role, Unavailable, report_read_bound
 from rocket.lab.api import parameters
 from rocket.lab.api.problems import invalid_credentials, key_used_otherwise, not_found, wrong_idempotency_key
 from rocket.lab.api.recorder import Asked, recorded, started
 from rocket.lab.api.status import METRICS, ROUTER
+from rocket.lab.comparison import Routing
 from rocket.web.aiohttp import SESSION
 
 if TYPE_CHECKING:
@@ -163,9 +164,7 @@ async def _read(
     return found, answer
 
 
-async def _confirmed(
-    request: web.Request, session: Session[str], work: Work[ResultT]
-) -> tuple[Session[str], ResultT]:
+async def _confirmed(request: web.Request, session: Session, work: Work[ResultT]) -> tuple[Session, ResultT]:
     """Read again for a user whom a replica does not have, since the session's tokens may not cover its creation.
 
     Without a token, the user's floor is looked up on the primary, which raises a 401 if the user does not exist. A
@@ -179,7 +178,7 @@ async def _confirmed(
     return both, await both.read(work)
 
 
-def _last_of(session: Session[str]) -> Answer[Any]:
+def _last_of(session: Session) -> Answer[Any]:
     assert session.last is not None  # noqa: S101 - it has read
     return session.last
 

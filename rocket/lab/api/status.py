@@ -17,8 +17,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from rocket import Role, Router
+from rocket import Role
 from rocket.health import Finding, examine
+from rocket.lab.comparison import ComparisonRouter
 from rocket.metrics import RouterMetrics
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _DRAINING = Finding("draining", "the server is shutting down")
 class Metrics(RouterMetrics):
     """The metrics of one application, for `GET /metrics` and `GET /replicas`."""
 
-    def __init__(self, router: Router[str], admission: Admission) -> None:
+    def __init__(self, router: ComparisonRouter, admission: Admission) -> None:
         self._admission = admission
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
@@ -74,7 +75,7 @@ class Metrics(RouterMetrics):
         return generate_latest(self._registry)
 
 
-ROUTER = web.AppKey("router", Router[str])
+ROUTER = web.AppKey("router", ComparisonRouter)
 METRICS = web.AppKey("metrics", Metrics)
 DRAINING = web.AppKey("draining", asyncio.Event)
 """Set as soon as the server has begun to stop."""

@@ -68,7 +68,7 @@ _REPAIR_FLOOR = """
 class UserFloors:
     """Keeps each user's floor in `users.min_lsn`; the subject is the e-mail address. A `rocket.FloorStore`."""
 
-    async def look_up(self, primary: Connection, subject: str) -> Lsn | None:
+    async def look_up(self, primary: Connection, subject: str | None) -> Lsn | None:
         """Return the user's floor; raise a 401 if the user does not exist."""
         row = await primary.fetchrow(_LOOK_UP_FLOOR, subject)
         if row is None or not row["known"]:
@@ -81,16 +81,16 @@ class UserFloors:
             return floor if repaired is None else Lsn.from_wire(repaired)
         return floor
 
-    async def begin_write(self, primary: Connection, subject: str, floor: Lsn) -> str | None:
+    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:
         """Set the user's floor within a write, and have the write flushed."""
         flushed: str | None = await primary.fetchval(_BEGIN_WRITE, subject, floor.wire)
         return flushed
 
-    async def record_floor(self, primary: Connection, subject: str) -> Lsn:
+    async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:
         """Record the floor of a write that has been committed."""
         return Lsn.from_wire(await primary.fetchval(_RECORD_FLOOR, subject))
 
-    async def wait_for_writes(self, primary: Connection, subject: str) -> None:
+    async def wait_for_writes(self, primary: Connection, subject: str | None) -> None:
         """Wait until the user's commits under way are visible."""
         await primary.execute(_WAIT_FOR_WRITES, subject)
 

@@ -1,1 +1,1 @@
-"""The benchmark: what the guarantee costs, each routing against the others on one cluster in one run."""
+"""The command `bench`: what the guarantee costs, measured against other routings on the same cluster."""

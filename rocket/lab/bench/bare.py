@@ -1,7 +1,4 @@
-"""A server with the API's answers and nothing behind them: what HTTP alone costs.
-
-`python -m rocket.lab.bench.bare`
-"""
+"""A server with the API's responses and no database: what HTTP alone costs (`python -m rocket.lab.bench.bare`)."""
 
 from __future__ import annotations
 
@@ -33,25 +30,20 @@ class _Bare:
 
 
 async def serve() -> None:
-    """Serve on any free port of this machine, say where, and go on until ended by a signal."""
+    """Serve on a free port of this machine, print the URL, and run until a signal ends the process."""
     bare, app = _Bare(), web.Application()
     app.add_routes(
         [web.post("/users", bare.user), web.post("/rides", bare.write), web.get("/rides/{id}", bare.read)]
     )
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        await web.SockSite(runner, listening).start()
-        sys.stdout.write(f"ready: http://127.0.0.1:{listening.getsockname()[1]}\n")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        await web.SockSite(runner, listener).start()
+        sys.stdout.write(f"ready: http://127.0.0.1:{listener.getsockname()[1]}\n")
         sys.stdout.flush()
         await asyncio.Event().wait()
 
 
-def main() -> None:
-    """Run on the loop that the API runs on."""
-    run(serve())
-
-
 if __name__ == "__main__":
-    main()
+    run(serve())  # on the API's event loop

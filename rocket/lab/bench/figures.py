@@ -1,4 +1,4 @@
-"""Figures and what follows from them: percentiles, medians over rounds, ratios within a round. Pure."""
+"""Figures and their statistics: percentiles, medians over rounds, ratios within a round. Pure."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one contender showed in one measure of one round."""
+    """The figures of one variant in one measure and one round."""
 
     round: int
     measure: str
-    contender: str
+    variant: str
     figures: Mapping[str, float]
-    """By name; each name ends with its unit, or is that of a count."""
+    """By name; a name ends with its unit, unless it is a count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,68 +42,68 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread | None:
-        """Return the spread of some values; None if there are none."""
-        every = sorted(values)
-        return cls(statistics.median(every), every[0], every[-1]) if every else None
+        """Return the spread of the values; None if there are none."""
+        ordered = sorted(values)
+        return cls(statistics.median(ordered), ordered[0], ordered[-1]) if ordered else None
+
+
+Key = tuple[str, str, str]
+"""Measure, variant, figure."""
 
 
 class Figures:
-    """All that was measured, by round, measure and contender."""
+    """All rows measured, queried by measure, variant and figure."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         self.rows = list(rows)
 
     def add(self, row: Row) -> None:
-        """Take in what was measured."""
+        """Add a row."""
         self.rows.append(row)
 
     def measures(self) -> list[str]:
-        """Name the measures, in the order in which they were first made."""
+        """Return the measures, in the order in which they were first taken."""
         return list(dict.fromkeys(row.measure for row in self.rows))
 
-    def contenders(self, measure: str) -> list[str]:
-        """Name those who took part in a measure."""
-        return list(dict.fromkeys(row.contender for row in self.rows if row.measure == measure))
+    def variants(self, measure: str) -> list[str]:
+        """Return the variants that took part in a measure."""
+        return list(dict.fromkeys(row.variant for row in self.rows if row.measure == measure))
 
-    def values(self, measure: str, contender: str, figure: str) -> dict[int, float]:
+    def values(self, measure: str, variant: str, figure: str) -> dict[int, float]:
         """Return a figure by round."""
         return {
             row.round: row.figures[figure]
             for row in self.rows
-            if (row.measure, row.contender) == (measure, contender) and figure in row.figures
+            if (row.measure, row.variant) == (measure, variant) and figure in row.figures
         }
 
-    def spread(self, measure: str, contender: str, figure: str) -> Spread | None:
+    def spread(self, measure: str, variant: str, figure: str) -> Spread | None:
         """Return a figure's median and extremes; None where it was not measured."""
-        return Spread.of(self.values(measure, contender, figure).values())
+        return Spread.of(self.values(measure, variant, figure).values())
 
-    def total(self, measure: str, contender: str, figure: str) -> float:
+    def total(self, measure: str, variant: str, figure: str) -> float:
         """Return the sum of a figure over the rounds."""
-        return sum(self.values(measure, contender, figure).values())
+        return sum(self.values(measure, variant, figure).values())
 
     def compared(self, one: Key, other: Key, how: Callable[[float, float], float | None]) -> Spread | None:
-        """Compare two figures round by round, so that what drifts hits both; None without a common round."""
-        ours, theirs = self.values(*one), self.values(*other)
-        each = (how(ours[number], theirs[number]) for number in sorted(ours.keys() & theirs.keys()))
-        return Spread.of(value for value in each if value is not None)
+        """Compare two figures round by round, so that drift affects both; None without a common round."""
+        ones, others = self.values(*one), self.values(*other)
+        results = (how(ones[number], others[number]) for number in sorted(ones.keys() & others.keys()))
+        return Spread.of(result for result in results if result is not None)
 
     def summary(self) -> Iterator[tuple[Key, Spread]]:
-        """Yield every figure's spread."""
-        keys = dict.fromkeys((row.measure, row.contender, name) for row in self.rows for name in row.figures)
+        """Yield the spread of every figure."""
+        keys = dict.fromkeys((row.measure, row.variant, name) for row in self.rows for name in row.figures)
         for key in keys:
             if (spread := self.spread(*key)) is not None:
                 yield key, spread
 
 
-Key = tuple[str, str, str]
-"""Measure, contender, figure."""
-
-
 def ratio(one: float, other: float) -> float | None:
-    """Return how many times the other one fits; None if that is nothing."""
+    """Return one divided by the other; None if the other is zero."""
     return one / other if other else None
 
 
 def difference(one: float, other: float) -> float:
-    """Return how much one is more than the other."""
+    """Return one minus the other."""
     return one - other

@@ -1,64 +1,116 @@
-"""What is measured, of whom, and how."""
+"""The measures, and the variants of the server that they compare."""
 
 from __future__ import annotations
 
 import asyncio
 import enum
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from rocket.lab.bench.contenders import ARTICLE, BARE, IDLE, NEVER_STALE, PRIMARY, RANDOM, TOKENLESS, UNSEEN
-from rocket.lab.bench.orders import Job, Kind, Tally
+from rocket.lab.bench.load import Job, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from pathlib import Path
 
-    from rocket.lab.bench.contenders import Variant
-    from rocket.lab.bench.processes import Client, Server
-    from rocket.lab.bench.stage import Testbed
+    from rocket.lab.bench.figures import Row
+    from rocket.lab.bench.load import LoadProcess, Tally
+    from rocket.lab.bench.testbed import Server, Testbed
 
 MAX_WAIT_MS = 20.0
-"""What every API is told to wait at the most."""
+"""`--max-wait` of every API."""
 PAIRS_PER_S = 40.0
-"""Writes with their reads, of all sessions together: far from what the machine can do."""
+"""Writes, each with its read, of all sessions together: far below what the machine can do."""
+OTHER_BUILD = " (other build)"
+"""Ends the name of a variant of another build."""
+WRITERS = "writers"
+"""The users who write in the background."""
+SCALE, SOAK = "scale", "soak"
+"""Two measures that compare no variants; see `scale.py` and `Bench.soak`."""
+
+_TRANSACTIONS = "primary_transactions"
 _US = 1_000_000
+
+
+# --- variants ---
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to answer the same reads."""
+
+    name: str
+    what: str
+    routing: str | None = None
+    """The API's `--routing`; None: the server is not rocket's API."""
+    tokens: bool = False
+    """Whether clients send back their latest session token."""
+    flags: tuple[str, ...] = ()
+    """Further flags of the API."""
+    python: Path | None = None
+    """The Python interpreter of another build of rocket; None: this build's."""
+
+    def of_other_build(self, python: Path) -> Variant:
+        """Return the same variant of the build that an interpreter imports."""
+        return replace(self, name=f"{self.name}{OTHER_BUILD}", python=python)
+
+
+BARE = Variant("bare", "aiohttp alone: the same JSON from memory, no database")
+IDLE = Variant("idle", "the never-stale API with its observer, and no requests", "never-stale")
+PRIMARY = Variant("primary", "every read on the primary", "primary")
+RANDOM = Variant("random", "any replica, no guarantee: the ceiling", "random")
+ARTICLE = Variant("article", "the technique as published, with asyncpg's default pool", "article")
+NEVER_STALE = Variant("never-stale", "clients send back their token", "never-stale", tokens=True)
+TOKENLESS = Variant("never-stale-no-token", "the same, clients send no token", "never-stale")
+NO_INSPECTOR = Variant(
+    "never-stale-unseen", "without the inspector and its event log", "never-stale", tokens=True,
+    flags=("--no-inspector",),
+)  # fmt: skip
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (BARE, IDLE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS, NO_INSPECTOR)
+}
+
+
+def users_of(variant: Variant) -> str:
+    """Return the users whose sessions load a variant: a server without the database has users of its own."""
+    return BARE.name if variant is BARE else "cluster"
+
+
+# --- taking a measure ---
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A contender whose server is up, and how long it gets a load."""
+    """A variant whose server is up, and the seconds for which it is measured."""
 
-    contender: Variant
+    variant: Variant
     server: Server
-    client: Client
-    stage: Testbed
+    load_process: LoadProcess
+    testbed: Testbed
     connections: int
     seconds: float
 
-    async def load(self, kind: Kind, per_s: float | None = None, *, beside: str | None = None) -> Tally:
-        """Make a load."""
-        return await self.client.load(
+    async def load(self, kind: Kind, per_s: float | None = None, *, background: str | None = None) -> Tally:
+        """Load the server and return the tally."""
+        return await self.load_process.run(
             Job(
                 kind,
                 self.server.url,
-                crowd=crowd_of(self.contender),
+                users=users_of(self.variant),
                 sessions=self.connections,
-                tokens=self.contender.tokens,
+                tokens=self.variant.tokens,
                 seconds=self.seconds,
                 per_s=per_s,
-                beside=beside,
+                background=background,
             )
         )
 
 
-def crowd_of(contender: Variant) -> str:
-    """Return whose sessions ask it: what has no database knows none of its users."""
-    return BARE.name if contender is BARE else "cluster"
-
-
 async def _reads(turn: Turn) -> dict[str, float]:
-    """Read, each session its own ride, as fast as the answers come."""
+    """Read in a closed loop; each session reads its own ride."""
     cpu_s = turn.server.cpu_s()
     tally = await turn.load(Kind.READS)
     cpu_s = turn.server.cpu_s() - cpu_s
@@ -66,14 +118,14 @@ async def _reads(turn: Turn) -> dict[str, float]:
         "reads_per_s": tally.requests / tally.seconds,
         **_latencies(tally),
         **_per_read(tally, cpu_s),
-        **({} if turn.contender is BARE else {"replica_share_percent": _share(tally)}),
+        **({} if turn.variant is BARE else {"replica_share_percent": _share(tally)}),
         **_trouble(tally),
     }
 
 
 async def _queries(turn: Turn) -> dict[str, float]:
-    """Read in the same way; of `idle`, let it be for as long."""
-    if turn.contender is IDLE:
+    """Read in the same way; send `idle` nothing for the same time."""
+    if turn.variant is IDLE:
         cpu_s, began = turn.server.cpu_s(), time.monotonic()
         await asyncio.sleep(turn.seconds)
         return {"cpu_percent": 100 * (turn.server.cpu_s() - cpu_s) / (time.monotonic() - began)}
@@ -83,19 +135,19 @@ async def _queries(turn: Turn) -> dict[str, float]:
 
 async def _reads_while_writing(turn: Turn) -> dict[str, float]:
     """Read in the same way while other users write 100 rides a second."""
-    tally = await turn.load(Kind.READS, beside=WRITERS)
+    tally = await turn.load(Kind.READS, background=WRITERS)
     return {
         "reads_per_s": tally.requests / tally.seconds,
         **_latencies(tally),
         "replica_share_percent": _share(tally),
-        "writes_beside_per_s": tally.beside / tally.seconds,
+        "writes_beside_per_s": tally.background_writes / tally.seconds,
         **_trouble(tally),
     }
 
 
 async def _read_after_write(turn: Turn) -> dict[str, float]:
-    """Write rides and read each at once, at a moderate pace; before that, read right after others have written."""
-    plain = await turn.load(Kind.PLAIN_PAIRS, PAIRS_PER_S, beside=WRITERS)
+    """Write rides at a moderate rate and read each at once; before that, read right after other users' writes."""
+    plain = await turn.load(Kind.PLAIN_PAIRS, PAIRS_PER_S, background=WRITERS)
     pairs = await turn.load(Kind.PAIRS, PAIRS_PER_S)
     figures = {**_latencies(pairs), "replica_share_percent": _share(pairs)}
     for name, value in _latencies(plain).items():
@@ -104,14 +156,14 @@ async def _read_after_write(turn: Turn) -> dict[str, float]:
 
 
 async def _read_after_write_paused(turn: Turn) -> dict[str, float]:
-    """Write a ride and read it at once, while no replica replays anything."""
-    async with turn.stage.paused():
+    """Write rides and read each at once, while replay is paused on every replica."""
+    async with turn.testbed.paused():
         pairs = await turn.load(Kind.PAIRS, PAIRS_PER_S)
     return {**_latencies(pairs), "replica_share_percent": _share(pairs), **_trouble(pairs)}
 
 
 async def _writes(turn: Turn) -> dict[str, float]:
-    """Write rides as fast as the answers come."""
+    """Write rides in a closed loop."""
     tally = await turn.load(Kind.WRITES)
     return {"writes_per_s": tally.requests / tally.seconds, **_latencies(tally), **_trouble(tally)}
 
@@ -124,6 +176,23 @@ def with_memory(tally: Tally, rss_bytes: int) -> dict[str, float]:
         **_latencies(tally),
         **_trouble(tally),
     }
+
+
+def with_queries_per_read(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield the rows of one measure and one round, with the primary's transactions per read where they are known.
+
+    The primary does not say whose transactions it counts. From those of a variant, counted over its server's whole
+    life, the transactions of the idle API over the same time are subtracted: they are the observer's and those of
+    start and stop.
+    """
+    every = list(rows)
+    idle = next((row.figures.get(_TRANSACTIONS) for row in every if row.variant == IDLE.name), None)
+    for row in every:
+        counted, reads = row.figures.get(_TRANSACTIONS), row.figures.get("reads")
+        if row.variant == BARE.name or idle is None or counted is None or not reads:
+            yield row
+        else:
+            yield replace(row, figures={**row.figures, "primary_queries_per_read": (counted - idle) / reads})
 
 
 def _latencies(tally: Tally) -> dict[str, float]:
@@ -141,43 +210,43 @@ def _per_read(tally: Tally, cpu_s: float) -> dict[str, float]:
 
 
 def _share(tally: Tally) -> float:
-    """Return which part of all reads that were answered replicas have served, in percent."""
+    """Return the percentage of answered reads that replicas have answered."""
     answered = tally.requests + tally.stale
     return 100 * tally.by_replicas / answered if answered else 0.0
 
 
 def _trouble(*tallies: Tally) -> dict[str, float]:
-    """Return what went wrong."""
+    """Return the number of stale reads and of failed requests."""
     return {
         "stale_reads": sum(tally.stale for tally in tallies),
         "failed_requests": sum(tally.failed for tally in tallies),
     }
 
 
+# --- the measures ---
+
+
 class Pace(enum.Enum):
-    """How the contenders of a measure take turns, all of their servers being up at the same time."""
+    """How the variants of a measure take turns, with all their servers up at the same time."""
 
     QUICK = enum.auto()
-    """Quickly, so that what drifts hits all alike."""
+    """Short turns, so that drift affects all variants alike."""
     STEADY = enum.auto()
-    """Longer, and not as often: what is asked at a moderate pace takes its time to be enough."""
+    """Fewer and longer turns: at a moderate rate it takes longer to collect enough samples."""
     ONCE = enum.auto()
-    """Once, each with a server that is up alone, since something is counted that does not say whose it is."""
+    """One turn, with no other server up, since the measure counts what cannot be attributed to a server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One thing that is measured."""
+    """One measurement of several variants."""
 
     name: str
     what: str
-    contenders: tuple[Variant, ...]
+    variants: tuple[Variant, ...]
     take: Callable[[Turn], Awaitable[dict[str, float]]]
     pace: Pace = Pace.QUICK
 
-
-WRITERS = "writers"
-"""The crowd that writes beside."""
 
 READS = Measure(
     "reads",
@@ -187,7 +256,7 @@ READS = Measure(
 )
 QUERIES = Measure(
     "queries",
-    "what the same reads ask of the primary, by its own count; and what nothing costs",
+    "the primary's transactions per read, by its own count, and the cost of an idle API",
     (IDLE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS),
     _queries,
     Pace.ONCE,
@@ -200,14 +269,14 @@ READS_WHILE_WRITING = Measure(
 )
 READ_AFTER_WRITE = Measure(
     "read-after-write",
-    f"{PAIRS_PER_S:g} rides a second, each read at once; plain: another one, not just written, is read",
+    f"{PAIRS_PER_S:g} rides a second, each read at once; plain: an older ride is read right after another write",
     (PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS),
     _read_after_write,
     Pace.STEADY,
 )
 PAUSED = Measure(
     "read-after-write-paused",
-    "the same, while no replica replays",
+    "the same, with replay paused on every replica",
     (PRIMARY, NEVER_STALE),
     _read_after_write_paused,
     Pace.STEADY,
@@ -215,8 +284,8 @@ PAUSED = Measure(
 WRITES = Measure("writes", "closed loop", (PRIMARY, ARTICLE, NEVER_STALE), _writes)
 INSPECTOR = Measure(
     "inspector",
-    "reads in a closed loop, with the inspector's journal, at which nobody looks, and without",
-    (NEVER_STALE, UNSEEN),
+    "reads in a closed loop, with the inspector's event log, without a viewer, and without the log",
+    (NEVER_STALE, NO_INSPECTOR),
     _reads,
 )
 

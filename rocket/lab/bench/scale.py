@@ -1,4 +1,4 @@
-"""How the cost of a decision, and of a round of the observer, grows with the number of replicas; no Postgres."""
+"""The measure `scale`: the cost of a decision and of an observer's round with many replicas, without Postgres."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import itertools
 import logging
 import time
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
-from rocket import Board, Observer, Policy, SessionToken
-from rocket.consistency import Epoch, Incarnation, Lsn, PrimaryStatus, ReplicaStatus, choose
+from rocket import Policy
+from rocket.consistency import Board, Epoch, Incarnation, Lsn, PrimaryStatus, ReplicaStatus, SessionToken, choose
 from rocket.lab.bench.figures import Row
-from rocket.lab.bench.goals import SCALE, replicas
-from rocket.routing import connection
+from rocket.lab.bench.measures import SCALE
+from rocket.lab.bench.report import replicas
+from rocket.routing.observer import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,13 +29,13 @@ _BATCH_S = 0.01
 _ROUNDS = 5
 _NS, _US = 1_000_000_000, 1000
 _STRIDE = 7919
-"""Between the places in the ring at which reads begin to look; prime, so that it comes to all of them."""
+"""Between the positions at which successive reads start to search; a prime, so that all positions occur."""
 
 _log = logging.getLogger("rocket.bench")
 
 
 async def scale(figures: Figures) -> None:
-    """Measure, for each number of replicas."""
+    """Measure each number of replicas."""
     for count in COUNTS:
         costs = {**_decisions(count), **await _observation(count)}
         figures.add(Row(1, SCALE, replicas(count), costs))
@@ -54,20 +54,20 @@ def _decisions(count: int) -> dict[str, float]:
     def choosing(board: Board) -> Callable[[], object]:
         return lambda: choose(token, board, _POLICY, now=now, start=next(starts), load=load)
 
-    everyone = _board(count, now)
-    statuses = itertools.cycle(everyone.replicas)
-    only_one = _board(count, now, behind=range(1, count))
+    all_caught_up = _board(count, now)
+    statuses = itertools.cycle(all_caught_up.replicas)
+    one_caught_up = _board(count, now, behind=range(1, count))
 
     def publish_and_choose() -> None:
-        everyone.publish(next(statuses))
-        choose(token, everyone, _POLICY, now=now, start=next(starts), load=load)
+        all_caught_up.publish(next(statuses))
+        choose(token, all_caught_up, _POLICY, now=now, start=next(starts), load=load)
 
     return {
-        "choose_us": _cost_us(choosing(everyone)),
+        "choose_us": _cost_us(choosing(all_caught_up)),
         "choose_one_caught_up_us": _cost_us(
-            lambda: choose(token, only_one, _POLICY, now=now, start=1, load=load)  # it is the last one looked at
+            lambda: choose(token, one_caught_up, _POLICY, now=now, start=1, load=load)  # finds it last
         ),
-        "publish_us": _cost_us(lambda: everyone.publish(next(statuses))),
+        "publish_us": _cost_us(lambda: all_caught_up.publish(next(statuses))),
         "publish_and_choose_us": _cost_us(publish_and_choose),
     }
 
@@ -98,25 +98,25 @@ def _board(count: int, now: float, behind: range = range(0)) -> Board:
 
 
 def _cost_us(act: Callable[[], object]) -> float:
-    """Return what one call costs: the least of some batches, since whatever disturbs one adds to it."""
+    """Return the cost of a call: the least mean of several batches, since any disturbance adds to it."""
     began_ns, calls = time.perf_counter_ns(), 0
     while time.perf_counter_ns() - began_ns < _BATCH_S * _NS:
         act()
         calls += 1
-    took = []
+    means = []
     for _ in range(_BATCHES):
         began_ns = time.perf_counter_ns()
         for _ in range(calls):
             act()
-        took.append((time.perf_counter_ns() - began_ns) / calls / _US)
-    return min(took)
+        means.append((time.perf_counter_ns() - began_ns) / calls / _US)
+    return min(means)
 
 
 # --- the observer ---
 
 
-class _Simulated:
-    """What a connection to a node is to its watch, but for the network: it answers at once."""
+class _SimulatedConnection:
+    """A connection to a simulated node, which answers each query at once."""
 
     opened_at = 0.0
     direct = True
@@ -137,7 +137,7 @@ class _Simulated:
         pass
 
     async def fetchrow(self, _query: str, *_: object, **__: object) -> dict[str, object]:
-        await asyncio.sleep(0)  # as an answer takes a turn of the loop
+        await asyncio.sleep(0)  # a real answer takes at least a turn of the loop
         return {
             "in_recovery": not self._is_primary,
             "replay_lsn": int(_FLOOR),
@@ -159,17 +159,16 @@ class _Simulated:
 
 
 async def _connect(dsn: str) -> Any:
-    return _Simulated(dsn)
+    return _SimulatedConnection(dsn)
 
 
 async def _observation(count: int) -> dict[str, float]:
     nodes = {name: name for name in ("primary", *_names(count))}
     board = Board()
-    observer = Observer(nodes, board, interval_s=1.0)
-    with mock.patch.object(connection, "connect", _connect):
-        await observer.run_once()
+    observer = Observer(nodes, board, interval_s=1.0, connect=_connect)
+    await observer.run_once()
     if len(board.replicas) != count or board.epoch != _EPOCH:
-        raise AssertionError("the simulated nodes are not taken for what they are")
+        raise AssertionError("the observer did not accept the simulated nodes")
     took_s = []
     for _ in range(_ROUNDS):
         began = time.perf_counter()

@@ -1,70 +1,104 @@
-"""What a benchmark is told on the command line."""
+"""The settings of a benchmark, from the command line."""
 
 from __future__ import annotations
 
-import contextlib
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rocket.errors import InvalidSetting
-from rocket.lab.bench.contenders import CONTENDERS
-from rocket.lab.bench.measures import MEASURES, Pace
-from rocket.lab.settings import parse_duration, parse_path, parse_port, parse_whole
+from rocket.lab.bench.measures import MEASURES, VARIANTS, Pace
+from rocket.lab.settings import (
+    CommandSettings,
+    add_flags,
+    parse_duration,
+    parse_path,
+    parse_port,
+    parse_whole,
+    parse_yes_or_no,
+    read_settings,
+    setting,
+)
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
-_LONGEST_WARM_UP_S = 0.5
+_MAX_WARM_UP_S = 0.5
 _STEADY = 4
-"""So many rounds make one where phases have to be longer."""
-_MOST_ROUNDS = 1000
-_LONGEST_PHASE_S = 600.0
-_MOST_CONNECTIONS = 1000
-_MOST_REPLICAS = 30
-_LONGEST_SOAK = 999_999_999
-
-_FLAGS = {
-    "rounds": ("N", "how often each contender has its turn, where it has short ones (default: 20)"),
-    "seconds": ("S", "how long a short turn lasts (default: 0.5)"),
-    "connections": ("N", "sessions at a time (default: 8)"),
-    "replicas": ("N", "replicas beside the primary (default: 5)"),
-    "only": ("NAMES", f"contenders, separated by commas: {', '.join(CONTENDERS)} (default: all)"),
-    "measures": ("NAMES", f"measures, separated by commas: {', '.join(MEASURES)} (default: all)"),
-    "json": ("FILE", "write every figure there"),
-    "data-dir": ("DIR", "with --attach: the running cluster's data directory"),
-    "postgres-port": ("P", "with --attach: a port of the running cluster"),
-    "postgres-bin": ("DIR", "Postgres programs to use instead of those that come with rocket"),
-    "soak": ("READS", "instead of comparing: that many reads of never-stale, and what they do to its memory"),
-}
+"""How many quick rounds make a steady one."""
+_MAX_TURN_S = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class BenchSettings:
-    """What a run is made of."""
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    return lambda text: parse_whole(text, least, most)
 
-    rounds: int = 20
-    seconds: float = 0.5
-    connections: int = 8
-    replicas: int = 5
-    only: tuple[str, ...] = tuple(CONTENDERS)
-    measures: tuple[str, ...] = tuple(MEASURES)
-    json: Path | None = None
-    attach: bool = False
-    data_dir: Path | None = None
-    postgres_port: int | None = None
-    postgres_bin: Path | None = None
-    soak: int | None = None
-    scale: bool = False
+
+def _seconds(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds > _MAX_TURN_S:
+        raise ValueError(f"must be at most {_MAX_TURN_S:g}")
+    return seconds
+
+
+def _some_of(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    def read(text: str) -> tuple[str, ...]:
+        names = text.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"has no {unknown[0]!r}: it must be some of {', '.join(known)}")
+        return tuple(name for name in known if name in names)
+
+    return read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSettings(CommandSettings):
+    """Which measures to take of which variants, and how."""
+
+    rounds: int = setting(20, _whole(1, 1000), "N", "turns of each variant in the measures of many short turns")
+    seconds: float = setting(0.5, _seconds, "S", "length of a short turn")
+    connections: int = setting(8, _whole(1, 1000), "N", "sessions at a time")
+    replicas: int = setting(5, _whole(1, 30), "N", "replicas beside the primary")
+    only: tuple[str, ...] = setting(
+        tuple(VARIANTS), _some_of(VARIANTS), "NAMES", f"variants, separated by commas: {', '.join(VARIANTS)}",
+        shown="all",
+    )  # fmt: skip
+    measures: tuple[str, ...] = setting(
+        tuple(MEASURES), _some_of(MEASURES), "NAMES", f"measures, separated by commas: {', '.join(MEASURES)}",
+        shown="all",
+    )  # fmt: skip
+    json: Path | None = setting(
+        None, lambda text: parse_path(text).absolute(), "FILE", "write every figure to this file"
+    )
+    attach: bool = setting(False, parse_yes_or_no, "", "use a running cluster; users and rides stay in it")
+    data_dir: Path | None = setting(
+        None, parse_path, "DIR", "with --attach: data directory of the running cluster"
+    )
+    postgres_port: int | None = setting(None, parse_port, "P", "with --attach: a port of the running cluster")
+    postgres_bin: Path | None = setting(
+        None, parse_path, "DIR", "Postgres programs to use instead of those that come with rocket"
+    )
+    against: Path | None = setting(
+        None, parse_path, "PYTHON",
+        "measure another build of rocket too, the one that this Python interpreter imports, and compare them",
+    )  # fmt: skip
+    soak: int | None = setting(
+        None, _whole(10, 999_999_999), "READS",
+        "instead of comparing: this number of never-stale reads, and the memory they take",
+    )  # fmt: skip
+    scale: bool = setting(
+        False, parse_yes_or_no, "",
+        "instead of comparing: the cost of a decision and of a round of the observer with up to 5,000 replicas",
+    )  # fmt: skip
 
     @property
     def warm_up_s(self) -> float:
-        """How long a server is warmed up."""
-        return min(_LONGEST_WARM_UP_S, self.seconds)
+        """For how long a server is warmed up."""
+        return min(_MAX_WARM_UP_S, self.seconds)
 
     def phases(self, pace: Pace) -> tuple[int, float]:
-        """Return how many turns a contender has, and how many seconds each lasts."""
+        """Return the number of rounds, and the seconds of a variant's turn in each."""
         match pace:
             case Pace.QUICK:
                 return self.rounds, self.seconds
@@ -73,91 +107,28 @@ class BenchSettings:
             case Pace.ONCE:
                 return 1, self.seconds * _STEADY
 
-    @classmethod
-    def read(cls, given: argparse.Namespace) -> Self:
-        """Read what was given; raise `InvalidSetting` for what cannot be run, and make the JSON file."""
-        default = cls()
-        with _named("--rounds", given.rounds):
-            rounds = parse_whole(given.rounds or str(default.rounds), 1, _MOST_ROUNDS)
-        with _named("--seconds", given.seconds):
-            seconds = parse_duration(given.seconds or str(default.seconds))
-            if seconds > _LONGEST_PHASE_S:
-                raise ValueError(f"must be at most {_LONGEST_PHASE_S:g}")
-        with _named("--connections", given.connections):
-            connections = parse_whole(given.connections or str(default.connections), 1, _MOST_CONNECTIONS)
-        with _named("--replicas", given.replicas):
-            replicas = parse_whole(given.replicas or str(default.replicas), 1, _MOST_REPLICAS)
-        with _named("--postgres-port", given.postgres_port):
-            postgres_port = None if given.postgres_port is None else parse_port(given.postgres_port)
-        with _named("--data-dir", given.data_dir):
-            data_dir = None if given.data_dir is None else parse_path(given.data_dir)
-        with _named("--postgres-bin", given.postgres_bin):
-            postgres_bin = None if given.postgres_bin is None else parse_path(given.postgres_bin)
-        with _named("--soak", given.soak):
-            soak = None if given.soak is None else parse_whole(given.soak, 10, _LONGEST_SOAK)
-        if not given.attach and (data_dir is not None or postgres_port is not None):
-            raise InvalidSetting("--data-dir and --postgres-port name a cluster that is there: give --attach too")
-        if given.attach and (given.replicas is not None or postgres_bin is not None):
-            raise InvalidSetting("a cluster that is there has the replicas and the programs that it has")
-        if given.scale and (soak is not None or given.attach):
-            raise InvalidSetting("--scale needs no cluster, and goes with --json alone")
-        only, measures = _chosen("--only", given.only, CONTENDERS), _chosen("--measures", given.measures, MEASURES)
-        if not any(each.name in only for measure in measures for each in MEASURES[measure].contenders):
-            raise InvalidSetting("none of those in --only takes part in what --measures names")
-        return cls(
-            rounds=rounds,
-            seconds=seconds,
-            connections=connections,
-            replicas=replicas,
-            only=only,
-            measures=measures,
-            json=_file(given.json),
-            attach=given.attach,
-            data_dir=data_dir,
-            postgres_port=postgres_port,
-            postgres_bin=postgres_bin,
-            soak=soak,
-            scale=given.scale,
-        )
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a parser the benchmark's flags."""
-    for name, (metavar, what) in _FLAGS.items():
-        parser.add_argument(f"--{name}", metavar=metavar, help=what)
-    parser.add_argument(
-        "--attach", action="store_true", help="use a cluster that runs already; users and rides are left in it"
-    )
-    parser.add_argument(
-        "--scale",
-        action="store_true",
-        help="instead of comparing: what a decision and a round of the observer cost with up to 5000 replicas",
-    )
+    """Add the flags of `bench` to a parser."""
+    add_flags(parser, BenchSettings)
 
 
-@contextlib.contextmanager
-def _named(flag: str, given: str | None) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise InvalidSetting(f"{flag} {error}, not {given!r}") from None
-
-
-def _chosen(flag: str, given: str | None, known: Collection[str]) -> tuple[str, ...]:
-    names = list(known) if given is None else given.split(",")
-    for name in names:
-        if name not in known:
-            raise InvalidSetting(f"{flag}: there is no {name!r}, but {', '.join(known)}")
-    return tuple(name for name in known if name in names)
-
-
-def _file(given: str | None) -> Path | None:
-    if given is None:
-        return None
-    with _named("--json", given):
-        path = parse_path(given).absolute()
-    try:
-        path.touch()
-    except OSError as error:
-        raise InvalidSetting(f"--json: cannot write {path}: {error.strerror}") from None
-    return path
+def load(given: argparse.Namespace) -> BenchSettings:
+    """Read the flags, and create the JSON file; raise `InvalidSetting` for what cannot be run."""
+    settings = read_settings(BenchSettings, given)
+    if not settings.attach and settings.given & {"data_dir", "postgres_port"}:
+        raise InvalidSetting("--data-dir and --postgres-port name a running cluster: give --attach too")
+    if settings.attach and settings.given & {"replicas", "postgres_bin"}:
+        raise InvalidSetting("--replicas and --postgres-bin are for a cluster of its own: leave out --attach")
+    if settings.scale and (settings.attach or settings.soak is not None):
+        raise InvalidSetting("--scale needs no cluster, and goes with --json alone")
+    if settings.against is not None and not os.access(settings.against, os.X_OK):
+        raise InvalidSetting(f"--against: {settings.against} is not a program")
+    if not any(each.name in settings.only for name in settings.measures for each in MEASURES[name].variants):
+        raise InvalidSetting("no variant of --only takes part in the --measures")
+    if settings.json is not None:
+        try:
+            settings.json.touch()
+        except OSError as error:
+            raise InvalidSetting(f"--json: cannot write {settings.json}: {error.strerror}") from None
+    return settings

@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+import enum
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from rocket.lab.checker.answers import look_at_answers
-from rocket.lab.checker.coverage import look_for_resumption, shortcomings
-from rocket.lab.checker.expectations import Debts
-from rocket.lab.checker.figures import figures_of
+from rocket.lab.checker.availability import check_outages, check_resumption
+from rocket.lab.checker.coverage import figures_of, shortcomings
+from rocket.lab.checker.expectations import Expectations
+from rocket.lab.checker.findings import Findings, Rule
 from rocket.lab.checker.history import Request
-from rocket.lab.checker.outages import look_for_outages
-from rocket.lab.checker.rides import look_at_rides
-from rocket.lab.checker.tokens import look_at_tokens
-from rocket.lab.checker.verdict import Findings, Judgement, Rule, Verdict
+from rocket.lab.checker.rules import check_answers, check_rides, check_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from rocket.lab.checker.coverage import Figures
+    from rocket.lab.checker.findings import Violation
     from rocket.lab.checker.history import History, Op
 
 _CONTRADICTIONS_NAMED = 5
+
+
+class Judgement(enum.StrEnum):
+    """What a run says about the guarantee."""
+
+    HELD = "held"
+    VIOLATED = "violated"
+    VOID = "void"
+    """Nothing: too little happened in it, or its history is not whole."""
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the commands that judge."""
+        return {Judgement.HELD: 0, Judgement.VIOLATED: 2, Judgement.VOID: 3}[self]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement of a history, and the reasons for it."""
+
+    judgement: Judgement
+    violations: tuple[Violation, ...] = ()
+    """The shortest ones, up to five."""
+    counts: Mapping[Rule, int] | None = None
+    """All violations, by rule."""
+    reasons: tuple[str, ...] = ()
+    """Why the run alone would prove nothing, even where no rule was broken."""
+    figures: Figures | None = None
+    """None for a history that could not be followed."""
 
 
 def check(history: History) -> Verdict:
@@ -34,18 +64,20 @@ def check(history: History) -> Verdict:
 
     findings = Findings(history.faults)
     for session in sessions.values():
-        look_at_tokens(session, findings)
-    look_at_rides(history, findings)
-    look_at_answers(history, findings)
-    look_for_outages(history, findings)
-    debts = Debts(history, findings)
-    debts.look_at(sessions)
-    reasons = look_for_resumption(history, findings)
+        check_tokens(session, findings)
+    check_rides(history, findings)
+    check_answers(history, findings)
+    check_outages(history, findings)
+    expectations = Expectations(history, findings)
+    expectations.check(sessions)
+    reasons = check_resumption(history, findings)
     for leaked in history.end.leaked if history.end else ():
         findings.add(Rule.LEAKED, f"The run left behind: {leaked}.")
 
     figures = figures_of(
-        history, lost_and_reported=len(debts.reported), lost_without_token=len(debts.lost_without_token)
+        history,
+        lost_and_reported=len(expectations.reported),
+        lost_without_token=len(expectations.lost_without_token),
     )
     reasons.extend(shortcomings(history, figures))
     judgement = Judgement.VIOLATED if findings.counts else Judgement.VOID if reasons else Judgement.HELD

@@ -1,26 +1,114 @@
-"""Whether a run tried enough to prove anything, and whether the replicas came back after it."""
+"""How much a run tried and how that was answered, and whether it is enough to prove anything."""
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from rocket.lab.checker.figures import answered_reads
+from rocket.consistency import Reason
+from rocket.lab.checker.availability import outages_of
 from rocket.lab.checker.history import Outcome, Request, Role
-from rocket.lab.checker.verdict import Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from rocket.lab.checker.figures import Figures
-    from rocket.lab.checker.history import History, Op
-    from rocket.lab.checker.verdict import Findings
-
-RESUME_WITHIN_S = 10.0
-"""So soon after the last fault every replica has to serve reads again."""
+    from rocket.lab.checker.availability import Outages
+    from rocket.lab.checker.history import Fault, History
 
 NEVER_STALE = "never-stale"
-PRIMARY_ONLY = "primary"
-"""The routing that asks no replica at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultFigures:
+    """How often one kind of fault happened, and how many requests met it."""
+
+    times: int
+    ops_overlapped: int
+    """Requests that were under way during one of them; twice if during two."""
+    in_vain: int
+    """How often no request was under way meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a run's table shows."""
+
+    ops: int
+    span_s: float
+    """From the first request to the end of the last."""
+    requests: Mapping[tuple[Request, Outcome], int]
+    reads: Mapping[tuple[str, Role], int]
+    """Reads answered, by the node and its role then."""
+    fallbacks: Mapping[str, int]
+    """Reads that the primary answered since no replica could, by the reason given."""
+    waits: int
+    """Reads answered by a replica that caught up meanwhile."""
+    lost_and_reported: int
+    """Rides missing for a session that had been told that a promotion may have lost them."""
+    lost_without_token: int
+    """Rides that a promotion lost for users whose sessions send no token: no answer can report that."""
+    faults: Mapping[str, FaultFigures]
+    read_p50_ms: float | None
+    read_p99_ms: float | None
+    longest_without_read_s: float
+    """The longest stretch in which no read was answered."""
+    outages: Outages | None
+    """None where the API has a single process."""
+
+
+def figures_of(history: History, *, lost_and_reported: int = 0, lost_without_token: int = 0) -> Figures:
+    """Count what happened in a run."""
+    reads = history.answered_reads()
+    began = history.ops[0].at if history.ops else 0.0
+    ended = max((op.done for op in history.ops), default=0.0)
+    latencies = sorted(op.done - op.at for op in reads)
+    moments = [began, *sorted(op.done for op in reads), ended]
+    return Figures(
+        ops=len(history.ops),
+        span_s=ended - began,
+        requests=dict(Counter((op.request, op.outcome) for op in history.ops)),
+        reads=dict(Counter((op.node or "?", op.role) for op in reads if op.role is not None)),
+        fallbacks=dict(
+            Counter(op.reason or "?" for op in reads if op.role is Role.PRIMARY and op.reason != Reason.ASKED)
+        ),
+        waits=sum(op.reason == Reason.WAITED for op in reads),
+        lost_and_reported=lost_and_reported,
+        lost_without_token=lost_without_token,
+        faults=_of_faults(history),
+        read_p50_ms=_quantile_ms(latencies, 0.50),
+        read_p99_ms=_quantile_ms(latencies, 0.99),
+        longest_without_read_s=max(later - earlier for earlier, later in pairwise(moments)),
+        outages=outages_of(history),
+    )
+
+
+def _of_faults(history: History) -> dict[str, FaultFigures]:
+    began = [op.at for op in history.ops]
+    ended = sorted(op.done for op in history.ops)
+
+    def overlapped(fault: Fault) -> int:
+        return bisect_right(began, fault.until) - bisect_left(ended, fault.at)
+
+    by_name: dict[str, list[int]] = {}
+    for fault in history.faults:
+        by_name.setdefault(fault.name, []).append(overlapped(fault))
+    return {
+        name: FaultFigures(times=len(counts), ops_overlapped=sum(counts), in_vain=counts.count(0))
+        for name, counts in sorted(by_name.items())
+    }
+
+
+def _quantile_ms(in_order: Sequence[float], share: float) -> float | None:
+    """Return the value that this share of all values does not exceed."""
+    if not in_order:
+        return None
+    return 1000 * in_order[min(len(in_order) - 1, int(share * len(in_order)))]
+
+
+# --- whether that is enough ---
 
 
 def shortcomings(history: History, figures: Figures) -> Iterator[str]:
@@ -31,7 +119,7 @@ def shortcomings(history: History, figures: Figures) -> Iterator[str]:
         yield "no write was acknowledged"
     if not figures.reads:
         yield "no read was answered"
-    if history.run.routing != PRIMARY_ONLY:
+    if history.run.asks_replicas:
         yield from (f"{node} never served a read as a replica" for node in _idle_replicas(history, figures))
     if history.run.routing == NEVER_STALE:
         if not figures.fallbacks:
@@ -56,31 +144,3 @@ def _idle_replicas(history: History, figures: Figures) -> list[str]:
     idle = [node for node in history.run.nodes if node not in served]
     excused = [node for node in idle if node in primaries or not primaries][:1]
     return [node for node in idle if node not in excused]
-
-
-def look_for_resumption(history: History, findings: Findings) -> list[str]:
-    """Find whether replica reads resumed after the faults; return why that cannot be told, if it cannot."""
-    if history.run.routing == PRIMARY_ONLY:
-        return []
-    if history.healed is None:
-        return ["the history does not say that the faults were over"]
-    healed = history.healed.at
-    first: dict[str, Op] = {}
-    for op in sorted(answered_reads(history), key=lambda op: op.done):
-        if op.role is Role.REPLICA and op.node is not None and op.done >= healed:
-            first.setdefault(op.node, op)
-    late = {node: op for node, op in first.items() if op.done > healed + RESUME_WITHIN_S}
-    needed = len(history.run.nodes) - 1
-    if not late and len(first) >= needed:
-        return []
-    went_on_s = max((op.done for op in history.ops), default=healed) - healed
-    resumed = sorted(first.keys() - late.keys())
-    what = (
-        f"{len(resumed)} of {needed} replicas ({', '.join(resumed) or 'none'}) served reads "
-        f"within {RESUME_WITHIN_S:g} s after the faults were over at {healed:.3f} s"
-    )
-    if went_on_s < RESUME_WITHIN_S:
-        return [f"only {what}, but there was traffic for {went_on_s:.1f} s only"]
-    later = f"; {', '.join(sorted(late))} only later" if late else ""
-    findings.add(Rule.NOT_RESUMED, f"Only {what}{later}.", *late.values())
-    return []

@@ -1,158 +1,215 @@
-"""Following through a history what each reader is owed, and finding the answers that do not show it."""
+"""Follows through a history which rides each reader must be shown, and finds the answers that lack one."""
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from rocket.lab.checker.history import Outcome, Request, Role
-from rocket.lab.checker.owed import ExpectedRide, Owed
-from rocket.lab.checker.promotions import SETTLED_S, Promotions
-from rocket.lab.checker.verdict import Rule
+from rocket.lab.checker.findings import Rule
+from rocket.lab.checker.history import PROMOTIONS, SETTLED_S, Request, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from rocket.lab.checker.findings import Findings
     from rocket.lab.checker.history import History, Op
-    from rocket.lab.checker.verdict import Findings
 
 
-class Debts:
-    """Read-your-writes, monotonic reads, and what a promotion excuses."""
+@dataclass(slots=True)
+class ExpectedRide:
+    """A ride that every answer that covers its id has to show."""
+
+    ride: int
+    distance: float
+    """Identifies the ride: ids may be used again after a promotion that lost some."""
+    write: Op | None
+    """The acknowledged write of the ride; None if the reader has only been shown it."""
+    since: float
+    """A promotion from this moment on may have lost the ride, as far as is known."""
+    notice: int = 0
+    """How many notices of a loss the session had been given by then."""
+
+    @classmethod
+    def of(cls, write: Op, notices: int = 0) -> ExpectedRide:
+        """Return the ride that an acknowledged write stands for."""
+        return cls(write.ride or 0, write.distance or 0.0, write=write, since=write.at, notice=notices)
+
+
+class ExpectedRides:
+    """The rides expected by one reader, found by what an answer covers."""
+
+    def __init__(self) -> None:
+        self.excused: dict[float, ExpectedRide] = {}
+        """Rides that a promotion has lost, by distance: an answer may show them, and need not."""
+        self._rides: dict[float, ExpectedRide] = {}
+        self._order: list[tuple[int, float]] = []
+
+    def add(self, expected: ExpectedRide) -> None:
+        """Expect a ride from now on, also one that had been excused."""
+        if expected.distance not in self._rides:
+            self.excused.pop(expected.distance, None)
+            self._rides[expected.distance] = expected
+            insort(self._order, (expected.ride, expected.distance))
+
+    def excuse(self, expected: ExpectedRide) -> None:
+        """Expect a ride no longer."""
+        self.excused[expected.distance] = self._rides.pop(expected.distance)
+        del self._order[bisect_left(self._order, (expected.ride, expected.distance))]
+
+    def unexpected(self, shown: dict[float, int]) -> Iterable[float]:
+        """Return the distances shown that were not expected."""
+        return [distance for distance in shown if distance not in self._rides]  # a difference of sets walks both
+
+    def among(self, shown: dict[float, int]) -> Iterable[ExpectedRide]:
+        """Return the expected rides that an answer shows."""
+        return [self._rides[distance] for distance in shown.keys() & self._rides.keys()]
+
+    def missing_from(self, op: Op, shown: dict[float, int]) -> list[ExpectedRide]:
+        """Return the expected rides that an answer covers and does not show.
+
+        A ride that is asked for covers its id. A page covers the ids from its smallest on, or, if it is complete,
+        all of them.
+        """
+        first, end = 0, len(self._order)
+        if op.request is Request.READ:
+            ride = op.ride or 0
+            first, end = bisect_left(self._order, (ride,)), bisect_left(self._order, (ride + 1,))
+        elif not op.complete:
+            first = bisect_left(self._order, (min(shown.values()),)) if shown else end
+        order = self._order if (first, end) == (0, len(self._order)) else self._order[first:end]
+        return [self._rides[distance] for _, distance in order if distance not in shown]
+
+
+class Expectations:
+    """Read-your-writes and monotonic reads of a whole history, and what a promotion excuses."""
 
     def __init__(self, history: History, findings: Findings) -> None:
         self.reported: set[float] = set()
         """Rides missing for a session that had been told so."""
         self.lost_without_token: set[float] = set()
         """Rides missing, after a promotion, for users whose sessions send no tokens."""
+        self._history = history
         self._findings = findings
-        self._promotions = Promotions(history.faults)
         self._writes = {op.distance: op for op in history.ops if op.request is Request.WRITE}
-        self._ops = history.ops
+        self._any_promotion = any(fault.name in PROMOTIONS for fault in history.faults)
 
     @cached_property
     def _last_shown(self) -> dict[float, float]:
         """When the last answer began that shows a ride, by distance."""
         last: dict[float, float] = {}
-        for op in self._ops:
+        for op in self._history.ops:
             last.update(dict.fromkeys(op.shown or (), op.at))
         return last
 
-    def look_at(self, sessions: Mapping[str, Sequence[Op]]) -> None:
-        """Look at every reader: each session with tokens by itself, the others by their users."""
+    def check(self, sessions: Mapping[str, Sequence[Op]]) -> None:
+        """Check every reader: each session with tokens by itself, the others by their users."""
         users: dict[str, list[Op]] = {}
         without_tokens = {ops[0].user for ops in sessions.values() if not ops[0].tokens}
         for ops in sessions.values():
             if ops[0].tokens:
-                self._look_at_session(ops)
+                self._check_session(ops)
             if ops[0].user in without_tokens:
                 users.setdefault(ops[0].user, []).extend(ops)
         for ops in users.values():
-            self._look_at_user(ops)
+            self._check_user(ops)
 
     # --- with tokens ---
 
-    def _look_at_session(self, ops: Sequence[Op]) -> None:
-        """Every acknowledged write of the session, and all that it saw, is owed to it from then on."""
-        owed, notices = Owed(), 0
+    def _check_session(self, ops: Sequence[Op]) -> None:
+        """Expect every acknowledged write of the session, and all that it was shown, from then on."""
+        rides, notices = ExpectedRides(), 0
         for place, op in enumerate(ops):
             notices += op.lost is not None
-            if _acknowledged(op):
-                owed.add(_debt_of(op, notices))
+            if op.acknowledged_write:
+                rides.add(ExpectedRide.of(op, notices))
             shown = op.shown
             if shown is None:
                 continue
-            for debt in owed.missing_from(op, shown):
-                promoted = bool(self._promotions.between(debt.since, op.done))
-                if promoted and notices > debt.notice:
-                    owed.forgive(debt)
-                    self.reported.add(debt.distance)
+            for missing in rides.missing_from(op, shown):
+                promoted = bool(self._history.promotions(missing.since, op.done))
+                if promoted and notices > missing.notice:
+                    rides.excuse(missing)
+                    self.reported.add(missing.distance)
                 else:
-                    self._convict(debt, ops[:place], op, promoted=promoted)
+                    self._convict(missing, ops[:place], op, promoted=promoted)
             if notices:
                 # What is shown by the answer that tells of a loss, or after it, is not what was lost.
-                for debt in owed.among(shown):
-                    if debt.notice < notices:
-                        debt.since, debt.notice = op.at, notices
-            for distance in owed.unheard_of(shown):
-                owed.add(ExpectedRide(shown[distance], distance, write=None, since=op.at, notice=notices))
+                for present in rides.among(shown):
+                    if present.notice < notices:
+                        present.since, present.notice = op.at, notices
+            for distance in rides.unexpected(shown):
+                rides.add(ExpectedRide(shown[distance], distance, write=None, since=op.at, notice=notices))
 
     # --- without ---
 
-    def _look_at_user(self, ops: Sequence[Op]) -> None:
-        """Every write that any session of the user was acknowledged is owed to reads that begin later."""
-        owed = Owed()
-        writes = sorted((op for op in ops if _acknowledged(op)), key=lambda op: op.done, reverse=True)
+    def _check_user(self, ops: Sequence[Op]) -> None:
+        """Expect every write that was acknowledged to any session of the user in reads that begin later."""
+        rides = ExpectedRides()
+        writes = sorted((op for op in ops if op.acknowledged_write), key=lambda op: op.done, reverse=True)
         for op in sorted((op for op in ops if not op.tokens), key=lambda op: op.at):
             while writes and writes[-1].done < op.at:
-                owed.add(_debt_of(writes.pop()))
+                rides.add(ExpectedRide.of(writes.pop()))
             shown = op.shown
             if shown is None:
                 continue
-            for debt in owed.missing_from(op, shown):
-                if self._promotions.between(debt.since, op.done):
-                    owed.forgive(debt)
-                    self.lost_without_token.add(debt.distance)
+            for missing in rides.missing_from(op, shown):
+                if self._history.promotions(missing.since, op.done):
+                    rides.excuse(missing)
+                    self.lost_without_token.add(missing.distance)
                 else:
-                    self._convict(debt, (), op, promoted=False)
-            if self._promotions:
-                self._renew(owed, op, shown)
+                    self._convict(missing, (), op, promoted=False)
+            if self._any_promotion:
+                self._renew(rides, op, shown)
 
     @staticmethod
-    def _renew(owed: Owed, op: Op, shown: dict[float, int]) -> None:
-        """Take what is shown some time after a promotion to have come through it."""
+    def _renew(rides: ExpectedRides, op: Op, shown: dict[float, int]) -> None:
+        """Take a ride that is shown some time after a promotion to have survived it."""
         settled_before = op.at - SETTLED_S
-        for distance in owed.forgiven.keys() & shown.keys():
-            owed.add(owed.forgiven[distance])
-        for debt in owed.among(shown):
-            debt.since = max(debt.since, settled_before)
+        for distance in rides.excused.keys() & shown.keys():
+            rides.add(rides.excused[distance])
+        for present in rides.among(shown):
+            present.since = max(present.since, settled_before)
 
     # --- both ---
 
-    def _convict(self, debt: ExpectedRide, earlier: Sequence[Op], op: Op, *, promoted: bool) -> None:
-        """Take note of a ride that an answer should have shown."""
-        gone = self._last_shown.get(debt.distance, -1.0) <= op.at
-        write = self._writes.get(debt.distance)
-        acknowledged = write is not None and _acknowledged(write)
+    def _convict(self, missing: ExpectedRide, earlier: Sequence[Op], op: Op, *, promoted: bool) -> None:
+        """Record a ride that an answer should have shown."""
+        gone = self._last_shown.get(missing.distance, -1.0) <= op.at
+        write = self._writes.get(missing.distance)
+        acknowledged = write is not None and write.acknowledged_write
         if promoted and gone:
             rule = Rule.LOSS_NOT_REPORTED
         elif gone and acknowledged and op.role is Role.PRIMARY:
             rule = Rule.ACKNOWLEDGED_WRITE_LOST
         else:
-            rule = Rule.MONOTONIC_READS if debt.write is None else Rule.READ_YOUR_WRITES
+            rule = Rule.MONOTONIC_READS if missing.write is None else Rule.READ_YOUR_WRITES
         if not self._findings.wants_more(rule):
             self._findings.counts[rule] += 1
             return
-        showing = next((one for one in reversed(earlier) if debt.distance in (one.shown or ())), None)
-        ops = [one for one in (write, showing if debt.write is None else None, op) if one is not None]
+        showing = next((one for one in reversed(earlier) if missing.distance in (one.shown or ())), None)
+        ops = [one for one in (write, showing if missing.write is None else None, op) if one is not None]
         self._findings.add(
             rule,
-            _in_words(rule, debt, showing, op),
+            _sentence(rule, missing, showing, op),
             *ops,
-            about=debt.distance,
-            faults=self._promotions.between(debt.since, op.done),
+            about=missing.distance,
+            faults=self._history.promotions(missing.since, op.done),
         )
 
 
-def _acknowledged(op: Op) -> bool:
-    return op.request is Request.WRITE and op.outcome is Outcome.OK
-
-
-def _debt_of(write: Op, notices: int = 0) -> ExpectedRide:
-    return ExpectedRide(write.ride or 0, write.distance or 0.0, write=write, since=write.at, notice=notices)
-
-
-def _in_words(rule: Rule, debt: ExpectedRide, showing: Op | None, op: Op) -> str:
-    who = f"session {op.session}" if op.tokens else f"user {op.user}"
-    ride = f"ride {debt.ride} (distance {debt.distance:.1f})"
-    if debt.write is not None:
-        known = f"The write of {ride} was acknowledged to {who} at {debt.write.done:.3f} s"
+def _sentence(rule: Rule, missing: ExpectedRide, showing: Op | None, op: Op) -> str:
+    reader = f"session {op.session}" if op.tokens else f"user {op.user}"
+    ride = f"ride {missing.ride} (distance {missing.distance:.1f})"
+    if missing.write is not None:
+        known = f"The write of {ride} was acknowledged to {reader} at {missing.write.done:.3f} s"
     else:
-        known = f"{ride.capitalize()} was shown to {who}"
+        known = f"{ride.capitalize()} was shown to {reader}"
         known += f" at {showing.done:.3f} s" if showing else ""
-    missing = f"the read that began at {op.at:.3f} s on {op.node or 'an unnamed node'} does not show it"
+    lack = f"the read that began at {op.at:.3f} s on {op.node or 'an unnamed node'} does not show it"
     why = {
         Rule.LOSS_NOT_REPORTED: "no later answer does, and the session was not told that a promotion had lost it",
         Rule.ACKNOWLEDGED_WRITE_LOST: "nor does any later answer, and no promotion excuses that",
     }.get(rule)
-    return f"{known}, yet {missing}" + (f"; {why}." if why else ".")
+    return f"{known}, yet {lack}" + (f"; {why}." if why else ".")

@@ -1,14 +1,14 @@
-"""The history of a torture run: what clients asked and saw, and what was done to the cluster; a JSON line each."""
+"""The history of a torture run: requests with their answers, and faults, each as a line of JSON."""
 
 from __future__ import annotations
 
 import enum
-import json
-import os
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Self
 
-from rocket.errors import RocketError, SetupError
+import msgspec
+
+from rocket.errors import RocketError, SetupError, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,18 +17,27 @@ if TYPE_CHECKING:
 VERSION = 2
 """Of the format."""
 
-PARTITION, REINIT = "partition", "reinit"
-FAILOVERS = ("leader-killed", "leader-frozen", "leader-hung", "switchover", "store-down", PARTITION)
-"""The faults after which Patroni makes somebody the leader."""
-OF_PATRONI = (*FAILOVERS, REINIT)
-"""The faults of a cluster that Patroni runs."""
-PROMOTIONS = frozenset({"promotion", "promotion-lossy", *FAILOVERS})
+PROMOTIONS = frozenset(
+    {
+        "promotion",
+        "promotion-lossy",
+        # Patroni makes another member the leader.
+        "leader-killed",
+        "leader-frozen",
+        "leader-hung",
+        "switchover",
+        "store-down",
+        "partition",
+    }
+)
 """The faults that may lose acknowledged writes."""
+SETTLED_S = 2.0
+"""For so long after a fault of the primary a process may not know: it refuses, or answers from the old epoch."""
 
 TAKEN_OVER = "taken_over_s"
-"""Among the details of a fault of whoever writes the table of statuses: the seconds until another process did.
+"""A detail of a fault of the process that writes the table of statuses: seconds until another process wrote it.
 
-None: it never did.
+None: no other process did.
 """
 
 
@@ -53,6 +62,9 @@ class Request(enum.StrEnum):
     """`GET /rides`, the first page"""
 
 
+READS = frozenset({Request.READ, Request.LIST})
+
+
 class Outcome(enum.StrEnum):
     """What the client knows afterwards."""
 
@@ -65,17 +77,21 @@ class Outcome(enum.StrEnum):
 
 
 class Role(enum.StrEnum):
-    """What the node that answered was at that time."""
+    """The role of the node that answered, at that time."""
 
     PRIMARY = "primary"
     REPLICA = "replica"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class _Line(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag=str.lower
+):
+    """A line of the history; `kind` says which."""
+
+
+class Run(_Line, frozen=True, kw_only=True):
     """What was meant to happen; the first line. Times of all other lines count from here."""
 
-    KIND: ClassVar = "run"
     seed: int
     duration_s: float
     routing: str
@@ -90,12 +106,15 @@ class Run:
     """How many the API has."""
     version: int = VERSION
 
+    @property
+    def asks_replicas(self) -> bool:
+        """Whether its routing sends reads to replicas at all."""
+        return self.routing != "primary"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Op:
-    """One request of a session and what became of it. The requests of one session never overlap."""
 
-    KIND: ClassVar = "op"
+class Op(_Line, frozen=True, kw_only=True, gc=False):
+    """One request of a session and its result. The requests of one session never overlap."""
+
     session: str
     user: str
     """E-mail address; a session has one user."""
@@ -105,7 +124,7 @@ class Op:
     at: float
     """Monotonic seconds since the run's zero: the moment before it was sent."""
     done: float
-    """When the answer or the failure had been seen."""
+    """When the answer or the failure had arrived."""
     outcome: Outcome
     status: int | None = None
     node: str | None = None
@@ -119,7 +138,7 @@ class Op:
     ride: int | None = None
     """The id that was asked for, or that the written ride was given."""
     distance: float | None = None
-    """One decimal: what was to be written, however it ended (no two writes of a run share it), or was read."""
+    """One decimal: the distance read, or to be written, however that ended (no two writes of a run share it)."""
     rides: tuple[tuple[int, float], ...] | None = None
     """Id and distance of each ride on the page."""
     complete: bool | None = None
@@ -131,8 +150,13 @@ class Op:
     """Whether it was sent again, on a new connection, since the first one was lost before the answer came."""
 
     @property
+    def acknowledged_write(self) -> bool:
+        """Whether it is a write that the API confirmed."""
+        return self.request is Request.WRITE and self.outcome is Outcome.OK
+
+    @property
     def shown(self) -> dict[float, int] | None:
-        """The ids of the rides that the answer shows, by distance; None if it tells nothing of rides read."""
+        """The ids of the rides that the answer shows, by distance; None if it is not an answer to a read."""
         if self.outcome is not Outcome.OK:
             return None
         if self.request is Request.LIST:
@@ -142,33 +166,31 @@ class Op:
         return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
+class Fault(_Line, frozen=True, kw_only=True):
     """Something that was done to the cluster."""
 
-    KIND: ClassVar = "fault"
     name: str
     at: float
     until: float
     """When it was over."""
     node: str | None = None
     """Or the process of the API that it was done to."""
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def overlaps(self, since: float, until: float) -> bool:
+        """Return whether it was on at some moment of a stretch of time."""
+        return self.at <= until and since <= self.until
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Healed:
+class Healed(_Line, frozen=True, kw_only=True):
     """From here on nothing is done to the cluster; traffic goes on."""
 
-    KIND: ClassVar = "healed"
     at: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class End:
+class End(_Line, frozen=True, kw_only=True):
     """The run came to its end, and this is what it left behind."""
 
-    KIND: ClassVar = "end"
     at: float
     leaked: tuple[str, ...] = ()
 
@@ -176,8 +198,7 @@ class End:
 Entry = Run | Op | Fault | Healed | End
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(msgspec.Struct, frozen=True):
     """A whole run."""
 
     run: Run
@@ -203,7 +224,7 @@ class History:
             elif isinstance(entry, Fault):
                 faults.append(entry)
             elif isinstance(entry, Run) or type(entry) in once:
-                raise GarbledHistory(f"there are two lines of the kind '{entry.KIND}'")
+                raise GarbledHistory(f"there are two lines of the kind '{type(entry).__name__.lower()}'")
             else:
                 once[type(entry)] = entry
         healed, end = once.get(Healed), once.get(End)
@@ -215,14 +236,21 @@ class History:
             end=end if isinstance(end, End) else None,
         )
 
+    def answered_reads(self) -> list[Op]:
+        """Return the reads that were answered."""
+        return [op for op in self.ops if op.request in READS and op.outcome is Outcome.OK]
+
+    def promotions(self, since: float, until: float) -> list[Fault]:
+        """Return the promotions that were under way at some moment of a stretch of time."""
+        return [fault for fault in self.faults if fault.name in PROMOTIONS and fault.overlaps(since, until)]
+
 
 # --- writing ---
 
 
 def line_of(entry: Entry) -> str:
     """Return the line that stands for an entry, without its end."""
-    values = {one.name: getattr(entry, one.name) for one in fields(entry)}
-    return json.dumps({"kind": entry.KIND, **values}, allow_nan=False)
+    return msgspec.json.encode(entry).decode()
 
 
 class HistoryWriter:
@@ -232,11 +260,11 @@ class HistoryWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._file = path.open("ab", buffering=0)
 
     @classmethod
     def create(cls, path: Path, run: Run) -> Self:
-        """Start a new history in place of whatever the file held."""
+        """Start a new history in place of what the file held."""
         path.write_bytes(b"")
         writer = cls(path)
         writer.add(run)
@@ -244,16 +272,99 @@ class HistoryWriter:
 
     def add(self, entry: Entry) -> None:
         """Append one line; raise `OSError` if it does not fit on the disk."""
-        line = (line_of(entry) + "\n").encode()
-        if os.write(self._file, line) != len(line):
+        line = msgspec.json.encode(entry) + b"\n"
+        if self._file.write(line) != len(line):
             raise OSError("the history could only be written in part: is the disk full?")
 
     def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._file)
+        """Close the file."""
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+# --- reading ---
+
+_SUCCESS = {
+    Request.JOIN: {200, 201},
+    Request.WRITE: {201},
+    Request.READ: {200, 404},
+    Request.LIST: {200},
+}
+_OF_ONE_RIDE = {Request.WRITE, Request.READ}
+_NOT_FOUND = 404
+_DECODER = msgspec.json.Decoder(Entry)
+
+
+def read_history(path: Path) -> History:
+    """Read a file; raise `HistoryNotFound` if it cannot be opened, `GarbledHistory` if it is no whole history."""
+    entries = []
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    entries.append(parse_line(line))
+                except GarbledHistory as error:
+                    cut = "" if line.endswith(b"\n") else "cut off, or "
+                    raise GarbledHistory(f"line {number} is {cut}garbled: {error}") from None
+    except OSError as error:
+        raise HistoryNotFound(f"cannot read the history '{path}': {error.strerror or describe(error)}") from None
+    return History.of(entries)
+
+
+def parse_line(line: str | bytes) -> Entry:
+    """Read one line; raise `GarbledHistory` for one that `line_of` cannot have written."""
+    try:
+        entry: Entry = _DECODER.decode(line)
+    except msgspec.ValidationError as error:
+        raise GarbledHistory(str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise GarbledHistory(f"not JSON: {error}") from None
+    if contradiction := _contradiction(entry):
+        raise GarbledHistory(contradiction)
+    return _in_tenths(entry) if isinstance(entry, Op) else entry
+
+
+def _contradiction(entry: Entry) -> str | None:
+    if isinstance(entry, Run) and entry.version != VERSION:
+        return f"version {entry.version} of the format is not known here, only {VERSION}"
+    if isinstance(entry, Fault) and entry.until < entry.at:
+        return "over before it began"
+    return _contradiction_of_op(entry) if isinstance(entry, Op) else None
+
+
+def _contradiction_of_op(op: Op) -> str | None:
+    read, found_nothing = op.request is Request.READ, op.status == _NOT_FOUND
+    ok = op.outcome is Outcome.OK
+    contradictions = {
+        "done before it began": op.done < op.at,
+        "a write without its distance": op.request is Request.WRITE and op.distance is None,
+        "a ride that was not found is an answer, so 'ok'": read and found_nothing and not ok,
+        f"'ok' with status {op.status}": ok and op.status not in _SUCCESS[op.request],
+        "a ride without its id": ok and op.request in _OF_ONE_RIDE and op.ride is None,
+        "a ride that was read has a distance, and one that was not found has none": (
+            ok and read and (op.distance is None) != found_nothing
+        ),
+        "a page without its rides, or not saying whether it is complete": (
+            ok and op.request is Request.LIST and (op.rides is None or op.complete is None)
+        ),
+    }
+    return next((what for what, so in contradictions.items() if so), None)
+
+
+def _in_tenths(op: Op) -> Op:
+    """Round its distances to the one decimal that the API shows; a ride that is on many pages is kept once."""
+    if op.rides is not None:
+        return msgspec.structs.replace(op, rides=tuple([_ride(*one) for one in op.rides]))
+    if op.distance is not None and op.distance != (distance := round(op.distance, 1)):
+        return msgspec.structs.replace(op, distance=distance)
+    return op
+
+
+@lru_cache(maxsize=1 << 18)
+def _ride(ride: int, distance: float) -> tuple[int, float]:
+    return ride, round(distance, 1)

@@ -1,19 +1,22 @@
-"""The verdict as people and programs read it."""
+"""The verdict as text and as JSON."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rocket.lab.checker.history import Op, Outcome, Request
+import msgspec
+
+from rocket.lab.checker.history import READS, Op, Outcome, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from rocket.lab.checker.figures import Figures
+    from rocket.lab.checker.availability import Outages
+    from rocket.lab.checker.check import Verdict
+    from rocket.lab.checker.coverage import Figures
+    from rocket.lab.checker.findings import Violation
     from rocket.lab.checker.history import Fault
-    from rocket.lab.checker.outages import Outages
-    from rocket.lab.checker.verdict import Verdict, Violation
 
 _ASKED = {
     Request.JOIN: "POST /users",
@@ -49,22 +52,22 @@ def report(verdict: Verdict) -> str:
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:
-    """Return the same for programs."""
+    """Return the same as an object of JSON."""
     return {
         "verdict": verdict.judgement,
         "exit_code": verdict.judgement.exit_code,
         "reasons": list(verdict.reasons),
         "counts": dict(verdict.counts or {}),
-        "violations": [asdict(violation) for violation in verdict.violations],
+        "violations": [_violation_as_json(violation) for violation in verdict.violations],
         "figures": None if verdict.figures is None else _figures_as_json(verdict.figures),
     }
 
 
 def excerpt(violation: Violation) -> list[str]:
     """Return the operations and faults that show a violation, line by line in the order of time."""
-    told: list[tuple[float, list[str]]] = [(op.at, list(_of_op(op, violation.about))) for op in violation.ops]
-    told += [(fault.at, [_of_fault(fault)]) for fault in violation.faults]
-    return [line for _, lines in sorted(told) for line in lines]
+    events: list[tuple[float, list[str]]] = [(op.at, list(_of_op(op, violation.about))) for op in violation.ops]
+    events += [(fault.at, [_of_fault(fault)]) for fault in violation.faults]
+    return [line for _, lines in sorted(events) for line in lines]
 
 
 def _of_op(op: Op, about: float | None) -> Iterator[str]:
@@ -126,7 +129,7 @@ def _table(figures: Figures) -> Iterator[tuple[str, str, str]]:
     for outcome in Outcome:
         yield "writes", outcome, f"{figures.requests.get((Request.WRITE, outcome), 0)}"
     for outcome in (Outcome.FAIL, Outcome.UNKNOWN):
-        count = sum(figures.requests.get((request, outcome), 0) for request in (Request.READ, Request.LIST))
+        count = sum(figures.requests.get((request, outcome), 0) for request in READS)
         yield "reads not answered", outcome, f"{count}"
     yield "rides lost by promotion", "and reported", f"{figures.lost_and_reported}"
     yield "rides lost by promotion", "of sessions without tokens", f"{figures.lost_without_token}"
@@ -163,6 +166,16 @@ def _columns(rows: Iterable[tuple[str, str, str]]) -> Iterator[str]:
         above = what
 
 
+def _violation_as_json(violation: Violation) -> dict[str, Any]:
+    return {
+        "rule": violation.rule,
+        "sentence": violation.sentence,
+        "ops": [msgspec.structs.asdict(op) for op in violation.ops],
+        "faults": [msgspec.structs.asdict(fault) for fault in violation.faults],
+        "about": violation.about,
+    }
+
+
 def _figures_as_json(figures: Figures) -> dict[str, Any]:
     values = asdict(figures)
     values["requests"] = {f"{request} {outcome}": count for (request, outcome), count in figures.requests.items()}
@@ -171,5 +184,5 @@ def _figures_as_json(figures: Figures) -> dict[str, Any]:
 
 
 def _printable(line: str) -> str:
-    """Keep what clients and servers said from steering the terminal."""
+    """Replace control characters, with which a server's or client's text could steer the terminal."""
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)

@@ -9,24 +9,21 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from rocket import Routing, Unavailable
+from rocket import Unavailable
 from rocket.cluster import control
+from rocket.cluster.faults import NODE_COMMANDS
 from rocket.errors import RocketError
 from rocket.lab.api.problems import Problem
+from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.inspector.event_log import RateChanged, RoutingChanged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rocket import Router
     from rocket.cluster.cluster import LocalCluster
     from rocket.lab.inspector.event_log import EventLog
     from rocket.lab.simulator import Simulator
 
-_NODE_COMMANDS = {
-    "pause", "resume", "delay", "kill", "kill-backend", "stop", "start", "restart", "freeze", "thaw", "cut",
-    "mend", "promote",
-}  # fmt: skip
 _TIMEOUT_S = 20.0
 """For a command: below the API's own limit for requests."""
 _HEAL_TIMEOUT_S = 10.0
@@ -59,7 +56,7 @@ class Targets:
 class Controls:
     """Acts on the cluster through its control socket, on the router, and on the simulator."""
 
-    def __init__(self, targets: Targets, router: Router[str], event_log: EventLog) -> None:
+    def __init__(self, targets: Targets, router: ComparisonRouter, event_log: EventLog) -> None:
         self.node_states: tuple[float, dict[str, Any]] | None = None
         """The state of each node, and when (monotonic) it was asked for; None if it is not known."""
         self._targets = targets
@@ -77,7 +74,7 @@ class Controls:
                         return await self.set_routing(command.get("routing"))
                     case "simulator":
                         return self.set_rate(command.get("rate"))
-                    case str() if name in _NODE_COMMANDS or name == "heal":
+                    case str() if name in NODE_COMMANDS or name == "heal":
                         return await self.command_cluster(name, command.get("node"), command.get("delay_ms"))
         except TimeoutError:
             text = f"'{name}' is not complete after {timeout_s:g} s; it continues."

@@ -26,9 +26,10 @@ from rocket.lab.checker.history import Outcome
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rocket import Answer, Board, Routing
-    from rocket.cluster.control import CarriedOut
-    from rocket.consistency import PrimaryStatus, ReplicaStatus
+    from rocket import Answer
+    from rocket.cluster.cluster import CarriedOut
+    from rocket.consistency import Board, PrimaryStatus, ReplicaStatus
+    from rocket.lab.comparison import Routing
 
 _CAPACITY = 8192
 """Requests that are kept, and likewise other entries."""
@@ -288,9 +289,9 @@ def is_of_unknown_user(record: RequestRecord) -> bool:
 def replayed_lsn(record: RequestRecord) -> Lsn | None:
     """Return the replay LSN that a replica reported in the same statement as its answer."""
     route = None if record.answer is None else record.answer.route
-    if route is None or route.said is None or not route.said.startswith("replica "):
+    if route is None or route.bound is None or not route.bound.is_replica:
         return None
-    return Lsn.parse(route.said.split(" ")[1])
+    return route.bound.lsn
 
 
 # --- sessions ---

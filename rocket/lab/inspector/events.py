@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from rocket import Lsn, Routing
+from rocket import Lsn
 from rocket.consistency import Reason, obstacle
 from rocket.errors import describe
 from rocket.lab.api.recorder import Asked
 from rocket.lab.checker.history import Outcome
+from rocket.lab.comparison import Routing
 from rocket.lab.inspector.event_log import outcome_of, page_of, replayed_lsn, ride_of, status_of
-from rocket.routing.explain import candidates_of, floor_of, tell
+from rocket.routing.explain import candidates_of, floor_of, sentences_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from rocket import Board, Policy, Route, SessionToken
-    from rocket.consistency import PrimaryStatus, ReplicaStatus
+    from rocket import Policy
+    from rocket.consistency import Board, PrimaryStatus, ReplicaStatus, SessionToken
     from rocket.lab.api.recorder import RequestRecord
     from rocket.lab.inspector.checker import StaleRead
     from rocket.lab.inspector.event_log import CommandDone, TrackedSession
+    from rocket.routing.answer import Route
     from rocket.routing.explain import Candidate
 
     Clock = Callable[[float], float]
@@ -158,7 +160,7 @@ def explain_read(
     answer = record.answer
     route = getattr(record.error, "route", None) if answer is None else answer.route
     by_table = routing is Routing.ARTICLE
-    sentences = tell(answer, route, floor, candidates, error=record.error, by_table=by_table)
+    sentences = sentences_of(answer, route, floor, candidates, error=record.error, by_table=by_table)
     return " ".join(sentences if answer is None else [*sentences, *_explain_result(record)])
 
 

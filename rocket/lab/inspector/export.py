@@ -10,10 +10,12 @@ history leaves out requests that were invalid, pages after the first one, and a 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from rocket.consistency import PrimaryStatus
 from rocket.errors import describe
@@ -36,8 +38,8 @@ from rocket.lab.inspector.events import tokens_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rocket import Routing
-    from rocket.cluster.control import CarriedOut
+    from rocket.cluster.cluster import CarriedOut
+    from rocket.lab.comparison import Routing
     from rocket.lab.inspector.event_log import EventLog, LogEntry
 
 _INVALID = {HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT}

@@ -27,8 +27,8 @@ from rocket.lab.inspector.event_log import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rocket import Router, Routing
     from rocket.lab.api.status import Metrics
+    from rocket.lab.comparison import ComparisonRouter, Routing
     from rocket.lab.inspector.event_log import EventLog, LogEntry
     from rocket.lab.inspector.events import Event
 
@@ -48,7 +48,7 @@ class Feed:
     def __init__(
         self,
         event_log: EventLog,
-        router: Router[str],
+        router: ComparisonRouter,
         metrics: Metrics,
         node_states: Callable[[], tuple[float, object] | None],
         *,

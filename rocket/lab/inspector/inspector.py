@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from rocket import Routing
 from rocket.lab.api.limits import ADMISSION
 from rocket.lab.api.problems import Problem
 from rocket.lab.api.status import METRICS
+from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.inspector import access
 from rocket.lab.inspector.controls import Controls
 from rocket.lab.inspector.event_log import CommandDone, EventLog
@@ -30,9 +30,7 @@ from rocket.lab.shutdown import background
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from rocket import Router
-    from rocket.cluster.cluster import LocalCluster
-    from rocket.cluster.control import CarriedOut
+    from rocket.cluster.cluster import CarriedOut, LocalCluster
     from rocket.lab.inspector.controls import Targets
     from rocket.lab.inspector.events import Event
 
@@ -69,7 +67,7 @@ class Inspector:
 
     def __init__(
         self,
-        router: Router[str],
+        router: ComparisonRouter,
         targets: Targets,
         nodes: Sequence[str],
         interval_s: float,

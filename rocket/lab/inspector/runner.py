@@ -18,7 +18,7 @@ from rocket.lab.inspector.scenarios import SCENARIOS
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from rocket import Router, Routing
+    from rocket.lab.comparison import ComparisonRouter, Routing
     from rocket.lab.inspector.controls import Controls, Targets
     from rocket.lab.inspector.event_log import EventLog
     from rocket.lab.inspector.scenarios import Scenario
@@ -37,7 +37,7 @@ class Runner:
     def __init__(
         self,
         targets: Targets,
-        router: Router[str],
+        router: ComparisonRouter,
         controls: Controls,
         event_log: EventLog,
         *,

@@ -19,8 +19,9 @@ from rocket.lab.inspector.event_log import ScenarioStep
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from rocket import Board, Routing
+    from rocket.consistency import Board
     from rocket.lab.client import Answer, Api
+    from rocket.lab.comparison import Routing
     from rocket.lab.inspector.controls import Controls
     from rocket.lab.inspector.event_log import EventLog
 

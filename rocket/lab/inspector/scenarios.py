@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rocket import Reason, Routing
+from rocket import Reason
 from rocket.lab.client import UnexpectedAnswer
+from rocket.lab.comparison import Routing
 from rocket.lab.inspector.scenario_context import ReadTally
 
 if TYPE_CHECKING:

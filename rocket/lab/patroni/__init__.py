@@ -1,1 +1,1 @@
-"""Patroni: the topology that it tells by its REST API, and a cluster of its own making on this machine."""
+"""A cluster that Patroni runs on this machine, to play with and to torture."""

@@ -1,4 +1,4 @@
-"""Where Patroni and etcd are, and how an unprivileged account is made to run Patroni."""
+"""Where Patroni and etcd are installed, and the command line that runs Patroni as an unprivileged account."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rocket.errors import SetupError
 
 if TYPE_CHECKING:
-    from rocket.cluster.account import Account
+    from rocket.cluster.process import Account
 
 _DRIVERS = ("psycopg", "psycopg2")
 _HOW_PATRONI = "`uv sync --group patroni`, or `pip install 'patroni[etcd3]' 'psycopg[binary]'`"
@@ -25,15 +25,15 @@ class ProgramsNotFound(SetupError):
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """What a cluster of Patroni's is made with, beside Postgres itself."""
+    """The programs of a Patroni cluster, beside Postgres itself."""
 
     etcd: str
     patroni: tuple[str, ...]
-    """The beginning of Patroni's command line; it runs as the account that it was found for."""
+    """The beginning of Patroni's command line, which runs it as the account given to `find`."""
 
 
 def find(account: Account | None) -> Programs:
-    """Find them, for `account` to run Patroni; raise `ProgramsNotFound`, which says how to get what is missing."""
+    """Return the programs, for `account` to run; raise `ProgramsNotFound`, which says how to install them."""
     if importlib.util.find_spec("patroni") is None or importlib.util.find_spec("etcd") is None:
         raise ProgramsNotFound(f"Patroni is not installed: {_HOW_PATRONI}")
     if not any(importlib.util.find_spec(driver) for driver in _DRIVERS):
@@ -45,15 +45,15 @@ def find(account: Account | None) -> Programs:
 
 
 def patronictl(configuration: Path) -> str:
-    """Return the beginning of a command line by which people talk to the cluster."""
+    """Return the beginning of a `patronictl` command line."""
     return f"{Path(sys.executable).with_name('patronictl')} -c {configuration}"
 
 
 def _as(account: Account | None) -> tuple[str, ...]:
-    """Return what is put before a command line to run it as an account that may not see our interpreter.
+    """Return what precedes a command line to run it as an account that may not enter our interpreter's directory.
 
-    Patroni executes its interpreter anew, so a copy of the descriptors would not do: the account gets the right to
-    pass through directories that are closed to it, for Patroni's processes alone.
+    Patroni executes its interpreter again, so an open file descriptor is not enough: Patroni's processes, and no
+    others, get the capability to pass through directories that are closed to the account.
     """
     if account is None:
         return ()

@@ -1,1 +1,1 @@
-"""What a running system is like, for people in a terminal and for programs."""
+"""The command `status`: a running system, shown to people in a terminal and to programs."""

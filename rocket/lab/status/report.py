@@ -1,4 +1,4 @@
-"""A running system as text."""
+"""A running system as text. Pure."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import textwrap
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from rocket.lab.status.members import IN_ORDER
+from rocket.lab.status.members import HEALTHY_STATES
 from rocket.lab.text import NOTHING, aligned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rocket.lab.status.members import Member, Reads
-    from rocket.lab.status.overview import Overview
+    from rocket.lab.status.members import Member, Overview, Reads
 
 _BOLD, _YELLOW, _PLAIN = "\x1b[1m", "\x1b[33m", "\x1b[0m"
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _STEPS = ((100, 1, "s"), (6000, 60, "m"), (360_000, 3600, "h"))
-"""Ages up to so many seconds, and the unit in which they are told; older ones in days."""
+"""Upper bound in seconds, divisor and unit of an age; older ones are shown in days."""
 
 
 # --- cells ---
@@ -80,43 +79,43 @@ _COLUMNS = (
     _Column("conns", _connections),
 )
 _DISPENSABLE = ("port", "conns", "life", "tl")
-"""What is left out, in this order, where a terminal is too narrow for all of it."""
+"""Columns left out, in this order, while the table is wider than the terminal."""
 
 
 def report(overview: Overview, *, width: int | None, colours: bool, timed: bool) -> list[str]:
-    """Return the lines: where it is, the members, their reads. `timed`: with the time of day.
+    """Return the lines: a heading, the members, their reads.
 
-    `width` is that of the terminal; without one lines are as long as it takes.
+    `width` is the terminal's; None: lines are not wrapped. `timed` puts the time of day before the heading.
     """
-    if overview.look.is_blank:
-        return _wrapped(f"{_clock(overview.look.at)}  {overview.look.why_blank}", width)
+    if overview.snapshot.is_empty:
+        return _wrapped(f"{_clock(overview.snapshot.at)}  {overview.snapshot.why_empty}", width)
     first, *rest = _table(overview.members, width)
     table = [_painted(first, _BOLD, colours)]
     table += [
-        line if member.state in IN_ORDER else _painted(line, _YELLOW, colours)
+        line if member.state in HEALTHY_STATES else _painted(line, _YELLOW, colours)
         for line, member in zip(rest, overview.members, strict=True)
     ]
     lines = [*_wrapped(_heading(overview, timed), width), *table]
     if overview.reads is not None:
         lines += _wrapped(_summary(overview.reads), width)
-    if overview.look.cluster_error:
-        lines += _wrapped(f"No ports, and no states of servers: {overview.look.cluster_error}.", width)
+    if overview.snapshot.cluster_error:
+        lines += _wrapped(f"No ports, and no states of servers: {overview.snapshot.cluster_error}.", width)
     return lines
 
 
 def _heading(overview: Overview, timed: bool) -> str:
-    look = overview.look
+    snapshot = overview.snapshot
     if overview.epoch is not None:
         parts = [f"epoch {overview.epoch} (timeline {overview.timeline or NOTHING})"]
     else:
         parts = [f"timeline {overview.timeline}"] if overview.timeline is not None else ["no primary known"]
-    if look.api is None:
-        parts.append(f"no API at {look.url} ({look.api_error})")
+    if snapshot.api is None:
+        parts.append(f"no API at {snapshot.url} ({snapshot.api_error})")
     else:
-        parts += [f"routing {look.api.routing}", f"API {look.url}"]
-        if look.workers is not None and look.workers > 1:
-            parts.append(f"reads of one of its {look.workers} processes")
-    return (f"{_clock(look.at)}  " if timed else "") + ", ".join(parts)
+        parts += [f"routing {snapshot.api.routing}", f"API {snapshot.url}"]
+        if snapshot.workers is not None and snapshot.workers > 1:
+            parts.append(f"reads of one of its {snapshot.workers} processes")
+    return (f"{_clock(snapshot.at)}  " if timed else "") + ", ".join(parts)
 
 
 def _summary(reads: Reads) -> str:
@@ -133,7 +132,7 @@ def _summary(reads: Reads) -> str:
 
 
 def _table(members: Sequence[Member], width: int | None) -> list[str]:
-    """Return heading and rows; where they are too wide, closer together, and then without what is dispensable."""
+    """Return heading and rows; if they are too wide, with narrower gaps, and then without dispensable columns."""
     columns = list(_COLUMNS)
     lines = _lines(columns, members, gap=2)
     for heading in (None, *_DISPENSABLE):
@@ -161,7 +160,7 @@ def _painted(line: str, colour: str, colours: bool) -> str:
 
 
 def _printable(text: str) -> str:
-    """Keep what an API says from steering the terminal."""
+    """Replace control characters, by which an API's response could control the terminal."""
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 

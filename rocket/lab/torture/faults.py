@@ -1,4 +1,4 @@
-"""The faults themselves: each a context that begins with the fault and ends when it is healed."""
+"""The faults of our own cluster: each a context that begins with the fault and ends when it is healed."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import asyncpg
 
 from rocket.cluster import faults
 from rocket.cluster.errors import NodeNotRunning, NotAReplica
+from rocket.cluster.node import Fault
+from rocket.cluster.promotion import promote
+from rocket.cluster.rejoin import bring_up
 from rocket.errors import RocketError, describe
+from rocket.lab.checker.history import TAKEN_OVER
 from rocket.lab.shutdown import background
-from rocket.lab.torture import processes
 from rocket.lab.torture.proxy import Mode
+from rocket.routing.heartbeat import WRITERS_LOCK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
 
+    from rocket import Connection
     from rocket.cluster.cluster import LocalCluster
     from rocket.cluster.node import Node
     from rocket.lab.torture.clients import Clients
     from rocket.lab.torture.proxy import Proxy
     from rocket.lab.workers import Worker
-
 
 Detail = dict[str, Any]
 
@@ -38,18 +42,22 @@ _SLOW_MS = 400
 _STUCK_MS = 5_000
 """Longer than the fault lasts: the replica stops right before the next commit record, and has all of a transaction
 but its commit, which is what a floor that was read too early calls enough. No longer, since a server that is
-restarted meanwhile may let nobody in before it is over."""
+restarted meanwhile may accept no connection before it is over."""
 _LINK_DELAY_S = 0.15
 _CRASH = ((signal.SIGQUIT, 2.0), (signal.SIGKILL, 5.0))
-"""Ends a server without its farewell, which would wait for replicas."""
+"""Stops a server at once; a fast shutdown would wait for replicas."""
 _HEAL_S = 30.0
 _POLL_S = 0.05
 _UNSENT_S = 0.4
-"""How long writes go on that a lossy promotion is to lose."""
+"""How long writes go on that no replica receives."""
 _ALONE_S = 3.0
 """How long a replica may take to come up while the primary is away; it may need WAL from there."""
 _LOCK_EVERY_S = 0.01
-_UNHEALED = (RocketError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+_TABLE_POLL_S = 0.01
+_TAKEOVER_S = 8.0
+"""How long another process may take to write the table of statuses before the answer is: never."""
+FAILURES = (RocketError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""Errors that a fault, or healing one, can run into while other faults are on."""
 
 _CANCEL_AT_ONCE = "ALTER SYSTEM SET max_standby_streaming_delay = 0"
 _CANCEL_AS_EVER = "ALTER SYSTEM RESET max_standby_streaming_delay"
@@ -58,33 +66,46 @@ _LOCK_RIDES = "LOCK TABLE rides IN ACCESS EXCLUSIVE MODE"
 """Reaches the replicas as WAL; replay cancels reads that are in its way."""
 _IMPATIENT = "SET LOCAL lock_timeout = '100ms'"
 _CONFLICTS = "SELECT sum(confl_lock + confl_snapshot)::int FROM pg_stat_database_conflicts"
+_TABLE_STATE = """
+    SELECT (SELECT application_name
+              FROM pg_locks JOIN pg_stat_activity USING (pid)
+             WHERE locktype = 'advisory' AND granted AND objsubid = 1
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+               AND (classid::bigint << 32) + objid::bigint = $1) AS writer,
+           (SELECT max(xmin::text::bigint) FROM replica_statuses) AS written
+"""
+"""The newest transaction that left a row in the table identifies the last beat."""
 
 _log = logging.getLogger("rocket.torture")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What faults are brought upon."""
+    """What faults are injected into."""
 
     cluster: LocalCluster
     links: Mapping[str, Proxy]
     """By the name of the node that follows through it."""
     clients: Clients
     processes: Sequence[Worker]
-    """Those of the API, and those that only observe; none if one program does it all."""
+    """Those of the API, and those that only observe; none if this program serves the API itself."""
     zero: float
     """The moment from which times are counted, by the monotonic clock."""
 
 
+Injection = Callable[[Target, Any, float], AbstractAsyncContextManager[Detail]]
+"""Injects a fault into a node, for this many seconds; the context gives its details."""
+
+
 async def _healed(act: Callable[[], Awaitable[object]], node: Node) -> None:
-    """Undo a fault, again and again until the node takes it; a node that changed its role has shaken it off."""
+    """Undo a fault, retrying until that succeeds; a node that has become the primary no longer has it."""
     deadline = time.monotonic() + _HEAL_S
     while True:
         try:
             await act()
         except NotAReplica:
             return
-        except _UNHEALED as error:
+        except FAILURES as error:
             if time.monotonic() > deadline:
                 raise NodeNotRunning(f"{node.name} cannot be healed: {describe(error)}") from error
             await asyncio.sleep(_POLL_S)
@@ -121,7 +142,7 @@ def _replay_delayed(delay_ms: int) -> Injection:
         try:
             yield {"delay_ms": delay_ms}
         finally:
-            node.apply_delay_ms = 0  # whatever becomes of it: its next start is an undelayed one
+            node.lift(Fault.DELAYED)  # whatever becomes of it: its next start is an undelayed one
             await _healed(lambda: faults.delay(node, 0, target.cluster.upstream_port(node)), node)
 
     return delayed
@@ -169,7 +190,7 @@ def _link(mode: Mode) -> Injection:
 
 @contextlib.asynccontextmanager
 async def _walsender_killed(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
-    """End the process that sends to a replica, and let the replica reach no other one for a while."""
+    """Terminate the WAL sender of a replica, and keep the replica from connecting for a while."""
     await faults.cut_sender(target.cluster, node)
     link = target.links[node.name]
     link.turn(Mode.CUT)
@@ -204,39 +225,39 @@ async def _replica_restarted_without_primary(
     primary = cluster.primary
     await node.stop()
     try:
-        await asyncio.sleep(_UNSENT_S)  # writes that this replica has no notion of
+        await asyncio.sleep(_UNSENT_S)  # writes that this replica has not received
         await primary.stop(_CRASH)
         try:
             async with asyncio.timeout(_ALONE_S):
-                await cluster.bring_up(node)
+                await bring_up(cluster, node)
         except TimeoutError:
-            # It needs WAL of the primary's before anybody may look at it. Nor has anybody, then.
+            # It needs WAL from the primary before it accepts connections, so no client has read from it either.
             _log.info("%s does not come up without %s", node.name, primary.name)
         yield {"primary": primary.name}
     finally:
         for each in (primary, node):
             if each.pid is None:
-                await _healed(partial(cluster.bring_up, each), each)
+                await _healed(partial(bring_up, cluster, each), each)
 
 
 @contextlib.asynccontextmanager
 async def _promotion(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
     old = target.cluster.primary
-    await target.cluster.promote(node.name)
+    await promote(target.cluster, node.name)
     yield {"old": old.name, "timeline": target.cluster.timeline}
     await _all_back(target)
 
 
 @contextlib.asynccontextmanager
 async def _promotion_lossy(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
-    """Keep what is written from the replicas for a while, crash the primary, and promote one of them."""
+    """Cut the replicas off while writes go on, crash the primary, and promote one of them."""
     old = target.cluster.primary
     for link in target.links.values():
         link.turn(Mode.CUT)
     try:
         await asyncio.sleep(_UNSENT_S)
         old.kill()
-        await target.cluster.promote(node.name)
+        await promote(target.cluster, node.name)
     finally:
         for link in target.links.values():
             link.turn(Mode.PASS)
@@ -245,7 +266,7 @@ async def _promotion_lossy(target: Target, node: Node, _length_s: float) -> Asyn
 
 
 async def _all_back(target: Target) -> None:
-    """Wait until the nodes that had to be mended are there again."""
+    """Wait until the nodes that had to be rejoined are up again."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_HEAL_S):
             nodes = target.cluster.nodes.values()
@@ -255,7 +276,7 @@ async def _all_back(target: Target) -> None:
 
 @contextlib.asynccontextmanager
 async def _recovery_conflict(target: Target, _node: Node, _length_s: float) -> AsyncIterator[Detail]:
-    """Have replicas that wait for no read replay locks on what is being read."""
+    """Have replicas that do not wait for reads replay locks on the table that is read."""
     replicas = [node for node in target.cluster.replicas if node.up.is_set() and not node.frozen]
     before = {node.name: await _conflicts(node, target, _CANCEL_AT_ONCE) for node in replicas}
     detail: Detail = {"locks": 0, "cancelled": 0}
@@ -269,7 +290,7 @@ async def _recovery_conflict(target: Target, _node: Node, _length_s: float) -> A
 
 
 async def _conflicts(node: Node, target: Target, statement: str) -> int:
-    """Tell a replica how long to wait for reads, and return how many it has cancelled since it started."""
+    """Change a replica's settings by a statement; return how many reads it has cancelled since it started."""
     cancelled = 0
 
     async def change() -> None:
@@ -287,9 +308,9 @@ async def _conflicts(node: Node, target: Target, statement: str) -> int:
 
 
 async def _locks(target: Target, detail: Detail) -> None:
-    """Lock the rides again and again, for a moment each, until cancelled; a primary that is gone is waited for."""
+    """Lock the rides for a moment, again and again, until cancelled; wait while the primary is away."""
     while True:
-        with contextlib.suppress(*_UNHEALED):
+        with contextlib.suppress(*FAILURES):
             connection = await target.cluster.primary.connect(target.cluster.settings.database)
             try:
                 while True:
@@ -309,46 +330,146 @@ async def _locks(target: Target, detail: Detail) -> None:
 
 @contextlib.asynccontextmanager
 async def _pool_exhaustion(target: Target, _node: Node | None, length_s: float) -> AsyncIterator[Detail]:
-    sessions = await target.clients.flood(time.monotonic() - target.zero + length_s)
+    sessions = target.clients.flood(time.monotonic() - target.zero + length_s)
     yield {"sessions": sessions}
 
 
 @contextlib.asynccontextmanager
 async def _clients_hang_up(target: Target, _node: Node | None, length_s: float) -> AsyncIterator[Detail]:
-    await target.clients.hang_up(time.monotonic() - target.zero + length_s)
+    target.clients.hang_up(time.monotonic() - target.zero + length_s)
     yield {}
 
 
-Injection = Callable[[Target, Any, float], AbstractAsyncContextManager[Detail]]
-"""Brings a fault upon a node, for so many seconds; the context gives its details."""
+# --- faults of the processes that observe, and serve the API ---
 
-INJECTIONS: Mapping[str, Injection] = {
-    "replay-paused": _replay_paused,
-    "replay-slow": _replay_delayed(_SLOW_MS),
-    "commit-stuck": _replay_delayed(_STUCK_MS),
-    "walsender-killed": _walsender_killed,
-    "startup-frozen": _halted("startup"),
-    "receiver-frozen": _halted("walreceiver"),
-    "link-cut": _link(Mode.CUT),
-    "link-delayed": _link(Mode.DELAYED),
-    "link-half-open": _link(Mode.SILENT_PRIMARY),
-    "backend-killed": _backend_killed,
-    "replica-killed": _killed,
-    "replica-frozen": _frozen,
-    "primary-backend-killed": _backend_killed,
-    "primary-killed": _killed,
-    "replica-restarted-without-primary": _replica_restarted_without_primary,
-    "pool-exhaustion": _pool_exhaustion,
-    "promotion": _promotion,
-    "promotion-lossy": _promotion_lossy,
-    "recovery-conflict": _recovery_conflict,
-    "clients-hang-up": _clients_hang_up,
-    "api-killed": processes.killed,
-    "api-frozen": processes.frozen,
-    "writer-killed": processes.of_writer(processes.killed),
-    "writer-frozen": processes.of_writer(processes.frozen),
+
+@contextlib.asynccontextmanager
+async def _process_killed(_target: Target, process: Worker, _length_s: float) -> AsyncIterator[Detail]:
+    process.crash()
+    try:
+        yield {}
+    finally:
+        try:
+            async with asyncio.timeout(_HEAL_S):
+                while not process.up:  # noqa: ASYNC110 - its supervisor starts it again
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise NodeNotRunning(f"{process.name} does not come back") from None
+
+
+@contextlib.asynccontextmanager
+async def _process_frozen(_target: Target, process: Worker, _length_s: float) -> AsyncIterator[Detail]:
+    process.freeze()
+    try:
+        yield {}
+    finally:
+        process.thaw()
+
+
+def _of_writer(fault: Injection) -> Injection:
+    """Return the same fault of the process that writes the table of statuses; it measures the takeover."""
+
+    @contextlib.asynccontextmanager
+    async def hit(target: Target, _none: None, length_s: float) -> AsyncIterator[Detail]:
+        primary = await target.cluster.primary.connect(target.cluster.settings.database)
+        try:
+            before = await table_state(primary)
+            writer = next((each for each in target.processes if each.pid == before.writer), None)
+            if writer is None or not writer.up or writer.frozen:
+                raise NodeNotRunning("no process writes the table of statuses")
+            async with fault(target, writer, length_s) as detail:
+                yield {**detail, "process": writer.name, TAKEN_OVER: await wait_for_takeover(primary, before)}
+        finally:
+            primary.terminate()
+
+    return hit
+
+
+class TableState(NamedTuple):
+    """Which process writes the table of statuses, and its last write."""
+
+    writer: int | None
+    """The id of the process that has the right to write it."""
+    written: int | None
+    """The transaction of the last write; None while it is empty."""
+
+
+async def table_state(primary: Connection) -> TableState:
+    """Return the state of the table of statuses."""
+    row = await primary.fetchrow(_TABLE_STATE, WRITERS_LOCK)
+    assert row is not None  # noqa: S101 - it has no FROM
+    process = (row["writer"] or "").rpartition(" ")[2]
+    return TableState(int(process) if process.isdecimal() else None, row["written"])
+
+
+async def wait_for_takeover(primary: Connection, before: TableState) -> float | None:
+    """Wait until a process other than the writer of `before` has written the table; return the seconds it took.
+
+    None if none did in time.
+    """
+    began = time.monotonic()
+    lost = before.writer
+    while time.monotonic() - began < _TAKEOVER_S:
+        now = await table_state(primary)
+        if now.writer in {None, lost}:
+            before = now
+        elif now.written != before.written:
+            return time.monotonic() - began
+        await asyncio.sleep(_TABLE_POLL_S)
+    return None
+
+
+# --- all of them ---
+
+REPLICA, PRIMARY, API, PROCESS, WRITER = "replica", "primary", "api", "process", "writer"
+
+
+class FaultKind(NamedTuple):
+    """What is known of a fault before it happens."""
+
+    inject: Injection
+    hits: str
+    """What the nemesis chooses for it: a replica, the primary or a process; nothing for the API and the writer."""
+    longest_s: float
+    """How long it lasts at the most, where it is not over by itself."""
+    own_lane: str | None = None
+
+    @property
+    def lane(self) -> str:
+        """Faults of one lane follow one another; those of different lanes overlap."""
+        return self.own_lane or self.hits
+
+    @property
+    def needs_processes(self) -> bool:
+        """Whether the API must have several processes."""
+        return self.hits in {PROCESS, WRITER}
+
+
+FAULTS: Mapping[str, FaultKind] = {
+    "replay-paused": FaultKind(_replay_paused, REPLICA, 3.0),
+    "replay-slow": FaultKind(_replay_delayed(_SLOW_MS), REPLICA, 3.0),
+    "commit-stuck": FaultKind(_replay_delayed(_STUCK_MS), REPLICA, 2.0),
+    "startup-frozen": FaultKind(_halted("startup"), REPLICA, 3.0),
+    "receiver-frozen": FaultKind(_halted("walreceiver"), REPLICA, 3.0),
+    "walsender-killed": FaultKind(_walsender_killed, REPLICA, 2.0),
+    "link-cut": FaultKind(_link(Mode.CUT), REPLICA, 3.0),
+    "link-delayed": FaultKind(_link(Mode.DELAYED), REPLICA, 4.0),
+    "link-half-open": FaultKind(_link(Mode.SILENT_PRIMARY), REPLICA, 7.0),
+    "backend-killed": FaultKind(_backend_killed, REPLICA, 1.0),
+    "replica-killed": FaultKind(_killed, REPLICA, 1.0),
+    "replica-frozen": FaultKind(_frozen, REPLICA, 3.0),
+    "primary-backend-killed": FaultKind(_backend_killed, PRIMARY, 1.0),
+    "primary-killed": FaultKind(_killed, PRIMARY, 1.5),
+    "replica-restarted-without-primary": FaultKind(_replica_restarted_without_primary, REPLICA, 2.0, PRIMARY),
+    "promotion": FaultKind(_promotion, REPLICA, 2.0, PRIMARY),
+    "promotion-lossy": FaultKind(_promotion_lossy, REPLICA, 2.5, PRIMARY),
+    "recovery-conflict": FaultKind(_recovery_conflict, PRIMARY, 2.0),
+    "pool-exhaustion": FaultKind(_pool_exhaustion, API, 1.5),
+    "clients-hang-up": FaultKind(_clients_hang_up, API, 2.0),
+    "api-killed": FaultKind(_process_killed, PROCESS, 2.0),
+    "api-frozen": FaultKind(_process_frozen, PROCESS, 3.0),
+    # In the primary's lane, since the takeover is measured while the primary is up.
+    "writer-killed": FaultKind(_of_writer(_process_killed), WRITER, 2.0, PRIMARY),
+    "writer-frozen": FaultKind(_of_writer(_process_frozen), WRITER, 3.0, PRIMARY),
 }
-"""Every fault, by its name."""
-
-HIT_A_REPLICA = {"replica-restarted-without-primary", "promotion", "promotion-lossy"}
-"""Faults of the primary's sequence that a replica is chosen for."""
+"""Every fault, by name."""

@@ -1,4 +1,4 @@
-"""What stands between two servers, a replica and its primary say, and can fail as a network does."""
+"""A proxy between two servers, such as a replica and its primary, that can fail as a network does."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 _PIECE = 64 * 1024
 _PIECES_UNDER_WAY = 256
-"""How many pieces a delayed link holds before it slows down whoever sends."""
+"""How many pieces a delayed link holds before it slows down the sender."""
 _CONNECT_S = 2.0
 
 
 class Mode(enum.StrEnum):
-    """How a link is."""
+    """What a link does with connections and bytes."""
 
     PASS = "pass"  # noqa: S105 - not a secret
     """Everything goes through."""
     CUT = "cut"
-    """What is connected is dropped, what connects is dropped at once."""
+    """Connections are dropped, new ones at once."""
     DELAYED = "delayed"
     """Everything goes through, later."""
     SILENT_PRIMARY = "silent-primary"
@@ -32,13 +32,13 @@ class Mode(enum.StrEnum):
     SILENT_REPLICA = "silent-replica"
     """Half open: connections stand, and nothing comes from the replica."""
     SILENT = "silent"
-    """Connections stand, and new ones do, and nothing goes through."""
+    """Connections stand, new ones are accepted, and nothing goes through."""
 
 
 class _Link(abc.ABC):
-    """A link, from whoever connects to whoever stands behind it at that time.
+    """A link, from a client to the server that is upstream when the client connects.
 
-    Half open, it holds back and does not drop: as with TCP, what was sent arrives once the link is whole again.
+    Half open, it holds bytes back and does not drop them: as with TCP, they arrive once the link passes again.
     """
 
     def __init__(self, name: str) -> None:
@@ -56,7 +56,7 @@ class _Link(abc.ABC):
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """Take connections for as long as the context lasts, then drop them."""
+        """Accept connections for as long as the context lasts, then drop them."""
         server = await self._listen()
         try:
             yield
@@ -65,7 +65,7 @@ class _Link(abc.ABC):
             await self._drop()
 
     def turn(self, mode: Mode, *, delay_s: float = 0.0) -> None:
-        """Let the link be so from now on; `delay_s` is for each direction of a delayed one."""
+        """Switch the link to a mode; `delay_s` is for each direction of a delayed one."""
         self.mode, self._delay_s = mode, delay_s
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
@@ -120,7 +120,7 @@ class _Link(abc.ABC):
 
     async def _hand_on(self, under_way: _UnderWay, target: asyncio.StreamWriter, silence: Mode) -> None:
         loop = asyncio.get_running_loop()
-        target.transport.set_write_buffer_limits(0)  # what is drained is out of our hands, and survives our end
+        target.transport.set_write_buffer_limits(0)  # what is drained is the kernel's, and survives our end
         while True:
             taken_at, piece = await under_way.get()
             while self.mode in {silence, Mode.SILENT}:
@@ -134,7 +134,7 @@ class _Link(abc.ABC):
 
 
 class Proxy(_Link):
-    """A link by unix socket, from one replica to whoever is the primary when it connects."""
+    """A link by unix socket, from one replica to the node that is the primary when it connects."""
 
     def __init__(self, path: Path, upstream: Callable[[], Path]) -> None:
         super().__init__(path.name)
@@ -143,7 +143,7 @@ class Proxy(_Link):
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """Take connections for as long as the context lasts, then drop them."""
+        """Accept connections for as long as the context lasts, then drop them."""
         async with super().listening():
             try:
                 yield
@@ -152,7 +152,7 @@ class Proxy(_Link):
 
     async def _listen(self) -> asyncio.Server:
         server = await asyncio.start_unix_server(self._pass, self.path)
-        # Who may come here is said by the directory, which is the servers' own; they need not be who we are.
+        # The directory, which is the servers' own, restricts access; their account need not be ours.
         self.path.chmod(0o777)
         return server
 
@@ -188,5 +188,5 @@ def _closing(writer: asyncio.StreamWriter) -> Iterator[None]:
 
 
 def socket_path(directory: Path, port: int) -> Path:
-    """Return where Postgres' programs look for a server with that port."""
+    """Return the path at which Postgres' programs look for a server with that port."""
     return directory / f".s.PGSQL.{port}"

@@ -1,4 +1,4 @@
-"""A whole torture run: cluster, links, API, clients and nemesis; then the checker's word on what they recorded."""
+"""One torture run: a cluster, the API, clients and faults, all recorded in a history."""
 
 from __future__ import annotations
 
@@ -6,39 +6,253 @@ import asyncio
 import contextlib
 import datetime as dt
 import logging
+import random
 import socket
 import time
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 import psutil
 
 from rocket.lab import app
-from rocket.lab.checker.history import End, Healed, HistoryWriter, Request, Run
+from rocket.lab.checker.history import READS, End, Healed, HistoryWriter, Request, Run
+from rocket.lab.patroni.cluster import PatroniSettings, patroni_cluster
 from rocket.lab.settings import Settings
 from rocket.lab.shutdown import ShutdownStack, background, shutdown_on_signals
 from rocket.lab.torture import clients
 from rocket.lab.torture.faults import Target
 from rocket.lab.torture.nemesis import Nemesis
+from rocket.lab.torture.patroni_faults import PARTITION, PROXY_HOSTS, Links, PatroniNemesis
 from rocket.lab.torture.proxy import Proxy, socket_path
 from rocket.lab.torture.workload import Job
+from rocket.schema import schema_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AsyncExitStack
     from pathlib import Path
 
     from rocket.cluster.cluster import LocalCluster
+    from rocket.lab.patroni.cluster import PatroniCluster
     from rocket.lab.shutdown import Shutdown
+    from rocket.lab.torture.clients import Clients
     from rocket.lab.torture.settings import TortureSettings
+    from rocket.lab.workers import Worker
 
 CLIENT_PROCESSES = 2
 OBSERVERS = 2
 """Processes that only observe, beside those of an API that has several."""
 _PROGRESS_S = 5.0
 _LEAK_S = 2.0
-"""How long what is ending may take to be gone."""
+"""How long processes and tasks that are ending may take to be gone."""
 
 _log = logging.getLogger("rocket.torture")
+
+
+async def torture(settings: TortureSettings) -> None:
+    """Run it and record it; the history of a run that is interrupted lacks its end.
+
+    Raise any error that keeps the system from running.
+    """
+    zero = time.monotonic()
+    traces = Traces()
+    system: System = PatroniSystem(settings) if settings.patroni else LocalSystem(settings)
+    run = Run(
+        seed=settings.seed,
+        duration_s=settings.duration,
+        routing=settings.routing,
+        sessions=settings.sessions,
+        faults=tuple(sorted(set(system.faults))),
+        nodes=system.nodes,
+        processes=settings.processes,
+        started_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    )
+    with HistoryWriter.create(settings.history, run) as history:
+        finished = False
+        with shutdown_on_signals() as shutdown:
+            async with ShutdownStack(shutdown) as stack:
+                traces.url, traces.run_dir = await system.start(shutdown, stack)
+                if settings.processes == 1:
+                    _log.info("inspector: %s/inspector", traces.url)
+                running = await stack.enter_async_context(clients.running(_jobs(settings, traces.url, zero)))
+                traces.clients = running.pids
+                await stack.enter_async_context(background(running.watch(), "clients"))
+                nemesis = system.nemesis(running, history, zero)
+                await stack.enter_async_context(background(_log_progress(nemesis, running, zero), "progress"))
+                await running.have_read()
+                outcome = await nemesis.run()
+                healed_at = time.monotonic() - zero
+                history.add(Healed(at=round(healed_at, 6)))
+                _log.info("%6.1f s  %s: %g s of calm", healed_at, outcome, settings.calm)
+                await asyncio.sleep(settings.calm)
+                finished = True
+        leaked = tuple(await traces.left())
+        for what in leaked:
+            _log.error("left behind: %s", what)
+        if finished:  # a history without an end is void
+            history.add(End(at=round(time.monotonic() - zero, 6), leaked=leaked))
+
+
+async def _log_progress(nemesis: AnyNemesis, running: Clients, zero: float) -> None:
+    while True:
+        await asyncio.sleep(_PROGRESS_S)
+        counts = running.counts
+        reads, writes = (
+            sum(count for what, count in counts.items() if what.split()[0] in requests)
+            for requests in (READS, {Request.WRITE})
+        )
+        _log.info(
+            "%6.1f s  %d reads, %d writes; not answered: %d; faults: %s",
+            time.monotonic() - zero,
+            reads,
+            writes,
+            sum(count for what, count in counts.items() if not what.endswith(" ok")),
+            ", ".join(nemesis.under_way) or "none",
+        )
+
+
+def _jobs(settings: TortureSettings, url: str, zero: float) -> list[Job]:
+    """Return what each client process does."""
+    return [
+        Job(
+            url=url,
+            history=str(settings.history),
+            zero=zero,
+            seed=settings.seed,
+            process=number,
+            processes=CLIENT_PROCESSES,
+            sessions=len(range(number, settings.sessions, CLIENT_PROCESSES)),
+            reconnecting=settings.processes > 1,
+        )
+        for number in range(CLIENT_PROCESSES)
+    ]
+
+
+# --- what is tortured ---
+
+
+class System(ABC):
+    """A cluster with the API and an observer, and the faults that are injected into it."""
+
+    nodes: tuple[str, ...]
+    faults: tuple[str, ...]
+    """Names of the faults that will happen."""
+
+    @abstractmethod
+    async def start(self, shutdown: Shutdown, stack: AsyncExitStack) -> tuple[str, Path]:
+        """Start it, for `stack` to take down; return the API's URL, and the cluster's directory."""
+
+    @abstractmethod
+    def nemesis(self, running: Clients, history: HistoryWriter, zero: float) -> AnyNemesis:
+        """Return the nemesis that will inject all faults, and record them."""
+
+
+class AnyNemesis(Protocol):
+    """Injects faults."""
+
+    under_way: list[str]
+    """The faults that are on, each with the node that it hits."""
+
+    async def run(self) -> str:
+        """Inject all faults, and return when all are healed; the result is a phrase for the log."""
+
+
+class LocalSystem(System):
+    """Our own cluster, with a proxy before each node; its faults follow a schedule."""
+
+    def __init__(self, settings: TortureSettings) -> None:
+        self.nodes = ("primary", *(f"replica{number}" for number in range(settings.replicas)))
+        self.faults = settings.faults
+        self._settings = settings
+        self._cluster: LocalCluster
+        self._links: dict[str, Proxy] = {}
+        self._processes: list[Worker] = []
+
+    async def start(self, shutdown: Shutdown, stack: AsyncExitStack) -> tuple[str, Path]:
+        """Start it, and let the replicas follow through the proxies."""
+        self._cluster, url, workers = await app.whole_system(
+            Settings(
+                replicas=self._settings.replicas,
+                postgres_port=0,
+                api_port=0,
+                api_workers=self._settings.processes,
+                routing=self._settings.routing,
+                postgres_bin=self._settings.postgres_bin,
+            ),
+            shutdown,
+            stack,
+            observers=OBSERVERS if self._settings.processes > 1 else 0,
+        )
+        self._processes = list(workers or ())
+        await self._start_links(stack)
+        return url, self._cluster.run_dir
+
+    async def _start_links(self, stack: AsyncExitStack) -> None:
+        """Put a proxy before every node, since any node may come to follow another one."""
+        cluster = self._cluster
+
+        def primary_socket() -> Path:
+            return socket_path(cluster.socket_dir, cluster.primary.port)
+
+        for port, name in enumerate(cluster.nodes, start=1):
+            self._links[name] = Proxy(socket_path(cluster.socket_dir, port), primary_socket)
+            await stack.enter_async_context(self._links[name].listening())
+            cluster.upstream_overrides[name] = port
+        for node in cluster.replicas:
+            node.reconfigure(cluster.upstream_port(node))
+
+    def nemesis(self, running: Clients, history: HistoryWriter, zero: float) -> Nemesis:
+        """Return the nemesis that carries out the schedule."""
+        target = Target(self._cluster, self._links, running, self._processes, zero)
+        return Nemesis(target, self._settings.schedule, history)
+
+
+class PatroniSystem(System):
+    """Three members that Patroni runs; its faults, most of them failovers, follow one another."""
+
+    nodes = tuple(PROXY_HOSTS)
+
+    def __init__(self, settings: TortureSettings) -> None:
+        names = random.Random(settings.seed).sample(settings.faults, len(settings.faults))  # noqa: S311 - to be repeated
+        self.faults = tuple(islice(cycle(names), settings.failovers))
+        self._settings = settings
+        self._cluster: PatroniCluster
+        self._links = Links()
+
+    async def start(self, shutdown: Shutdown, stack: AsyncExitStack) -> tuple[str, Path]:
+        """Start it, with proxies between the members if one is to be cut off."""
+        cut = PARTITION in self._settings.faults
+        settings = PatroniSettings(
+            port=0,
+            postgres_bin=self._settings.postgres_bin,
+            database=app.DATABASE,
+            schema=schema_sql(),
+            proxy_hosts=PROXY_HOSTS if cut else None,
+        )
+        made = patroni_cluster(settings, self._links.around) if cut else patroni_cluster(settings)
+        self._cluster = await stack.enter_async_context(made)
+        shutdown.on_force.append(self._cluster.kill_all)
+        await stack.enter_async_context(background(self._cluster.supervise(), "supervisor"))
+        url = await app.attached(
+            Settings(
+                api_port=0,
+                routing=self._settings.routing,
+                patroni=tuple(self._cluster.urls),
+                patroni_dsn=self._cluster.dsn_template,
+            ),
+            shutdown,
+            stack,
+        )
+        return url, self._cluster.password_file.parent
+
+    def nemesis(self, running: Clients, history: HistoryWriter, zero: float) -> PatroniNemesis:  # noqa: ARG002
+        """Return the nemesis that injects one fault after the other."""
+        return PatroniNemesis(self._cluster, self._links, self.faults, history, zero)
+
+
+# --- what is left of it ---
 
 
 class Traces:
@@ -50,7 +264,7 @@ class Traces:
         self.clients: list[int] = []
 
     async def left(self) -> list[str]:
-        """Return what is left, after a moment for what is ending."""
+        """Return what is left, once what is ending has had a moment for it."""
         deadline = time.monotonic() + _LEAK_S
         while (found := list(self._found())) and time.monotonic() < deadline:  # noqa: ASYNC110 - all kinds of things
             await asyncio.sleep(0.05)
@@ -73,120 +287,4 @@ class Traces:
         if self.url is not None:
             address = urlsplit(self.url)
             with contextlib.suppress(OSError), socket.create_connection((address.hostname, address.port), 0.2):
-                yield f"somebody listens on {self.url}"
-
-
-async def torture(settings: TortureSettings) -> None:
-    """Run it and record it; the history of a run that is interrupted lacks its end.
-
-    Raise whatever keeps the system from running.
-    """
-    zero = time.monotonic()
-    traces = Traces()
-    run = Run(
-        seed=settings.seed,
-        duration_s=settings.duration_s,
-        routing=settings.routing,
-        sessions=settings.sessions,
-        faults=settings.faults,
-        nodes=("primary", *(f"replica{number}" for number in range(settings.replicas))),
-        processes=settings.processes,
-        started_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-    )
-    with HistoryWriter.create(settings.history, run) as history:
-        finished = False
-        with shutdown_on_signals() as ending:
-            async with ShutdownStack(ending) as stack:
-                target = await _start(settings, zero, traces, ending, stack)
-                nemesis = Nemesis(target, history, zero)
-                await stack.enter_async_context(background(_progress(nemesis, target), "progress"))
-                await target.clients.at_work()
-                await nemesis.run(settings.schedule, time.monotonic())
-                healed_at = time.monotonic() - zero
-                history.add(Healed(at=round(healed_at, 6)))
-                left_out = f"; {nemesis.left_out} that came too late were left out" if nemesis.left_out else ""
-                done = f"the last fault is healed{left_out}" if settings.schedule else "there are no faults"
-                _log.info("%6.1f s  %s: %g s of calm", healed_at, done, settings.calm_s)
-                await asyncio.sleep(settings.calm_s)
-                finished = True
-        leaked = tuple(await traces.left())
-        for what in leaked:
-            _log.error("left behind: %s", what)
-        if finished:  # a history without an end is void
-            history.add(End(at=round(time.monotonic() - zero, 6), leaked=leaked))
-
-
-async def _start(
-    settings: TortureSettings, zero: float, traces: Traces, ending: Shutdown, stack: contextlib.AsyncExitStack
-) -> Target:
-    """Bring up everything that faults can hit; `stack` takes it down."""
-    several = settings.processes > 1
-    cluster, url, workers = await app.whole_system(
-        Settings(
-            replicas=settings.replicas,
-            postgres_port=0,
-            api_port=0,
-            api_workers=settings.processes,
-            routing=settings.routing,
-            postgres_bin=settings.postgres_bin,
-        ),
-        ending,
-        stack,
-        observers=OBSERVERS if several else 0,
-    )
-    traces.run_dir, traces.url = cluster.run_dir, url
-    if not several:
-        _log.info("inspector: %s/inspector", url)
-    links = await _links(cluster, stack)
-    orders = [
-        Job(
-            url=url,
-            history=str(settings.history),
-            zero=zero,
-            seed=settings.seed,
-            process=number,
-            processes=CLIENT_PROCESSES,
-            sessions=len(range(number, settings.sessions, CLIENT_PROCESSES)),
-            reconnecting=several,
-        )
-        for number in range(CLIENT_PROCESSES)
-    ]
-    running = await stack.enter_async_context(clients.running(orders))
-    traces.clients = running.pids
-    await stack.enter_async_context(background(running.watch(), "clients"))
-    return Target(cluster, links, running, list(workers or ()), zero)
-
-
-async def _links(cluster: LocalCluster, stack: contextlib.AsyncExitStack) -> dict[str, Proxy]:
-    """Put a link before every node, since any may come to follow another one, and let the replicas use theirs."""
-
-    def primary_socket() -> Path:
-        return socket_path(cluster.socket_dir, cluster.primary.port)
-
-    links = {}
-    for port, name in enumerate(cluster.nodes, start=1):
-        links[name] = Proxy(socket_path(cluster.socket_dir, port), primary_socket)
-        await stack.enter_async_context(links[name].listening())
-        cluster.detours[name] = port
-    for node in cluster.replicas:
-        node.reconfigure(cluster.upstream_port(node))
-    return links
-
-
-async def _progress(nemesis: Nemesis, target: Target) -> None:
-    """Say every few seconds how far it is."""
-    while True:
-        await asyncio.sleep(_PROGRESS_S)
-        counts = target.clients.counts
-        reads, writes = (
-            sum(count for what, count in counts.items() if what.split()[0] in requests)
-            for requests in ({Request.READ, Request.LIST}, {Request.WRITE})
-        )
-        _log.info(
-            "%6.1f s  %d reads, %d writes; not answered: %d; faults: %s",
-            time.monotonic() - target.zero,
-            reads,
-            writes,
-            sum(count for what, count in counts.items() if not what.endswith(" ok")),
-            ", ".join(nemesis.under_way) or "none",
-        )
+                yield f"a server on {self.url}"

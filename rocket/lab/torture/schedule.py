@@ -1,72 +1,30 @@
-"""When which fault happens: a pure function of a seed."""
+"""The schedule of faults: a pure function of a seed."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from rocket.lab.torture.faults import API, FAULTS, PRIMARY, PROCESS, REPLICA
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 ROUND_S = 10.0
-"""About how long a round is: faults, and then a moment in which none is wanted."""
+"""About how long a round is: faults, and then a moment without any."""
 _CALM_S = 1.2
 """The moment without faults at the end of each round."""
 _SLOT_S = 3.2
 """About how much time one fault has, with the pause after it."""
 SHORTEST_SLOT_S = 0.8
-"""A fault that is given less would not be noticed."""
+"""In less time a fault would have no effect on clients."""
 _LONGEST_START_S = 0.3
 _LANES_FOR_REPLICAS = 2
-"""How many replicas may be faulty at a time, by faults of their own."""
+"""How many replicas may have a fault of their own at a time."""
 
-
-class Kind(NamedTuple):
-    """What is known of a fault before it happens."""
-
-    lane: str
-    """Faults of one lane follow one another; those of different lanes overlap."""
-    longest_s: float
-    """How long it lasts at the most, where it is not over by itself."""
-
-
-REPLICA, PRIMARY, API, PROCESS = "replica", "primary", "api", "process"
-
-_ALONE = (PRIMARY, API, PROCESS)
-"""What there is one sequence for."""
-
-KINDS = {
-    "replay-paused": Kind(REPLICA, 3.0),
-    "replay-slow": Kind(REPLICA, 3.0),
-    "commit-stuck": Kind(REPLICA, 2.0),
-    "startup-frozen": Kind(REPLICA, 3.0),
-    "receiver-frozen": Kind(REPLICA, 3.0),
-    "walsender-killed": Kind(REPLICA, 2.0),
-    "link-cut": Kind(REPLICA, 3.0),
-    "link-delayed": Kind(REPLICA, 4.0),
-    "link-half-open": Kind(REPLICA, 7.0),
-    "backend-killed": Kind(REPLICA, 1.0),
-    "replica-killed": Kind(REPLICA, 1.0),
-    "replica-frozen": Kind(REPLICA, 3.0),
-    "primary-backend-killed": Kind(PRIMARY, 1.0),
-    "primary-killed": Kind(PRIMARY, 1.5),
-    "replica-restarted-without-primary": Kind(PRIMARY, 2.0),
-    "promotion": Kind(PRIMARY, 2.0),
-    "promotion-lossy": Kind(PRIMARY, 2.5),
-    "recovery-conflict": Kind(PRIMARY, 2.0),
-    "pool-exhaustion": Kind(API, 1.5),
-    "clients-hang-up": Kind(API, 2.0),
-    "api-killed": Kind(PROCESS, 2.0),
-    "api-frozen": Kind(PROCESS, 3.0),
-    # Whoever writes the table of statuses; how soon another one does is measured while the primary is well.
-    "writer-killed": Kind(PRIMARY, 2.0),
-    "writer-frozen": Kind(PRIMARY, 3.0),
-}
-"""Every fault that there is, by name."""
-
-OF_PROCESSES = frozenset({"api-killed", "api-frozen", "writer-killed", "writer-frozen"})
-"""Faults of a process of ours: they need several."""
+_SINGLE_LANES = (PRIMARY, API, PROCESS)
+"""Each has one sequence of faults; replicas have two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +38,7 @@ class PlannedFault:
     lane: str
     """Which of the sequences it belongs to: `primary`, `replica 0`, ..."""
     choice: float
-    """At least 0, less than 1: which of the nodes that it may hit it hits."""
+    """At least 0, less than 1: picks one of the nodes that it may hit."""
 
     @property
     def length_s(self) -> float:
@@ -89,21 +47,21 @@ class PlannedFault:
 
 
 def shortest_duration_s(names: Collection[str]) -> float:
-    """Return how many seconds it takes for each of these faults to happen once."""
-    busiest = max((sum(KINDS[name].lane == lane for name in names) for lane in _ALONE), default=0)
-    of_replicas = -(-sum(KINDS[name].lane == REPLICA for name in names) // _LANES_FOR_REPLICAS)
+    """Return how many seconds a schedule with each of these faults once takes."""
+    busiest = max((sum(FAULTS[name].lane == lane for name in names) for lane in _SINGLE_LANES), default=0)
+    of_replicas = -(-sum(FAULTS[name].lane == REPLICA for name in names) // _LANES_FOR_REPLICAS)
     return _CALM_S + max(busiest, of_replicas) * SHORTEST_SLOT_S
 
 
 def plan(seed: int, duration_s: float, names: Collection[str], replicas: int) -> tuple[PlannedFault, ...]:
     """Return the faults of a run in the order of their beginning: each of `names` at least once, all over in time.
 
-    The same arguments always give the same plan. Faults of the primary follow one another, as do those that come
-    in by the API; of the replicas, at most two and never all are faulty by themselves at a time. Raise
-    `ValueError` for an unknown name, a duration that is too short, and fewer than two replicas.
+    The same arguments always give the same plan. Faults of the primary follow one another, as do those of the API;
+    at most two replicas, and never all, have a fault of their own at a time. Raise `ValueError` for an unknown
+    name, a duration that is too short, and fewer than two replicas.
     """
-    if unknown := sorted(set(names) - KINDS.keys()):
-        raise ValueError(f"there is no fault {', '.join(unknown)}: there are {', '.join(KINDS)}")
+    if unknown := sorted(set(names) - FAULTS.keys()):
+        raise ValueError(f"there is no fault {', '.join(unknown)}: there are {', '.join(FAULTS)}")
     if names and replicas < 2:  # noqa: PLR2004
         raise ValueError("faults need two replicas at the least")
     if not names:
@@ -119,7 +77,7 @@ def plan(seed: int, duration_s: float, names: Collection[str], replicas: int) ->
 
 
 def _rounds(duration_s: float, names: Collection[str]) -> int:
-    """Return how many rounds there are: as many as leave room for every fault."""
+    """Return the number of rounds: as many as leave room for every fault."""
     rounds = max(1, round(duration_s / ROUND_S))
     while rounds > 1 and duration_s / rounds < shortest_duration_s(names) / rounds + _CALM_S + SHORTEST_SLOT_S:
         rounds -= 1
@@ -127,11 +85,11 @@ def _rounds(duration_s: float, names: Collection[str]) -> int:
 
 
 def _lanes(names: list[str], replicas: int) -> Iterator[tuple[str, list[str]]]:
-    """Deal the faults out to the sequences that run beside one another."""
-    for lane in _ALONE:
-        if of_lane := [name for name in names if KINDS[name].lane == lane]:
+    """Distribute the faults over the sequences that run beside one another."""
+    for lane in _SINGLE_LANES:
+        if of_lane := [name for name in names if FAULTS[name].lane == lane]:
             yield lane, of_lane
-    of_replicas = [name for name in names if KINDS[name].lane == REPLICA]
+    of_replicas = [name for name in names if FAULTS[name].lane == REPLICA]
     lanes = min(_LANES_FOR_REPLICAS, replicas - 1, len(of_replicas))
     for number in range(lanes):
         yield f"{REPLICA} {number}", of_replicas[number::lanes]
@@ -151,7 +109,7 @@ def _lane(
             queue = queue or _shuffled(names, chance)
             name = queue.pop()
             at = number * round_s + slot * slot_s + chance.uniform(0, min(_LONGEST_START_S, slot_s / 4))
-            length_s = min(slot_s * chance.uniform(0.5, 0.7), KINDS[name].longest_s)
+            length_s = min(slot_s * chance.uniform(0.5, 0.7), FAULTS[name].longest_s)
             yield PlannedFault(name, round(at, 3), round(at + length_s, 3), lane, chance.random())
 
 

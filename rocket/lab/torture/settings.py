@@ -1,155 +1,137 @@
-"""What a torture run is told on the command line."""
+"""The settings of a torture run, from the command line."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rocket.errors import InvalidSetting
-from rocket.lab.checker.history import OF_PATRONI
-from rocket.lab.settings import ROUTINGS, parse_duration, parse_one_of, parse_path, parse_wait, parse_whole
-from rocket.lab.torture.schedule import KINDS, OF_PROCESSES, plan
+from rocket.lab.settings import (
+    ROUTINGS,
+    CommandSettings,
+    add_flags,
+    parse_duration,
+    parse_one_of,
+    parse_path,
+    parse_wait,
+    parse_whole,
+    parse_yes_or_no,
+    read_settings,
+    setting,
+)
+from rocket.lab.torture.faults import FAULTS
+from rocket.lab.torture.patroni_faults import PATRONI_FAULTS
+from rocket.lab.torture.schedule import plan
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
 
     from rocket.lab.torture.schedule import PlannedFault
 
-_LARGEST_SEED = 999_999_999
-_MOST_SESSIONS = 1000
-_MOST_REPLICAS = 20
-_MOST_PROCESSES = 16
-_MOST_FAILOVERS = 1000
+_MAX_SEED = 999_999_999
 
-_FLAGS = {
-    "seed": ("N", "of the faults' schedule (default: random)"),
-    "duration": (
-        "S",
-        "for how long faults are planned; they end later if healing takes long: each comes once (default: 60s)",
-    ),
-    "calm": ("S", "how long traffic goes on without any: replicas have to be back within 10 s (default: 12s)"),
-    "faults": ("NAMES", f"all, none, or of these, separated by commas: {', '.join(KINDS)} (default: all)"),
-    "sessions": ("N", "clients at a time (default: 24)"),
-    "routing": ("HOW", "never-stale; or, to see it convicted: article, random (default: never-stale)"),
-    "replicas": ("N", "replicas beside the primary (default: 4)"),
-    "processes": (
-        "N",
-        "processes of the API, up to 16; with several, they are killed and frozen, too (default: 1)",
-    ),
-    "failovers": ("N", "with --patroni: how many faults there are (default: 10)"),
-    "history": ("FILE", "where it is recorded (default: a temporary file, kept unless it held)"),
-    "postgres-bin": ("DIR", "Postgres programs to use instead of those that come with rocket"),
-}
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    """Read names separated by commas; `all` and `none` stand for themselves."""
+    return tuple(text.split(","))
 
 
 @dataclass(frozen=True, slots=True)
-class TortureSettings:
-    """What a run is made of."""
+class TortureSettings(CommandSettings):
+    """The settings of a run; `read` returns them complete."""
 
-    seed: int
-    duration_s: float
-    """How long faults happen."""
-    calm_s: float
-    """How long traffic goes on after that. Less than ten seconds proves less: replicas may take so long."""
-    faults: tuple[str, ...]
-    sessions: int
-    routing: str
-    replicas: int
-    processes: int
-    history: Path
-    keep: bool
-    """Whether the history was asked for, and is kept whatever it says."""
-    postgres_bin: Path | None
-    schedule: tuple[PlannedFault, ...]
-    failovers: int = 0
-    """On a cluster of Patroni's, how many faults there are; 0: on one of our own."""
+    seed: int = setting(
+        None, partial(parse_whole, least=0, most=_MAX_SEED), "N", "of the faults' schedule", shown="random"
+    )
+    duration: float = setting(
+        60.0, parse_duration, "S",
+        "for how long faults are planned; they end later if healing takes long: each comes once",
+    )  # fmt: skip
+    calm: float = setting(
+        12.0, parse_wait, "S", "how long traffic goes on without any: replicas have to be back within 10 s"
+    )
+    faults: tuple[str, ...] = setting(
+        ("all",), _parse_names, "NAMES", f"all, none, or of these, separated by commas: {', '.join(FAULTS)}",
+        shown="all",
+    )  # fmt: skip
+    sessions: int = setting(24, partial(parse_whole, least=1, most=1000), "N", "clients at a time")
+    routing: str = setting(
+        ROUTINGS[0], parse_one_of(*ROUTINGS), "HOW", "never-stale; or, to see it convicted: article, random"
+    )
+    replicas: int = setting(4, partial(parse_whole, least=0, most=20), "N", "replicas beside the primary")
+    processes: int = setting(
+        1, partial(parse_whole, least=1, most=16), "N",
+        "processes of the API, up to 16; with several, they are killed and frozen, too",
+    )  # fmt: skip
+    failovers: int = setting(
+        10, partial(parse_whole, least=1, most=1000), "N", "with --patroni: how many faults there are"
+    )
+    history: Path = setting(
+        None, parse_path, "FILE", "where it is recorded", shown="a temporary file, kept unless it held"
+    )
+    postgres_bin: Path | None = setting(
+        None, parse_path, "DIR", "Postgres programs to use instead of those that come with rocket"
+    )
+    patroni: bool = setting(
+        False, parse_yes_or_no, "", f"on three members that Patroni runs; faults: {', '.join(PATRONI_FAULTS)}"
+    )
+    schedule: tuple[PlannedFault, ...] = ()
+    """The faults of our own cluster, in time."""
 
     @classmethod
     def read(cls, given: argparse.Namespace) -> Self:
-        """Read what was given; raise `InvalidSetting` for what cannot be run, and make the history's file."""
-        with _named("--seed", given.seed):
-            seed = (
-                secrets.randbelow(_LARGEST_SEED)
-                if given.seed is None
-                else parse_whole(given.seed, 0, _LARGEST_SEED)
-            )
-        with _named("--duration", given.duration):
-            duration_s = parse_duration(given.duration or "60s")
-        with _named("--calm", given.calm):
-            calm_s = parse_wait(given.calm or "12s")
-        with _named("--sessions", given.sessions):
-            sessions = parse_whole(given.sessions or "24", 1, _MOST_SESSIONS)
-        with _named("--routing", given.routing):
-            routing = parse_one_of(*ROUTINGS)(given.routing or ROUTINGS[0])
-        with _named("--replicas", given.replicas):
-            replicas = parse_whole(given.replicas or "4", 0, _MOST_REPLICAS)
-        with _named("--postgres-bin", given.postgres_bin):
-            postgres_bin = None if given.postgres_bin is None else parse_path(given.postgres_bin)
-        with _named("--processes", given.processes):
-            processes = parse_whole(given.processes or "1", 1, _MOST_PROCESSES)
-        with _named("--failovers", given.failovers):
-            failovers = parse_whole(given.failovers or "10", 1, _MOST_FAILOVERS) if given.patroni else 0
-        every = tuple(name for name in KINDS if processes > 1 or name not in OF_PROCESSES)
-        kinds = OF_PATRONI if given.patroni else every
-        named = {None: kinds, "all": kinds, "none": ()}
-        faults = named[given.faults] if given.faults in named else tuple(given.faults.split(","))
-        if processes == 1 and (alone := OF_PROCESSES & set(faults)):
-            raise InvalidSetting(f"{', '.join(sorted(alone))}: for that there have to be several --processes")
+        """Read the flags and create the history's file; raise `InvalidSetting` for a run that is impossible."""
+        settings = read_settings(cls, given)
+        if "seed" not in settings.given:
+            settings = replace(settings, seed=secrets.randbelow(_MAX_SEED))
+        if settings.patroni:
+            settings = replace(settings, processes=1)
+        faults = _faults(settings)
+        planned = () if settings.patroni else faults
         try:
-            schedule = plan(seed, duration_s, () if given.patroni else faults, replicas)
+            schedule = plan(settings.seed, settings.duration, planned, settings.replicas)
         except ValueError as error:
             raise InvalidSetting(f"no such run can be planned: {error}") from None
-        if given.patroni and (not faults or set(faults) - set(OF_PATRONI)):
-            raise InvalidSetting(f"with --patroni there are the faults {', '.join(OF_PATRONI)}")
-        return cls(
-            seed=seed,
-            duration_s=duration_s,
-            calm_s=calm_s,
-            faults=tuple(sorted(set(faults))),
-            sessions=sessions,
-            routing=routing,
-            replicas=replicas,
-            processes=processes,
-            history=_history(given.history),
-            keep=given.history is not None,
-            postgres_bin=postgres_bin,
-            schedule=schedule,
-            failovers=failovers,
-        )
+        return replace(settings, faults=faults, schedule=schedule, history=_create(settings.history))
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether the history is kept even if the run held, since its file was named."""
+        return "history" in self.given
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a parser torture's flags."""
-    for name, (metavar, what) in _FLAGS.items():
-        parser.add_argument(f"--{name}", metavar=metavar, help=what)
-    parser.add_argument(
-        "--patroni",
-        action="store_true",
-        help=f"on three members that Patroni runs; faults: {', '.join(OF_PATRONI)}",
-    )
+    add_flags(parser, TortureSettings)
 
 
-@contextlib.contextmanager
-def _named(flag: str, given: str | None) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise InvalidSetting(f"{flag} {error}, not {given!r}") from None
+def _faults(settings: TortureSettings) -> tuple[str, ...]:
+    """Return the names of the faults, in order; `plan` refuses unknown ones."""
+    unavailable = {name for name, kind in FAULTS.items() if kind.needs_processes and settings.processes == 1}
+    names = set(settings.faults)
+    if names == {"all"}:
+        names = set(PATRONI_FAULTS if settings.patroni else FAULTS.keys() - unavailable)
+    elif names == {"none"}:
+        names = set()
+    if missing := sorted(names & unavailable):
+        raise InvalidSetting(f"{', '.join(missing)}: for that there have to be several --processes")
+    if settings.patroni and (not names or names - PATRONI_FAULTS.keys()):
+        raise InvalidSetting(f"with --patroni there are the faults {', '.join(PATRONI_FAULTS)}")
+    return tuple(sorted(names))
 
 
-def _history(given: str | None) -> Path:
-    if given is None:
+def _create(path: Path | None) -> Path:
+    """Create the history's file, by default a temporary one, and return its path."""
+    if path is None:
         descriptor, name = tempfile.mkstemp(prefix="rocket-torture-", suffix=".jsonl")
         os.close(descriptor)
         return Path(name)
-    with _named("--history", given):
-        path = parse_path(given).absolute()
+    path = path.absolute()
     try:
         path.touch()
     except OSError as error:

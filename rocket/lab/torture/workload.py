@@ -1,35 +1,34 @@
-"""The traffic: sessions that write, read and list rides one after the other, and record each operation."""
+"""The traffic: sessions that write, read and list rides, one request after the other, and record each."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
-
-from rocket.lab.checker.history import Op, Outcome, Request, Role
+from rocket.lab.checker.history import READS, Op, Outcome, Request, Role
+from rocket.lab.client import Api, ConnectionLost, NoAnswer, NotConnected
 
 if TYPE_CHECKING:
-    from aiohttp.typedefs import LooseHeaders
+    from collections.abc import Mapping, Sequence
 
     from rocket.lab.checker.history import HistoryWriter
+    from rocket.lab.client import Answer
 
 MOST_RIDES = 90
 """How many writes a user begins at most: a list of 100 then shows every ride there is."""
-_LIVES_WRITES = (10, 40)
-"""How many writes a session begins before another one takes its place, with a user of its own."""
+_WRITES_PER_SESSION = (10, 40)
+"""How many writes a session begins before another one replaces it, with a user of its own."""
 _WITHOUT_TOKEN = 0.2
 _SHARING = 0.3
-"""Which part of the sessions share a user with others."""
+"""The share of the sessions that have a user in common."""
 _WRITES = (0.04, 0.15, 0.3)
-"""Which part of its operations a session writes: one of these. Each write is read back at once."""
+"""The share of writes among a session's requests: one of these. Each write is read back at once."""
 _LISTS = 0.12
-"""Which part of the other operations they are; the rest are reads of any ride."""
+"""The share of lists among the other requests; the rest are reads of any ride."""
 _SECOND_TOKEN = 0.1
 _HANG_UP, _HANG_UP_IN_BURST = 0.005, 0.4
 _HANG_UP_AFTER_S = (0.0005, 0.012)
@@ -37,25 +36,17 @@ _PAUSED = 0.5
 _LONGEST_PAUSE_S = 0.03
 _AFTER_FAILURE_S = 0.05
 _RECONNECT = 0.1
-"""Which part of the requests of a reconnecting client go over a connection of their own."""
-_LOST = (
-    aiohttp.ServerDisconnectedError,
-    aiohttp.ClientOSError,
-    aiohttp.ClientConnectionResetError,
-    aiohttp.ClientPayloadError,
-)
-"""What a client sees of a connection that is lost while it waits for an answer."""
+"""The share of the requests of a reconnecting client that go over a connection of their own."""
 _PATIENCE_S = 15.0
-"""Longer than the API lets anything take: who is not answered in that time never is."""
-_TOKEN = "Rocket-Session"  # noqa: S105 - the name of a header
-_ROLE = "Rocket-Served-As"
-_HEADERS = {"node": "Rocket-Served-By", "reason": "Rocket-Route-Reason", "got": _TOKEN, "lost": "Rocket-Lost"}
+"""Longer than the API takes for anything: a request without an answer by then never gets one."""
+API_TIMEOUT_S = 2 * _PATIENCE_S
+"""Of the HTTP client: sessions give up by themselves, and record that."""
 _INVALID = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED}
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one client process is told at its start."""
+    """What a client process does."""
 
     url: str
     history: str
@@ -72,13 +63,13 @@ class Job:
 
 @dataclass(slots=True)
 class Account:
-    """A user, as the sessions know it that act for it."""
+    """A user, and what its sessions know of it."""
 
     email: str
     rides: list[int] = field(default_factory=list)
-    """Those whose IDs are known."""
+    """Those whose ids are known."""
     writes: int = 0
-    """Begun, whatever became of them."""
+    """Begun, whether they succeeded or not."""
     token: str | None = None
     """The last one that any of its sessions was given."""
 
@@ -89,27 +80,21 @@ class Account:
 
 
 class Workload:
-    """The sessions of one client process, and the file that they record in."""
+    """The sessions of one client process, and the history that they are recorded in."""
 
-    def __init__(
-        self,
-        orders: Job,
-        http: aiohttp.ClientSession,
-        anew: aiohttp.ClientSession,
-        history: HistoryWriter,
-    ) -> None:
+    def __init__(self, job: Job, api: Api, fresh: Api, history: HistoryWriter) -> None:
         self.counts: dict[str, int] = {}
         """Operations so far, by request and outcome: `read ok`."""
         self.hang_up_until = 0.0
         """Clients hang up all the time until then, in seconds since zero."""
-        self._http = http
-        http._retry_connection = False  # noqa: SLF001 - what is sent again is counted here
-        self.anew = anew
+        self.fresh = fresh
         """Opens a connection for each request."""
-        self._orders = orders
+        self._api = api
+        self._job = job
         self._history = history
-        # Each process draws from its own seed; what is drawn when depends on the traffic all the same.
-        self.chance = random.Random(f"{orders.seed} {orders.process}")  # noqa: S311 - no secrets here
+        self._sessions = asyncio.TaskGroup()
+        # Each process has its own seed; the order of the draws still depends on the traffic.
+        self.chance = random.Random(f"{job.seed} {job.process}")  # noqa: S311 - no secrets here
         self._names = iter(range(2**62))
         self._writes = iter(range(2**62))
         self._shared = self._new_account()
@@ -117,44 +102,43 @@ class Workload:
 
     def now(self) -> float:
         """Return the seconds since zero."""
-        return time.monotonic() - self._orders.zero
+        return time.monotonic() - self._job.zero
 
     async def run(self) -> None:
         """Make traffic until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for number in range(self._orders.sessions):
-                sharing = number < self._orders.sessions * _SHARING
-                group.create_task(self._place(sharing=sharing), name=f"place {number}")
+        async with self._sessions as group:
+            for number in range(self._job.sessions):
+                sharing = number < self._job.sessions * _SHARING
+                group.create_task(self._run_sessions(sharing=sharing), name=f"sessions {number}")
 
-    async def _place(self, *, sharing: bool) -> None:
-        """Let one session after another act."""
+    async def _run_sessions(self, *, sharing: bool) -> None:
+        """Run one session after the other."""
         while True:
             session = Session(self, self._account(sharing=sharing), tokens=self.chance.random() >= _WITHOUT_TOKEN)
-            await session.live()
+            await session.run()
 
-    async def flood(self, sessions: int, until: float) -> None:
-        """Let so many more sessions read as fast as they can."""
-        async with asyncio.TaskGroup() as group:
-            for number in range(sessions):
-                account = self.chance.choice(self._accounts[-self._orders.sessions :])
-                session = Session(self, account, tokens=self.chance.random() >= _WITHOUT_TOKEN)
-                session.take_over(account.token)
-                group.create_task(session.read_until(until), name=f"flood {number}")
+    def flood(self, sessions: int, until: float) -> None:
+        """Start this many more sessions, which read as fast as they can; `run` owns their tasks."""
+        for number in range(sessions):
+            account = self.chance.choice(self._accounts[-self._job.sessions :])
+            session = Session(self, account, tokens=self.chance.random() >= _WITHOUT_TOKEN)
+            session.take_over(account.token)
+            self._sessions.create_task(session.read_until(until), name=f"flood {number}")
 
     @property
-    def http(self) -> aiohttp.ClientSession:
-        """What the next request goes by."""
-        if self._orders.reconnecting and self.chance.random() < _RECONNECT:
-            return self.anew
-        return self._http
+    def api(self) -> Api:
+        """The client of the API for the next request."""
+        if self._job.reconnecting and self.chance.random() < _RECONNECT:
+            return self.fresh
+        return self._api
 
     def session_name(self) -> str:
         """Return a name that no session of this run has had."""
-        return f"s{self._orders.process}.{next(self._names)}"
+        return f"s{self._job.process}.{next(self._names)}"
 
     def distance(self) -> float:
         """Return a distance that no other write of this run has."""
-        return (next(self._writes) * self._orders.processes + self._orders.process + 1) / 10
+        return (next(self._writes) * self._job.processes + self._job.process + 1) / 10
 
     def record(self, operation: Op) -> None:
         """Add a line to the history."""
@@ -173,11 +157,11 @@ class Workload:
         return account
 
     def _new_account(self) -> Account:
-        return Account(f"u{self._orders.process}.{next(self._names)}@torture.example")
+        return Account(f"u{self._job.process}.{next(self._names)}@torture.example")
 
 
 class Session:
-    """One client: it does one thing after the other, and sends back the token that it was given, or has none."""
+    """One client: it sends one request after the other, with the token that it was given, or without any."""
 
     def __init__(self, workload: Workload, account: Account, *, tokens: bool) -> None:
         self.name = workload.session_name()
@@ -188,13 +172,13 @@ class Session:
         self._newest: str | None = None
         self._earlier: list[str] = []
         self._over = False
-        """Whether token or user were called invalid: there is no going on with them."""
+        """Whether the API rejected its token or user: the session cannot go on."""
 
-    async def live(self) -> None:
-        """Act until it is time for somebody else."""
+    async def run(self) -> None:
+        """Send requests until the session has begun all its writes."""
         while not await self._join():
             await self._pause(good=False)
-        writes_left = self._chance.randint(*_LIVES_WRITES)
+        writes_left = self._chance.randint(*_WRITES_PER_SESSION)
         writes = self._chance.choice(_WRITES)
         while writes_left and not (self._account.full or self._over):
             if self._chance.random() < writes:
@@ -211,7 +195,7 @@ class Session:
         self._newest = token
 
     async def read_until(self, until: float) -> None:
-        """Read without a pause; only what is no use at all is not repeated at once."""
+        """Read without a pause, except after a failure."""
         while self._workload.now() < until and not self._over:
             good = await (self._list() if self._chance.random() < _LISTS else self._read_one())
             if not good:
@@ -258,29 +242,28 @@ class Session:
     ) -> Op:
         """Ask for something, record how it went, and return the record."""
         tokens = self._to_send()
-        headers: LooseHeaders = [("Authorization", self._account.email), *((_TOKEN, token) for token in tokens)]
-        came: dict[str, Any] = {"outcome": None, "ride": ride, "distance": distance}
+        fields: dict[str, Any] = {"outcome": None, "ride": ride, "distance": distance}
         at, patience_s = self._workload.now(), self._patience_s()
         try:
             async with asyncio.timeout(patience_s):
                 try:
-                    came |= await _ask(self._workload.http, request, path, form, headers)
-                except _LOST as error:
-                    if form is not None or isinstance(error, aiohttp.ClientConnectorError):
+                    fields |= await self._ask(self._workload.api, request, path, form, tokens)
+                except ConnectionLost:
+                    if form is not None:
                         raise
-                    came["again"] = True
-                    came |= await _ask(self._workload.anew, request, path, form, headers)
-        except aiohttp.ClientConnectorError as error:
-            came |= {"outcome": Outcome.FAIL, "error": f"refused: {error}"}
+                    fields["again"] = True
+                    fields |= await self._ask(self._workload.fresh, request, path, form, tokens)
+        except NotConnected as error:
+            fields |= {"outcome": Outcome.FAIL, "error": f"refused: {error}"}
         except TimeoutError:  # our own
             outcome = Outcome.FAIL if form is None and patience_s == _PATIENCE_S else Outcome.UNKNOWN
-            came |= {"outcome": outcome, "error": f"hung up after {patience_s:.4f} s"}
-        except (aiohttp.ClientError, ValueError) as error:
+            fields |= {"outcome": outcome, "error": f"hung up after {patience_s:.4f} s"}
+        except (NoAnswer, ValueError) as error:
             outcome = Outcome.FAIL if form is None else Outcome.UNKNOWN
-            came |= {"outcome": outcome, "error": f"{type(error).__name__}: {error}"}
+            fields |= {"outcome": outcome, "error": str(error)}
         finally:  # cancelled: it is recorded all the same
-            if came["outcome"] is None:
-                came |= {"outcome": Outcome.UNKNOWN, "error": "cut off"}
+            if fields["outcome"] is None:
+                fields |= {"outcome": Outcome.UNKNOWN, "error": "cut off"}
             op = Op(
                 session=self.name,
                 user=self._account.email,
@@ -289,13 +272,21 @@ class Session:
                 at=round(at, 6),
                 done=round(self._workload.now(), 6),
                 sent=", ".join(tokens) or None,
-                **came,
+                **fields,
             )
             self._workload.record(op)
         if op.outcome is Outcome.OK:
             self._keep(op.got)
         self._over = op.status in _INVALID
         return op
+
+    async def _ask(
+        self, api: Api, request: Request, path: str, form: Mapping[str, str] | None, tokens: Sequence[str]
+    ) -> dict[str, Any]:
+        """Send a request and return the fields of an `Op` that its answer fills; raise `NoAnswer`."""
+        method = "GET" if form is None else "POST"
+        answer = await api.request(method, path, user=self._account.email, tokens=tokens, form=form)
+        return _fields(request, answer)
 
     def _patience_s(self) -> float:
         burst = self._workload.now() < self._workload.hang_up_until
@@ -320,40 +311,32 @@ class Session:
             self._newest = self._account.token = token
 
 
-async def _ask(
-    http: aiohttp.ClientSession, request: Request, path: str, form: dict[str, str] | None, headers: LooseHeaders
-) -> dict[str, Any]:
-    """Send a request and return what the answer says, as fields of an `Op`."""
-    method = "GET" if form is None else "POST"
-    async with http.request(method, path, data=form, headers=headers) as response:
-        return _answer(request, response, await response.text())
-
-
-def _answer(request: Request, response: aiohttp.ClientResponse, body: str) -> dict[str, Any]:
-    """Return what an answer says, as fields of an `Op`; raise `ValueError` for one that makes no sense."""
-    came: dict[str, Any] = {name: response.headers.get(header) for name, header in _HEADERS.items()}
-    came["status"] = response.status
-    role = response.headers.get(_ROLE)
-    if role is not None:
-        came["role"] = Role(role)
-    elif came["node"] is not None:
-        came["role"] = Role.PRIMARY if came["node"] == Role.PRIMARY else Role.REPLICA
-    missing = request is Request.READ and response.status == HTTPStatus.NOT_FOUND
-    if not (response.ok or missing):
-        return came | {"outcome": _not_ok(request, response.status), "error": body[:200]}
-    said = json.loads(body)
+def _fields(request: Request, answer: Answer) -> dict[str, Any]:
+    """Return the fields of an `Op` that an answer fills; raise `ValueError` for one that makes no sense."""
+    fields: dict[str, Any] = {
+        "status": answer.status,
+        "node": answer.node,
+        "role": None if answer.role is None else Role(answer.role),
+        "reason": answer.reason,
+        "got": answer.token,
+        "lost": answer.possible_loss,
+    }
+    missing = request is Request.READ and answer.status == HTTPStatus.NOT_FOUND
+    if not (answer.ok or missing):
+        return fields | {"outcome": _not_ok(request, answer.status), "error": answer.text[:200]}
+    body = answer.json()
     match request:
         case Request.WRITE:
-            came["ride"] = said["id"]
+            fields["ride"] = body["id"]
         case Request.READ if not missing:
-            came["distance"] = said["distance"]
+            fields["distance"] = body["distance"]
         case Request.LIST:
-            came["rides"] = tuple((ride["id"], ride["distance"]) for ride in said["rides"])
-            came["complete"] = said["next"] is None
-    return came | {"outcome": Outcome.OK}
+            fields["rides"] = tuple((ride["id"], ride["distance"]) for ride in body["rides"])
+            fields["complete"] = body["next"] is None
+    return fields | {"outcome": Outcome.OK}
 
 
 def _not_ok(request: Request, status: int) -> Outcome:
-    """Return what a client knows after such an answer: a write may have been done for all that a 5xx says."""
-    definite = request in {Request.READ, Request.LIST} or status < HTTPStatus.INTERNAL_SERVER_ERROR
+    """Return what a client knows after an answer that is not a success: a write may be done in spite of a 5xx."""
+    definite = request in READS or status < HTTPStatus.INTERNAL_SERVER_ERROR
     return Outcome.FAIL if definite or status == HTTPStatus.SERVICE_UNAVAILABLE else Outcome.UNKNOWN

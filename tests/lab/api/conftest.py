@@ -15,7 +15,7 @@ from rocket.lab.api.limits import Bounds
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from rocket import Router
+    from rocket.lab.comparison import ComparisonRouter
     from tests.support.raw_http import Address
 
 
@@ -26,7 +26,7 @@ def bounds() -> Bounds:
 
 
 @pytest_asyncio.fixture
-async def address(router: Router[str], bounds: Bounds) -> AsyncIterator[Address]:
+async def address(router: ComparisonRouter, bounds: Bounds) -> AsyncIterator[Address]:
     """Run a server that also answers to the name Rides.Example, and return its address."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

@@ -11,11 +11,11 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from rocket import Board, Router
 from rocket.lab.api.app import build_app, serve
 from rocket.lab.api.limits import Bounds
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
+from rocket.lab.comparison import ComparisonRouter
 from tests.support.raw_http import connection
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from rocket import Connection, Lsn
     from rocket.cluster.cluster import LocalCluster
+    from rocket.consistency import Board
 
     Client: TypeAlias = TestClient[web.Request, web.Application]
 
@@ -57,11 +58,11 @@ AT_COMMIT = """
 class BrokenFloors(UserFloors):
     """Floors that fail in a way that nobody foresaw."""
 
-    async def look_up(self, primary: Connection, subject: str) -> Lsn | None:
+    async def look_up(self, primary: Connection, subject: str | None) -> Lsn | None:
         """Fail a read after the floor was looked up."""
         raise LookupError(f"{SECRET}: {await super().look_up(primary, subject)}")
 
-    async def begin_write(self, primary: Connection, subject: str, floor: Lsn) -> None:
+    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> None:
         """Fail a write before its commit."""
         await super().begin_write(primary, subject, floor)
         raise LookupError(SECRET)
@@ -73,7 +74,7 @@ class FloorsWithFuse(UserFloors):
     def __init__(self, what: str) -> None:
         self.what = what
 
-    async def begin_write(self, primary: Connection, subject: str, floor: Lsn) -> None:
+    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> None:
         """Lay the fuse within the write."""
         await super().begin_write(primary, subject, floor)
         await primary.execute(AT_COMMIT.format(what=self.what))
@@ -84,7 +85,7 @@ async def api(
     dsn: str, floors: UserFloors, board: Board, aiohttp_client: AiohttpClient, bounds: Bounds | None = None
 ) -> AsyncIterator[Client]:
     """Run an API on a primary alone."""
-    async with await Router.open({"primary": dsn}, floors, board) as router:
+    async with await ComparisonRouter.open({"primary": dsn}, floors, board) as router:
         yield await aiohttp_client(build_app(router, bounds=bounds))
 
 
@@ -252,7 +253,7 @@ class TestBodyThatDoesNotCome:
     async def test_it_is_a_408(
         self,
         *,
-        router: Router[str],
+        router: ComparisonRouter,
         listening: socket.socket,
         caplog: pytest.LogCaptureFixture,
         content_type: str,
@@ -274,7 +275,7 @@ class TestIdleConnections:
 
     @pytest.mark.parametrize("requests", [0, 1])
     async def test_they_are_closed_after_a_while(
-        self, router: Router[str], listening: socket.socket, requests: int
+        self, router: ComparisonRouter, listening: socket.socket, requests: int
     ) -> None:
         """A client that has gone silent, before its first request or after it, keeps no connection for good."""
         async with (
@@ -319,7 +320,7 @@ class TestDraining:
     """`serve` at its end."""
 
     async def test_a_request_in_flight_is_still_answered(
-        self, router: Router[str], cluster: LocalCluster, user: str, listening: socket.socket
+        self, router: ComparisonRouter, cluster: LocalCluster, user: str, listening: socket.socket
     ) -> None:
         """Who waits for the database gets an answer, and whoever asks meanwhile is told that this is the end."""
         address = listening.getsockname()
@@ -349,7 +350,7 @@ class TestDraining:
 
     async def test_a_request_that_never_ends_does_not_hold_up_the_end(
         self,
-        router: Router[str],
+        router: ComparisonRouter,
         cluster: LocalCluster,
         user: str,
         listening: socket.socket,
@@ -367,7 +368,7 @@ class TestDraining:
             assert await request == "ServerDisconnectedError"
 
     async def test_an_idle_connection_does_not_hold_up_the_end(
-        self, router: Router[str], listening: socket.socket
+        self, router: ComparisonRouter, listening: socket.socket
     ) -> None:
         """A client that keeps its connection open is not waited for."""
         async with aiohttp.ClientSession(f"http://127.0.0.1:{listening.getsockname()[1]}") as session:

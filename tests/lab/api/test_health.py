@@ -11,9 +11,11 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from rocket import Board, Lsn, Policy, Router
+from rocket import Lsn, Policy
+from rocket.consistency import Board
 from rocket.lab.api.app import build_app
 from rocket.lab.api.users import UserFloors
+from rocket.lab.comparison import ComparisonRouter
 from tests.support.servers import dsns, paused
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
-    from rocket import Observer
     from rocket.cluster.cluster import LocalCluster
+    from rocket.routing.observer import Observer
 
     Client: TypeAlias = TestClient[web.Request, web.Application]
     Samples: TypeAlias = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -45,7 +47,7 @@ async def user(client: Client, email: str) -> str:
 async def client_of_nothing(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator[Client]:
     """Return an HTTP client of an API whose primary's address leads nowhere, and which has no replicas."""
     dsn = f"postgresql://postgres@/rocket?host={tmp_path / 'nowhere'}"
-    async with await Router.open({"primary": dsn}, UserFloors(), Board()) as router:
+    async with await ComparisonRouter.open({"primary": dsn}, UserFloors(), Board()) as router:
         yield await aiohttp_client(build_app(router))
 
 
@@ -136,7 +138,7 @@ async def test_an_observer_that_says_nothing_any_more_is_noticed(
 ) -> None:
     """The primary was not lost; it was not looked at for longer than its lease."""
     policy = Policy(primary_lease_s=0.001)
-    async with await Router.open(dsns(cluster), UserFloors(), board, policy=policy) as router:
+    async with await ComparisonRouter.open(dsns(cluster), UserFloors(), board, policy=policy) as router:
         client = await aiohttp_client(build_app(router))
         assert (await findings(client))[:2] == (503, ["observer-silent"])
 
@@ -152,16 +154,16 @@ async def test_a_primary_that_has_frozen_is_noticed_in_time(client: Client, clus
         cluster.primary.thaw()
 
 
-async def test_a_primary_that_is_busy_is_not_taken_for_dead(client: Client, router: Router[str]) -> None:
+async def test_a_primary_that_is_busy_is_not_taken_for_dead(client: Client, router: ComparisonRouter) -> None:
     """All its connections are at work: the observer, which has its own, is believed."""
     (pool,) = (pool for pool in router.pools if pool.name == "primary")
     async with contextlib.AsyncExitStack() as leases:
-        for _ in range(pool.gate.width):
+        for _ in range(pool.limiter.width):
             await leases.enter_async_context(pool.lease())
         assert await findings(client) == (200, [], ["no-replica-fit"])
         seen = await samples(client)
-    assert seen[named("rocket_pool_connections", node="primary", state="in_use")] == pool.gate.width
-    assert seen[named("rocket_pool_connections_max", node="primary")] == pool.gate.width
+    assert seen[named("rocket_pool_connections", node="primary", state="in_use")] == pool.limiter.width
+    assert seen[named("rocket_pool_connections_max", node="primary")] == pool.limiter.width
 
 
 async def test_without_a_primary_it_is_not_ready(client_of_nothing: Client) -> None:
@@ -327,7 +329,7 @@ class TestMetrics:
         assert "@" not in text
 
     async def test_applications_count_for_themselves(
-        self, client: Client, user: str, router: Router[str], aiohttp_client: AiohttpClient
+        self, client: Client, user: str, router: ComparisonRouter, aiohttp_client: AiohttpClient
     ) -> None:
         """Two applications in one process do not share their counters."""
         await read_as(client, user)

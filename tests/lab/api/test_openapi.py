@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import rocket
-from rocket import Lsn, Reason, Routing, SessionToken
-from rocket.consistency import Epoch, Incarnation
+from rocket import Lsn, Reason
+from rocket.consistency import Epoch, Incarnation, SessionToken
 from rocket.lab.api.app import build_app
 from rocket.lab.api.status import description
+from rocket.lab.comparison import ComparisonRouter, Routing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aiohttp import web
     from aiohttp.test_utils import TestClient
-
-    from rocket import Router
 
 API = Path(rocket.__file__).parent / "lab" / "api"
 METHODS = {"get", "post", "put", "delete", "patch", "head", "options", "trace"}
@@ -70,7 +69,7 @@ async def test_it_is_served(client: TestClient[web.Request, web.Application]) ->
     assert ("3.1.0", rocket.__version__) == (told["openapi"], told["info"]["version"])
 
 
-async def test_it_has_the_paths_that_are_served(router: Router[str]) -> None:
+async def test_it_has_the_paths_that_are_served(router: ComparisonRouter) -> None:
     """No more, and no fewer."""
     app = build_app(router)
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 import pytest_asyncio
 
-from rocket import Board, Limits, Policy, Router
+from rocket import Limits, Policy
 from rocket.lab.api.app import build_app
 from rocket.lab.api.users import UserFloors
+from rocket.lab.comparison import ComparisonRouter
 from tests.lab.test_logs import entries, logged
 from tests.support.servers import dsns
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
-    from rocket import Observer
     from rocket.cluster.cluster import LocalCluster
+    from rocket.consistency import Board
+    from rocket.routing.observer import Observer
 
     Client: TypeAlias = TestClient[web.Request, web.Application]
 
@@ -32,7 +34,7 @@ HEADER = "X-Request-ID"
 @pytest_asyncio.fixture
 async def numbered(cluster: LocalCluster, board: Board, aiohttp_client: AiohttpClient) -> AsyncIterator[Client]:
     """An HTTP client of an API whose requests have ids."""
-    async with await Router.open(
+    async with await ComparisonRouter.open(
         dsns(cluster), UserFloors(), board, policy=Policy(primary_lease_s=60.0), limits=Limits(attempt_s=0.2)
     ) as router:
         yield await aiohttp_client(build_app(router, request_ids=True))

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse, web
     from aiohttp.test_utils import TestClient
 
-    from rocket import Observer
     from rocket.cluster.cluster import LocalCluster
+    from rocket.routing.observer import Observer
 
     Client: TypeAlias = TestClient[web.Request, web.Application]
 

@@ -12,12 +12,14 @@ import pytest
 import pytest_asyncio
 from multidict import CIMultiDict
 
-from rocket import Board, Lsn, Observer, Policy, Router, Routing, SessionToken
-from rocket.consistency import merged
+from rocket import Lsn, Policy
+from rocket.consistency import Board, SessionToken, merged
 from rocket.lab.api.app import build_app
 from rocket.lab.api.rides import INSERT_RIDE
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
+from rocket.lab.comparison import ComparisonRouter, Routing
+from rocket.routing.observer import Observer
 from rocket.web.carriers import HEADER
 from tests.support.servers import dsns, paused
 
@@ -197,7 +199,7 @@ async def read_during_write(
 class Unsettled(UserFloors):
     """Floors of a writer that cannot record any."""
 
-    async def record_floor(self, primary: Connection, subject: str) -> Lsn:
+    async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:
         """Fail after COMMIT."""
         raise ConnectionResetError(f"the floor of {subject} is lost on {primary}")
 
@@ -221,7 +223,7 @@ async def another_api(cluster: LocalCluster, aiohttp_client: AiohttpClient) -> A
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(board: Board, *, primary: str | None = None, floors: UserFloors | None = None) -> Client:
-            router = await Router.open(
+            router = await ComparisonRouter.open(
                 dsns(cluster) if primary is None else dsns(cluster) | {"primary": primary},
                 floors or UserFloors(),
                 board,
@@ -275,7 +277,7 @@ class TestHandingOut:
 
     @pytest.mark.parametrize("routing", COMPARISONS)
     async def test_no_answer_of_another_routing_carries_one(
-        self, client: Client, router: Router[str], cluster: LocalCluster, email: str, routing: Routing
+        self, client: Client, router: ComparisonRouter, cluster: LocalCluster, email: str, routing: Routing
     ) -> None:
         """What guarantees nothing promises nothing."""
         await router.switch(routing)
@@ -287,7 +289,7 @@ class TestHandingOut:
     ) -> None:
         """After a replica read it says where; after a read on the primary it names nobody."""
         path, token = await write(client, user)
-        assert (None, Lsn(0)) == (token.node, token.read_floor)
+        assert (None, Lsn(0)) == (token.node, token.highest_floor)
         on_primary = await read(client, user, path, token)
         assert ("primary", None) == (served_by(on_primary), handed(on_primary).node)
         await observe(cluster, observer)
@@ -296,7 +298,7 @@ class TestHandingOut:
         assert status is not None
         after = handed(on_replica)
         assert (status.name, status.incarnation) == (after.node, after.incarnation)
-        assert after.write_floor == token.write_floor <= status.replay_lsn <= after.read_floor < Lsn.PENDING
+        assert after.write_floor == token.write_floor <= status.replay_lsn <= after.highest_floor < Lsn.PENDING
 
 
 class TestReadYourWrites:
@@ -407,7 +409,7 @@ class TestMonotonicReads:
             path, ahead = await write(client, user)
             await replayed(observer, board, "replica0", ahead.write_floor)
             after = await read_on(client, board, "replica0", user, before)
-            assert ahead.write_floor <= after.read_floor
+            assert ahead.write_floor <= after.highest_floor
             with only(board, "replica1"):
                 moved = await read(client, user, path, after)
                 unbound = await read(client, user, path, before)
@@ -437,7 +439,7 @@ class TestMonotonicReads:
             token = await read_on(client, board, name, user, token)
             status = board.replica(name)
             assert status is not None
-            assert status.replay_lsn < token.read_floor < Lsn.PENDING
+            assert status.replay_lsn < token.highest_floor < Lsn.PENDING
             assert route(await read(client, user, path, token)) == (name, "caught-up")
         elsewhere = replace(token, node=None, incarnation=None)
         assert route(await read(client, user, path, elsewhere)) == ("primary", "not-caught-up")
@@ -495,7 +497,7 @@ class TestMonotonicReads:
             token = await read_on(client, board, "replica0", user, token)
             after = handed(await read(client, newcomer, "/rides", token))
         assert after.write_floor >= made.write_floor
-        assert after.floor_on("replica0", token.incarnation) >= token.read_floor > token.write_floor
+        assert after.floor_on("replica0", token.incarnation) >= token.highest_floor > token.write_floor
 
     async def test_a_user_whom_the_primary_does_not_know_is_refused(
         self, client: Client, user: str, cluster: LocalCluster, observer: Observer
@@ -549,7 +551,7 @@ class TestSeveralTokens:
             assert served_by(await read(client, user, path, alone)) == alone.node
         merged = await read(client, user, path, *tokens)
         assert route(merged) == ("primary", "not-caught-up")
-        assert handed(merged).read_floor >= max(alone.read_floor for alone in both)
+        assert handed(merged).highest_floor >= max(alone.highest_floor for alone in both)
         await observe(cluster, observer)
         assert served_by(await read(client, user, path, *tokens)) in REPLICAS
 
@@ -730,7 +732,7 @@ class TestRefusal:
         assert route(response) == ("primary", "other-epoch")
         after = handed(response)
         assert (token.epoch, None) == (after.epoch, after.node)
-        assert token.write_floor <= after.read_floor
+        assert token.write_floor <= after.highest_floor
         assert (token.epoch, None, Lsn(0)) == (written.epoch, written.node, written.read_floor)
         await observe(cluster, observer)
         assert served_by(await read(client, user, path, after)) in REPLICAS

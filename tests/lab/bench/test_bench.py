@@ -1,4 +1,4 @@
-"""The benchmark as its user runs it: a short run, one on a cluster that is there already, and the ways out."""
+"""The benchmark as its user runs it: a short run, one on a running cluster, and every exit."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ CLUSTER = str(ROOT / "cluster.py")
 
 
 async def bench(kept_dir: Path, *flags: str) -> tuple[int, str]:
-    """Run the benchmark to its end and return its exit code and what it printed."""
+    """Run the benchmark to its end; return its exit code and output."""
     return await command(kept_dir, "-m", "rocket", "bench", *flags)
 
 
-def by_contender(told: dict[str, Any], measure: str, figure: str) -> dict[str, float]:
-    """Return a figure of the last round."""
+def by_variant(data: dict[str, Any], measure: str, figure: str) -> dict[str, float]:
+    """Return a figure of the last round by variant."""
     return {
-        row["contender"]: row["figures"][figure]
-        for row in told["rows"]
+        row["variant"]: row["figures"][figure]
+        for row in data["rows"]
         if row["measure"] == measure and figure in row["figures"]
     }
 
 
 @pytest.mark.long
 async def test_a_short_run_shows_what_the_guarantee_costs(kept_dir: Path) -> None:
-    """Who answers, what it costs the primary, and that nothing is stale; the table, and all of it as JSON."""
+    """Which nodes answer, what that costs the primary, and that no read is stale; as text and as JSON."""
     file = kept_dir / "bench.json"
     code, output = await bench(
         kept_dir, "--rounds", "1", "--seconds", "0.2", "--replicas", "1", "--measures", "queries,read-after-write",
         "--only", "article,never-stale,never-stale-no-token", "--json", str(file),
     )  # fmt: skip
     assert 0 == code, output
-    told = json.loads(file.read_text())
+    data = json.loads(file.read_text())
     file.unlink()
 
-    queries = by_contender(told, "queries", "primary_queries_per_read")
+    queries = by_variant(data, "queries", "primary_queries_per_read")
     assert queries["never-stale"] == pytest.approx(0, abs=0.1)
     assert queries["never-stale-no-token"] == pytest.approx(1, abs=0.1)
     assert round(queries["article"], 1) >= 2
-    shares = by_contender(told, "read-after-write", "replica_share_percent")
+    shares = by_variant(data, "read-after-write", "replica_share_percent")
     assert shares["never-stale"] > shares["article"]
     for measure in ("queries", "read-after-write"):
-        assert 0 == sum(by_contender(told, measure, "failed_requests").values())
-    assert min(by_contender(told, "read-after-write", "p50_ms").values()) > 0
-    assert (0, True) == (told["stale_reads"], told["about"]["finished"])
+        assert 0 == sum(by_variant(data, measure, "failed_requests").values())
+    assert min(by_variant(data, "read-after-write", "p50_ms").values()) > 0
+    assert (0, True) == (data["stale_reads"], data["about"]["finished"])
     assert "primary queries per read, article" in output
     assert_nothing_left(kept_dir)
 
 
-async def test_a_cluster_that_is_there_gets_its_replicas_back(kept_dir: Path) -> None:
-    """Interrupted while their replay is paused, with whatever was measured until then told."""
+async def test_an_interrupted_run_resumes_the_replicas_of_a_running_cluster(kept_dir: Path) -> None:
+    """Also while the benchmark has paused their replay."""
     async with running(kept_dir, CLUSTER, "up", "--replicas", "1", "--postgres-port", "0") as cluster:
         await cluster.prints("psql -h")
         async with running(
@@ -79,14 +79,14 @@ async def test_a_cluster_that_is_there_gets_its_replicas_back(kept_dir: Path) ->
     assert_nothing_left(kept_dir)
 
 
-async def test_nothing_that_is_measured_outlives_it(kept_dir: Path) -> None:
-    """Not even if it is killed, and could end nobody."""
+async def test_no_process_outlives_it(kept_dir: Path) -> None:
+    """Not even if it is killed, and cannot stop its children."""
     async with running(kept_dir, "-m", "rocket", "bench", "--soak", "50000", "--replicas", "1") as program:
         await program.prints("5000 of 50000 reads")
         parent = psutil.Process(program.process.pid)
         children = parent.children(recursive=True)
         program.process.kill()
-        await program.process.wait()  # not for the end of its output: whoever is left may hold that
+        await program.process.wait()  # not for the end of its output, which children still hold
         gone, left = await asyncio.to_thread(psutil.wait_procs, children, timeout=15)
         for child in left:
             child.kill()
@@ -99,33 +99,34 @@ async def test_nothing_that_is_measured_outlives_it(kept_dir: Path) -> None:
 
 
 async def test_many_replicas_cost_a_decision_nothing(kept_dir: Path) -> None:
-    """Not timed here; it has to come to its end, with every figure."""
+    """Not timed here; it runs to its end, and measures every figure."""
     file = kept_dir / "scale.json"
     code, output = await bench(kept_dir, "--scale", "--json", str(file))
 
     assert 0 == code, output
-    told = json.loads(file.read_text())
+    data = json.loads(file.read_text())
     assert {"5 replicas", "50 replicas", "500 replicas", "5000 replicas"} == set(
-        by_contender(told, "scale", "observe_per_replica_us")
+        by_variant(data, "scale", "observe_per_replica_us")
     )
-    assert 2 == len(told["goals"])
+    assert 2 == len(data["goals"])
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--only", "pgpool"], "--only: there is no 'pgpool'"),
-        (["--only", "bare", "--measures", "writes"], "takes part"),
+        (["--only", "pgpool"], "--only has no 'pgpool'"),
+        (["--only", "bare", "--measures", "writes"], "no variant of --only takes part"),
         (["--rounds", "0"], "--rounds must be a whole number"),
         (["--seconds", "never"], "--seconds must be a time"),
         (["--json", "/nonexistent/file"], "cannot write /nonexistent/file"),
         (["--attach"], "no cluster of this user is running"),
         (["--postgres-port", "5433"], "give --attach too"),
+        (["--against", "/nonexistent/python"], "--against: /nonexistent/python is not a program"),
         (["--scale", "--soak", "100"], "--scale needs no cluster"),
     ],
 )
 async def test_wrong_use_is_one_line_and_exit_code_2(kept_dir: Path, flags: list[str], words: str) -> None:
-    """No traceback, and nothing made."""
+    """No traceback, and no files left."""
     code, output = await bench(kept_dir, *flags)
 
     assert 2 == code

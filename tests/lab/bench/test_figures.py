@@ -7,19 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rocket.lab.bench.figures import Figures, Row, Spread, difference, percentile, ratio
-from rocket.lab.bench.queries import with_queries_per_read
+from rocket.lab.bench.measures import with_queries_per_read
 
 SAMPLES = st.lists(st.integers(0, 1000), min_size=1).map(sorted)
 
 
-def rows(contender: str, *values: float, figure: str = "reads_per_s") -> list[Row]:
-    """Return a row a round, beginning with the first one."""
-    return [Row(number, "reads", contender, {figure: value}) for number, value in enumerate(values, start=1)]
+def rows(variant: str, *values: float, figure: str = "reads_per_s") -> list[Row]:
+    """Return a row for each round."""
+    return [Row(number, "reads", variant, {figure: value}) for number, value in enumerate(values, start=1)]
 
 
 @given(SAMPLES, st.integers(1, 100))
-def test_a_percentile_is_the_least_sample_that_so_many_do_not_exceed(samples: list[int], percent: int) -> None:
-    """By definition, with no interpolation."""
+def test_a_percentile_is_the_least_sample_that_enough_do_not_exceed(samples: list[int], percent: int) -> None:
+    """By definition, without interpolation."""
     value = percentile(samples, percent)
 
     def not_above(bound: int) -> float:
@@ -31,7 +31,7 @@ def test_a_percentile_is_the_least_sample_that_so_many_do_not_exceed(samples: li
 
 
 def test_percentiles_of_a_hundred() -> None:
-    """The figures that anybody would expect; none of nothing."""
+    """The expected ones; no samples have no percentile."""
     hundred = list(range(1, 101))
 
     assert (50, 99, 100) == tuple(percentile(hundred, percent) for percent in (50, 99, 100))
@@ -40,7 +40,7 @@ def test_percentiles_of_a_hundred() -> None:
 
 
 def test_a_ratio_is_taken_within_each_round() -> None:
-    """A machine that slows down between rounds changes nothing; the medians' ratio would say otherwise."""
+    """A machine that slows down between rounds changes nothing; it would change the ratio of the medians."""
     figures = Figures([*rows("one", 100, 10, 1000), *rows("other", 200, 20, 1000)])
     one, other = (("reads", name, "reads_per_s") for name in ("one", "other"))
 
@@ -48,8 +48,8 @@ def test_a_ratio_is_taken_within_each_round() -> None:
     assert Spread(-10, -100, 0) == figures.compared(one, other, difference)
 
 
-def test_rounds_that_one_lacks_are_left_out() -> None:
-    """As in a run that was cut off; and nothing is divided by nothing."""
+def test_rounds_that_one_variant_lacks_are_left_out() -> None:
+    """As in a run that was interrupted; and nothing is divided by zero."""
     figures = Figures([*rows("one", 10, 20, 30), *rows("other", 5, 0)])
 
     assert Spread(2, 2, 2) == figures.compared(
@@ -59,8 +59,8 @@ def test_rounds_that_one_lacks_are_left_out() -> None:
     assert figures.spread("reads", "none", "reads_per_s") is None
 
 
-def test_the_primarys_count_is_freed_of_what_it_counts_unasked() -> None:
-    """What it counted in the life of an idle API is not the reads'."""
+def test_the_transactions_of_an_idle_api_are_subtracted() -> None:
+    """They are not the reads'."""
     counted = [
         Row(1, "reads", "never-stale", {"primary_transactions": 31, "reads": 1000}),
         Row(1, "reads", "article", {"primary_transactions": 4030, "reads": 1000}),
@@ -68,7 +68,7 @@ def test_the_primarys_count_is_freed_of_what_it_counts_unasked() -> None:
         Row(1, "reads", "idle", {"primary_transactions": 30}),
     ]
 
-    told = {row.contender: row.figures.get("primary_queries_per_read") for row in with_queries_per_read(counted)}
+    found = {row.variant: row.figures.get("primary_queries_per_read") for row in with_queries_per_read(counted)}
 
-    assert {"never-stale": 0.001, "article": 4.0, "bare": None, "idle": None} == told
+    assert {"never-stale": 0.001, "article": 4.0, "bare": None, "idle": None} == found
     assert counted[:1] == list(with_queries_per_read(counted[:1]))

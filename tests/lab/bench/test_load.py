@@ -1,4 +1,4 @@
-"""The load: an HTTP client that is strict, and sessions that tell a fresh answer from a stale or a failed one."""
+"""The load: a strict HTTP client, and sessions that distinguish fresh, stale and failed responses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rocket.lab.bench.connection import Answer, Garbled, parse
-from rocket.lab.bench.load import Load, NotReady
-from rocket.lab.bench.orders import Job, Kind
+from rocket.lab.bench.http import BadResponse, Response, parse
+from rocket.lab.bench.load import Job, Kind, Load, NotReady
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,13 +23,13 @@ WHOLE = HEAD + b"\r\n\r\nhello"
 
 
 @given(st.integers(0, len(WHOLE) - 1))
-def test_an_answer_is_there_when_all_of_it_is(length: int) -> None:
-    """However the network cuts it."""
+def test_a_response_is_parsed_once_it_is_complete(length: int) -> None:
+    """However the network splits it."""
     assert parse(WHOLE[:length]) is None
-    answer = parse(WHOLE)
-    assert Answer(200, HEAD, b"hello") == answer
+    response = parse(WHOLE)
+    assert Response(200, HEAD, b"hello") == response
     assert ("replica", "5", None) == tuple(
-        answer.header(name) for name in ("Rocket-Served-As", "content-length", "served-as")
+        response.header(name) for name in ("Rocket-Served-As", "content-length", "served-as")
     )
 
 
@@ -45,15 +44,15 @@ def test_an_answer_is_there_when_all_of_it_is(length: int) -> None:
         b"x" * (2**20 + 1),
     ],
 )
-def test_what_the_api_would_not_say_is_refused(received: bytes) -> None:
-    """It is no answer, and would be timed as one."""
-    with pytest.raises(Garbled):
+def test_what_the_api_would_not_send_is_rejected(received: bytes) -> None:
+    """It is not a response, and must not be timed as one."""
+    with pytest.raises(BadResponse):
         parse(received)
 
 
 @contextlib.asynccontextmanager
 async def api(read: Handler) -> AsyncIterator[str]:
-    """Serve something that takes users and rides, and answers reads as it is told to."""
+    """Serve a stub that accepts users and rides, and answers reads by `read`."""
 
     async def write(_request: web.Request) -> web.Response:
         return web.json_response({"id": 1}, status=201, headers={"Rocket-Session": "written"})
@@ -69,35 +68,35 @@ async def api(read: Handler) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def joined(url: str) -> Load:
-    """Return a load of two sessions."""
+async def registered(url: str) -> Load:
+    """Return a load with two registered sessions."""
     load = Load()
-    await load.join(Job(Kind.JOIN, url, sessions=2, tokens=True))
+    await load.register(Job(Kind.REGISTER, url, sessions=2, tokens=True))
     return load
 
 
-async def test_sessions_bring_back_the_token_that_they_were_given_last() -> None:
-    """From answer to request, beginning with that of their write; and not where the contender has none."""
-    brought = []
+async def test_sessions_send_back_their_latest_token() -> None:
+    """Beginning with the token of their write; a job without tokens sends none."""
+    sent = []
 
     async def read(request: web.Request) -> web.Response:
-        brought.append(request.headers.get("Rocket-Session"))
+        sent.append(request.headers.get("Rocket-Session"))
         return web.json_response({"id": 1}, headers={"Rocket-Session": "read", "Rocket-Served-As": "replica"})
 
     async with api(read) as url:
-        load = await joined(url)
+        load = await registered(url)
         tally = await load.run(Job(Kind.READS, url, sessions=1, tokens=True, requests=3))
         await load.run(Job(Kind.READS, url, sessions=1, requests=1))
 
-    assert ["written", "read", "read", None] == brought
+    assert ["written", "read", "read", None] == sent
     assert (3, 3, 0, 0) == (tally.requests, tally.by_replicas, tally.stale, tally.failed)
     assert tally.p50_ms is not None
     assert tally.p99_ms is not None
     assert 0 < tally.p50_ms <= tally.p99_ms <= tally.seconds * 1000
 
 
-async def test_a_read_that_lacks_the_ride_is_stale_and_one_refused_has_failed() -> None:
-    """Neither is timed, and neither is lost."""
+async def test_a_read_without_the_ride_is_stale_and_a_refused_read_has_failed() -> None:
+    """Neither is timed, and both are counted."""
     answers = [
         web.json_response({"error": "not found"}, status=404),
         web.json_response({"id": 2}),
@@ -109,15 +108,15 @@ async def test_a_read_that_lacks_the_ride_is_stale_and_one_refused_has_failed() 
         return answers.pop(0)
 
     async with api(read) as url:
-        load = await joined(url)
+        load = await registered(url)
         tally = await load.run(Job(Kind.READS, url, sessions=1, requests=4))
 
     assert (1, 2, 1) == (tally.requests, tally.stale, tally.failed)
     assert "503" in tally.failures[0]
 
 
-async def test_a_lost_connection_is_a_failure_and_the_next_request_opens_another_one() -> None:
-    """Also where the server closes it in the middle of an answer."""
+async def test_a_lost_connection_is_a_failure_and_the_next_request_opens_another() -> None:
+    """Here the server closes it instead of answering."""
     times = 0
 
     async def read(request: web.Request) -> web.Response:
@@ -129,30 +128,30 @@ async def test_a_lost_connection_is_a_failure_and_the_next_request_opens_another
         return web.json_response({"id": 1})
 
     async with api(read) as url:
-        load = await joined(url)
+        load = await registered(url)
         tally = await load.run(Job(Kind.READS, url, sessions=1, requests=3))
 
     assert (2, 1) == (tally.requests, tally.failed)
 
 
-async def test_a_pace_is_kept() -> None:
-    """Not more than is due, whatever the answers take; a crowd beside writes at its own."""
+async def test_rates_are_kept() -> None:
+    """No more requests than are due, however long responses take; background users have a rate of their own."""
 
     async def read(_request: web.Request) -> web.Response:
         return web.json_response({"id": 1})
 
     async with api(read) as url:
-        load = await joined(url)
-        await load.join(Job(Kind.JOIN, url, crowd="writers", sessions=2))
+        load = await registered(url)
+        await load.register(Job(Kind.REGISTER, url, users="writers", sessions=2))
         tally = await load.run(
-            Job(Kind.READS, url, sessions=2, seconds=0.5, per_s=20, beside="writers", beside_per_s=40)
+            Job(Kind.READS, url, sessions=2, seconds=0.5, per_s=20, background="writers", background_per_s=40)
         )
 
     assert 0 < tally.requests <= 10
-    assert 0 < tally.beside <= 20
+    assert 0 < tally.background_writes <= 20
 
 
-async def test_sessions_that_cannot_be_made_are_said_so() -> None:
+async def test_sessions_without_a_server_are_an_error() -> None:
     """Instead of being measured."""
-    with pytest.raises(NotReady, match="no user could be made"):
-        await joined("http://127.0.0.1:1")
+    with pytest.raises(NotReady, match="no user could be registered"):
+        await registered("http://127.0.0.1:1")

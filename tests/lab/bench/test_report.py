@@ -1,4 +1,4 @@
-"""What people and programs are told: tables, and goals that are met or missed."""
+"""The report for people and programs: tables, and targets that are met or missed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import pytest
 
 from rocket.lab.bench.figures import Figures, Row
-from rocket.lab.bench.goals import Finding, findings, stale_reads
-from rocket.lab.bench.report import as_json, report
+from rocket.lab.bench.report import Finding, as_json, findings, report, stale_reads
 
 ABOUT = {
     "cores": 2,
@@ -20,15 +19,15 @@ ABOUT = {
 }
 
 
-def reads(number: int, contender: str, per_s: float, stale: int = 0) -> Row:
-    """Return a row of the measure that matters most."""
+def reads(number: int, variant: str, per_s: float, stale: int = 0) -> Row:
+    """Return a row of the measure `reads`."""
     figures = {
         "reads_per_s": per_s,
         "p99_ms": 1000 / per_s,
         "stale_reads": stale,
         "failed_requests": 0,
     }
-    return Row(number, "reads", contender, figures)
+    return Row(number, "reads", variant, figures)
 
 
 FIGURES = Figures(
@@ -46,7 +45,7 @@ FIGURES = Figures(
 
 
 def found(figures: Figures, what: str) -> Finding:
-    """Return the one finding that begins so."""
+    """Return the only finding that begins with `what`."""
     (finding,) = (each for each in findings(figures) if each.what.startswith(what))
     return finding
 
@@ -60,13 +59,13 @@ def found(figures: Figures, what: str) -> Finding:
         ("primary queries per read, never-stale without", True),
     ],
 )
-def test_a_goal_is_met_or_not_as_precisely_as_it_is_shown(what: str, met: bool) -> None:
-    """0.93 is below 0.95; 1.002 transactions are one."""
+def test_a_figure_is_compared_with_its_target_as_precisely_as_it_is_shown(what: str, met: bool) -> None:
+    """0.93 is below 0.95; 1.004 transactions are one."""
     assert met is found(FIGURES, what).met
 
 
-def test_what_was_not_measured_has_no_goal() -> None:
-    """Nor has a run that was cut off before the first round was over."""
+def test_what_was_not_measured_has_no_finding() -> None:
+    """Nor has a run that was interrupted in its first round."""
     assert {"reads/s, never-stale ÷ random", "p99 of a read, never-stale ÷ random"} <= {
         finding.what for finding in findings(FIGURES)
     }
@@ -75,7 +74,7 @@ def test_what_was_not_measured_has_no_goal() -> None:
 
 
 def test_the_report_can_be_read() -> None:
-    """Medians with their extremes, totals, no minus before nothing."""
+    """Medians with their extremes, totals, no minus sign before a zero."""
     lines = report(FIGURES, ABOUT).splitlines()
 
     assert (
@@ -91,8 +90,8 @@ def test_the_report_can_be_read() -> None:
     assert not [line for line in lines if "-0.00" in line or line != line.rstrip()]
 
 
-def test_a_stale_read_of_never_stale_is_told_loudly() -> None:
-    """One of `random` is what it is there to show."""
+def test_a_stale_read_of_never_stale_is_reported_last() -> None:
+    """Stale reads of `random` are expected."""
     broken = Figures([*FIGURES.rows, reads(3, "never-stale-no-token", 900, stale=2)])
 
     assert (0, 2) == (stale_reads(FIGURES), stale_reads(broken))
@@ -100,12 +99,28 @@ def test_a_stale_read_of_never_stale_is_told_loudly() -> None:
     assert report(broken, ABOUT).splitlines()[-1].startswith("STALE: 2 reads")
 
 
-def test_programs_are_told_everything() -> None:
-    """Rows, medians and goals, as JSON that any reader takes."""
-    told = json.loads(json.dumps(as_json(FIGURES, ABOUT), allow_nan=False))
+def test_two_builds_are_compared_within_each_round() -> None:
+    """By the variants that both took part with."""
+    builds = Figures(
+        [
+            reads(1, "never-stale", 1000),
+            reads(1, "never-stale (other build)", 2000),
+            reads(2, "never-stale", 3000),
+            reads(2, "never-stale (other build)", 2000),
+        ]
+    )
+    (line,) = (line for line in report(builds, ABOUT).splitlines() if line.startswith("  reads, never-stale"))
 
-    assert 8 == len(told["rows"])
-    assert {"measure": "reads", "contender": "random", "figure": "reads_per_s", "median": 1500, "least": 1000,
-            "most": 2000} in told["medians"]  # fmt: skip
-    assert {False, True} == {goal["met"] for goal in told["goals"]}
-    assert 0 == told["stale_reads"]
+    assert ["1.000", "(0.500", "to", "1.500)", "-", "-"] == line.split()[2:8]
+    assert "this build" not in report(FIGURES, ABOUT)
+
+
+def test_programs_get_everything() -> None:
+    """Rows, medians and targets, as JSON without extensions."""
+    data = json.loads(json.dumps(as_json(FIGURES, ABOUT), allow_nan=False))
+
+    assert 8 == len(data["rows"])
+    assert {"measure": "reads", "variant": "random", "figure": "reads_per_s", "median": 1500, "least": 1000,
+            "most": 2000} in data["medians"]  # fmt: skip
+    assert {False, True} == {goal["met"] for goal in data["goals"]}
+    assert 0 == data["stale_reads"]

@@ -1,18 +1,18 @@
-"""What people and programs are told of a verdict, and the exit code."""
+"""A verdict as text and as JSON, and the exit code."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from rocket.lab.checker.check import check
 from rocket.lab.checker.history import Fault, History, Outcome, line_of
 from rocket.lab.checker.report import excerpt, report
 from rocket.lab.cli import main
-from tests.lab.checker.stories import failed, page, story, token, write
+from tests.support.histories import failed, history_of, page, token, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,10 +29,10 @@ def saved(path: Path, history: History) -> str:
 
 
 def test_an_excerpt_can_be_followed() -> None:
-    """It tells when, who, what, where, why and with which tokens; and what was done to the cluster meanwhile."""
+    """It shows when, which session, what, where, why and with which tokens; and the faults meanwhile."""
     crash = Fault(name="crash", at=1.5, until=3.0, node="replica1")
 
-    (violation,) = check(story(WRITTEN, STALE, crash)).violations
+    (violation,) = check(history_of(WRITTEN, STALE, crash)).violations
 
     assert [
         "      1.0000 -     1.0100 s  s1  POST /rides distance=0.7  ->  ok 201, ride 7",
@@ -51,7 +51,7 @@ def test_a_page_in_an_excerpt_says_whether_the_ride_is_on_it() -> None:
     rides = [(number, float(number)) for number in range(20, 0, -1)]
     seen, gone = page("s1", 3.0, *rides), page("s1", 4.0, *rides[:-1])
 
-    (violation,) = check(story(*writes, seen, gone)).violations
+    (violation,) = check(history_of(*writes, seen, gone)).violations
     text = "\n".join(excerpt(violation))
 
     assert "all rides: 20 (20.0), 19 (19.0)" in text
@@ -61,9 +61,9 @@ def test_a_page_in_an_excerpt_says_whether_the_ride_is_on_it() -> None:
 
 def test_the_report_ends_with_the_verdict() -> None:
     """After the table and, where something is wrong, after what is wrong."""
-    held = report(check(story())).splitlines()
-    violated = report(check(story(WRITTEN, STALE))).splitlines()
-    void = report(check(replace(story(), end=None))).splitlines()
+    held = report(check(history_of())).splitlines()
+    violated = report(check(history_of(WRITTEN, STALE))).splitlines()
+    void = report(check(replace(history_of(), end=None))).splitlines()
 
     assert held[-1].startswith("HELD")
     assert violated[-1].startswith("VIOLATED")
@@ -75,7 +75,9 @@ def test_the_report_ends_with_the_verdict() -> None:
 
 def test_the_table_shows_what_happened() -> None:
     """A row each; a first cell is not repeated."""
-    text = report(check(story(WRITTEN, failed(write("s1", 3.0, None, 0.8), Outcome.UNKNOWN, 504)))).splitlines()
+    text = report(
+        check(history_of(WRITTEN, failed(write("s1", 3.0, None, 0.8), Outcome.UNKNOWN, 504)))
+    ).splitlines()
     rows = [" ".join(line.split()) for line in text]
 
     assert "fallbacks to the primary not-caught-up 1" in rows
@@ -90,7 +92,7 @@ def test_what_servers_said_does_not_steer_the_terminal() -> None:
     """Nor begins a line of its own."""
     stale = replace(STALE, error="\x1b[2J\nHELD")
 
-    text = report(check(story(WRITTEN, stale)))
+    text = report(check(history_of(WRITTEN, stale)))
 
     assert "\x1b" not in text
     assert "HELD" not in text.splitlines()
@@ -99,9 +101,9 @@ def test_what_servers_said_does_not_steer_the_terminal() -> None:
 @pytest.mark.parametrize(
     ("history", "code", "verdict"),
     [
-        (story(), 0, "held"),
-        (story(WRITTEN, STALE), 2, "violated"),
-        (replace(story(), end=None), 3, "void"),
+        (history_of(), 0, "held"),
+        (history_of(WRITTEN, STALE), 2, "violated"),
+        (replace(history_of(), end=None), 3, "void"),
     ],
 )
 def test_the_exit_code_is_the_verdict(
@@ -122,7 +124,7 @@ def test_the_exit_code_is_the_verdict(
 def test_a_garbled_history_is_void(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It says which line; in JSON too."""
     file = tmp_path / "history"
-    saved(file, story())
+    saved(file, history_of())
     file.write_bytes(file.read_bytes()[:-9])
 
     assert 3 == main(["check", str(file)])

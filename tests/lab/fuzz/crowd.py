@@ -13,8 +13,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from rocket.errors import describe
-from rocket.lab.bench.connection import Connection, Garbled
 from rocket.lab.bench.figures import percentile
+from rocket.lab.bench.http import BadResponse, Connection
 from rocket.lab.shutdown import run
 
 REFUSED = 503
@@ -85,8 +85,8 @@ async def _client(orders: Job, tally: Tally, began: float) -> None:
             session = f"Rocket-Session: {token}\r\n" if token else ""
             request = f"GET {ride} HTTP/1.1\r\nHost: {address.netloc}\r\n{credentials}{session}\r\n"
             try:
-                answer = await connection.ask(request.encode())
-            except (OSError, TimeoutError, Garbled) as error:
+                answer = await connection.send(request.encode())
+            except (OSError, TimeoutError, BadResponse) as error:
                 tally.statuses[f"{type(error).__name__}: {describe(error)}"] += 1
                 await asyncio.sleep(_SAME_PLACE_S)
                 continue

@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from rocket.lab.bench.cores import shared_out
+from rocket.lab.bench.testbed import reserved_core
 from rocket.lab.shutdown import run
 from tests.lab.fuzz.crowd import Job, Times
 from tests.lab.fuzz.stage import errors_in, staged
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from rocket.lab.bench.processes import Server
+    from rocket.lab.bench.testbed import Server
 
 CLIENTS = 8
 REPLICAS = 5
@@ -162,7 +162,7 @@ async def flood(server: Server, log: Path, clients: int, seconds: float) -> None
 
 async def main(clients: int, seconds: float) -> int:
     """Run the flood; return the exit code."""
-    with shared_out() as settle:
+    with reserved_core() as settle:
         async with staged(REPLICAS, settle) as (server, log):
             try:
                 await flood(server, log, clients, seconds)

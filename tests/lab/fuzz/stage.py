@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rocket.cluster import control
-from rocket.cluster.cluster import ClusterSettings, local_cluster
-from rocket.cluster.supervisor import supervise
+from rocket.cluster.cluster import ClusterSettings
+from rocket.cluster.supervisor import local_cluster, supervise
 from rocket.lab.app import DATABASE
-from rocket.lab.bench.processes import Server, serving
+from rocket.lab.bench.testbed import Server, serving
 from rocket.lab.shutdown import Shutdown, ShutdownStack, background, shutdown_on_signals
 from rocket.schema import schema_sql
 
@@ -38,7 +38,7 @@ async def _up(
     cluster = await stack.enter_async_context(
         local_cluster(ClusterSettings(replicas=replicas, port=0, database=DATABASE, schema=schema_sql()))
     )
-    ending.on_force.append(cluster.hurry)
+    ending.on_force.append(cluster.force_stop)
     await stack.enter_async_context(background(supervise(cluster), "supervisor"))
     await stack.enter_async_context(control.listening(cluster, lambda: ending.ask("down was asked for")))
     await cluster.wait_for_catchup()

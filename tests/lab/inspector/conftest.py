@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     from pytest_aiohttp.plugin import AiohttpClient
 
-    from rocket import Observer, Router
     from rocket.cluster.cluster import LocalCluster
+    from rocket.lab.comparison import ComparisonRouter
     from rocket.lab.inspector.inspector import Limits
+    from rocket.routing.observer import Observer
     from tests.support.inspected import Inspected
 
 
@@ -28,7 +29,11 @@ def limits() -> Limits:
 
 @pytest_asyncio.fixture
 async def inspected(
-    router: Router[str], observer: Observer, cluster: LocalCluster, aiohttp_client: AiohttpClient, limits: Limits
+    router: ComparisonRouter,
+    observer: Observer,
+    cluster: LocalCluster,
+    aiohttp_client: AiohttpClient,
+    limits: Limits,
 ) -> AsyncIterator[Inspected]:
     """An API on the cluster of the tests, which takes commands; its observer has run once."""
     await observer.run_once()

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from pytest_aiohttp.plugin import AiohttpClient
 
-    from rocket import Router
     from rocket.cluster.cluster import LocalCluster
+    from rocket.lab.comparison import ComparisonRouter
     from tests.support.inspected import Client, Inspected
 
 SECRET = "open-sesame"  # noqa: S105 - nothing is behind it
@@ -34,7 +34,7 @@ PAUSE = {"command": "pause", "node": "replica0"}
 
 @pytest_asyncio.fixture
 async def by_token(
-    router: Router[str], cluster: LocalCluster, aiohttp_client: AiohttpClient
+    router: ComparisonRouter, cluster: LocalCluster, aiohttp_client: AiohttpClient
 ) -> AsyncIterator[Client]:
     """A client of an inspector that has a token and a host name."""
     inspector = Inspector(router, Targets("", cluster, token=SECRET), list(cluster.nodes), 0.5)
@@ -161,7 +161,7 @@ async def test_a_command_from_the_page_is_executed_and_reported(inspected: Inspe
 
 
 async def test_a_program_without_a_cluster_executes_no_command(
-    router: Router[str], aiohttp_client: AiohttpClient
+    router: ComparisonRouter, aiohttp_client: AiohttpClient
 ) -> None:
     """It only views the cluster, and the page shows why."""
     inspector = Inspector(router, Targets(""), [], 0.5)

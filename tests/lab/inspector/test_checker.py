@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rocket import Answer, Lsn, Reason, Role, Routing, SessionToken
-from rocket.consistency import Epoch
+from rocket import Answer, Lsn, Reason, Role
+from rocket.consistency import Epoch, SessionToken
 from rocket.lab.api.recorder import Asked, RequestRecord
+from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.inspector.checker import Checker
 from rocket.lab.inspector.event_log import SessionTracker
 from tests.support.inspected import viewing
@@ -16,8 +17,8 @@ from tests.support.servers import paused
 from tests.support.user import User
 
 if TYPE_CHECKING:
-    from rocket import Observer, Router
     from rocket.cluster.cluster import LocalCluster
+    from rocket.routing.observer import Observer
     from tests.support.inspected import Inspected
 
 FIRST, SECOND = Epoch("1-aaaaaaaa"), Epoch("2-bbbbbbbb")
@@ -26,7 +27,13 @@ FIRST, SECOND = Epoch("1-aaaaaaaa"), Epoch("2-bbbbbbbb")
 @pytest.mark.parametrize("routing", Routing)
 @pytest.mark.parametrize("tokens", [True, False])
 async def test_it_finds_exactly_the_reads_that_miss_a_write(
-    inspected: Inspected, router: Router[str], cluster: LocalCluster, email: str, routing: Routing, *, tokens: bool
+    inspected: Inspected,
+    router: ComparisonRouter,
+    cluster: LocalCluster,
+    email: str,
+    routing: Routing,
+    *,
+    tokens: bool,
 ) -> None:
     """A replica that does not replay is stale under a routing that ignores that."""
     user = User(inspected.client, email, tokens=tokens)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from rocket import Answer, Lsn, Reason, Role, Routing
+from rocket import Answer, Lsn, Reason, Role
 from rocket.consistency import Incarnation, ReplicaStatus
 from rocket.errors import Unavailable
 from rocket.lab.api.recorder import Asked, RequestRecord
+from rocket.lab.comparison import Routing
 from rocket.lab.inspector.event_log import RecordedError
 from rocket.lab.inspector.events import StatusSampler, explain_read, totals
-from rocket.routing.explain import Candidate, tell
+from rocket.routing.explain import Candidate, sentences_of
 
 # --- statuses ---
 
@@ -55,15 +56,15 @@ def test_a_replica_is_as_far_behind_as_its_vouched_position() -> None:
 def test_further_replicas_behind_are_counted_in_the_right_number() -> None:
     """One in the singular, several in the plural."""
     behind = [Candidate(f"replica{number}", Lsn(90), Lsn(90), 10 + number, None) for number in range(4)]
-    assert "1 more was further behind." in tell(None, None, None, behind[:3])
-    assert "2 more were further behind." in tell(None, None, None, behind)
+    assert "1 more was further behind." in sentences_of(None, None, None, behind[:3])
+    assert "2 more were further behind." in sentences_of(None, None, None, behind)
 
 
 @pytest.mark.parametrize(("name", "subject"), [("primary", "the primary"), ("replica2", "replica2, the primary,")])
 def test_a_primary_of_that_name_is_not_named_twice(name: str, subject: str) -> None:
     """A primary with another name is named with its role."""
     answer = Answer(None, name, Role.PRIMARY, Reason.ASKED, None)
-    assert [f"By this routing every read goes to the primary: {subject} served the read."] == tell(
+    assert [f"By this routing every read goes to the primary: {subject} served the read."] == sentences_of(
         answer, None, None, []
     )
 
@@ -71,7 +72,9 @@ def test_a_primary_of_that_name_is_not_named_twice(name: str, subject: str) -> N
 def test_a_replica_named_primary_is_not_taken_for_the_primary() -> None:
     """It keeps its name after a promotion."""
     answer = Answer(None, "primary", Role.REPLICA, Reason.CAUGHT_UP, None)
-    assert ["primary (now a replica) had replayed that far, and served the read."] == tell(answer, None, None, [])
+    assert ["primary (now a replica) had replayed that far, and served the read."] == sentences_of(
+        answer, None, None, []
+    )
 
 
 # --- totals ---

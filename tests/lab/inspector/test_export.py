@@ -8,11 +8,11 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rocket import Routing
 from rocket.lab.api.recorder import RequestRecord
-from rocket.lab.checker import check, reader
-from rocket.lab.checker.history import Outcome, Request
-from rocket.lab.checker.verdict import Judgement, Rule
+from rocket.lab.checker.check import Judgement, check
+from rocket.lab.checker.findings import Rule
+from rocket.lab.checker.history import Outcome, Request, read_history
+from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.inspector.export import history_lines
 from rocket.lab.inspector.feed import BATCH_S
 from tests.support.inspected import DEADLINE_S, QUICK, inspecting
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from pytest_aiohttp.plugin import AiohttpClient
 
-    from rocket import Observer, Router
     from rocket.cluster.cluster import LocalCluster
+    from rocket.lab.checker.check import Verdict
     from rocket.lab.checker.history import History
-    from rocket.lab.checker.verdict import Verdict
+    from rocket.routing.observer import Observer
     from tests.support.inspected import Inspected
 
 
@@ -38,8 +38,8 @@ async def judged(inspected: Inspected, path: Path, last: int = 1000) -> tuple[Hi
     async with inspected.client.get("/inspector/history", params={"last": last}) as response:
         assert 200 == response.status
         file.write_text(await response.text())
-    history = reader.read_history(file)
-    return history, check.check(history)
+    history = read_history(file)
+    return history, check(history)
 
 
 async def test_traffic_without_a_flaw_breaks_no_rule(
@@ -83,7 +83,7 @@ async def test_a_ride_written_before_the_history_begins_breaks_no_rule(
 
 
 async def test_a_stale_read_is_convicted(
-    inspected: Inspected, router: Router[str], cluster: LocalCluster, email: str, tmp_path: Path
+    inspected: Inspected, router: ComparisonRouter, cluster: LocalCluster, email: str, tmp_path: Path
 ) -> None:
     """The history also holds the fault that caused it."""
     inspected.event_log.start_recording()
@@ -114,7 +114,7 @@ async def test_without_a_viewer_nothing_is_recorded(inspected: Inspected, email:
 
 
 async def test_reads_continue_while_a_history_is_made(
-    router: Router[str], cluster: LocalCluster, aiohttp_client: AiohttpClient, email: str, tmp_path: Path
+    router: ComparisonRouter, cluster: LocalCluster, aiohttp_client: AiohttpClient, email: str, tmp_path: Path
 ) -> None:
     """It is a lot of work, and none for the event loop."""
     begun, served = threading.Event(), threading.Event()
@@ -136,7 +136,7 @@ async def test_reads_continue_while_a_history_is_made(
 
 
 async def test_a_client_that_asks_for_a_history_now_and_then_keeps_it_recording(
-    router: Router[str], cluster: LocalCluster, aiohttp_client: AiohttpClient, tmp_path: Path
+    router: ComparisonRouter, cluster: LocalCluster, aiohttp_client: AiohttpClient, tmp_path: Path
 ) -> None:
     """Each time for a minute."""
     passed_s = 0.0

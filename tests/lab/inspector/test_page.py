@@ -1,8 +1,8 @@
 """The inspector's page in a real browser, on a whole system: it moves, and its buttons do what they say.
 
-One system and one browser serve all tests. Each test opens a page of its own and leaves the system as it was.
-They need playwright and an installed Chromium; `.ci/run` installs both, and sets BROWSER_REQUIRED so that none is
-skipped there.
+One system, one browser and, at the width of a desktop, one page serve all tests. Page and system are reset after
+each test. They need playwright and an installed Chromium; `.ci/run` installs both, and sets BROWSER_REQUIRED so
+that none is skipped there.
 """
 
 from __future__ import annotations
@@ -63,6 +63,34 @@ class Visit:
         if message.type in {"error", "warning"}:
             self.complaints.append(message.text)
 
+    async def open(self) -> None:
+        """Load the page and wait until it shows something."""
+        await self.page.goto(self.address)
+        await self.until("() => rocketInspector.events > 50 && rocketInspector.store.tick")
+
+    async def reset(self) -> None:
+        """Undo what was done to the view and to the system."""
+        await self.page.unroute_all()
+        await self.page.evaluate(
+            """() => {
+                for (const id of ["playing-close", "live"]) document.getElementById(id).click();
+                for (const way of document.querySelectorAll("#legend [aria-pressed=false]")) way.click();
+                for (const toast of document.querySelectorAll("#toasts button")) toast.click();
+                document.activeElement.blur();
+                rocketInspector.view.span = 10000;
+                scrollTo(0, 0);
+            }"""
+        )
+        for command in ({"command": "heal"}, {"command": "simulator", "rate": RATE}):
+            answer = await self.page.request.post(f"{self.address}/control", data=command, headers=HEADERS)
+            assert answer.ok, await answer.text()
+        self.complaints.clear()
+
+    def assert_no_complaints(self) -> None:
+        """Assert that the browser's console is empty, and that the page has used no other host."""
+        assert [] == self.complaints
+        assert {self.address.split("/")[2]} == set(self.hosts)
+
     async def reads(self) -> dict[str, int]:
         """Return the number of reads that each node has served by the last tick."""
         reads: dict[str, int] = await self.page.evaluate("() => rocketInspector.store.tick.reads")
@@ -111,30 +139,31 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @contextlib.asynccontextmanager
-async def visiting(
-    browser: Browser, address: str, size: dict[str, int], scheme: Any = "light"
-) -> AsyncIterator[Visit]:
-    """Open the page in a profile of its own; undo afterwards what was done to the system."""
-    page = await browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
-    visit = Visit(page, address)
+async def visiting(browser: Browser, address: str, size: dict[str, int]) -> AsyncIterator[Visit]:
+    """Open the page in a profile of its own."""
+    page = await browser.new_page(viewport=size, color_scheme="light")  # type: ignore[arg-type]
     try:
-        await page.goto(address)
-        await visit.until("() => rocketInspector.events > 50 && rocketInspector.store.tick")
-        yield visit
-        assert [] == visit.complaints
-        assert {address.split("/")[2]} == set(visit.hosts)
+        yield Visit(page, address)
     finally:
-        for command in ({"command": "heal"}, {"command": "simulator", "rate": RATE}):
-            answer = await page.request.post(f"{address}/control", data=command, headers=HEADERS)
-            assert answer.ok, await answer.text()
         await page.close()
 
 
-@pytest_asyncio.fixture
-async def visit(browser: Browser, system: str) -> AsyncIterator[Visit]:
+@pytest_asyncio.fixture(scope="module")
+async def desktop(browser: Browser, system: str) -> AsyncIterator[Visit]:
     """Open the page at the width of a desktop."""
     async with visiting(browser, system, WIDE) as visit:
+        await visit.open()
         yield visit
+
+
+@pytest_asyncio.fixture
+async def visit(desktop: Visit) -> AsyncIterator[Visit]:
+    """The page at the width of a desktop; it and the system are reset afterwards."""
+    try:
+        yield desktop
+        desktop.assert_no_complaints()
+    finally:
+        await desktop.reset()
 
 
 async def test_the_diagram_moves_until_it_is_paused(visit: Visit) -> None:
@@ -174,11 +203,12 @@ async def test_the_guided_race_is_stale_as_published_and_not_under_never_stale(v
     """Every stale read that the checker finds was routed as published."""
     await visit.page.locator("button[data-scenario='race']").click()
     await visit.until(
-        "() => /never-stale: 0 of [1-9]\\d* reads stale/.test(document.querySelector('main').innerText)",
+        "() => /^article: .* never-stale: 0 of [1-9]\\d* reads stale/.test("
+        "document.querySelector('#playing.ended #playing-words')?.innerText)",
         timeout_ms=PROMOTED_MS,
     )
+    await visit.until("() => rocketInspector.store.tick.stale_by_routing.article > 0")
     stale = await visit.page.evaluate("() => rocketInspector.store.tick.stale_by_routing")
-    assert stale["article"] > 0
     assert 0 == stale.get("never-stale", 0)
     assert "0" == await visit.page.locator("[data-testid='stale-count']").inner_text()
     assert 8 == await visit.page.locator("button[data-read]").count()
@@ -243,13 +273,14 @@ async def test_the_keyboard_reaches_what_was_believed_of_a_node(visit: Visit) ->
 
 async def test_the_keyboard_reaches_another_incarnation_of_a_replica(visit: Visit) -> None:
     """It is an unusual event."""
+    before = await visit.page.evaluate("() => rocketInspector.store.nodes[2].incarnations.length")
     await visit.button("replica1", "kill-backend").click()
-    await visit.until("() => rocketInspector.store.nodes[2].incarnations.length")
+    await visit.until("(before) => rocketInspector.store.nodes[2].incarnations.length > before", before)
     stage = visit.page.locator("#stage")
     for way in await visit.page.locator("#legend button").all():
         await way.click()  # reads that waited are unusual, too
     await stage.press("Space")
-    for _ in range(20):
+    for _ in range(200):
         await stage.press("ArrowDown")
         if "another incarnation" in await visit.page.locator("#card h3").inner_text():
             break
@@ -258,7 +289,7 @@ async def test_the_keyboard_reaches_another_incarnation_of_a_replica(visit: Visi
     await visit.until("() => rocketInspector.store.tick.states.replica1.state === 'up'")
 
 
-async def test_a_cluster_of_another_program_has_no_controls(visit: Visit) -> None:
+async def test_a_cluster_of_another_program_has_no_controls(browser: Browser, system: str) -> None:
     """The page says why beside the buttons; it takes the timeline from the epoch's name."""
     hello = {
         "now": 1000, "zero": "2026-01-01T00:00:00Z", "nodes": ["primary", "replica0"], "routing": "never-stale",
@@ -273,17 +304,17 @@ async def test_a_cluster_of_another_program_has_no_controls(visit: Visit) -> Non
         {"id": 2, "kind": "tick", "t": 950, "reads": {}, "stale_by_routing": {}, "checked": 0},
     ]  # fmt: skip
     body = f"event: hello\ndata: {json.dumps(hello)}\n\nevent: batch\ndata: {json.dumps(events)}\n\n"
-    page = visit.page
-    await page.route(
-        "**/inspector/events", lambda route: route.fulfill(content_type="text/event-stream", body=body)
-    )
-    await page.goto(visit.address)
-    card = page.locator("article[data-node='replica0']")
-    await card.locator("[data-value=timeline]", has_text="3").wait_for()
-    assert ("No faults here.", True) == (
-        await page.locator("#scenarios-note").inner_text(),
-        await page.locator("[data-scenario=race]").is_disabled(),
-    )
+    async with visiting(browser, system, WIDE) as visit:
+        await visit.page.route(
+            "**/inspector/events", lambda route: route.fulfill(content_type="text/event-stream", body=body)
+        )
+        await visit.page.goto(system)
+        card = visit.page.locator("article[data-node='replica0']")
+        await card.locator("[data-value=timeline]", has_text="3").wait_for()
+        assert ("No faults here.", True) == (
+            await visit.page.locator("#scenarios-note").inner_text(),
+            await visit.page.locator("[data-scenario=race]").is_disabled(),
+        )
 
 
 async def test_names_are_short_and_are_not_taken_for_roles(visit: Visit) -> None:
@@ -304,11 +335,14 @@ async def test_names_are_short_and_are_not_taken_for_roles(visit: Visit) -> None
     ] == words  # fmt: skip
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_the_page_fits_a_phone(browser: Browser, system: str, scheme: str) -> None:
-    """No part of the page is wider than the screen."""
-    async with visiting(browser, system, PHONE, scheme) as visit:
-        assert 0 == await visit.page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
+async def test_the_page_fits_a_phone(browser: Browser, system: str) -> None:
+    """No part of the page is wider than the screen, in light and in dark."""
+    async with visiting(browser, system, PHONE) as visit:
+        await visit.open()
+        for scheme in ("light", "dark"):
+            await visit.page.emulate_media(color_scheme=scheme)
+            assert 0 == await visit.page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
+        visit.assert_no_complaints()
 
 
 async def test_the_speed_shown_is_the_current_one(visit: Visit) -> None:
@@ -336,6 +370,12 @@ async def test_promotion_shows_a_new_primary(visit: Visit) -> None:
     """Its card says so, and the old primary's says that it follows; then that is promoted again."""
     await visit.button("replica0", "promote").click()
     await visit.becomes_primary("replica0", before="primary")
-    await visit.until("() => rocketInspector.store.tick.states?.primary.state === 'up'", timeout_ms=PROMOTED_MS)
+    await visit.until(
+        """() => {
+            const [old, promoted] = rocketInspector.store.nodes.map((node) => node.status);
+            return old?.streaming && old.epoch === promoted?.epoch;
+        }""",
+        timeout_ms=PROMOTED_MS,
+    )
     await visit.button("primary", "promote").click()
     await visit.becomes_primary("primary", before="replica0")

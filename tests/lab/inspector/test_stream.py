@@ -22,7 +22,7 @@ from tests.support.servers import until
 from tests.support.user import User
 
 if TYPE_CHECKING:
-    from rocket import Router
+    from rocket.lab.comparison import ComparisonRouter
     from tests.support.inspected import Client, Inspected
 
 AN_HOUR_S = 3600.0
@@ -183,7 +183,7 @@ async def test_a_viewer_that_does_not_read_delays_no_one_and_is_dropped(inspecte
 
 @pytest.mark.parametrize("reads", [True, False])
 async def test_shutdown_waits_for_no_viewer(
-    router: Router[str], monkeypatch: pytest.MonkeyPatch, *, reads: bool
+    router: ComparisonRouter, monkeypatch: pytest.MonkeyPatch, *, reads: bool
 ) -> None:
     """Neither for one that has received everything, nor for one that does not read."""
     monkeypatch.setattr(api, "_DRAIN_S", AN_HOUR_S)

@@ -1,4 +1,4 @@
-"""A real Patroni, with a real etcd, where there are such."""
+"""A real Patroni and a real etcd, where they are installed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from rocket.cluster.account import server_account
+from rocket.cluster.process import server_account
 from rocket.lab.app import DATABASE
 from rocket.lab.patroni import programs
-from rocket.lab.patroni.cluster import PatroniSettings
-from rocket.lab.patroni.making import patroni_cluster
+from rocket.lab.patroni.cluster import PatroniSettings, patroni_cluster
 from rocket.schema import schema_sql
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest_asyncio.fixture(scope="module")
 async def patroni() -> AsyncIterator[PatroniCluster]:
-    """Three members that Patroni runs; the third never leads, and takes no reads."""
+    """Three members that Patroni runs; the third never becomes the leader, and takes no reads."""
     try:
         programs.find(server_account())
     except programs.ProgramsNotFound as missing:

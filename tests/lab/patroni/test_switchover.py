@@ -27,15 +27,15 @@ BACK_S = 30.0
 
 @contextlib.asynccontextmanager
 async def api(patroni: PatroniCluster) -> AsyncIterator[aiohttp.ClientSession]:
-    """Serve the API on a cluster of Patroni's, as `run-all --patroni` does, for a user that exists."""
+    """Serve the API on a Patroni cluster, as `run-all --patroni` does, for a user that exists."""
     task = asyncio.current_task()
     assert task is not None
-    ending = Shutdown(task)
+    shutdown = Shutdown(task)
     settings = Settings(
         api_port=0, no_inspector=True, patroni=tuple(patroni.urls), patroni_dsn=patroni.dsn_template
     )
-    async with ShutdownStack(ending) as stack:
-        url = await app.attached(settings, ending, stack)
+    async with ShutdownStack(shutdown) as stack:
+        url = await app.attached(settings, shutdown, stack)
         client = await stack.enter_async_context(aiohttp.ClientSession(url, headers=USER))
         async with client.post("/users", data={"email": USER["Authorization"]}) as answer:
             assert answer.status in {200, 201}
@@ -43,16 +43,16 @@ async def api(patroni: PatroniCluster) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def write(client: aiohttp.ClientSession) -> tuple[int, str, str] | None:
-    """Write a ride; return its id, the token and who took it, or None if nobody did."""
+    """Write a ride; return its id, the token and the node that took it, or None if none did."""
     async with client.post("/rides", data={"distance": "1.5"}) as answer:
         if answer.status != 201:
             return None
-        said = await answer.json()
-        return said["id"], answer.headers["Rocket-Session"], answer.headers["Rocket-Served-By"]
+        ride = await answer.json()
+        return ride["id"], answer.headers["Rocket-Session"], answer.headers["Rocket-Served-By"]
 
 
 async def seen_on_a_replica(client: aiohttp.ClientSession, written: tuple[int, str, str]) -> None:
-    """Wait until a ride is read from a replica: nobody vouches yet for what one has only just received."""
+    """Wait until a ride is read from a replica: no status covers yet what one has only just received."""
     async with asyncio.timeout(BACK_S):
         while True:
             async with client.get(f"/rides/{written[0]}", headers={"Rocket-Session": written[1]}) as answer:
@@ -62,14 +62,14 @@ async def seen_on_a_replica(client: aiohttp.ClientSession, written: tuple[int, s
 
 
 async def control(patroni: PatroniCluster, *words: str) -> None:
-    """Have `patronictl` do something."""
+    """Run a command of `patronictl`."""
     process = await asyncio.create_subprocess_exec(*patroni.control.split(), *words, stdout=subprocess.DEVNULL)
     assert 0 == await process.wait()
 
 
 @pytest.mark.long
 async def test_a_primary_goes_on_while_patroni_is_paused_and_its_own_is_stopped(patroni: PatroniCluster) -> None:
-    """As where Patroni itself is upgraded: its lock is gone, and nobody takes over."""
+    """As when Patroni itself is upgraded: its lock is gone, and no other member takes over."""
     leader = await patroni.leader()
     async with api(patroni) as client:
         await control(patroni, "pause", "--wait")
@@ -94,7 +94,7 @@ LEADS = re.compile('"role": *"leader"')
 
 
 async def text_of(url: str) -> str:
-    """Return what a page says."""
+    """Return the text of a page."""
     async with aiohttp.ClientSession() as http, http.get(url) as answer:
         return await answer.text()
 
@@ -107,7 +107,7 @@ async def test_a_switchover_is_followed_and_no_read_is_stale(patroni: PatroniClu
         assert first is not None
         assert before.name == first[2]
         await seen_on_a_replica(client, first)
-        switch = group.create_task(patroni.order(before, "switchover", leader=before.name), name="switchover")
+        switch = group.create_task(patroni.request(before, "switchover", leader=before.name), name="switchover")
         served, taken_by = set(), before.name
         deadline = time.monotonic() + BACK_S
         while taken_by == before.name:
@@ -120,7 +120,7 @@ async def test_a_switchover_is_followed_and_no_read_is_stale(patroni: PatroniClu
             if (written := await write(client)) is not None:
                 taken_by = written[2]
                 async with client.get(f"/rides/{written[0]}", headers={"Rocket-Session": written[1]}) as answer:
-                    assert answer.status in {200, 503}  # who has it may be on its way out of office
+                    assert answer.status in {200, 503}  # the node that has it may just be losing its role
         await switch
 
     assert taken_by == (await patroni.leader()).name

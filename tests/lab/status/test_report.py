@@ -5,23 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from rocket.lab.status.members import ApiStatus
-from rocket.lab.status.overview import Look, Overview
+from rocket.lab.status.members import ApiStatus, Overview, Snapshot
 from rocket.lab.status.report import report
-from tests.lab.status.test_members import NOW, answer, node, seen
+from tests.support.members import NOW, api_body, node, replica_status
 
 NODES = (node("primary"), node("replica0", port=5434, lag_bytes=1_234_567), node("replica1", paused=True))
 
 
-def look(said: dict[str, Any] | None, *nodes: dict[str, Any], **others: Any) -> Look:
-    """Return what a look has brought: the API's answer and the cluster's, each if there is one."""
+def snapshot(body: dict[str, Any] | None, *nodes: dict[str, Any], **others: Any) -> Snapshot:
+    """Return a snapshot of the API's response and the cluster's nodes; either may be missing."""
     return replace(
-        Look(
+        Snapshot(
             at=NOW,
             url="http://127.0.0.1:5005",
             workers=1,
-            api=None if said is None else ApiStatus.read(said),
-            api_error="Connection refused" if said is None else None,
+            api=None if body is None else ApiStatus.read(body),
+            api_error="Connection refused" if body is None else None,
             nodes=nodes or None,
             cluster_error=None,
         ),
@@ -29,14 +28,14 @@ def look(said: dict[str, Any] | None, *nodes: dict[str, Any], **others: Any) -> 
     )
 
 
-def lines(found: Look, width: int | None = None, *, colours: bool = False) -> list[str]:
-    """Return it as text, shares being those since the API's start."""
+def lines(found: Snapshot, width: int | None = None, *, colours: bool = False) -> list[str]:
+    """Return the report on a snapshot, with shares since the API's start."""
     overview = Overview.of(found, found.api.reads if found.api else None)
     return report(overview, width=width, colours=colours, timed=False)
 
 
 def test_a_system_is_shown_whole() -> None:
-    """Where it is; its members, each in a line; who answers its reads."""
+    """A heading, a line per member, and which nodes answer its reads."""
     assert [
         "epoch 1-aaaaaaaaaa (timeline 1), routing never-stale, API http://127.0.0.1:5005",
         "member    port  role     state      tl   lsn      lag  lag s  life  reads %  conns",
@@ -44,13 +43,13 @@ def test_a_system_is_shown_whole() -> None:
         "replica0  5434  replica  streaming   1  0/20  1.2 MiB    0.5   10s     75.0    1/3",
         "replica1  5433  replica  paused      1  0/20      0 B      -     -      0.0    1/3",
         "reads since the API's start: 4, 75.0 % by replicas; 1 by the primary (not-caught-up 1); 2 refused",
-    ] == lines(look(answer(seen("replica0")), *NODES))
+    ] == lines(snapshot(api_body(replica_status("replica0")), *NODES))
 
 
 def test_a_terminal_of_80_columns_is_enough() -> None:
-    """With all columns, closer together; a narrower one still gets what matters most."""
-    at_80 = lines(look(answer(seen("replica0")), *NODES), 80)
-    at_60 = lines(look(answer(seen("replica0")), *NODES), 60)
+    """It shows all columns with narrower gaps; a narrower one drops the least important columns."""
+    at_80 = lines(snapshot(api_body(replica_status("replica0")), *NODES), 80)
+    at_60 = lines(snapshot(api_body(replica_status("replica0")), *NODES), 60)
 
     assert max(map(len, at_80)) <= 80
     assert "member   port role    state     tl  lsn     lag lag s life reads % conns" in at_80
@@ -59,10 +58,10 @@ def test_a_terminal_of_80_columns_is_enough() -> None:
     assert {"primary", "replica0", "replica1"} <= {line.split()[0] for line in at_60}
 
 
-def test_what_says_nothing_is_told() -> None:
-    """The other source is shown."""
-    without_api = lines(look(None, *NODES))
-    without_cluster = lines(look(answer(), cluster_error="several clusters are running"))
+def test_a_source_that_does_not_answer_is_named() -> None:
+    """What the other source knows is shown."""
+    without_api = lines(snapshot(None, *NODES))
+    without_cluster = lines(snapshot(api_body(), cluster_error="several clusters are running"))
 
     assert "timeline 1, no API at http://127.0.0.1:5005 (Connection refused)" == without_api[0]
     assert without_api[2].startswith("primary   5433  primary  up")
@@ -70,40 +69,42 @@ def test_what_says_nothing_is_told() -> None:
     assert "No ports, and no states of servers: several clusters are running." == without_cluster[-1]
 
 
-def test_a_system_that_is_away_takes_one_line() -> None:
-    """For whoever watches on."""
-    (line,) = lines(look(None, cluster_error="no cluster is running"))
+def test_a_system_that_has_ended_takes_one_line() -> None:
+    """`--watch` goes on."""
+    (line,) = lines(snapshot(None, cluster_error="no cluster is running"))
 
     assert line.endswith("no API at http://127.0.0.1:5005 (Connection refused), and no cluster is running")
 
 
 def test_reads_of_one_process_are_not_taken_for_all() -> None:
-    """Processes that share a port do not count together."""
-    assert lines(look(answer(), workers=3))[0].endswith("reads of one of its 3 processes")
+    """Processes that share a port count separately."""
+    assert lines(snapshot(api_body(), workers=3))[0].endswith("reads of one of its 3 processes")
 
 
-def test_colours_only_mark_what_is_out_of_order() -> None:
-    """And the heading; nothing at all where none are wanted."""
-    painted = lines(look(answer(seen("replica0")), *NODES), colours=True)
+def test_colours_mark_only_unhealthy_members() -> None:
+    """And the heading; without colours there is no escape sequence at all."""
+    painted = lines(snapshot(api_body(replica_status("replica0")), *NODES), colours=True)
 
     assert ["\x1b[1mmember", "primary", "replica0", "\x1b[33mreplica1"] == [
         line.split()[0] for line in painted[1:5]
     ]
-    assert "\x1b" not in "".join(lines(look(answer(seen("replica0")), *NODES)))
+    assert "\x1b" not in "".join(lines(snapshot(api_body(replica_status("replica0")), *NODES)))
 
 
-def test_nothing_that_is_said_steers_the_terminal() -> None:
-    """An API at an address that somebody gave may say anything."""
-    said = answer() | {"routing": "\x1b[2J", "fallbacks": {"\x1b]0;x\x07": 1}}
-    said["connections"]["\x1b[31m"] = {"in_use": 0, "idle": 0}
+def test_a_response_cannot_control_the_terminal() -> None:
+    """Any server may listen at the address given by `--url`."""
+    body = api_body() | {"routing": "\x1b[2J", "fallbacks": {"\x1b]0;x\x07": 1}}
+    body["connections"]["\x1b[31m"] = {"in_use": 0, "idle": 0}
 
-    assert "\x1b" not in "".join(lines(look(said)))
+    assert "\x1b" not in "".join(lines(snapshot(body)))
 
 
 def test_programs_get_every_key_whatever_is_known() -> None:
-    """What is not known is null."""
-    whole = Overview.of(look(answer(seen("replica0")), *NODES), ApiStatus.read(answer()).reads).as_json()
-    nothing = Overview.of(look(None), None).as_json()
+    """Unknown values are null."""
+    whole = Overview.of(
+        snapshot(api_body(replica_status("replica0")), *NODES), ApiStatus.read(api_body()).reads
+    ).as_json()
+    nothing = Overview.of(snapshot(None), None).as_json()
 
     assert list(whole) == list(nothing)
     assert ([], None, None) == (nothing["members"], nothing["reads"], nothing["routing"])

@@ -1,4 +1,4 @@
-"""The campaign: every wrong variant has to be convicted, and the code as it is acquitted under the same faults."""
+"""The campaign: every wrong variant is convicted, and the unpatched code acquitted under the same faults."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FAILURE = re.compile(r"^E +(.*)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One run and what came of it."""
+    """One run and its result."""
 
     name: str
     how: str
@@ -61,8 +61,8 @@ def _run(arguments: Sequence[str]) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def torture(name: str, scene: Conditions, seeds: Sequence[int]) -> Trial:
-    """Torture a variant until a run convicts it, with one seed after the other; or the code as it is, once."""
+def torture(name: str, conditions: Conditions, seeds: Sequence[int]) -> Trial:
+    """Torture a variant until a run convicts it, with one seed after the other; or the unpatched code, once."""
     began = time.monotonic()
     said, as_wanted, runs = "", False, 0
     with tempfile.TemporaryDirectory(prefix="rocket-variants-") as directory:
@@ -70,20 +70,20 @@ def torture(name: str, scene: Conditions, seeds: Sequence[int]) -> Trial:
             runs += 1
             history = Path(directory) / f"{seed}.jsonl"
             code, output = _run([
-                name, "--", *scene.flags(seed), "--history", str(history),
+                name, "--", *conditions.flags(seed), "--history", str(history),
             ])  # fmt: skip
             broken = _BROKEN.search(output)
             said = broken[1] if broken else ""
             as_wanted = code == (HELD if name == UNPATCHED else VIOLATED)
             if name == UNPATCHED and not as_wanted:
-                print(output, flush=True)  # the most interesting thing that can come of all this
+                print(output, flush=True)
             if as_wanted:
                 break
-    return Trial(name, scene.faults, time.monotonic() - began, said, as_wanted, runs)
+    return Trial(name, conditions.faults, time.monotonic() - began, said, as_wanted, runs)
 
 
 def examine(name: str, tests: Sequence[str]) -> Trial:
-    """Run tests on a variant, where one failure is enough, or on the code as it is."""
+    """Run tests on a variant, where one failure is enough, or on the unpatched code."""
     began = time.monotonic()
     code, output = _run([name, "--pytest", *tests])
     as_wanted = code == (PASSED if name == UNPATCHED else FAILED)
@@ -95,7 +95,7 @@ def examine(name: str, tests: Sequence[str]) -> Trial:
 
 
 def convict_all() -> int:
-    """Try every variant and print the table; return 0 if all were convicted and the code as it is was not."""
+    """Try every variant and print the table; return 0 if all were convicted and the unpatched code was not."""
     began = time.monotonic()
     trials: list[Trial] = []
 
@@ -103,18 +103,18 @@ def convict_all() -> int:
         trials.append(trial)
         print(trial.line(), flush=True)
 
-    scenes = dict.fromkeys(variant.scene for variant in VARIANTS.values() if variant.scene is not None)
-    for scene in scenes:
-        enter(torture(UNPATCHED, scene, scene.seeds[:1]))
-    directed = [variant for variant in VARIANTS.values() if variant.scene is None]
+    for conditions in dict.fromkeys(variant.conditions for variant in VARIANTS.values()):
+        if conditions is not None:
+            enter(torture(UNPATCHED, conditions, conditions.seeds[:1]))
+    directed = [variant for variant in VARIANTS.values() if variant.conditions is None]
     enter(examine(UNPATCHED, sorted({_first(variant) for variant in directed})))
     for variant in VARIANTS.values():
-        if variant.scene is not None:
-            enter(torture(variant.name, variant.scene, variant.scene.seeds))
+        if variant.conditions is not None:
+            enter(torture(variant.name, variant.conditions, variant.conditions.seeds))
         else:
             enter(examine(variant.name, [_first(variant)]))
     wrong = [trial for trial in trials if not trial.as_wanted]
-    tortured = [trial for trial in trials if trial.name != UNPATCHED and VARIANTS[trial.name].scene]
+    tortured = [trial for trial in trials if trial.name != UNPATCHED and VARIANTS[trial.name].conditions]
     at_once = sum(trial.as_wanted and trial.runs == 1 for trial in tortured)
     print(
         f"\n{len(VARIANTS)} variants; {len(wrong)} trials went wrong; torture convicted {at_once} of "

@@ -1,4 +1,4 @@
-"""A link between unix sockets that fails as it is told to."""
+"""A proxy between unix sockets that fails on demand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAST = b"!"
 
 
 class Server:
-    """A primary that says back what it hears, and ends after the last word."""
+    """A primary that echoes what it receives, and ends after `LAST`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -122,8 +122,8 @@ async def test_a_half_open_link_holds_one_direction_back(
         assert b"y" == await reader.readexactly(1)
 
 
-async def test_a_primary_that_is_not_there_lets_nobody_in(proxy: Proxy, server: Server) -> None:
-    """Who is connected already stays so."""
+async def test_without_a_primary_new_connections_are_closed(proxy: Proxy, server: Server) -> None:
+    """Connections made before stay."""
     async with connected(proxy) as (reader, writer):
         writer.write(b"x")
         assert b"x" == await reader.readexactly(1)
@@ -136,7 +136,7 @@ async def test_a_primary_that_is_not_there_lets_nobody_in(proxy: Proxy, server: 
 
 
 async def test_the_end_of_the_primary_is_seen_through_the_link(proxy: Proxy) -> None:
-    """What it said last arrives first."""
+    """What it sent last arrives before that."""
     async with connected(proxy) as (reader, writer):
         writer.write(LAST)
         assert LAST == await reader.readexactly(1)
@@ -156,7 +156,7 @@ async def test_nothing_is_left_of_a_closed_link(server: Server, kept_dir: Path) 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.9 is an address of its own on Linux only")
 async def test_a_silent_link_by_tcp_holds_everything_back(server: Server) -> None:
-    """Whoever connects meanwhile is let in, and hears nothing either; in the end all of it arrives."""
+    """New connections are accepted, and receive nothing either; in the end all of it arrives."""
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
     proxy = TcpProxy("127.0.0.9", port, "127.0.0.1")

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rocket.lab.torture.schedule import KINDS, PlannedFault, plan, shortest_duration_s
+from rocket.lab.torture.faults import FAULTS
+from rocket.lab.torture.schedule import PlannedFault, plan, shortest_duration_s
 
 SEEDS = st.integers(min_value=0, max_value=2**64)
-NAMES = st.sets(st.sampled_from(sorted(KINDS)), min_size=1)
+NAMES = st.sets(st.sampled_from(sorted(FAULTS)), min_size=1)
 
 
 def faulty_replicas(faults: tuple[PlannedFault, ...], at: float) -> int:
@@ -30,7 +31,7 @@ def test_every_fault_happens_and_ends_in_time(seed: int, names: set[str], more_s
 
     assert names == {fault.name for fault in faults}
     assert all(0 <= fault.at < fault.until <= duration_s for fault in faults)
-    assert all(fault.length_s <= KINDS[fault.name].longest_s + 0.001 for fault in faults)
+    assert all(fault.length_s <= FAULTS[fault.name].longest_s + 0.001 for fault in faults)
 
 
 @given(SEEDS, NAMES, st.floats(min_value=20, max_value=120))
@@ -42,7 +43,7 @@ def test_a_plan_is_made_of_its_seed_alone(seed: int, names: set[str], duration_s
 @given(SEEDS, st.integers(min_value=2, max_value=9))
 def test_faults_leave_nodes_to_serve(seed: int, replicas: int) -> None:
     """Within a lane one follows another, never are all replicas faulty by themselves, and calm comes again."""
-    faults = plan(seed, 60, KINDS, replicas)
+    faults = plan(seed, 60, FAULTS, replicas)
 
     for lane in {fault.lane for fault in faults}:
         in_lane = [fault for fault in faults if fault.lane == lane]
@@ -54,7 +55,7 @@ def test_faults_leave_nodes_to_serve(seed: int, replicas: int) -> None:
 
 def test_faults_overlap() -> None:
     """A replica is faulty while the primary is, at times."""
-    faults = plan(1, 60, KINDS, 5)
+    faults = plan(1, 60, FAULTS, 5)
 
     assert any(faulty_replicas(faults, fault.at) for fault in faults if fault.lane == "primary")
 
@@ -68,7 +69,7 @@ def test_no_faults_are_an_empty_plan() -> None:
     ("duration_s", "names", "replicas", "words"),
     [
         (60, ["sunshine"], 5, "there is no fault sunshine"),
-        (2, KINDS, 5, "need .* s at the least"),
+        (2, FAULTS, 5, "need .* s at the least"),
         (60, ["link-cut"], 1, "two replicas"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Torture as its user runs it: a short run with a fixed seed, the wrong routings convicted, and the way out."""
+"""Torture by its command: a short run with a fixed seed, a wrong routing convicted, and the interrupted run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rocket.lab.checker.reader import read_history
+from rocket.lab.checker.history import read_history
 from tests.support.program import assert_nothing_left, command, running
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ async def torture(kept_dir: Path, *flags: str) -> tuple[int, str]:
 async def test_the_guarantee_holds_under_fire(kept_dir: Path) -> None:
     """Crashes, promotions, a lost tail and cut links: no read is stale, and nothing is left behind.
 
-    What happens is told as it happens.
+    Each fault is logged as it happens.
     """
     code, output = await torture(kept_dir, "--duration", "9", "--calm", "5", "--seed", "1", "--faults", FAULTS)
 
@@ -41,7 +41,7 @@ async def test_the_guarantee_holds_under_fire(kept_dir: Path) -> None:
 
 
 async def test_routing_at_random_is_convicted(kept_dir: Path) -> None:
-    """The oracle sees stale reads where there are some, and the history is kept for whoever wants to look."""
+    """The checker finds the stale reads, and the history is kept."""
     history = kept_dir / "history.jsonl"
     code, output = await torture(
         kept_dir, "--duration", "3", "--seed", "1", "--faults", "replay-paused", "--routing", "random",
@@ -55,7 +55,7 @@ async def test_routing_at_random_is_convicted(kept_dir: Path) -> None:
 
 
 async def test_an_interrupted_run_is_void(kept_dir: Path) -> None:
-    """Ctrl-C ends it in order: what was seen until then is judged, and proves nothing."""
+    """Ctrl-C shuts it down: the history until then is judged, and proves nothing."""
     history = kept_dir / "history.jsonl"
     async with running(
         kept_dir,
@@ -93,7 +93,7 @@ async def test_an_interrupted_run_is_void(kept_dir: Path) -> None:
     ],
 )
 async def test_wrong_use_is_exit_code_64(kept_dir: Path, flags: list[str], words: str) -> None:
-    """It cannot be taken for a verdict, and nothing is made."""
+    """It cannot be taken for a verdict, and nothing is started."""
     code, output = await torture(kept_dir, *flags)
 
     assert 64 == code

@@ -1,4 +1,4 @@
-"""The table of wrong variants is complete, and the oracle convicts; all of them are `variants --all`'s affair."""
+"""The table of wrong variants is complete, and torture convicts one; `variants --all` convicts all of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from rocket.lab.torture.schedule import KINDS, plan
+from rocket.lab.torture.faults import FAULTS
+from rocket.lab.torture.schedule import plan
 from tests.lab.torture.variants import VARIANTS, Variant, applied
 from tests.support.program import command
 
@@ -21,7 +22,7 @@ def as_parameters() -> list[object]:
 
 
 class Recorder:
-    """Takes note of what a variant would patch."""
+    """Records what a variant would patch."""
 
     def __init__(self) -> None:
         self.patched: list[tuple[object, str, object]] = []
@@ -33,13 +34,14 @@ class Recorder:
 
 @pytest.mark.parametrize("variant", as_parameters())
 def test_each_variant_names_what_convicts_it(variant: Variant) -> None:
-    """Torture in a scene that can be planned, or tests that exist."""
+    """Torture under conditions that can be planned, or tests that exist."""
     assert variant.rule.endswith(".")
-    assert variant.scene is not None or variant.tests
-    if variant.scene is not None:
-        assert set(variant.scene.faults.split(",")) <= KINDS.keys()
-        for seed in variant.scene.seeds:
-            assert plan(seed, variant.scene.duration_s, variant.scene.faults.split(","), variant.scene.replicas)
+    assert variant.conditions is not None or variant.tests
+    if (conditions := variant.conditions) is not None:
+        names = conditions.faults.split(",")
+        assert set(names) <= FAULTS.keys()
+        for seed in conditions.seeds:
+            assert plan(seed, conditions.duration_s, names, conditions.replicas)
     for test in variant.tests:
         path, _, name = test.partition("::")
         module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
@@ -51,7 +53,7 @@ def test_each_variant_names_what_convicts_it(variant: Variant) -> None:
 
 @pytest.mark.parametrize("variant", as_parameters())
 def test_a_variant_ends_with_its_context(variant: Variant) -> None:
-    """What it patches is there, and is whole again afterwards."""
+    """What it patches exists, and is restored afterwards."""
     recorder = Recorder()
     variant.apply(cast("pytest.MonkeyPatch", recorder))
     assert recorder.patched
@@ -73,7 +75,7 @@ async def test_torture_convicts_a_router_that_does_not_check(kept_dir: Path) -> 
 
 
 async def test_wrong_use_is_no_verdict(kept_dir: Path) -> None:
-    """A name that is none, or none at all, is exit code 64."""
-    for arguments in ([], ["nobody"]):
+    """An unknown name, or none at all, is exit code 64."""
+    for arguments in ([], ["unknown"]):
         code, _ = await command(kept_dir, "-m", "tests.lab.torture.variants", *arguments)
         assert 64 == code

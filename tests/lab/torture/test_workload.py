@@ -9,12 +9,11 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import aiohttp
 import psutil
 from aiohttp import web
 
-from rocket.lab.checker.history import HistoryWriter, Op, Outcome, Request, Role, Run
-from rocket.lab.checker.reader import read_history
+from rocket.lab.checker.history import HistoryWriter, Op, Outcome, Request, Role, Run, read_history
+from rocket.lab.client import Api
 from rocket.lab.torture import clients
 from rocket.lab.torture.workload import MOST_RIDES, Job, Workload
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
-    from rocket import Observer
+    from rocket.routing.observer import Observer
 
     Client = TestClient[web.Request, web.Application]
 
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
 RUN = Run(seed=1, duration_s=1, routing="never-stale", sessions=8, faults=(), nodes=("primary",), started_at="now")
 
 
-def orders_for(url: str, history: Path, *, sessions: int = 8) -> Job:
-    """Return what the only client process of a run is told."""
+def job_for(url: str, history: Path, *, sessions: int = 8) -> Job:
+    """Return the job of the only client process of a run."""
     return Job(
         url=url, history=str(history), zero=time.monotonic(), seed=1, process=0, processes=1, sessions=sessions
     )
@@ -44,8 +43,8 @@ async def recorded(client: Client, kept_dir: Path, seconds: float) -> tuple[Op, 
     path = kept_dir / "history.jsonl"
     url = str(client.make_url("/"))
     with HistoryWriter.create(path, RUN) as history:
-        async with aiohttp.ClientSession(url) as http:
-            workload = Workload(orders_for(url, path), http, http, history)
+        async with Api(url, retries=False) as api:
+            workload = Workload(job_for(url, path), api, api, history)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await workload.run()
@@ -91,12 +90,12 @@ async def test_tokens_are_sent_back_by_most_sessions(client: Client, observer: O
 
 
 async def test_a_client_that_hangs_up_knows_nothing(client: Client, kept_dir: Path) -> None:
-    """Neither of writes nor of reads, and what it did is recorded all the same."""
+    """Neither of writes nor of reads, and its requests are recorded all the same."""
     path = kept_dir / "history.jsonl"
     url = str(client.make_url("/"))
     with HistoryWriter.create(path, RUN) as history:
-        async with aiohttp.ClientSession(url) as http:
-            workload = Workload(orders_for(url, path), http, http, history)
+        async with Api(url, retries=False) as api:
+            workload = Workload(job_for(url, path), api, api, history)
             workload.hang_up_until = 1e9
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
@@ -112,10 +111,10 @@ async def test_a_refused_connection_is_a_failure(kept_dir: Path, unused_tcp_port
     path = kept_dir / "history.jsonl"
     url = f"http://127.0.0.1:{unused_tcp_port}"
     with HistoryWriter.create(path, RUN) as history:
-        async with aiohttp.ClientSession(url) as http:
+        async with Api(url, retries=False) as api:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.2):
-                    await Workload(orders_for(url, path), http, http, history).run()
+                    await Workload(job_for(url, path), api, api, history).run()
 
     refused = [op for op in read_history(path).ops if op.error != "cut off"]  # by the end of the test
     assert {(Request.JOIN, Outcome.FAIL)} == {(op.request, op.outcome) for op in refused}
@@ -147,16 +146,16 @@ async def test_a_read_whose_connection_is_lost_is_sent_again(
 
 
 async def test_client_processes_flood_and_end(client: Client, observer: Observer, kept_dir: Path) -> None:
-    """They are told what to do while they run, say how far they are, and are gone at the end."""
+    """They receive commands while they run, send their counts, and are gone at the end."""
     await observer.run_once()
     path = kept_dir / "history.jsonl"
-    orders = orders_for(str(client.make_url("/")), path, sessions=2)
+    job = job_for(str(client.make_url("/")), path, sessions=2)
     HistoryWriter.create(path, RUN).close()
-    async with clients.running([orders]) as running, asyncio.timeout(20):
+    async with clients.running([job]) as running, asyncio.timeout(20):
         watching = asyncio.create_task(running.watch(), name="watching")
         while not running.counts["read ok"]:
             await asyncio.sleep(0.05)
-        await running.flood(time.monotonic() - orders.zero + 0.5)
+        running.flood(time.monotonic() - job.zero + 0.5)
         while len({op.session for op in read_history(path).ops}) < 50:
             await asyncio.sleep(0.1)
         while running.counts["read ok"] <= 50:

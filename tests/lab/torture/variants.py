@@ -1,14 +1,14 @@
 """Deliberately wrong variants of the router: the oracle is tried on them, and has to convict every one.
 
 Each is a small patch of the real code, applied from outside: the product has no switch for any of them. Its
-docstring names the wrong rule; the decorator above it names what convicts it: torture in a scene of faults, or a
+docstring names the wrong rule; the decorator above it names what convicts it: torture under conditions, or a
 test that fails under the patch.
 
     python -m tests.lab.torture.variants NAME -- [flags of torture]     torture it
     python -m tests.lab.torture.variants NAME --pytest TEST...          run tests on it
     python -m tests.lab.torture.variants --all                          the campaign: convict them all
 
-`unpatched` is the name of the code as it is.
+`unpatched` stands for the code without a patch.
 """
 
 from __future__ import annotations
@@ -37,37 +37,38 @@ from rocket.consistency import (
 )
 from rocket.lab import cli, workers
 from rocket.lab.api.users import UserFloors
-from rocket.routing import bound, epochs, heartbeat, reads, router, writes
+from rocket.routing import epochs, heartbeat, reads, writes
+from rocket.routing.bound import ReadBound
 from rocket.routing.failures import NotAsObserved
 from rocket.routing.nodes import Nodes
-from rocket.routing.observer import NodeWatch
 from rocket.routing.reads import Reads
+from rocket.routing.watch import NodeWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from asyncpg import Record
 
-    from rocket.consistency import Epoch, Incarnation, Policy, PrimaryStatus
+    from rocket.consistency import Epoch, Incarnation, Policy, PrimaryStatus, Tokens
     from rocket.routing.answer import Route
     from rocket.routing.connection import Connection, NodeConnection
     from rocket.routing.epochs import Resolved
 
 UNPATCHED = "unpatched"
 
-_SHOWN_BY_REPLICA = bound.shown_by_replica
-"""The right rule, which wrong ones go round in a part only."""
+_SHOWN_ON_REPLICA = ReadBound.on_replica
+"""The right rule, parts of which wrong ones leave out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Faults under which torture is let loose on a variant, and on the code as it is."""
+    """The faults of the torture runs on a variant, and on the unpatched code."""
 
     faults: str
     duration_s: int
     replicas: int
     seeds: tuple[int, ...]
-    """One conviction is enough; the code as it is has to hold with the first."""
+    """One conviction is enough; the unpatched code has to hold with the first."""
     processes: int = 1
 
     def flags(self, seed: int) -> list[str]:
@@ -89,7 +90,7 @@ LOST_TAIL = Conditions("promotion-lossy", duration_s=3, replicas=2, seeds=(1, 2,
 SEVERAL_PROCESSES = Conditions(
     "writer-killed,writer-frozen,replay-slow", 6, replicas=2, seeds=(1, 2, 3), processes=2
 )
-"""Whoever writes the table of statuses dies, or falls silent."""
+"""The process that writes the table of statuses dies, or falls silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,8 @@ class Variant:
 
     name: str
     apply: Callable[[pytest.MonkeyPatch], None]
-    scene: Conditions | None
-    """In which torture convicts it, in seconds; None if that takes luck."""
+    conditions: Conditions | None
+    """Under which torture convicts it, in seconds; None if that takes luck."""
     tests: tuple[str, ...]
     """Each of which fails under it."""
 
@@ -114,13 +115,13 @@ VARIANTS: dict[str, Variant] = {}
 
 
 def convicted_by(
-    *tests: str, scene: Conditions | None = None
+    *tests: str, conditions: Conditions | None = None
 ) -> Callable[[Callable[[pytest.MonkeyPatch], None]], Callable[[pytest.MonkeyPatch], None]]:
     """Enter a patch into the table under its function's name, with what convicts it."""
 
     def enter(apply: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.MonkeyPatch], None]:
         name = apply.__name__.replace("_", "-")
-        VARIANTS[name] = Variant(name, apply, scene, tests)
+        VARIANTS[name] = Variant(name, apply, conditions, tests)
         return apply
 
     return enter
@@ -128,7 +129,7 @@ def convicted_by(
 
 @contextlib.contextmanager
 def applied(name: str) -> Iterator[None]:
-    """Have the router go by a variant's rule for as long as the context lasts."""
+    """Apply a variant to the router for as long as the context lasts."""
     with pytest.MonkeyPatch.context() as patch:
         if name != UNPATCHED:
             VARIANTS[name].apply(patch)
@@ -141,10 +142,10 @@ def applied(name: str) -> Iterator[None]:
 
 @convicted_by(
     "tests/lab/test_takeover.py::test_another_observer_writes_when_the_one_that_did_is_halted",
-    scene=SEVERAL_PROCESSES,
+    conditions=SEVERAL_PROCESSES,
 )
 def silent_writer_keeps_its_right(patch: pytest.MonkeyPatch) -> None:
-    """Whoever was elected to write the table of statuses stays so for as long as its connection lives."""
+    """The process that was elected to write the table of statuses stays so for as long as its connection lives."""
 
     async def elect(primary: Connection, _beat_s: float) -> bool:
         return bool(await primary.fetchval("SELECT pg_try_advisory_lock($1)", heartbeat.WRITERS_LOCK))
@@ -154,10 +155,10 @@ def silent_writer_keeps_its_right(patch: pytest.MonkeyPatch) -> None:
 
 @convicted_by(
     "tests/lab/test_takeover.py::test_another_observer_writes_when_the_one_that_did_is_halted",
-    scene=SEVERAL_PROCESSES,
+    conditions=SEVERAL_PROCESSES,
 )
 def elected_once_and_for_all(patch: pytest.MonkeyPatch) -> None:
-    """Who is not elected on its first attempt never tries again."""
+    """A process that is not elected on its first attempt never tries again."""
     elect, attempts = heartbeat.elect, iter([True])
 
     async def once(primary: Connection, beat_s: float) -> bool:
@@ -176,26 +177,26 @@ def _take_floor_before_commit(patch: pytest.MonkeyPatch, statement: str) -> None
     taken: ContextVar[Lsn] = ContextVar("taken")
     begin_write = UserFloors.begin_write
 
-    async def mark_with_it(self: UserFloors, primary: Connection, subject: str, _floor: Lsn) -> None:
+    async def mark_with_it(self: UserFloors, primary: Connection, subject: str | None, _floor: Lsn) -> None:
         await begin_write(self, primary, subject, Lsn(0))  # the LSN shall cover this UPDATE, too
         taken.set(Lsn.from_wire(await primary.fetchval(statement)))
         await begin_write(self, primary, subject, taken.get())
         taken.set(Lsn.from_wire(await primary.fetchval(statement)))
 
-    async def record_floor(_self: UserFloors, _primary: Connection, _subject: str) -> Lsn:
+    async def record_floor(_self: UserFloors, _primary: Connection, _subject: str | None) -> Lsn:
         return taken.get()
 
     patch.setattr(UserFloors, "begin_write", mark_with_it)
     patch.setattr(UserFloors, "record_floor", record_floor)
 
 
-@convicted_by(_INSIDE, scene=LAG)
+@convicted_by(_INSIDE, conditions=LAG)
 def floor_inside_the_transaction(patch: pytest.MonkeyPatch) -> None:
     """The floor is the write LSN, read inside the transaction: it lies before the commit record (F1)."""
     _take_floor_before_commit(patch, "SELECT pg_current_wal_lsn()")
 
 
-@convicted_by(_INSIDE, scene=LAG)
+@convicted_by(_INSIDE, conditions=LAG)
 def insert_lsn_before_commit(patch: pytest.MonkeyPatch) -> None:
     """The floor is the insert LSN, read right before COMMIT: it covers all but the commit record (F1)."""
     _take_floor_before_commit(patch, "SELECT pg_current_wal_insert_lsn()")
@@ -206,7 +207,7 @@ def insert_lsn_before_commit(patch: pytest.MonkeyPatch) -> None:
 _CHOICE = "tests/consistency/test_choice.py::"
 
 
-@convicted_by(scene=LAG)
+@convicted_by(conditions=LAG)
 def no_check(patch: pytest.MonkeyPatch) -> None:
     """Any replica that the observer sees will do."""
 
@@ -258,9 +259,7 @@ def check_in_the_reads_own_statement(patch: pytest.MonkeyPatch) -> None:
     def choose_any(token: SessionToken, board: Board, policy: Policy, **more: Any) -> Choice:
         return choose(replace(token, write_floor=Lsn(0), read_floor=Lsn(0)), board, policy, **more)
 
-    async def checked(
-        self: Reads[Any], status: ReplicaStatus, work: Any, route: Route
-    ) -> tuple[Any, SessionToken]:
+    async def checked(self: Reads, status: ReplicaStatus, work: Any, route: Route) -> tuple[Any, SessionToken]:
         floor = route.tokens[0].floor_on(status.name, status.incarnation)
 
         async def inside(node: Connection) -> Any:
@@ -330,19 +329,19 @@ def status_kept_across_a_restart(patch: pytest.MonkeyPatch) -> None:
         return True
 
     def floor_on(self: SessionToken, node: str, _incarnation: Incarnation | None) -> Lsn:
-        return self.write_floor if node == self.node else max(self.write_floor, self.read_floor)
+        return self.write_floor if node == self.node else self.highest_floor
 
     patch.setattr(Board, "forget", forget_primary_only)
     patch.setattr(ReplicaStatus, "vouches_for", vouches_for)
     patch.setattr(SessionToken, "floor_on", floor_on)
 
 
-@convicted_by(scene=LAG_AND_CRASHES)
+@convicted_by(conditions=LAG_AND_CRASHES)
 def floor_dropped_on_retry(patch: pytest.MonkeyPatch) -> None:
     """After a replica has failed a read, any other will do."""
     choose_fit = Reads._choice  # noqa: SLF001
 
-    def without_floor(self: Reads[Any], route: Route) -> Choice:
+    def without_floor(self: Reads, route: Route) -> Choice:
         if route.failed:
             (token,) = route.tokens
             route.tokens = (replace(token, write_floor=Lsn(0), read_floor=Lsn(0)),)
@@ -351,21 +350,19 @@ def floor_dropped_on_retry(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reads, "_choice", without_floor)
 
 
-# --- reigns ---
+# --- epochs ---
 
 _PROMOTION = "tests/routing/test_promotion.py::"
 
 
-def _bound_of_any_reign(said: str, epoch: Epoch) -> Lsn | None:
-    role, *rest = said.split(" ")
-    if role == "replica":
-        replayed, received, streamed, *_ = rest
-        said = f"replica {replayed} {received} {0 if streamed == '0' else timeline_of(epoch)} {epoch}"
-    return _SHOWN_BY_REPLICA(said, epoch)
+def _bound_of_any_epoch(said: ReadBound, epoch: Epoch) -> Lsn | None:
+    if said.is_replica:
+        said = replace(said, timeline=said.timeline and timeline_of(epoch), epoch=epoch)
+    return _SHOWN_ON_REPLICA(said, epoch)
 
 
 def _see_the_current_epoch(patch: pytest.MonkeyPatch, is_of: Callable[[int | None, Epoch], bool]) -> None:
-    """Take a replica for one of the current reign if what it streams says so, whatever row it shows."""
+    """Take a replica for one of the current epoch if what it streams says so, whatever row it shows."""
     publish = NodeWatch._publish_replica  # noqa: SLF001
 
     def as_it_says(self: NodeWatch, connection: NodeConnection, row: Any, asked_at: float) -> None:
@@ -376,15 +373,15 @@ def _see_the_current_epoch(patch: pytest.MonkeyPatch, is_of: Callable[[int | Non
         publish(self, connection, row, asked_at)
 
     patch.setattr(NodeWatch, "_publish_replica", as_it_says)
-    patch.setattr(bound, "shown_by_replica", _bound_of_any_reign)
+    patch.setattr(ReadBound, "on_replica", _bound_of_any_epoch)
 
 
-@convicted_by(scene=LOST_TAIL)
+@convicted_by(conditions=LOST_TAIL)
 def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
-    """One reign is like another: LSNs of tokens and replicas are compared whosever they are."""
+    """One epoch is like another: LSNs of tokens and replicas are compared whatever their epochs are."""
     obstacle = choice.obstacle
 
-    def of_any_reign(
+    def of_any_epoch(
         status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
     ) -> Reason | None:
         epoch = board.epoch or token.epoch
@@ -399,22 +396,22 @@ def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
     ) -> Resolved:
         return epochs.Resolved(replace(tokens[0], epoch=epoch) if tokens else None)
 
-    def merged_as_one(tokens: Iterable[SessionToken]) -> tuple[SessionToken, ...]:
-        latest_first = sorted(tokens, key=lambda token: token.timeline, reverse=True)
+    def merged_as_one(tokens: Tokens) -> tuple[SessionToken, ...]:
+        latest_first = sorted(merged(tokens), key=lambda token: token.timeline, reverse=True)
         return merged([replace(token, epoch=latest_first[0].epoch) for token in latest_first])
 
     _see_the_current_epoch(patch, lambda _streamed, _epoch: True)
-    patch.setattr(choice, "obstacle", of_any_reign)
-    patch.setattr(router, "merged", merged_as_one)
-    patch.setattr(reads, "resolve_tokens", resolve_tokens)
-    patch.setattr(writes, "resolve_tokens", resolve_tokens)
+    patch.setattr(choice, "obstacle", of_any_epoch)
+    for module in (reads, writes):
+        patch.setattr(module, "merged", merged_as_one)
+        patch.setattr(module, "resolve_tokens", resolve_tokens)
 
 
 @convicted_by(f"{_PROMOTION}test_a_replica_past_the_fork_is_not_believed")
 def received_tli_trusted(patch: pytest.MonkeyPatch) -> None:
     """A replica that streams the current timeline follows the current primary, whatever it has replayed (F11).
 
-    Nor is it minded that such a replica has replayed more than its primary has written: that catches most of them.
+    Nor does it count that the replica has replayed more than its primary has written: that catches most of them.
     Torture never re-points a replica that has passed the fork without cloning or rewinding it first.
     """
 
@@ -425,14 +422,14 @@ def received_tli_trusted(patch: pytest.MonkeyPatch) -> None:
     _see_the_current_epoch(patch, lambda streamed, epoch: streamed == timeline_of(epoch))
 
 
-@convicted_by(f"{_PROMOTION}test_what_a_promotion_lost_is_said_in_so_many_words", scene=LOST_TAIL)
+@convicted_by(f"{_PROMOTION}test_what_a_promotion_lost_is_reported", conditions=LOST_TAIL)
 def lost_tails_not_reported(patch: pytest.MonkeyPatch) -> None:
-    """A token of an earlier reign is exchanged without a word."""
+    """A token of an earlier epoch is exchanged without a notice."""
 
     async def nothing(_token: SessionToken, _primary: Connection, _epoch: Epoch) -> None:
         return None
 
-    patch.setattr(epochs, "_lost_tail", nothing)
+    patch.setattr(epochs, "_loss_of", nothing)
 
 
 @convicted_by(
@@ -440,7 +437,7 @@ def lost_tails_not_reported(patch: pytest.MonkeyPatch) -> None:
     f"{_PROMOTION}test_a_promotion_is_followed_and_the_old_primary_closed",
 )
 def old_primary_still_used(patch: pytest.MonkeyPatch) -> None:
-    """Whoever says last that it is the primary is believed, of whichever timeline.
+    """The last server that says that it is the primary is believed, of whichever timeline.
 
     Torture's promotions fence the old primary, as the guarantee asks.
     """
@@ -459,14 +456,14 @@ def old_primary_still_used(patch: pytest.MonkeyPatch) -> None:
 
 @convicted_by(f"{_PROMOTION}test_a_write_across_a_promotion_is_an_unknown_outcome")
 def acknowledged_by_a_primary_that_was_replaced(patch: pytest.MonkeyPatch) -> None:
-    """What a primary has answered counts, although another one reigns by then.
+    """What a primary has answered counts, although another one is the primary by then.
 
     Torture's promotions end the old primary, and with it the write's connection, before there is another one.
     """
 
-    def whoever_reigns(_self: Nodes, _epoch: Epoch) -> None: ...
+    def any_primary(_self: Nodes, _epoch: Epoch) -> None: ...
 
-    patch.setattr(Nodes, "check_still_current", whoever_reigns)
+    patch.setattr(Nodes, "check_still_current", any_primary)
 
 
 # --- what reads have shown ---
@@ -474,7 +471,9 @@ def acknowledged_by_a_primary_that_was_replaced(patch: pytest.MonkeyPatch) -> No
 _SESSIONS = "tests/lab/api/test_sessions.py::"
 
 
-@convicted_by(f"{_SESSIONS}TestMonotonicReads::test_a_replica_behind_the_one_that_was_read_is_not_read", scene=LAG)
+@convicted_by(
+    f"{_SESSIONS}TestMonotonicReads::test_a_replica_behind_the_one_that_was_read_is_not_read", conditions=LAG
+)
 def token_not_raised_on_reads(patch: pytest.MonkeyPatch) -> None:
     """A read hands back the token that it was sent."""
 
@@ -488,12 +487,11 @@ def token_not_raised_on_reads(patch: pytest.MonkeyPatch) -> None:
 def read_floor_trusted_while_not_streaming(patch: pytest.MonkeyPatch) -> None:
     """What a read has shown ends at the greater of receive and replay LSN, also without a WAL receiver (F6)."""
 
-    def greatest(said: str, epoch: Epoch) -> Lsn | None:
-        _SHOWN_BY_REPLICA(said, epoch)
-        _, replayed, received, *_ = said.split(" ")
-        return max(Lsn.parse(each) for each in (replayed, received) if each != "-")
+    def greatest(said: ReadBound, epoch: Epoch) -> Lsn | None:
+        _SHOWN_ON_REPLICA(said, epoch)
+        return max(said.lsn, said.receive_lsn or Lsn(0))
 
-    patch.setattr(bound, "shown_by_replica", greatest)
+    patch.setattr(ReadBound, "on_replica", greatest)
 
 
 @convicted_by(f"{_SESSIONS}TestSeveralTokens::test_tokens_of_two_replicas_bind_everywhere")
@@ -520,7 +518,7 @@ def fallback_without_the_lock(patch: pytest.MonkeyPatch) -> None:
     Without faults that happens for a few in a thousand pairs of reads, for milliseconds.
     """
 
-    async def wait_for_nobody(_self: UserFloors, _primary: Connection, _subject: str) -> None: ...
+    async def wait_for_nobody(_self: UserFloors, _primary: Connection, _subject: str | None) -> None: ...
 
     patch.setattr(UserFloors, "wait_for_writes", wait_for_nobody)
 

@@ -1,0 +1,294 @@
+"""One node under observation: its connection, the status query, and what the board gets to know of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from rocket.consistency import Epoch, Lsn, PrimaryStatus, ReplicaStatus, timeline_of
+from rocket.errors import describe
+from rocket.routing import connection as connections
+from rocket.routing import heartbeat
+from rocket.routing.epochs import NEWEST_SHOWN, have_timelines_noted, read_primary_state
+from rocket.routing.failures import ENDED, REFUSED, AddressUnusable, NotAsObserved, connecting
+
+if TYPE_CHECKING:
+    from asyncpg import Record
+
+    from rocket.consistency import Board, Incarnation
+    from rocket.routing.connection import NodeConnection
+
+_ANSWER_TIMEOUT_S = 1.0
+"""A node that takes longer to answer the status query is out of reach."""
+
+_WHY_CHECKED = {
+    True: "hides its startup process: each read there checks by itself, in a transaction, and asks the primary "
+    "what it may have shown (GRANT pg_monitor to rocket's role, or pg_read_all_stats, spares that)",
+    False: "is behind a connection pooler: whatever is done there checks by itself, in a transaction, where it is "
+    "(the server's own address spares that)",
+}
+"""Logged once where no status can vouch for a connection, by whether the connection is to the server itself."""
+
+_NOTED_AGAIN_S = 15.0
+"""How often replicas that do not prove their epoch are made to note their timeline once more."""
+
+_LATELY_S = 2.0
+"""A primary that was not seen for longer has to be confirmed again: there may have been another one meanwhile."""
+
+MayBePrimary: TypeAlias = Callable[[str], Awaitable[bool]]
+"""Returns whether a node, given by name, may be the primary as far as a cluster manager knows."""
+
+Connect: TypeAlias = "Callable[[str], Awaitable[NodeConnection]]"
+"""Opens a connection to the node at a DSN."""
+
+STATUS_QUERY = f"""
+    SELECT now.in_recovery, now.replay_lsn, now.receive_lsn,
+           (SELECT CASE WHEN status = 'streaming' THEN received_tli END FROM pg_stat_wal_receiver
+           ) AS streamed_timeline,
+           (SELECT pid IS NOT NULL AND status IS NULL FROM pg_stat_wal_receiver) AS receiver_is_hidden,
+           {NEWEST_SHOWN} AS epoch,
+           (SELECT min_recovery_end_timeline FROM pg_control_recovery()) AS applied_timeline
+      FROM (SELECT pg_is_in_recovery() AS in_recovery,
+                   pg_last_wal_replay_lsn() AS replay_lsn,
+                   pg_last_wal_receive_lsn() AS receive_lsn
+            OFFSET 0) AS now
+"""  # noqa: S608 - our own text
+"""The positions come first: a timeline that is streamed after they were read is, at the earliest, theirs."""
+
+_log = logging.getLogger("rocket.observer")
+
+
+def replica_status_from(name: str, row: Record, incarnation: Incarnation | None, asked_at: float) -> ReplicaStatus:
+    """Return the status that a row of `STATUS_QUERY` gives; raise `NotAsObserved` if the node replays nothing.
+
+    To a role that may not know the incarnation the server does not say what is streamed either, but that something
+    is.
+    """
+    if row["replay_lsn"] is None:
+        raise NotAsObserved("it replays nothing")
+    shows = None if row["epoch"] is None else Epoch(row["epoch"])
+    # The row alone is no proof: see `epochs`.
+    epoch = None if shows is None or row["applied_timeline"] != timeline_of(shows) else shows
+    hidden = incarnation is None and bool(row["receiver_is_hidden"])
+    return ReplicaStatus(
+        name=name,
+        replay_lsn=Lsn.from_wire(row["replay_lsn"]),
+        incarnation=incarnation,
+        observed_at=asked_at,
+        answered_at=time.monotonic(),
+        receive_lsn=None if row["receive_lsn"] is None else Lsn.from_wire(row["receive_lsn"]),
+        streaming=epoch is not None and (hidden or row["streamed_timeline"] == timeline_of(epoch)),
+        epoch=epoch,
+    )
+
+
+class NodeWatch:
+    """Owns the observing connection to one node, and publishes the node's status on the board."""
+
+    def __init__(
+        self,
+        name: str,
+        dsn: str,
+        board: Board,
+        beat_s: float,
+        *,
+        may_be_primary: MayBePrimary | None = None,
+        roles_only: bool = False,
+        takes_reads: bool = True,
+        connect: Connect = connections.connect,
+    ) -> None:
+        self.name = name
+        self._dsn = dsn
+        self._board = board
+        self._beat_s = beat_s
+        self._may_be_primary = may_be_primary
+        self._roles_only = roles_only
+        self._takes_reads = takes_reads
+        self._open = connect
+        self._connection: NodeConnection | None = None
+        self._streamed: tuple[Epoch, Lsn] | None = None
+        self._elected = False
+        self._to_be_noted = False
+        self._noted_at = time.monotonic()
+        self._logged_why_checked = False
+        self._writes = _StateLog(f"writing on {name}")
+        self._state = _StateLog(name)
+        self.failure: Exception | None = None
+        """What kept the node from being observed when that was last tried; None if nothing did."""
+
+    @property
+    def state(self) -> str:
+        """What the node was when it last answered, as the log says it; empty before its first answer."""
+        return self._state.last
+
+    async def observe(self) -> bool:
+        """Publish the node's status, or remove it if it gives none; return whether it answered as a replica."""
+        try:
+            async with asyncio.timeout(connections.CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
+                is_replica = await (self._observe_as_writer() if self._elected else self._observe())
+        except Exception as error:  # noqa: BLE001 - one node never ends the observation of the others
+            self.failure = error
+            self._board.forget(self.name)
+            self._state.lost(error)
+            self.close()
+            return False
+        self.failure = None
+        return is_replica
+
+    async def _observe(self) -> bool:
+        if self._connection is None or self._connection.is_closed():
+            if self._connection is not None:
+                # What was known belongs to a connection, and so perhaps to an incarnation, that has ended.
+                self.close()
+                self._board.forget(self.name)
+            self._connection = await self._connect()
+        return await self._ask(self._connection)
+
+    async def _connect(self) -> NodeConnection:
+        with connecting():
+            return await self._open(self._dsn)
+
+    async def _observe_as_writer(self) -> bool:
+        """Do the same on the writer's connection, which its server ends after a silence: then connect anew."""
+        assert self._connection is not None  # noqa: S101 - it is the one that was elected
+        try:
+            return await self._ask(self._connection)
+        except ENDED:
+            self.close()
+            self._connection = await self._connect()
+            return await self._ask(self._connection)
+
+    async def _ask(self, connection: NodeConnection) -> bool:
+        asked_at = time.monotonic()
+        async with _in_one_piece(connection):
+            row = await connection.fetchrow(STATUS_QUERY, timeout=_ANSWER_TIMEOUT_S)
+        assert row is not None  # noqa: S101 - it has no WHERE
+        if not row["in_recovery"]:
+            await self._publish_primary(connection)
+            return False
+        self._publish_replica(connection, row, asked_at)
+        return True
+
+    def _publish_replica(self, connection: NodeConnection, row: Record, asked_at: float) -> None:
+        status = replica_status_from(self.name, row, connection.incarnation, asked_at)
+        if status.epoch is not None and status.streaming and status.incarnation is not None:
+            self._streamed = (status.epoch, status.replay_lsn)
+        if self._streamed is not None and self._streamed[0] == status.epoch:
+            status = dataclasses.replace(status, streamed_lsn=self._streamed[1])
+        if self._roles_only or not self._takes_reads:
+            self._board.forget(self.name)
+        else:
+            self._board.publish(status)
+        self._state.found("a replica", f"replay LSN {status.replay_lsn}")
+        if status.incarnation is None:
+            self._log_why_checked(connection)
+
+    def _log_why_checked(self, connection: NodeConnection) -> None:
+        if not self._logged_why_checked and (connection.to_replica or not connection.direct):
+            _log.warning("%s %s", self.name, _WHY_CHECKED[connection.direct])
+            self._logged_why_checked = True
+
+    async def _publish_primary(self, connection: NodeConnection) -> None:
+        if connection.to_replica and connection.direct:
+            # It is read-only. What the board says is over at once.
+            self._board.forget(self.name)
+            self.close()
+            connection = self._connection = await self._connect()
+        if not await self._is_accepted():
+            self._board.forget(self.name)
+            self._state.found("not accepted as primary", "the cluster manager names another primary, or none")
+            return
+        asked_at = time.monotonic()
+        async with _in_one_piece(connection, read_only=False):
+            state = await read_primary_state(connection)
+        status = PrimaryStatus(self.name, state.flush_lsn, asked_at, state.epoch)
+        if not self._board.publish_primary(status):
+            self._state.found("not accepted as primary", f"epoch {state.epoch} is over, or a copy")
+            return
+        self._state.found("the primary", f"epoch {state.epoch}, flush LSN {state.flush_lsn}")
+        self._log_why_checked(connection)
+        self._to_be_noted |= state.is_new
+        try:
+            await self._record(connection)
+        except REFUSED as error:  # no routing depends on it
+            self._writes.lost(error)
+        else:
+            self._writes.found("possible", status.name)
+
+    async def _is_accepted(self) -> bool:
+        """Return whether it was the current primary lately, or else whether the cluster manager accepts it."""
+        primary = self._board.current_primary(time.monotonic(), _LATELY_S)
+        if self._may_be_primary is None or (primary is not None and primary.name == self.name):
+            return True
+        return await self._may_be_primary(self.name)
+
+    async def _record(self, connection: NodeConnection) -> None:
+        """Write the table of statuses, and have timelines noted: without either, reads are slower, not wrong."""
+        if not self._roles_only:
+            if connection.direct:
+                self._elected = self._elected or await heartbeat.elect(connection, self._beat_s)
+                if self._elected:
+                    await heartbeat.record(connection, self._board.replicas)
+            else:
+                await self._record_through_pooler(connection)
+        if self._to_be_noted or self._is_to_be_noted_again():
+            self._noted_at = time.monotonic()
+            await have_timelines_noted(connection)
+            self._to_be_noted = False
+
+    def _is_to_be_noted_again(self) -> bool:
+        """Return whether replicas do not prove their epoch, as if the observer that named it had died early."""
+        return (
+            self._elected
+            and time.monotonic() - self._noted_at > _NOTED_AGAIN_S
+            and any(status.epoch is None for status in self._board.replicas)
+        )
+
+    async def _record_through_pooler(self, connection: NodeConnection) -> None:
+        """Be elected for one beat at a time: a session there is not ours to keep a lock in."""
+        async with connections.in_one_piece(connection, read_only=False):
+            if await heartbeat.elect_for_now(connection):
+                await heartbeat.record(connection, self._board.replicas)
+
+    def close(self) -> None:
+        """Drop the connection, and with it the right to write the table."""
+        self._elected = False
+        self._streamed = None
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+
+class _StateLog:
+    """Logs once, not at every beat, that a node is lost or found again, or has another role."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.last = ""
+        self._is_lost = False
+
+    def found(self, state: str, detail: object) -> None:
+        if self.last and (self._is_lost or state != self.last):  # the first state is no news
+            _log.info("%s is %s: %s", self._name, state, detail)
+        self.last = state
+        self._is_lost = False
+
+    def lost(self, why: Exception) -> None:
+        if not self._is_lost:
+            expected = isinstance(why, (AddressUnusable, NotAsObserved, *REFUSED))
+            _log.warning("%s is out of reach: %s", self._name, describe(why), exc_info=None if expected else why)
+        self._is_lost = True
+
+
+def _in_one_piece(
+    connection: NodeConnection, *, read_only: bool = True
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Have one server answer the body's statements, where a pooler might spread them."""
+    if connection.direct:
+        return contextlib.nullcontext()
+    return connections.in_one_piece(connection, read_only=read_only)
