@@ -279,10 +279,13 @@ class TestHandingOut:
     async def test_no_answer_of_another_routing_carries_one(
         self, client: Client, router: ComparisonRouter, cluster: LocalCluster, email: str, routing: Routing
     ) -> None:
-        """What guarantees nothing promises nothing."""
+        """What guarantees nothing promises nothing, also to a client that sends a token."""
+        token = await sign_up(client, f"other-{email}")
         await router.switch(routing)
         responses = await self.answers(client, cluster, email)
-        assert [HEADER in response.headers for response in responses] == [False] * 6
+        responses.append(await read(client, email, "/rides", token))
+        responses.append(await ask(client, "POST", "/rides", email, token, body={"distance": 1.5}))
+        assert [HEADER in response.headers for response in responses] == [False] * 8
 
     async def test_a_token_names_the_replica_that_was_read(
         self, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board
