@@ -8,13 +8,14 @@ started before it has rejoined.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from rocket.cluster.errors import CommandFailed, NotThePrimary, ServerFailedToStart
-from rocket.cluster.node import LOST, NodeState
+from rocket.cluster.node import LOST, START_TIMEOUT_S, NodeState
 from rocket.cluster.timelines import ControlFile, Lineage
 from rocket.errors import describe
 
@@ -97,7 +98,9 @@ async def bring_up(cluster: LocalCluster, node: Node) -> None:
         _log.warning("%s does not start: it is cloned anew from %s", node.name, cluster.primary.name)
     node.distrust(unfit=not killed)
     if cluster.primary.wanted:  # it may be starting, too
-        await cluster.primary.up.wait()
+        with contextlib.suppress(TimeoutError):  # then the copy fails, and says why
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await cluster.primary.up.wait()
     await rejoin(cluster, node)
     await node.start(cluster.upstream_port(node))
 

@@ -18,9 +18,10 @@ from rocket.routing.failures import NotAsObserved, speaks_against_node
 from rocket.routing.floors import SubjectLocks
 from rocket.routing.pool import NodePool, TooManyWaiting
 from rocket.routing.router import Router
+from rocket.routing.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Board, PrimaryStatus, Tokens
@@ -78,6 +79,17 @@ class ComparisonRouter(Router):
     def routing(self) -> Routing:
         """The routing of reads."""
         return self._routing
+
+    def session(
+        self,
+        subject: str | None = None,
+        token: str | SessionToken | Iterable[str | SessionToken] | None = None,
+        *,
+        lenient: bool = False,
+    ) -> Session:
+        """Return a session of the routing."""
+        make = Session if self._routing is Routing.NEVER_STALE else _WrongSession
+        return make(self, subject, token, lenient=lenient)
 
     async def switch(self, routing: Routing) -> Routing:
         """Route in another way from now on; return the routing until now.
@@ -227,6 +239,21 @@ class _ResettingPool(NodePool):
     async def _reset(self, connection: NodeConnection) -> None:
         connection.cut_off = connection.commits = False
         await connection.execute(connection.get_reset_query())
+
+
+class _WrongSession(Session):
+    """Hands out no tokens, and does not keep reads on the primary from writing, which costs two statements."""
+
+    async def read(self, work: Work[ResultT]) -> ResultT:
+        """Run work on the node that the routing names."""
+        sent = self._tokens
+        return self._advance(sent, await self._router.read(work, subject=self.subject, token=sent))
+
+    def _advance(self, sent: Sequence[SessionToken], answer: Answer[ResultT]) -> ResultT:
+        value = super()._advance(sent, answer)
+        if answer.token is None:
+            self._tokens = ()
+        return value
 
 
 # --- the floors of writes ---

@@ -42,7 +42,7 @@ async def handle(request: web.Request) -> web.StreamResponse:
         case "/quiet":
             return web.Response()
         case "/unavailable":
-            raise Unavailable("nobody")
+            raise Unavailable("no node")
         case "/unknown":
             raise OutcomeUnknown("who knows")
     await session.write(lambda db: db.fetchval("SELECT 1"))
@@ -74,7 +74,7 @@ async def handle(request: web.Request) -> web.StreamResponse:
 async def test_aiohttp_hands_the_token_out_with_every_answer(
     plain: Router, aiohttp_client: AiohttpClient, path: str, status: int, *, carried: bool
 ) -> None:
-    """If the session was used; and what nobody could carry out is told by its status."""
+    """If the session was used; what could not be carried out is answered by its status."""
     app = web.Application()
     app.router.add_get("/{rest:.*}", handle)
     for_aiohttp.setup(app, lambda: plain, carrier=Header())
@@ -87,13 +87,13 @@ async def test_aiohttp_hands_the_token_out_with_every_answer(
 
 
 async def test_aiohttp_puts_no_second_answer_into_a_stream(plain: Router, aiohttp_client: AiohttpClient) -> None:
-    """Whoever reads it learns that it was cut off, and gets nothing that the handler never wrote."""
+    """Its client finds it cut off, and gets nothing that the handler never wrote."""
 
     async def broken(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000"})
         await response.prepare(request)
         await response.write(b"text")
-        raise Unavailable("nobody")
+        raise Unavailable("no node")
 
     app = web.Application()
     app.router.add_get("/", broken)

@@ -92,12 +92,10 @@ class Controls:
         if not isinstance(node, str):
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Please name a node.")
         details: dict[str, object] = {"node": node}
-        if command == "delay":
+        if NODE_COMMANDS[command].takes == "delay_ms":
             if not isinstance(delay_ms, int) or isinstance(delay_ms, bool):
                 raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "A delay is a whole number of milliseconds.")
             details["delay_ms"] = delay_ms
-        if command == "kill-backend":
-            command, details["backend"] = "kill", True
         return str(await self._targets.ask(command, **details))
 
     async def set_routing(self, name: object) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from rocket.cluster.faults import NODE_COMMANDS
 from rocket.consistency import PrimaryStatus
 from rocket.errors import describe
 from rocket.lab.api.parameters import BIGINT_MAX
@@ -219,9 +220,9 @@ class _Operations:
 
 # --- faults ---
 
-_UNDONE_BY = {"resume": "pause", "thaw": "freeze", "mend": "cut", "start": "stop"}
-_LASTING = {"pause", "freeze", "cut", "stop", "delay"}
-_PASSING = {"kill", "kill-backend", "restart", "promote"}
+_UNDOES = {each.undone_by: each.name for each in NODE_COMMANDS.values() if each.undone_by is not None}
+_LASTING = frozenset(_UNDOES.values())
+_PASSING = NODE_COMMANDS.keys() - _UNDOES.keys() - _LASTING
 """Faults that last until the node's next status."""
 
 
@@ -274,7 +275,7 @@ class FaultIntervals:
                 interval.until = at
             self._lasting.clear()
             return
-        undone = _UNDONE_BY.get(done.command, done.command)
+        undone = _UNDOES.get(done.command, done.command)
         before = self._lasting.pop((undone, done.node), None)
         if before is not None:
             before.until = at

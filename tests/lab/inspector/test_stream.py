@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rocket.lab.api import app as api
 from rocket.lab.api.app import build_app, serve
+from rocket.lab.api.limits import Bounds
 from rocket.lab.api.recorder import RequestRecord
 from rocket.lab.inspector.controls import Targets
 from rocket.lab.inspector.event_log import RateChanged, ScenarioStep
@@ -182,14 +182,11 @@ async def test_a_viewer_that_does_not_read_delays_no_one_and_is_dropped(inspecte
 
 
 @pytest.mark.parametrize("reads", [True, False])
-async def test_shutdown_waits_for_no_viewer(
-    router: ComparisonRouter, monkeypatch: pytest.MonkeyPatch, *, reads: bool
-) -> None:
+async def test_shutdown_waits_for_no_viewer(router: ComparisonRouter, *, reads: bool) -> None:
     """Neither for one that has received everything, nor for one that does not read."""
-    monkeypatch.setattr(api, "_DRAIN_S", AN_HOUR_S)
     limits = replace(QUICK, write_timeout_s=AN_HOUR_S, heartbeat_s=AN_HOUR_S)
     inspector = Inspector(router, Targets(""), [], 0.5, limits=limits)
-    app = build_app(router)
+    app = build_app(router, bounds=Bounds(drain_s=AN_HOUR_S))
     listener = socket.create_server(("127.0.0.1", 0))
     async with asyncio.timeout(DEADLINE_S), inspector.serving(app):
         async with serve(app, listener):
