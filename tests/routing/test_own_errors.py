@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,55 @@ async def test_a_serialization_failure_that_work_raises_by_itself_is_repeated_a_
         with pytest.raises(asyncpg.SerializationError, match="its own"):
             await getattr(session, how)(work)
         assert 1 < runs <= 4
+
+
+@contextlib.asynccontextmanager
+async def impatient(cluster: LocalCluster) -> AsyncIterator[None]:
+    """Have replicas cancel at once what keeps them from replaying."""
+    admins = [await replica.connect(DATABASE) for replica in cluster.replicas]
+    try:
+        for admin in admins:
+            await admin.execute("ALTER SYSTEM SET max_standby_streaming_delay = 0")
+            await admin.execute("SELECT pg_reload_conf()")
+        yield
+    finally:
+        for admin in admins:
+            await admin.execute("ALTER SYSTEM RESET max_standby_streaming_delay")
+            await admin.execute("SELECT pg_reload_conf()")
+            await admin.close()
+
+
+@pytest.mark.parametrize("idle", [False, True])
+async def test_a_read_that_replay_cancels_goes_elsewhere(
+    *, cluster: LocalCluster, opened: Router, idle: bool
+) -> None:
+    """A recovery conflict ends a statement by an error, and an idle transaction with its connection."""
+    table = f"locked_{secrets.token_hex(4)}"
+    admin = await cluster.primary.connect(DATABASE)
+    await admin.execute(f"CREATE TABLE {table} (id int)")
+    session = await caught_up(opened, cluster)
+    runs = 0
+
+    async def work(db: Connection) -> int:
+        nonlocal runs
+        runs += 1
+        async with db.transaction():
+            found: int = await db.fetchval(f"SELECT count(*)::int FROM {table}")  # noqa: S608
+            if runs == 1:
+                await admin.execute(f"TRUNCATE {table}")
+                if idle:
+                    async with asyncio.timeout(DEADLINE_S):
+                        while not unwrap(db).is_closed():
+                            await asyncio.sleep(0.005)
+                await db.execute("SELECT pg_sleep(30)")
+            return found
+
+    async with impatient(cluster):
+        assert 0 == await session.read(work)
+    assert session.last is not None
+    assert session.last.route is not None
+    assert (2, 1) == (runs, len(session.last.route.failed))
+    await admin.close()
 
 
 # --- what only a late replica does not know ---
