@@ -24,9 +24,19 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(params=["wheel", "system"])
-def cluster(request: pytest.FixtureRequest, cluster: LocalCluster) -> LocalCluster:
+def postgres(request: pytest.FixtureRequest) -> str:
+    """Which Postgres the cluster runs on.
+
+    Not a parameter of `cluster` itself: pytest would give it to the session's fixture of that name too, and make
+    that cluster anew for each test.
+    """
+    return str(request.param)
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest, postgres: str, cluster: LocalCluster) -> LocalCluster:
     """The cluster on each Postgres in turn."""
-    if request.param == "wheel":
+    if postgres == "wheel":
         return cluster
     return request.getfixturevalue("system_cluster")  # type: ignore[no-any-return]
 
@@ -226,7 +236,7 @@ async def test_killed_node_comes_back(cluster: LocalCluster, *, backend: bool) -
 
 
 async def test_servers_run_the_programs_that_were_asked_for(
-    cluster: LocalCluster, request: pytest.FixtureRequest
+    cluster: LocalCluster, postgres: str, request: pytest.FixtureRequest
 ) -> None:
     """What runs on the system's Postgres is not the wheel's."""
     found = set()
@@ -234,5 +244,5 @@ async def test_servers_run_the_programs_that_were_asked_for(
         for process in server_processes(node.data_dir):
             with contextlib.suppress(psutil.NoSuchProcess):  # some come and go
                 found.add(Path(process.exe()).parent)
-    system = "system" in request.node.callspec.id
+    system = postgres == "system"
     assert found == {request.getfixturevalue("system_postgres")} if system else len(found) == 1
