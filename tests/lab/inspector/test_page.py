@@ -125,7 +125,7 @@ async def system() -> AsyncIterator[str]:
             match = await program.prints(r"inspector: (http://\S+)")
             yield match[1]
             program.process.send_signal(signal.SIGINT)  # servers of a killed program would outlive it for a moment
-            assert 0 == await program.ends()
+            await program.ends()  # with 1 if its simulator came across a stale read of the guided race
 
 
 @pytest_asyncio.fixture(scope="module")
