@@ -17,28 +17,19 @@ import pytest
 from rocket.cluster import control, faults
 from rocket.cluster.errors import NodeNotRunning, ServerFailedToStart
 from rocket.cluster.process import server_processes
-from tests.support.clusters import has_run_again
+from tests.support.clusters import EVERY_POSTGRES, has_run_again, on
 
 if TYPE_CHECKING:
     from rocket.cluster.cluster import LocalCluster
 
 
-@pytest.fixture(params=["wheel", "system"])
-def postgres(request: pytest.FixtureRequest) -> str:
-    """Which Postgres the cluster runs on.
-
-    Not a parameter of `cluster` itself: pytest would give it to the session's fixture of that name too, and make
-    that cluster anew for each test.
-    """
-    return str(request.param)
+pytestmark = EVERY_POSTGRES
 
 
 @pytest.fixture
 def cluster(request: pytest.FixtureRequest, postgres: str, cluster: LocalCluster) -> LocalCluster:
     """The cluster on each Postgres in turn."""
-    if postgres == "wheel":
-        return cluster
-    return request.getfixturevalue("system_cluster")  # type: ignore[no-any-return]
+    return on(request, postgres, cluster)
 
 
 async def status(cluster: LocalCluster, name: str) -> dict[str, Any]:
@@ -236,7 +227,7 @@ async def test_killed_node_comes_back(cluster: LocalCluster, *, backend: bool) -
 
 
 async def test_servers_run_the_programs_that_were_asked_for(
-    cluster: LocalCluster, postgres: str, request: pytest.FixtureRequest
+    cluster: LocalCluster, request: pytest.FixtureRequest
 ) -> None:
     """What runs on the system's Postgres is not the wheel's."""
     found = set()
@@ -244,5 +235,5 @@ async def test_servers_run_the_programs_that_were_asked_for(
         for process in server_processes(node.data_dir):
             with contextlib.suppress(psutil.NoSuchProcess):  # some come and go
                 found.add(Path(process.exe()).parent)
-    system = postgres == "system"
+    system = "system" in request.node.callspec.id
     assert found == {request.getfixturevalue("system_postgres")} if system else len(found) == 1
