@@ -14,7 +14,7 @@ from rocket.errors import InvalidToken, Unavailable, describe
 from rocket.routing.answer import Answer, Role, Route
 from rocket.routing.bound import NoLongerReplica, ask_bound, run_bounded
 from rocket.routing.connection import in_one_piece, unwrap
-from rocket.routing.epochs import resolve_tokens
+from rocket.routing.epochs import PossibleLoss, resolve_tokens
 from rocket.routing.failures import NotAsObserved, OwnError, speaks_against_node
 from rocket.routing.pool import CapacityLimiter, TooManyWaiting
 from rocket.routing.watch import STATUS_QUERY, replica_status_from
@@ -209,13 +209,15 @@ class Reads:
                 await self._wait_for_writes(primary, subject)
             value, route.bound = await run_bounded(work, primary)
             flush_lsn = route.bound.on_primary(epoch)
-            token = resolved.token or SessionToken(epoch, Lsn(0))
+            token, lost = resolved.token or SessionToken(epoch, Lsn(0)), resolved.lost
             if token.is_beyond(flush_lsn):
                 if not route.floor_looked_up:
-                    raise InvalidToken("the token lies beyond all that the primary has written", token)
+                    if not self._board.note_claim(token):
+                        raise InvalidToken("the token lies beyond all that the primary has written", token)
+                    lost = PossibleLoss(epoch, None, writes=bool(token.write_floor))
                 token = SessionToken(epoch, flush_lsn)  # what was recorded came from another cluster, in a dump
             token = token.after_primary_read(flush_lsn)
-            return Answer(value, status.name, Role.PRIMARY, reason, token, resolved.lost, route)
+            return Answer(value, status.name, Role.PRIMARY, reason, token, lost, route)
 
         return await self._on_primary(read, route)
 

@@ -15,7 +15,7 @@ from rocket.consistency import Lsn, Reason, SessionToken, merged
 from rocket.errors import OutcomeUnknown, Unavailable, describe
 from rocket.routing.answer import Answer, Role
 from rocket.routing.connection import MAYBE_OWN, answers, discard, unwrap
-from rocket.routing.epochs import check_epoch, resolve_tokens
+from rocket.routing.epochs import PossibleLoss, check_epoch, resolve_tokens
 from rocket.routing.failures import REFUSED, UNREACHABLE, OwnError, leaves_commit_in_doubt, speaks_against_node
 from rocket.routing.floors import FORCE_FLUSH_STATEMENT
 from rocket.routing.nodes import in_epoch
@@ -81,9 +81,15 @@ class Writes:
                 async with asyncio.timeout(self._limits.commit_s):
                     await transaction.commit()
                 floor = await self._record_floor(connection, epoch, subject)
+                if floor != Lsn.PENDING:
+                    self._nodes.board.note_flush(epoch, floor, time.monotonic())
                 self._nodes.check_still_current(epoch)
+                lost = resolved.lost
+                if resolved.token is not None and resolved.token.is_beyond(floor):
+                    self._nodes.board.note_claim(resolved.token)
+                    lost = PossibleLoss(epoch, None, writes=bool(resolved.token.write_floor))
                 token = _next_token(resolved.token, epoch, floor)
-                return Answer(value, primary.name, Role.PRIMARY, Reason.WRITE, token, resolved.lost)
+                return Answer(value, primary.name, Role.PRIMARY, Reason.WRITE, token, lost)
         except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
             raise  # not committed, and worth another try
         except OwnError as own:

@@ -467,9 +467,10 @@ class AnswerKeptAfterAPromotion(Rules):
 class ForgetfulBoard(Board):
     """Takes the epoch of the last primary for the current one, whatever replicas show."""
 
-    def publish(self, status: ReplicaStatus) -> None:
-        super().publish(status)
+    def publish(self, status: ReplicaStatus) -> bool:
+        published = super().publish(status)
         self.epoch = None if self.primary is None else self.primary.epoch
+        return published
 
 
 class LaterEpochUnnoticed(Rules):
