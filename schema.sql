@@ -38,7 +38,7 @@ CREATE OR REPLACE FUNCTION rocket_note_timeline() RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
 AS $$
 BEGIN
-    CREATE TABLE rocket_timeline_note ();
+    CREATE UNLOGGED TABLE rocket_timeline_note ();
     DROP TABLE rocket_timeline_note;
 END
 $$;

@@ -45,6 +45,7 @@ class Board:
         self.flush_lsn = Lsn(0)
         """The primary's last flush LSN known; before any primary is found, the furthest that a replica has got."""
         self._distrusted: set[str] = set()
+        self._readdressed: set[str] = set()
         self._strayed: dict[str, Incarnation | None] = {}
         """Replicas that passed the beginning of the epoch without its row, and in which incarnation."""
         self._began_lsn = Lsn(0)
@@ -101,6 +102,7 @@ class Board:
     def publish(self, status: ReplicaStatus) -> bool:
         """Publish a replica's newest status; return False if it is left alone, since its cluster is not ours."""
         name, epoch = status.name, status.epoch
+        self._settle_address(name)
         if not self._is_ours(name, status.system_id):
             return False
         self._readmit(name)
@@ -190,6 +192,7 @@ class Board:
     def forget(self, name: str) -> None:
         """Remove a node's status: it is out of reach. The last status of a primary is kept."""
         known = self._replicas.pop(name, None) is not None
+        self._settle_address(name)
         self._readmit(name)
         self.origins.fell_silent(name)
         if known:
@@ -206,13 +209,24 @@ class Board:
 
         Where it alone had shown the newest epoch, the primary that is left is followed again.
         """
+        self._readdressed.add(name)
         self.forget(name)
-        self.readdress(name)
         if self.primary is not None and self.primary.name == name:
             self._holder_is_gone = True
 
     def readdress(self, name: str) -> None:
-        """Forget what was shown at the former address of a node, which may have been a wrong one."""
+        """Note that a node is asked at another address from now on: the former one may have been wrong.
+
+        Once it answers there, or does not, nothing counts any more that it has shown at the former one.
+        """
+        self._readdressed.add(name)
+
+    def _settle_address(self, name: str, epoch: Epoch | None = None) -> None:
+        if name not in self._readdressed:
+            return
+        self._readdressed.discard(name)
+        if epoch is not None and self.primary is not None and self.primary.epoch == epoch:
+            return  # it is what it was
         self._strayed.pop(name, None)
         if self.origins.remove(name):
             newest = self.origins.newest
@@ -255,16 +269,19 @@ class Board:
         if before is not None and not self._is_holder(status, before):
             is_free = self._holder_is_gone or before.name in self._replicas
             return is_free and status.epoch == before.epoch and rank == self.origins.newest
-        if before is not None and before.epoch == status.epoch and self._seen_at <= status.observed_at:
+        if before is not None and before.epoch == status.epoch and self._seen_at < status.observed_at:
             claimed_lsn = self._claimed_lsn if status.restarted else Lsn(0)
-            has_fallen = status.flush_lsn < max(self._seen_lsn, claimed_lsn)
+            has_fallen = status.flush_lsn < max(self._seen_lsn, claimed_lsn) or (
+                # It may have written as much since: what it had when it was started counts.
+                status.started != before.started and status.checkpoint_lsn < self._seen_lsn
+            )
         else:  # of the newest epoch not even the row may be left
             has_fallen = before is not None and rank < self.origins.newest and rank[0] == self.origins.newest[0]
         if has_fallen or rank < self.origins.newest:
             return has_fallen
         return any(
             replica.epoch == status.epoch
-            and replica.answered_at <= status.observed_at
+            and replica.answered_at < status.observed_at
             and replica.replay_lsn > status.flush_lsn
             for replica in self.replicas
             if replica.system_id is not None
@@ -282,6 +299,7 @@ class Board:
         answers, or the epoch of another server; or it has lost WAL of its epoch.
         """
         name = status.name
+        self._settle_address(name, status.epoch)
         if self._replicas.pop(name, None) is not None:
             self._ring = None
             self._notify(name)  # what was opened to a replica shall not read from a primary

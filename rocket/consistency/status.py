@@ -21,6 +21,8 @@ A timeline alone is ambiguous: two promotions, each unaware of the other, both m
 A primary that has lost WAL goes on in a new epoch of the same timeline, `2.1-x0q4b7w1zz`.
 """
 
+_START = Lsn(0)
+
 Rank: TypeAlias = tuple[int, int]
 """Orders the epochs of one cluster: the timeline, and how many epochs there were before on it."""
 
@@ -96,5 +98,7 @@ class PrimaryStatus:
 
     None where that was not asked.
     """
+    checkpoint_lsn: Lsn = _START
+    """Its last checkpoint: at the latest the one with which its server was started, after all that it had then."""
     restarted: bool = False
     """Whether its server was started after its epoch was named: then it may have been set back to a snapshot."""

@@ -41,6 +41,7 @@ NEWEST_SHOWN = f"""(
 _PRIMARY_STATE = f"""
     SELECT pg_current_wal_flush_lsn() AS flush_lsn, {TIMELINE} AS timeline, {CURRENT_EPOCH} AS epoch,
            {SERVER_STARTED} AS started, (SELECT system_identifier FROM pg_control_system()) AS system_id,
+           (SELECT checkpoint_lsn FROM pg_control_checkpoint()) AS checkpoint_lsn,
            coalesce(pg_postmaster_start_time() > (SELECT max(began_at) FROM epochs WHERE {OF_THIS_CLUSTER}), false)
                AS restarted
 """  # noqa: S608 - the same
@@ -80,6 +81,8 @@ class PrimaryState:
     system_id: int
     started: int
     """When its server was started, in microseconds by its own clock."""
+    checkpoint_lsn: Lsn
+    """Its last checkpoint, be it that with which its server was started."""
     restarted: bool
     """Whether that was after its epoch was named."""
     is_new: bool = False
@@ -123,12 +126,13 @@ async def read_primary_state(primary: Connection) -> PrimaryState:
         assert row is not None  # noqa: S101 - it has no WHERE
         if row["epoch"] is not None:
             return PrimaryState(
-                Epoch(row["epoch"]),
-                Lsn.from_wire(row["flush_lsn"]),
-                row["system_id"],
-                row["started"],
-                row["restarted"],
-                named,
+                epoch=Epoch(row["epoch"]),
+                flush_lsn=Lsn.from_wire(row["flush_lsn"]),
+                system_id=row["system_id"],
+                started=row["started"],
+                checkpoint_lsn=Lsn.from_wire(row["checkpoint_lsn"]),
+                restarted=row["restarted"],
+                is_new=named,
             )
         await _name(primary, row["timeline"], 0)
         named = True

@@ -274,7 +274,14 @@ class NodeWatch:
             state = await read_primary_state(connection)
         self._to_be_noted |= state.is_new
         return PrimaryStatus(
-            self.name, state.flush_lsn, asked_at, state.epoch, state.system_id, state.started, state.restarted
+            self.name,
+            state.flush_lsn,
+            asked_at,
+            state.epoch,
+            system_id=state.system_id,
+            started=state.started,
+            checkpoint_lsn=state.checkpoint_lsn,
+            restarted=state.restarted,
         )
 
     async def _is_accepted(self) -> bool:

@@ -453,7 +453,7 @@ def test_nodes_of_another_cluster_take_nothing() -> None:
     assert EPOCH == board.epoch
     assert ["replica0"] == [status.name for status in board.replicas]
     assert {"q", "r7"} == set(board.refused)
-    assert board.publish_primary(replace(primary(flush_lsn=50, observed_at=2.0), system_id=OURS, started=2))
+    assert board.publish_primary(replace(primary(flush_lsn=50, observed_at=2.0), system_id=OURS, started=1))
     board.remove("q")
     board.remove("r7")
     assert {} == board.refused
@@ -504,15 +504,18 @@ def test_the_primary_that_is_left_is_followed_again_once_a_later_one_is_off_the_
     assert {LATER} == board.abandoned
 
 
-@pytest.mark.parametrize("evidence", ["its own", "of a write", "of a replica", "of a token"])
+@pytest.mark.parametrize("evidence", ["its own", "its start", "of a write", "of a replica", "of a token"])
 def test_a_primary_that_is_behind_its_own_past_has_lost(evidence: str) -> None:
     """It is not current until it has begun another epoch; an answer to an earlier question proves nothing."""
     back = replace(
         primary(flush_lsn=49 if evidence == "its own" else 59, observed_at=2.0),
-        system_id=OURS, started=2, restarted=evidence == "of a token",
+        system_id=OURS, started=2, checkpoint_lsn=Lsn(60), restarted=evidence == "of a token",
     )  # fmt: skip
     board = ours_with_a_primary()
-    if evidence == "of a write":
+    if evidence == "its start":
+        back = replace(back, flush_lsn=Lsn(99), checkpoint_lsn=Lsn(49))
+        assert not board.has_lost(replace(back, started=1))  # any checkpoint
+    elif evidence == "of a write":
         board.note_flush(EPOCH, Lsn(60), 1.0)
         board.note_flush(EARLIER, Lsn(99), 1.5)
     elif evidence == "of a replica":
