@@ -1,4 +1,4 @@
-"""Whether a router can do its work now, and if not, what is missing: in words, and in codes that last."""
+"""Whether a router can serve now, and if not, what is missing: as text, and as stable codes."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ if TYPE_CHECKING:
 
 
 class Code(enum.StrEnum):
-    """What can be the matter; for alerts."""
+    """Findings, for alerts."""
 
     PRIMARY_UNKNOWN = "primary-unknown"
     """No primary has been found yet."""
     PRIMARY_LOST = "primary-lost"
-    """The primary does not answer the observer, or is no primary any more, and no other one has been found."""
+    """The primary does not answer the observer, or is no primary any more, and no other primary is known."""
     PRIMARY_SILENT = "primary-silent"
-    """The primary is in office, and yet does not answer this process."""
+    """The observer knows the primary, which does not answer this process."""
     OBSERVER_SILENT = "observer-silent"
-    """The observer has said nothing of the primary for longer than the lease: it does not run, or is stuck."""
+    """The observer has not seen the primary for longer than the lease: it does not run, or is stuck."""
     NO_REPLICA_FIT = "no-replica-fit"
-    """No replica may serve anybody: every read goes to the primary."""
+    """No replica may serve: every read goes to the primary."""
     NODE_REFUSED = "node-refused"
     """A node answers and is left alone: it is of another cluster, or claims to be the primary and is not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it should be."""
+    """One problem."""
 
     code: str
-    """Which one: a `Code`."""
+    """A `Code`."""
     text: str
-    """The same in words, with names and times."""
+    """The same as text, with names and times."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What was found."""
+    """All findings."""
 
     missing: Sequence[Finding] = ()
     """Why reads and writes cannot be carried out."""
@@ -54,10 +54,10 @@ class Health:
 
 
 async def examine(router: Router) -> Health:
-    """Look at what the router knows, and ask the primary for a sign of life, for `Limits.attempt_s` at the most.
+    """Check what the router knows, and whether the primary answers within `Limits.attempt_s`.
 
-    A primary whose connections are all at work is not asked: to wait for one would tell nothing. The observer has
-    a connection of its own to ask by.
+    A primary whose connections are all in use is not asked, since waiting for one would prove nothing. The
+    observer has a connection of its own.
     """
     now = time.monotonic()
     missing = _of_primary(router.board, router.policy, now)
@@ -72,7 +72,7 @@ async def examine(router: Router) -> Health:
 
 
 def _of_primary(board: Board, policy: Policy, now: float) -> Finding | None:
-    """Return what the board has against the primary."""
+    """Return why the board's primary may not be used; None if it may."""
     primary = board.primary
     if primary is None:
         return Finding(Code.PRIMARY_UNKNOWN, "no primary has been found yet")
@@ -86,7 +86,7 @@ def _of_primary(board: Board, policy: Policy, now: float) -> Finding | None:
         )
     if board.epoch is None:
         return Finding(
-            Code.PRIMARY_LOST, f"the reign of {primary.name} is over, and its successor has not been found"
+            Code.PRIMARY_LOST, f"{primary.name} is no longer the primary, and its successor has not been found"
         )
     return Finding(
         Code.OBSERVER_SILENT, f"the observer has said nothing of the primary, {primary.name}, for {age_s:.1f} s"
@@ -94,10 +94,10 @@ def _of_primary(board: Board, policy: Policy, now: float) -> Finding | None:
 
 
 def _of_replicas(router: Router, now: float) -> Finding | None:
-    """Return why no replica may serve, if none may and there are any."""
+    """Return why no replica may serve, if there are any."""
     board = router.board
     if board.primary is None:
-        return None  # nobody can tell who is a replica
+        return None  # without a primary, no node is known to be a replica
     against = {
         pool.name: obstacle_of(pool.name, board, router.policy, now)
         for pool in router.pools

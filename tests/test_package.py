@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import email
+import importlib
 import inspect
 import itertools
 import json
@@ -227,7 +228,7 @@ async def test_a_command_whose_extra_is_missing_names_it(
 
 @needs_uv
 async def test_the_tables_need_no_extra(library: Installed) -> None:
-    """The library does not work without them. The help needs none either."""
+    """The library does not work without them; the help needs none either."""
     assert "CREATE TABLE IF NOT EXISTS epochs" in await library.says("schema")
     assert "run-all" in await library.says("--help")
     assert "--replicas" in await library.says("run-all", "--help")
@@ -425,6 +426,20 @@ def blocks(module: ast.Module) -> Iterator[list[ast.stmt]]:
     for statement in module.body:
         if isinstance(statement, ast.If):
             yield from (statement.body, statement.orelse)
+
+
+def test_public_names_are_what_type_checkers_see() -> None:
+    """Each is imported when it is first used, from where the static import says that it is."""
+    (static,) = (each for each in ast.parse(inspect.getsource(rocket)).body if isinstance(each, ast.If))
+    names: dict[str, ModuleType] = {}
+    for statement in static.body:
+        assert isinstance(statement, ast.ImportFrom)
+        names |= {each.name: importlib.import_module(str(statement.module)) for each in statement.names}
+    assert sorted(rocket.__all__) == sorted(names)
+    for name, module in names.items():
+        assert getattr(module, name) is getattr(rocket, name)
+    assert set(names) <= set(dir(rocket))
+    assert not hasattr(rocket, "Observer")
 
 
 @pytest.mark.parametrize(

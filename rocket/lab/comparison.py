@@ -18,12 +18,14 @@ from rocket.routing.failures import NotAsObserved, speaks_against_node
 from rocket.routing.floors import SubjectLocks
 from rocket.routing.pool import NodePool, TooManyWaiting
 from rocket.routing.router import Router
+from rocket.routing.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Board, PrimaryStatus, Tokens
+    from rocket.routing.answer import OnError
     from rocket.routing.connection import Connection, NodeConnection, Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.nodes import Nodes
@@ -79,6 +81,17 @@ class ComparisonRouter(Router):
         """The routing of reads."""
         return self._routing
 
+    def session(
+        self,
+        subject: str | None = None,
+        token: str | SessionToken | Iterable[str | SessionToken] | None = None,
+        *,
+        lenient: bool = False,
+    ) -> Session:
+        """Return a session of the routing."""
+        make = Session if self._routing is Routing.NEVER_STALE else _WrongSession
+        return make(self, subject, token, lenient=lenient)
+
     async def switch(self, routing: Routing) -> Routing:
         """Route in another way from now on; return the routing until now.
 
@@ -119,20 +132,25 @@ class ComparisonRouter(Router):
         pools, self._resetting_pools = self._resetting_pools, {}
         await asyncio.gather(super().aclose(), *(pool.close(self._limits.close_s) for pool in pools.values()))
 
-    async def write(self, work: Work[ResultT], *, subject: str | None, token: Tokens = None) -> Answer[ResultT]:
+    async def write(
+        self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
+    ) -> Answer[ResultT]:
         """Run work in a transaction on the primary; under a wrong routing no token covers it."""
         routing = self._routing_of_writes
         if routing is Routing.NEVER_STALE:
-            return await super().write(work, subject=subject, token=token)
+            return await super().write(work, subject=subject, token=token, on_error=on_error)
         with self._wrong_writes, self._floors.used_for_writes(self._floors.of[routing]):
             answer = await super().write(work, subject=subject, token=token)
         return answer._replace(token=None)
 
-    async def read(self, work: Work[ResultT], *, subject: str | None, token: Tokens = None) -> Answer[ResultT]:
+    async def read(
+        self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
+    ) -> Answer[ResultT]:
         """Run work on the node that the routing names."""
         if self._routing is Routing.NEVER_STALE:
-            return await super().read(work, subject=subject, token=self._floors.covering(token))
-        self._check_open()
+            covering = self._floors.covering(token)
+            return await super().read(work, subject=subject, token=covering, on_error=on_error)
+        self._check_usable()
         route = Route(time.monotonic() + self._limits.read_s, merged(token))
         try:
             match self._routing:
@@ -227,6 +245,21 @@ class _ResettingPool(NodePool):
     async def _reset(self, connection: NodeConnection) -> None:
         connection.cut_off = connection.commits = False
         await connection.execute(connection.get_reset_query())
+
+
+class _WrongSession(Session):
+    """Hands out no tokens, and does not keep reads on the primary from writing, which costs two statements."""
+
+    async def read(self, work: Work[ResultT]) -> ResultT:
+        """Run work on the node that the routing names."""
+        sent = self._tokens
+        return self._advance(sent, await self._router.read(work, subject=self.subject, token=sent))
+
+    def _advance(self, sent: Sequence[SessionToken], answer: Answer[ResultT]) -> ResultT:
+        value = super()._advance(sent, answer)
+        if answer.token is None:
+            self._tokens = ()
+        return value
 
 
 # --- the floors of writes ---

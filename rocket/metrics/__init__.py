@@ -1,4 +1,4 @@
-"""What a router does and what it knows of its nodes, in Prometheus' terms, for any registry."""
+"""Prometheus metrics of a router and its nodes, for any registry."""
 
 from rocket.metrics.router import RouterMetrics
 

@@ -1,4 +1,4 @@
-"""What a router knows of its nodes at the moment: roles, lag, connections, and when each was last heard of."""
+"""Gauges of a router's nodes: roles, lag, connections, and the age of each one's status."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class NodeGauges:
-    """Reads the router's board and pools whenever it is asked."""
+    """Reads the router's board and pools when metrics are collected."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
@@ -44,7 +44,7 @@ class NodeGauges:
             self._epoch = status.epoch
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is so now."""
+        """Yield the gauges."""
         now = time.monotonic()
         yield from self._of_roles(now)
         yield from self._of_replicas(now)
@@ -72,7 +72,7 @@ class NodeGauges:
         )  # fmt: skip
         yield CounterMetricFamily(
             "rocket_epoch_changes",
-            "Promotions seen: another primary, or another reign.",
+            "Promotions seen: another primary, or another epoch.",
             value=self._epoch_changes,
         )
         yield _gauge(

@@ -1,4 +1,4 @@
-"""The metrics of one router: what it has done, counted as it goes, and what it knows, looked up when asked."""
+"""The metrics of one router: counters of what it has done, and gauges of what it knows of its nodes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _STRAIGHT = {
     Reason.UNCHECKED: Role.REPLICA,
     Reason.ASKED: Role.PRIMARY,
 }
-"""Ways on which a read has neither waited nor failed anywhere, each to nodes in one role: most reads go these."""
+"""Reasons of reads that neither waited nor failed on a node, each with its only role: those of most reads."""
 _OUTCOMES = ("committed", "failed", "unknown", "unavailable")
 _WHY_UNAVAILABLE = ("no-node", "overloaded")
 _ENDS_OF_WAITS = ("caught-up", "in-vain")
@@ -44,15 +44,15 @@ _ENDS_OF_WAITS = ("caught-up", "in-vain")
 class RouterMetrics(Collector):
     """Counts what a router does, and tells what it knows of its nodes.
 
-    Whoever calls the router says what came of it: `await metrics.read(router.read(...))` and
-    `with metrics.write(): ...` do, or `count_read` and `count_refused_read` where each microsecond counts. Nodes,
+    Callers of the router report the outcomes: by `await metrics.read(router.read(...))` and
+    `with metrics.write(): ...`, or by `count_read` and `count_refused_read` where each microsecond counts. Nodes,
     lag and pools are looked at when the registry is asked, and cost nothing until then. No label names a user, a
     token or a position. A registry takes the metrics of one router; raise `ValueError` for a second one.
     """
 
     def __init__(self, router: Router, *, registry: CollectorRegistry = REGISTRY) -> None:
         self._straight_reads: dict[str, dict[str, Tally]] = {reason.value: {} for reason in _STRAIGHT}
-        """By reason and node; texts, since an enumeration's members take long to look up."""
+        """By reason and node; the reasons as text, since members of enumerations are slow keys."""
         self._other_reads: defaultdict[tuple[str, Role, Reason], Tally] = defaultdict(Tally)
         self._writes: dict[str, Tally] = {outcome: Tally() for outcome in _OUTCOMES}
         self._waits: dict[str, Tally] = {end: Tally() for end in _ENDS_OF_WAITS}
@@ -62,7 +62,7 @@ class RouterMetrics(Collector):
         self._nodes = NodeGauges(router)
         registry.register(self)
 
-    # --- what is told ---
+    # --- counting ---
 
     async def read(self, reading: Awaitable[Answer[ResultT]]) -> Answer[ResultT]:
         """Await a read, count it, and return its answer; what it raises is raised as it is."""
@@ -91,12 +91,12 @@ class RouterMetrics(Collector):
         self._look_back(answer.route, "caught-up" if answer.role is Role.REPLICA else "in-vain")
 
     def count_refused_read(self, error: Unavailable) -> None:
-        """Count a read that no node could answer, or that was turned away since too many waited already."""
+        """Count a read that no node could answer, or that was rejected since too many waited already."""
         self._unavailable["overloaded" if isinstance(error.__cause__, TooManyWaiting) else "no-node"] += 1
         self._look_back(error.route, "in-vain")
 
     def count_refused_token(self) -> None:
-        """Count a session token that this cluster has not given out: whoever answers `InvalidToken` calls it."""
+        """Count a session token that this cluster has not given out, which raises `InvalidToken`."""
         self._tokens_refused += 1
 
     @contextlib.contextmanager
@@ -123,14 +123,14 @@ class RouterMetrics(Collector):
             self._waits[end_of_wait].add(route.waited_s)
         self._failures.update(route.failed.keys())
 
-    # --- what is asked ---
+    # --- reporting ---
 
     def reads(self) -> dict[tuple[str, Role, Reason], int]:
         """Return how many reads each node has answered, by its role and by why they went there."""
         return {key: tally.count for key, tally in self._reads().items()}
 
     def reads_unavailable(self) -> int:
-        """Return how many reads nobody has answered."""
+        """Return how many reads no node has answered."""
         return self._unavailable.total()
 
     def writes(self) -> dict[str, int]:
@@ -146,11 +146,11 @@ class RouterMetrics(Collector):
         return reads
 
     def describe(self) -> Iterator[Metric]:
-        """Yield the same: so a registry finds out whether it has such metrics already."""
+        """Yield the same as `collect`: a registry checks them for duplicates."""
         return self.collect()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all there is, as a registry asks for it."""
+        """Yield all metrics."""
         yield from self._of_reads()
         yield from self._of_writes()
         yield from self._nodes.collect()
@@ -172,7 +172,7 @@ class RouterMetrics(Collector):
         )
         unavailable = CounterMetricFamily(
             "rocket_reads_unavailable",
-            "Reads that nobody answered: there was no node to, or too many waited already.",
+            "Reads that no node answered: none was available, or too many waited already.",
             labels=["reason"],
         )
         for why, count in self._unavailable.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from rocket import Router
     from rocket.web.carriers import Values
-
-SubjectT = TypeVar("SubjectT")
 
 SESSION = web.RequestKey("rocket", Session)
 """The key of a request's session: `request[SESSION]`."""

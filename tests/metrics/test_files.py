@@ -40,11 +40,11 @@ needs_promtool = pytest.mark.skipif(
 SUFFIXES = {"counter": ("_total",), "histogram": ("", "_bucket", "_count", "_sum"), "gauge": ("",)}
 
 
-def promtool(*arguments: str | Path, told: str = "") -> str:
+def promtool(*arguments: str | Path, stdin: str = "") -> str:
     """Run promtool, which has to find nothing wrong; return what it says."""
     assert PROMTOOL is not None
     done = subprocess.run(  # noqa: S603
-        [PROMTOOL, *arguments], input=told, capture_output=True, text=True, timeout=60, check=False
+        [PROMTOOL, *arguments], input=stdin, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -89,14 +89,14 @@ def test_every_panel_says_what_it_shows() -> None:
 async def test_whatever_is_asked_for_is_there(client: Client, source: Path) -> None:
     """A metric that is renamed takes its panels and alerts along."""
     text = await (await client.get("/metrics")).text()
-    told = {
+    metrics = {
         family.name + suffix
         for family in text_string_to_metric_families(text)
         for suffix in SUFFIXES.get(family.type, ("",))
     }
     asked = set(re.findall(r"\b(?:rocket|process)_\w+", source.read_text()))
     assert asked
-    assert asked - told == set()
+    assert asked - metrics == set()
 
 
 def test_the_alerts_are_tested() -> None:
@@ -131,4 +131,4 @@ async def test_the_metrics_are_named_as_they_should_be(client: Client, observer:
     await client.post("/users", json={"email": email})
     await client.get("/rides", headers={"Authorization": email})
     await observer.run_once()
-    assert promtool("check", "metrics", told=await (await client.get("/metrics")).text()) == ""
+    assert promtool("check", "metrics", stdin=await (await client.get("/metrics")).text()) == ""

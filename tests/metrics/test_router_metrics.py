@@ -1,4 +1,4 @@
-"""The metrics of a router, in a registry of whoever uses it."""
+"""The metrics of a router, in a registry of its user."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Watched:
-    """A router with metrics, as somebody may have it who knows nothing of our API."""
+    """A router with metrics, as a service other than our API may have it."""
 
     def __init__(self, router: Router) -> None:
         self.router = router
@@ -55,7 +55,7 @@ async def _one(node: Connection) -> int:
 
 @pytest_asyncio.fixture
 async def watched(cluster: LocalCluster) -> AsyncIterator[Watched]:
-    """A router whose observer looks when somebody waits, or else every ten seconds."""
+    """A router whose observer samples on demand, or else every ten seconds."""
     await cluster.wait_for_catchup()
     observer = Observer(dsns(cluster), Board(), interval_s=10.0)
     async with background(observer.run(), "observer"):
@@ -95,7 +95,7 @@ async def test_a_read_that_waits_is_counted_with_its_wait(
 
 
 async def test_a_replica_that_fails_a_read_is_counted(watched: Watched, cluster: LocalCluster, email: str) -> None:
-    """By its name, whoever answers in the end."""
+    """By its name, whichever node answers in the end."""
     await write_ride(watched.router, email)
     answer = await watched.read(email)  # by a replica, which has a connection from now on
     cluster.node(answer.node).freeze()
@@ -108,7 +108,7 @@ async def test_a_replica_that_fails_a_read_is_counted(watched: Watched, cluster:
     assert watched.seen("rocket_replica_failures_total", node=answer_elsewhere.node) is None
 
 
-async def test_reads_that_are_turned_away_are_told_from_those_without_a_node(
+async def test_rejected_reads_are_counted_apart_from_those_without_a_node(
     watched: Watched, cluster: LocalCluster, email: str
 ) -> None:
     """More clients than may wait, and no primary at all, are not the same trouble."""
@@ -145,7 +145,7 @@ async def test_a_write_is_counted_by_how_it_ends(
     }
 
 
-async def test_nodes_are_told_as_the_board_has_them(watched: Watched) -> None:
+async def test_nodes_are_reported_as_the_board_has_them(watched: Watched) -> None:
     """Who is the primary, who may serve, how long ago each was heard; and that a lost one was heard once."""
     roles = {"primary": 1, "replica0": 0, "replica1": 0}
     assert roles == {name: watched.seen("rocket_node_primary", node=name) for name in roles}
@@ -173,7 +173,7 @@ async def test_a_node_has_an_age_also_when_it_is_lost(watched: Watched) -> None:
 
 
 async def test_promotions_are_counted(watched: Watched) -> None:
-    """Another reign of the same node counts as well; the first one that is seen does not."""
+    """Another epoch of the same node counts as well; the first one seen does not."""
     board = watched.router.board
     assert board.primary is not None
     assert watched.seen("rocket_epoch_changes_total") == 0
@@ -183,7 +183,7 @@ async def test_promotions_are_counted(watched: Watched) -> None:
 
 
 async def test_a_registry_takes_one_router_only(watched: Watched) -> None:
-    """Two would tell the same figures twice, and nobody could say whose they are."""
+    """Two would report the same figures twice, without saying whose they are."""
     with pytest.raises(ValueError, match="rocket_reads"):
         RouterMetrics(watched.router, registry=watched.registry)
 

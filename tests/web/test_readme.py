@@ -43,7 +43,7 @@ def service() -> str:
 
 @contextlib.asynccontextmanager
 async def served(cluster: LocalCluster) -> AsyncIterator[aiohttp.ClientSession]:
-    """Run the service in a process of its own, as somebody would who has its DSNs in the environment."""
+    """Run the service in a process of its own, with its DSNs in the environment."""
     nodes = dsns(cluster)
     primary = nodes.pop("primary")
     environment = os.environ | {

@@ -153,7 +153,7 @@ async def metrics(request: web.Request) -> web.Response:
 def description() -> dict[str, Any]:
     """Return the OpenAPI 3.1 description, which `openapi.json` holds, for this version."""
     described: dict[str, Any] = json.loads(resources.files("rocket.lab.api").joinpath("openapi.json").read_bytes())
-    described["info"]["version"] = metadata.version("rocket")
+    described["info"]["version"] = metadata.version("rocket-replicas")
     return described
 
 

@@ -46,7 +46,7 @@ class Guests:
         return answer
 
     async def stay(self, count: int) -> None:
-        """Have so many let in that stay."""
+        """Have a number of requests admitted that stay in flight."""
 
         async def handle(_request: web.BaseRequest) -> web.StreamResponse:
             await self.leave.wait()
@@ -66,7 +66,7 @@ class Guests:
 
 @pytest.fixture
 async def guests() -> AsyncIterator[Guests]:
-    """A house nobody is in."""
+    """An admission without requests."""
     guests = Guests(Admission())
     yield guests
     await guests.go()
@@ -150,10 +150,10 @@ async def test_one_slow_turn_is_no_overload(guests: Guests, loop: Loop) -> None:
     assert guests.house.unchecked
 
 
-async def test_an_overload_is_told_of_once_somebody_is_refused(
+async def test_an_overload_is_logged_once_a_request_is_refused(
     guests: Guests, loop: Loop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once each time, and its end as well; one in which nobody was, is nobody's trouble."""
+    """Once each time, and its end as well; an overload without refusals is not logged."""
     for _ in range(2):
         caplog.clear()
         loop.turns(LONG_S, 2)
@@ -228,7 +228,7 @@ async def test_one_of_those_who_come_back_too_soon_is_heard_in_a_turn(guests: Gu
 
 @pytest.mark.parametrize("path", ["/livez", "/nowhere"])
 async def test_one_of_those_who_ask_for_nothing_is_heard_in_a_turn(guests: Guests, loop: Loop, path: str) -> None:
-    """A flood need not be of reads; who is served by a node waits for that one anyway."""
+    """A flood need not be of reads: those wait for a node anyway."""
     loop.overload()
     idle = [Backoff() for _ in range(20)]
 
@@ -281,7 +281,7 @@ async def test_a_loop_that_finds_time_to_wait_lets_in_more(guests: Guests, loop:
 
 
 async def test_a_body_on_its_way_takes_nobodys_place(guests: Guests, loop: Loop) -> None:
-    """Whoever sends it may take as long as that may take."""
+    """The client may take as long as a body may take."""
     loop.overload()
     await guests.stay(limits.LEAST)
     with contextlib.ExitStack() as stack:

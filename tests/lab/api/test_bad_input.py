@@ -52,7 +52,7 @@ TOO_LARGE = (413, f"Request body is larger than {MAX_BODY_BYTES} bytes.")
 UNKNOWN_USER = (401, "Credentials in Authorization were invalid.")
 NOT_HTTP = (400, "The request is not valid HTTP.")
 BAD_BODY = {400, 408, 413, 415, 422}
-"""What a body may be answered with that nobody sends who means well."""
+"""Statuses for bodies that no honest client sends."""
 
 
 def multipart(*parts: bytes) -> bytes:
@@ -154,7 +154,7 @@ class TestParameters:
         ],
     )  # fmt: skip
     async def test_hostile_addresses_are_refused(self, address: Address, value: bytes) -> None:
-        """What Postgres cannot store, or nobody can read, makes no user."""
+        """What Postgres cannot store, or people cannot read, creates no user."""
         sent = request(b"POST /users", FORM, body=b"email=" + quote(value).encode())
         assert refusal(await ask(address, sent)) == WRONG_EMAIL
 
@@ -250,7 +250,7 @@ class TestBodies:
     async def test_a_charset_that_cannot_be_decoded_is_refused(
         self, address: Address, content_type: bytes, text: tuple[int, str], charset: bytes
     ) -> None:
-        """A charset that nobody knows, or that the body is not in, makes the body unreadable."""
+        """An unknown charset, or one that the body is not in, makes the body unreadable."""
         sent = new_ride(content_type + b"; charset=" + charset, body=b'{"distance": 1}')
         assert refusal(await ask(address, sent)) == text
 
@@ -325,7 +325,7 @@ STRANGE_PARTS = {
 
 
 class TestMultipart:
-    """Multipart bodies, which browsers send and nobody else."""
+    """Multipart bodies, which only browsers send."""
 
     @pytest.mark.parametrize("parts", STRANGE_PARTS.values(), ids=STRANGE_PARTS)
     async def test_strange_parts_are_refused(self, address: Address, parts: list[bytes]) -> None:
@@ -396,7 +396,7 @@ class TestLargeBodies:
         assert refusal(await ask(address, sent))[0] in {413, 415}
 
     async def test_a_body_is_refused_before_it_has_come_in_full(self, address: Address) -> None:
-        """Nobody waits for a gigabyte to say that it is too much."""
+        """The server does not wait for a gigabyte to refuse it."""
         sent = new_ride(FORM, b"Content-Length: 1000000000", body=b"x" * (MAX_BODY_BYTES + 1))
         assert refusal(await ask(address, sent)) == TOO_LARGE
 
@@ -418,7 +418,7 @@ class TestHeaders:
         ],
     )  # fmt: skip
     async def test_hostile_credentials_are_invalid(self, address: Address, credentials: bytes) -> None:
-        """What cannot be an address is nobody's."""
+        """What cannot be an address belongs to no user."""
         answer = await ask(address, request(b"GET /rides/1", b"Authorization: " + credentials))
         assert refusal(answer) == UNKNOWN_USER
 
@@ -435,7 +435,7 @@ class TestHeaders:
         ],
     )  # fmt: skip
     async def test_hostile_idempotency_keys_are_refused(self, address: Address, user: bytes, key: bytes) -> None:
-        """What Postgres cannot store, or nobody can read, is no key."""
+        """What Postgres cannot store, or people cannot read, is no key."""
         answer = await ask(address, new_ride(user, FORM, b"Idempotency-Key: " + key, body=b"distance=1"))
         assert refusal(answer) == WRONG_KEY
 
@@ -449,7 +449,7 @@ class TestHeaders:
     )  # fmt: skip
     @pytest.mark.parametrize("target", [b"GET /livez", b"GET /nowhere", b"POST /rides", b"GET /openapi.json"])
     async def test_unknown_hosts_are_refused(self, address: Address, target: bytes, host: bytes) -> None:
-        """A name that somebody else may have pointed here is not answered to, on any path."""
+        """A name that another site may have pointed here is refused, on any path."""
         status, text = refusal(await ask(address, request(target, b"Host: " + host)))
         assert (status, text[:6], text[-20:]) == (421, "Host '", " is not served here.")
 
@@ -671,7 +671,7 @@ class TestSmuggling:
     async def test_an_ambiguous_request_is_refused_and_nothing_behind_it_is_read(
         self, address: Address, sent: bytes
     ) -> None:
-        """Nobody knows where the next request begins, so there is none."""
+        """It is unknown where the next request begins, so there is none."""
         async with connection(address) as (reader, writer):
             writer.write(sent)
             assert refusal(await answer_from(reader)) == NOT_HTTP
@@ -688,7 +688,7 @@ class TestNotHttp:
         assert refusal(await ask(address, sent)) == NOT_HTTP
 
     async def test_the_connection_is_closed_after_it(self, address: Address) -> None:
-        """Nobody knows where the next request would begin."""
+        """It is unknown where the next request would begin."""
         async with connection(address) as (reader, writer):
             writer.write(b"\0\r\n\r\n" + request(b"GET /livez"))
             assert refusal(await answer_from(reader)) == NOT_HTTP
@@ -712,21 +712,21 @@ class TestNotHttp:
     async def test_a_client_that_goes_away_is_no_error(
         self, address: Address, content_type: bytes, framing: bytes
     ) -> None:
-        """Somebody who hangs up before the body is complete leaves nothing in the log."""
+        """A client that hangs up before the body is complete leaves nothing in the log."""
         async with connection(address) as (reader, writer):
             writer.write(new_ride(content_type, framing, b"Expect: 100-continue"))
             assert (await answer_from(reader)).status == 100
             writer.write(b"5\r\n")
             writer.close()
             await writer.wait_closed()
-        # The server has seen it by the time it answers somebody else.
+        # The server has seen it by the time it answers another client.
         assert (await ask(address, request(b"GET /livez"))).status == 200
 
 
 class TestExpectations:
     """`Expect`."""
 
-    async def test_a_client_that_asks_first_is_told_to_continue(self, address: Address) -> None:
+    async def test_a_client_that_asks_first_may_continue(self, address: Address) -> None:
         """The interim answer comes before the body, and the answer after it."""
         body = b"distance=abc"
         async with connection(address) as (reader, writer):
@@ -790,18 +790,18 @@ anything = settings(
 
 
 class TestAnything:
-    """Random input: nobody has thought of it, and it is a 4xx."""
+    """Random input is a 4xx."""
 
     @anything
     @given(content_type=TYPES, body=BODIES)
     async def test_any_body_is_refused(self, address: Address, content_type: bytes, body: bytes) -> None:
-        """No bytes, as whatever type, make a ride for somebody who is nobody."""
+        """No bytes, of any content type, create a ride for an unknown user."""
         refusal(await ask(address, new_ride(content_type, body=body)))
 
     @anything
     @given(given_id=st.text(max_size=40))
     async def test_any_text_as_an_id_is_not_found(self, address: Address, given_id: str) -> None:
-        """No text is the ID of a ride that nobody has."""
+        """No text is the ID of a ride of an unknown user."""
         path = "/rides/" + quote(given_id, safe="", errors="surrogatepass")
         assert refusal(await ask(address, request(b"GET " + path.encode())))[0] in {401, 404}
 
@@ -814,7 +814,7 @@ class TestAnything:
     @anything
     @given(credentials=ONE_LINE)
     async def test_any_bytes_as_credentials_are_refused(self, address: Address, credentials: bytes) -> None:
-        """No bytes are credentials, unless somebody signed up with them."""
+        """No bytes are credentials, unless a user signed up with them."""
         answer = await ask(address, request(b"GET /rides/1", b"Authorization: " + credentials))
         assert refusal(answer)[0] in {400, 401}
 
@@ -829,7 +829,7 @@ class TestAnything:
     @anything
     @given(header=st.sampled_from([b"Rocket-Session", b"Idempotency-Key", b"Host", b"Expect"]), value=ONE_LINE)
     async def test_any_bytes_in_a_header_are_refused(self, address: Address, header: bytes, value: bytes) -> None:
-        """No bytes in a header that we read make a ride for nobody."""
+        """No bytes in a header that we read create a ride for an unknown user."""
         sent = new_ride(FORM, header + b": " + value, body=b"distance=1")
         assert refusal(await ask(address, sent))[0] in {400, 401, 417, 421}
 

@@ -56,7 +56,7 @@ AT_COMMIT = """
 
 
 class BrokenFloors(UserFloors):
-    """Floors that fail in a way that nobody foresaw."""
+    """Floors that fail in an unexpected way."""
 
     async def look_up(self, primary: Connection, subject: str | None) -> Lsn | None:
         """Fail a read after the floor was looked up."""
@@ -127,7 +127,7 @@ def dsn_of_nothing(tmp_path: Path) -> str:
 
 
 class TestUnforeseen:
-    """What nobody thought of."""
+    """Unexpected errors."""
 
     @pytest.mark.parametrize(("method", "path"), [("GET", "/rides/1"), ("GET", "/rides"), ("POST", "/rides")])
     async def test_it_is_a_500_that_tells_nothing(
@@ -210,7 +210,7 @@ class TestPrimaryAway:
 
 
 class TestOutcomeUnknown:
-    """Writes of which nobody can tell whether they have happened."""
+    """Writes that may have happened, or not."""
 
     async def test_a_connection_lost_during_commit_is_a_504(
         self, dsn: str, user: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
@@ -259,7 +259,7 @@ class TestBodyThatDoesNotCome:
         content_type: str,
         length: str,
     ) -> None:
-        """Nobody is waited for without end."""
+        """No client is waited for without end."""
         head = f"POST /users HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n{length}\r\n\r\n"
         app = build_app(router, bounds=Bounds(body_s=0.05, drain_s=0.1))
         async with serve(app, listening), connection(listening.getsockname()) as (reader, writer):
@@ -322,7 +322,7 @@ class TestDraining:
     async def test_a_request_in_flight_is_still_answered(
         self, router: ComparisonRouter, cluster: LocalCluster, user: str, listening: socket.socket
     ) -> None:
-        """Who waits for the database gets an answer, and whoever asks meanwhile is told that this is the end."""
+        """A request that waits for the database is answered; meanwhile `/readyz` reports the shutdown."""
         address = listening.getsockname()
         async with (
             asyncio.timeout(DEADLINE_S),

@@ -1,4 +1,4 @@
-"""What the API tells whoever watches it."""
+"""The endpoints for monitoring."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_nothing_about_health_is_cached(client: Client, path: str) -> None
 
 
 async def test_it_is_alive_without_a_database(client_of_nothing: Client) -> None:
-    """Being alive needs nobody else."""
+    """Being alive needs no database."""
     response = await client_of_nothing.get("/livez")
     assert (response.status, await response.json()) == (200, {"status": "alive"})
 
@@ -144,7 +144,7 @@ async def test_an_observer_that_says_nothing_any_more_is_noticed(
 
 
 async def test_a_primary_that_has_frozen_is_noticed_in_time(client: Client, cluster: LocalCluster) -> None:
-    """The observer has not found out yet; nobody who asks is kept waiting."""
+    """The observer has not found out yet; the answer comes in time all the same."""
     assert await findings(client) == (200, [], ["no-replica-fit"])
     cluster.primary.freeze()
     try:
@@ -215,7 +215,7 @@ class TestReplicas:
             assert replica["lag_seconds"] >= 0
             assert 0 <= replica["status_age_seconds"] < 5
 
-    async def test_a_lagging_replica_is_told_from_the_others(
+    async def test_a_lagging_replica_differs_from_the_others(
         self, client: Client, user: str, cluster: LocalCluster, observer: Observer
     ) -> None:
         """The one that does not replay lags, in bytes and in seconds."""
@@ -284,7 +284,7 @@ class TestMetrics:
         assert seen[named("rocket_write_duration_seconds_count")] == 4
 
     async def test_what_no_node_could_do_is_counted(self, client_of_nothing: Client) -> None:
-        """Refused reads and writes are seen by whoever watches."""
+        """Refused reads and writes are counted."""
         headers = {"Authorization": "a@example.com"}
         await client_of_nothing.get("/rides", headers=headers)
         await client_of_nothing.post("/rides", data={"distance": "1"}, headers=headers)
@@ -320,7 +320,7 @@ class TestMetrics:
         assert {which for which, count in connections.items() if count} == {("primary", "idle")}
 
     async def test_no_address_appears_in_the_metrics(self, client: Client, user: str) -> None:
-        """Who rides is nobody's business who watches, and would make a label for each user."""
+        """Monitoring needs no addresses, which would make a label for each user."""
         await client.post("/rides", data={"distance": "1"}, headers={"Authorization": user})
         await read_as(client, user)
         await client.get("/rides", headers={"Authorization": "unknown@example.com"})

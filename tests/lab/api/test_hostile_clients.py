@@ -1,4 +1,4 @@
-"""Clients that are slow, too many or never satisfied: they are put up with for a while, and cost nobody else."""
+"""Clients that are slow, too many or never satisfied: they are tolerated for a while, at no cost to others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_logged_as_an_error")
 DEADLINE_S = 10.0
 LIVEZ = request(b"GET /livez")
 RIDE = request(b"GET /rides/1")
-"""Of nobody: it is a 401, which takes a look at a server."""
+"""Of an unknown user: it is a 401, which takes a query."""
 MANY = 10_000
 CONNECTIONS = 400
 """How many there may be."""
@@ -43,7 +43,7 @@ def bounds() -> Bounds:
 
 
 @pytest.fixture(autouse=True)
-async def nobody_else_is_harmed(
+async def others_are_served(
     address: Address,
 ) -> AsyncIterator[None]:
     """Hold that others are answered, also on a connection that they have had for longer."""
@@ -56,7 +56,7 @@ async def nobody_else_is_harmed(
 
 
 async def dripping(writer: asyncio.StreamWriter, sent: bytes) -> None:
-    """Write a byte at a time, until nobody takes it any more."""
+    """Write a byte at a time, until the server closes the connection."""
     with contextlib.suppress(ConnectionError):
         for byte in sent:
             if writer.is_closing():  # uvloop has another error for that
@@ -164,7 +164,7 @@ async def test_idle_connections_make_room_for_new_ones(address: Address) -> None
 
 @pytest.mark.parametrize("bounds", [SLOW_BODIES])
 async def test_who_is_being_served_keeps_its_connection(address: Address) -> None:
-    """Whoever comes."""
+    """However many others connect."""
     async with connection(address) as (reader, writer):
         writer.write(new_ride(FORM, b"Content-Length: 12"))
         idle = [await asyncio.open_connection(*address) for _ in range(2 * CONNECTIONS)]

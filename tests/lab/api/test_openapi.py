@@ -27,9 +27,9 @@ API = Path(rocket.__file__).parent / "lab" / "api"
 METHODS = {"get", "post", "put", "delete", "patch", "head", "options", "trace"}
 
 
-def operations(told: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def operations(described: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Return each operation with its method and path."""
-    for path, item in told["paths"].items():
+    for path, item in described["paths"].items():
         for method in METHODS & set(item):
             yield method.upper(), path, item[method]
 
@@ -47,9 +47,9 @@ def references(part: object) -> Iterator[str]:
             yield from references(each)
 
 
-def found(told: dict[str, Any], reference: str) -> Any:
+def found(described: dict[str, Any], reference: str) -> Any:
     """Return what a reference leads to."""
-    part: Any = told
+    part: Any = described
     for key in reference.removeprefix("#/").split("/"):
         part = part[key]
     return part
@@ -59,14 +59,14 @@ async def test_it_is_served(client: TestClient[web.Request, web.Application]) ->
     """It is JSON, of the version that runs."""
     answer = await client.get("/openapi.json")
 
-    told = json.loads(await answer.text())
+    described = json.loads(await answer.text())
     assert (200, "application/json", "no-store") == (
         answer.status,
         answer.content_type,
         answer.headers["Cache-Control"],
     )
-    assert description() == told
-    assert ("3.1.0", rocket.__version__) == (told["openapi"], told["info"]["version"])
+    assert description() == described
+    assert ("3.1.0", rocket.__version__) == (described["openapi"], described["info"]["version"])
 
 
 async def test_it_has_the_paths_that_are_served(router: ComparisonRouter) -> None:
@@ -77,33 +77,33 @@ async def test_it_has_the_paths_that_are_served(router: ComparisonRouter) -> Non
     assert served == {(method, path) for method, path, _ in operations(description())}
 
 
-def test_every_status_that_the_api_knows_is_told_of() -> None:
-    """A status that some module names is one that somebody may get."""
+def test_every_status_of_the_api_is_described() -> None:
+    """A status that a module names is one that a client may get."""
     named = {
         name for module in API.glob("*.py") for name in re.findall(r"HTTPStatus\.([A-Z_]+)", module.read_text())
     }
-    told = {int(status) for _, _, operation in operations(description()) for status in operation["responses"]}
+    described = {int(status) for _, _, operation in operations(description()) for status in operation["responses"]}
 
-    assert {HTTPStatus[name] for name in named} <= told
+    assert {HTTPStatus[name] for name in named} <= described
 
 
 def test_every_reference_leads_somewhere() -> None:
-    """And nothing is kept that nobody refers to."""
-    told = description()
-    used = set(references(told))
+    """And nothing is kept without a reference to it."""
+    described = description()
+    used = set(references(described))
 
     for reference in used:
-        assert found(told, reference)
-    kept = {f"#/components/{kind}/{name}" for kind, parts in told["components"].items() for name in parts}
+        assert found(described, reference)
+    kept = {f"#/components/{kind}/{name}" for kind, parts in described["components"].items() for name in parts}
     assert kept - used == {"#/components/securitySchemes/email"}
 
 
-def test_it_knows_the_words_that_routes_are_told_in() -> None:
+def test_it_knows_all_reasons_and_routings() -> None:
     """Reasons and rules of routing."""
-    told = description()
+    described = description()
 
-    assert set(Reason) == set(found(told, "#/components/headers/Rocket-Route-Reason")["schema"]["enum"])
-    rules = found(told, "#/components/schemas/Replicas")["properties"]["routing"]["enum"]
+    assert set(Reason) == set(found(described, "#/components/headers/Rocket-Route-Reason")["schema"]["enum"])
+    rules = found(described, "#/components/schemas/Replicas")["properties"]["routing"]["enum"]
     assert set(Routing) == set(rules)
 
 

@@ -82,7 +82,7 @@ async def test_the_last_line_of_a_request_says_how_it_was_answered(numbered: Cli
     """By route and not by path, and nothing of who asked."""
     with logged("json") as output:
         await numbered.get("/rides/123456789", headers={"Authorization": user})
-        await numbered.get("/rides-of/somebody@example.com")
+        await numbered.get("/rides-of/someone@example.com")
     known, unknown = (line for line in entries(output) if line["part"] == "access")
     ms = known.pop("ms")
     assert 0 < ms < 60_000
@@ -121,7 +121,7 @@ async def test_an_id_that_no_log_should_hold_is_replaced(numbered: Client, given
 
 
 async def test_without_ids_nothing_is_added(client: Client) -> None:
-    """As with `--log-format text`, where nobody asked for them."""
+    """As with `--log-format text`."""
     with logged("text") as output:
         response = await client.get("/livez", headers={HEADER: "mine"})
     assert HEADER not in response.headers

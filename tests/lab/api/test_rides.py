@@ -147,7 +147,7 @@ class TestWriting:
         assert f'"distance": {shown},' in await response.text()
 
     async def test_a_write_is_served_by_the_primary(self, client: Client, user: str) -> None:
-        """A write says that the primary took it, and that nobody may cache the answer."""
+        """The answer to a write names the primary, and must not be cached."""
         response = await write(client, user)
         assert route(response) == ("primary", "write")
         assert response.headers["Cache-Control"] == "no-store"
@@ -274,7 +274,7 @@ class TestCredentials:
     async def test_requests_without_valid_credentials_are_refused(
         self, client: Client, method: str, path: str, credentials: str | None, text: str
     ) -> None:
-        """Nobody, or nobody known, is a 401 on each path about rides."""
+        """Missing or unknown credentials are a 401 on each path of rides."""
         headers = {} if credentials is None else {"Authorization": credentials}
         data = {"distance": "1"} if method == "POST" else None
         response = await client.request(method, path, headers=headers, data=data)
@@ -285,14 +285,14 @@ class TestCredentials:
     async def test_a_refused_write_is_no_error(
         self, client: Client, caplog: pytest.LogCaptureFixture, credentials: str
     ) -> None:
-        """Somebody else's mistake is rolled back without a word in the log that calls it an error."""
+        """A client's mistake is rolled back, and is not logged as an error."""
         await write(client, credentials)
         assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
     async def test_an_unknown_user_is_refused_by_replicas_too(
         self, client: Client, cluster: LocalCluster, observer: Observer
     ) -> None:
-        """An observed cluster makes no difference to somebody who is not there."""
+        """An observed cluster makes no difference to an unknown user."""
         await observe(cluster, observer)
         response = await read(client, "unknown@example.com", "/rides/1")
         assert await refusal(response) == (401, INVALID_CREDENTIALS)
@@ -313,7 +313,7 @@ class TestPaging:
         assert await walk(client, user, limit=2) == [written[:1:-1], written[1::-1]]
 
     async def test_rides_written_meanwhile_do_not_shift_pages(self, client: Client, user: str) -> None:
-        """What is new while somebody pages appears on no later page."""
+        """What is new while a client pages appears on no later page."""
         written = [(await new_ride(client, user))["id"] for _ in range(4)]
         first = await page(client, user, "?limit=2")
         await new_ride(client, user)
@@ -336,7 +336,7 @@ class TestPaging:
         """No rides are no error."""
         assert await page(client, user) == {"rides": [], "next": None}
 
-    async def test_pages_hold_nobody_elses_rides(self, client: Client, user: str) -> None:
+    async def test_pages_hold_no_others_rides(self, client: Client, user: str) -> None:
         """The rides of others are left out."""
         await new_ride(client, user)
         other = f"other-{user}"
@@ -404,7 +404,7 @@ class TestIdempotency:
         assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
     async def test_concurrent_requests_with_one_key_give_one_ride(self, client: Client, user: str) -> None:
-        """Whoever comes first writes; those who come at the same time are given that ride."""
+        """The first request writes; the concurrent ones are given that ride."""
         responses = await asyncio.gather(*(write(client, user, key="once") for _ in range(8)))
         rides = [await response.json() for response in responses]
         assert {response.status for response in responses} == {HTTPStatus.CREATED}

@@ -167,7 +167,7 @@ async def write_under_way(cluster: LocalCluster, email: str) -> AsyncIterator[st
 
 
 async def waits_for_lock(cluster: LocalCluster, reading: asyncio.Task[ClientResponse]) -> bool:
-    """Tell whether a read comes to wait for a lock, rather than to its end."""
+    """Return whether a read waits for a lock, rather than ends."""
     connection = await cluster.primary.connect(DATABASE)
     try:
         async with asyncio.timeout(DEADLINE_S):
@@ -279,17 +279,20 @@ class TestHandingOut:
     async def test_no_answer_of_another_routing_carries_one(
         self, client: Client, router: ComparisonRouter, cluster: LocalCluster, email: str, routing: Routing
     ) -> None:
-        """What guarantees nothing promises nothing."""
+        """What guarantees nothing promises nothing, also to a client that sends a token."""
+        token = await sign_up(client, f"other-{email}")
         await router.switch(routing)
         responses = await self.answers(client, cluster, email)
-        assert [HEADER in response.headers for response in responses] == [False] * 6
+        responses.append(await read(client, email, "/rides", token))
+        responses.append(await ask(client, "POST", "/rides", email, token, body={"distance": 1.5}))
+        assert [HEADER in response.headers for response in responses] == [False] * 8
 
     async def test_a_token_names_the_replica_that_was_read(
         self, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board
     ) -> None:
-        """After a replica read it says where; after a read on the primary it names nobody."""
+        """After a replica read it names the replica; after a read on the primary it names none."""
         path, token = await write(client, user)
-        assert (None, Lsn(0)) == (token.node, token.highest_floor)
+        assert (None, Lsn(0)) == (token.node, token.read_floor)
         on_primary = await read(client, user, path, token)
         assert ("primary", None) == (served_by(on_primary), handed(on_primary).node)
         await observe(cluster, observer)
@@ -350,7 +353,7 @@ class TestReadYourWrites:
     async def test_a_write_is_read_through_another_api_whose_board_is_old(
         self, *, client: Client, user: str, cluster: LocalCluster, old_board: Board, another_api: AnotherApi
     ) -> None:
-        """It cannot know who has caught up, so the primary answers; nobody says that there is no such ride."""
+        """It cannot know who has caught up, so the primary answers, and not with a 404."""
         other = await another_api(old_board)
         async with paused(cluster):
             path, token = await write(client, user)
@@ -505,7 +508,7 @@ class TestMonotonicReads:
         """With a token as well as without."""
         _, token = await write(client, user)
         await observe(cluster, observer)
-        response = await read(client, f"nobody-{user}", "/rides", token)
+        response = await read(client, f"unknown-{user}", "/rides", token)
         assert await said(response) == (401, {"error": "Credentials in Authorization were invalid."})
 
     async def test_a_user_whom_the_replica_lacks_is_no_401_without_a_primary(
@@ -519,11 +522,11 @@ class TestMonotonicReads:
         another_api: AnotherApi,
         nowhere: str,
     ) -> None:
-        """As long as nobody can confirm it, nobody says it."""
+        """Without the confirmation there is no 401."""
         _, token = await write(client, user)
         await observe(cluster, observer)
         lonely = await another_api(board, primary=nowhere)
-        assert await said(await read(lonely, f"nobody-{user}", "/rides", token)) == UNAVAILABLE
+        assert await said(await read(lonely, f"unknown-{user}", "/rides", token)) == UNAVAILABLE
 
 
 class TestSeveralTokens:
@@ -574,19 +577,19 @@ class TestSeveralTokens:
         assert await said(await read(client, user, path, ",".join([str(token)] * 17))) == INVALID
 
     @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-    def test_of_several_reigns_the_latest_counts(self, order: tuple[int, int, int]) -> None:
-        """LSNs of an earlier reign are not compared with those of a later one, whichever comes first."""
+    def test_of_several_epochs_the_latest_counts(self, order: tuple[int, int, int]) -> None:
+        """LSNs of an earlier epoch are not compared with those of a later one, whichever comes first."""
         texts = ("9-aaaaaaaaaa~F/0~F/0~replica0~1@1", "10-bbbbbbbbbb~0/1~0/2", "10-bbbbbbbbbb~0/2~0/1")
         tokens = merged(SessionToken.parse(f"1~{texts[index]}") for index in order)
         assert [str(token) for token in tokens] == ["1~10-bbbbbbbbbb~0/2~0/2", f"1~{texts[0]}"]
 
-    async def test_of_two_reigns_on_one_timeline_none_counts(self, client: Client, user: str) -> None:
+    async def test_of_two_epochs_on_one_timeline_none_counts(self, client: Client, user: str) -> None:
         """They cannot both be of this cluster."""
         path, token = await write(client, user)
         other = f"1~{token.timeline}-aaaaaaaaaa~0/1~0/1"
         assert await said(await read(client, user, path, token, other)) == INVALID
 
-    async def test_a_later_reign_beside_the_current_one_counts(self, client: Client, user: str) -> None:
+    async def test_a_later_epoch_beside_the_current_one_counts(self, client: Client, user: str) -> None:
         """A session that has seen a later primary is not served by this one, whatever else it brings."""
         path, token = await write(client, user)
         later = f"1~{token.timeline + 1}-aaaaaaaaaa~0/1~0/1"
@@ -635,7 +638,7 @@ class TestRefusal:
         body: object,
         observed: bool,
     ) -> None:
-        """A reign of the same timeline and another name is a 400, with replicas in sight and without."""
+        """An epoch of the same timeline and another name is a 400, with observed replicas and without."""
         if observed:
             await observe(cluster, observer)
         token = await sign_up(client, f"other-{user}")
@@ -687,7 +690,7 @@ class TestRefusal:
     @pytest.mark.parametrize("observed", [True, False])
     @pytest.mark.parametrize(("method", "path", "body"), REQUESTS)
     @pytest.mark.parametrize("timeline", ["next", "9999999999"])
-    async def test_tokens_of_a_later_reign_are_asked_to_come_again_where_there_may_be_one(
+    async def test_tokens_of_a_later_epoch_are_a_503_where_there_may_be_one(
         self,
         *,
         client: Client,
@@ -713,17 +716,17 @@ class TestRefusal:
             assert response.headers["Retry-After"] == "1"
         await self.nothing_is_written(client, user)
 
-    async def test_a_token_of_an_earlier_reign_is_exchanged(
+    async def test_a_token_of_an_earlier_epoch_is_exchanged(
         self, client: Client, user: str, cluster: LocalCluster, observer: Observer
     ) -> None:
-        """The primary answers once, and the next token is of its own reign."""
+        """The primary answers once, and the next token is of its own epoch."""
         path, token = await write(client, user)
         await observe(cluster, observer)
         earlier = "1-earlier0000"
         connection = await cluster.primary.connect(DATABASE)
         await connection.execute("INSERT INTO epochs (timeline, epoch) VALUES (0, $1)", earlier)
         try:
-            # Positions in an earlier reign say nothing here, not even ones beyond all of this one.
+            # Positions in an earlier epoch say nothing here, not even ones beyond all of this one.
             response = await read(client, user, path, f"1~{earlier}~F0/0~F0/0~replica0~1@1")
             _, written = await write(client, user, f"1~{earlier}~F0/0~F0/0~replica0~1@1")
         finally:
@@ -789,7 +792,7 @@ class TestFallingBackToThePrimary:
     async def test_the_writes_of_others_are_not_waited_for(
         self, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board
     ) -> None:
-        """One user's long transaction holds up nobody else."""
+        """One user's long transaction holds up no other user."""
         path, token = await write(client, user)
         await observe(cluster, observer)
         token = await read_on(client, board, "replica0", user, token)
@@ -808,7 +811,7 @@ class TestUnrecordedFloors:
         self, *, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board,
         another_api: AnotherApi,
     ) -> None:  # fmt: skip
-        """The token says that nobody knows; a read on the primary makes it as good as any."""
+        """The token says that the floor is unknown; a read on the primary makes it as good as any."""
         forgetful = await another_api(board, floors=Unsettled())
         path, token = await write(forgetful, user)
         assert Lsn.PENDING == token.write_floor

@@ -41,7 +41,7 @@ async def test_a_new_user_is_created(client: Client, email: str, encoding: str) 
 
 
 async def test_a_user_who_exists_is_answered_with_200(client: Client, email: str) -> None:
-    """A second request makes nobody, and gives the same user."""
+    """A second request creates no user, and gives the same one."""
     first = await client.post("/users", json={"email": email})
     second = await client.post("/users", json={"email": email})
     assert (first.status, second.status) == (HTTPStatus.CREATED, HTTPStatus.OK)
@@ -56,7 +56,7 @@ async def test_concurrent_requests_for_one_address_make_one_user(client: Client,
     assert users == [users[0]] * 8
 
 
-async def test_making_a_user_is_a_write(client: Client, email: str) -> None:
+async def test_creating_a_user_is_a_write(client: Client, email: str) -> None:
     """The primary takes it, and the answer is not cached."""
     response = await client.post("/users", json={"email": email})
     assert response.headers["Rocket-Served-By"] == "primary"
@@ -85,8 +85,8 @@ async def test_a_new_user_has_a_floor_and_is_read_from_replicas(
 
 
 async def test_a_user_needs_no_credentials_to_be_made(client: Client, email: str) -> None:
-    """Signing up is open to those who are nobody yet, whatever they say in Authorization."""
-    response = await client.post("/users", json={"email": email}, headers={"Authorization": "nobody"})
+    """Signing up needs no credentials, and ignores them."""
+    response = await client.post("/users", json={"email": email}, headers={"Authorization": "unknown"})
     assert response.status == HTTPStatus.CREATED
 
 
@@ -112,9 +112,9 @@ async def test_a_user_without_address_is_refused(client: Client, encoding: str, 
 @pytest.mark.parametrize(
     "address",
     [
-        "nobody",
+        "unknown",
         "@example.com",
-        "nobody@",
+        "unknown@",
         "a@b@c",
         "a b@example.com",
         "a@b\n",
@@ -136,8 +136,8 @@ async def test_an_address_that_is_no_text_is_refused(client: Client, address: ob
     assert (response.status, await response.json()) == (422, {"error": WRONG_EMAIL})
 
 
-async def test_a_user_who_was_refused_is_nobody(client: Client) -> None:
-    """Nobody is made by a refused request: the address is no credential."""
+async def test_a_user_who_was_refused_does_not_exist(client: Client) -> None:
+    """A refused request creates no user: the address is no credential."""
     await client.post("/users", json={"email": "refused@"})
     response = await client.get("/rides", headers={"Authorization": "refused@"})
     assert response.status == HTTPStatus.UNAUTHORIZED

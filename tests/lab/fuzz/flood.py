@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rocket.lab.bench.testbed import reserved_core
 from rocket.lab.shutdown import run
-from tests.lab.fuzz.crowd import Job, Times
-from tests.lab.fuzz.stage import errors_in, staged
+from tests.lab.fuzz.load import Job, Times
+from tests.lab.fuzz.testbed import errors_in, running_api
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ _MIB = 2**20
 
 
 class Came(NamedTuple):
-    """What came of a crowd."""
+    """What came of a load."""
 
     statuses: dict[str, int]
     accepted: Times | None
@@ -53,7 +53,7 @@ class Broken(Exception):
 async def asked(orders: Job) -> Came:
     """Have a process ask; return what came of it."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.lab.fuzz.crowd", json.dumps(asdict(orders)), stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "tests.lab.fuzz.load", json.dumps(asdict(orders)), stdout=asyncio.subprocess.PIPE
     )
     try:
         async with asyncio.timeout(orders.seconds + _LEEWAY_S):
@@ -124,13 +124,13 @@ async def flood(server: Server, log: Path, clients: int, seconds: float) -> None
     bounds = [TIMES * each for each in shown(f"{CLIENTS} clients", before, seconds - calm.from_s)]
     rss = server.rss_bytes()
     reads = Job(server.url, clients, seconds, ride, from_s=_SETTLING_S)
-    crowds = {
+    loads = {
         "who ask again at once": reads,
         "who wait as they are told": replace(reads, polite=True),
         "who connect anew": replace(reads, clients=clients // 4, anew=True),
         "who ask for nothing": replace(reads, path="/nowhere"),
     }
-    for name, orders in crowds.items():
+    for name, orders in loads.items():
         other = replace(reads, clients=1, pause_s=0.01, polite=True)
         async with watched(server.url, seconds) as health, asyncio.TaskGroup() as group:
             asking = group.create_task(asked(other))
@@ -141,7 +141,7 @@ async def flood(server: Server, log: Path, clients: int, seconds: float) -> None
         timed_s = seconds - _SETTLING_S
         judged = [shown("  accepted", came, timed_s)]
         if asking.result().accepted:
-            judged.append(shown("  somebody else's reads", asking.result(), timed_s))
+            judged.append(shown("  another client's reads", asking.result(), timed_s))
         # Who connects anew waits for that in the system's queue; who asks for nothing has no read accepted.
         served = judged[0] if orders.path == ride and not orders.anew else judged[-1]
         met = all(took <= bound for took, bound in zip(served, bounds, strict=True))
@@ -163,7 +163,7 @@ async def flood(server: Server, log: Path, clients: int, seconds: float) -> None
 async def main(clients: int, seconds: float) -> int:
     """Run the flood; return the exit code."""
     with reserved_core() as settle:
-        async with staged(REPLICAS, settle) as (server, log):
+        async with running_api(REPLICAS, settle) as (server, log):
             try:
                 await flood(server, log, clients, seconds)
             except Broken as broken:

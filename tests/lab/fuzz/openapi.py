@@ -17,7 +17,7 @@ from pathlib import Path
 import aiohttp
 
 from rocket.lab.shutdown import run
-from tests.lab.fuzz.stage import errors_in, staged
+from tests.lab.fuzz.testbed import errors_in, running_api
 
 CHECKS = (
     "not_a_server_error",
@@ -66,8 +66,8 @@ async def schemathesis(url: str, cases: int, seed: int | None, directory: str) -
 
 async def fuzz(cases: int, seed: int | None) -> int:
     """Run it on a cluster of its own; return an exit code."""
-    code, said, errors = 1, "", ["it did not come to its end"]  # if somebody ends it
-    async with staged() as (server, log):
+    code, said, errors = 1, "", ["it did not come to its end"]  # if it is interrupted
+    async with running_api() as (server, log):
         async with aiohttp.ClientSession(server.url) as session:
             (await session.post("/users", data={"email": EMAIL})).raise_for_status()
         with tempfile.TemporaryDirectory(prefix="rocket-fuzz-") as directory:

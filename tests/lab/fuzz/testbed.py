@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
 
 @contextlib.asynccontextmanager
-async def staged(
+async def running_api(
     replicas: int = 2, settle: Callable[[], None] | None = None
 ) -> AsyncIterator[tuple[Server, Path]]:
     """Run both for as long as the context lasts; yield the server and the file that has its log.
 
     A signal ends the context, as it ends rocket itself. The server's process calls `record_floor` first.
     """
-    with shutdown_on_signals() as ending:
-        async with ShutdownStack(ending) as stack:
-            yield await _up(replicas, settle, ending, stack)
+    with shutdown_on_signals() as shutdown:
+        async with ShutdownStack(shutdown) as stack:
+            yield await _up(replicas, settle, shutdown, stack)
 
 
 async def _up(
-    replicas: int, settle: Callable[[], None] | None, ending: Shutdown, stack: contextlib.AsyncExitStack
+    replicas: int, settle: Callable[[], None] | None, shutdown: Shutdown, stack: contextlib.AsyncExitStack
 ) -> tuple[Server, Path]:
     cluster = await stack.enter_async_context(
         local_cluster(ClusterSettings(replicas=replicas, port=0, database=DATABASE, schema=schema_sql()))
     )
-    ending.on_force.append(cluster.force_stop)
+    shutdown.on_force.append(cluster.force_stop)
     await stack.enter_async_context(background(supervise(cluster), "supervisor"))
-    await stack.enter_async_context(control.listening(cluster, lambda: ending.ask("down was asked for")))
+    await stack.enter_async_context(control.listening(cluster, lambda: shutdown.ask("down was asked for")))
     await cluster.wait_for_catchup()
     log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rocket-fuzz-"))) / "api.log"
     command = ["rocket", "run-all", "--no-cluster", "--no-simulator", "--api-port", "0"]

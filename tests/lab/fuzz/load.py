@@ -1,4 +1,4 @@
-"""Clients that ask as fast as they are answered, a process of them: `python -m tests.lab.fuzz.crowd ORDERS`."""
+"""Clients that ask as fast as they are answered, a process of them: `python -m tests.lab.fuzz.load JOB`."""
 
 from __future__ import annotations
 
@@ -64,23 +64,23 @@ class Times(NamedTuple):
         return cls(len(ordered), percentile(ordered, 50), percentile(ordered, 99)) if ordered else None
 
 
-async def crowd(orders: Job) -> Tally:
+async def load(job: Job) -> Tally:
     """Let the clients ask until the time is up; return what came of it."""
     tally = Tally()
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:
-        for number in range(orders.clients):
-            group.create_task(_client(orders, tally, began), name=f"client {number}")
+        for number in range(job.clients):
+            group.create_task(_client(job, tally, began), name=f"client {number}")
     return tally
 
 
-async def _client(orders: Job, tally: Tally, began: float) -> None:
-    address = urlsplit(orders.url)
+async def _client(job: Job, tally: Tally, began: float) -> None:
+    address = urlsplit(job.url)
     connection = Connection(address.hostname or "", address.port or 0)
-    who, _, ride = orders.path.rpartition(" ")
+    who, _, ride = job.path.rpartition(" ")
     token = ""
     try:
-        while (now := time.monotonic()) - began < orders.seconds:
+        while (now := time.monotonic()) - began < job.seconds:
             credentials = f"Authorization: {who}\r\n" if who else ""
             session = f"Rocket-Session: {token}\r\n" if token else ""
             request = f"GET {ride} HTTP/1.1\r\nHost: {address.netloc}\r\n{credentials}{session}\r\n"
@@ -91,13 +91,13 @@ async def _client(orders: Job, tally: Tally, began: float) -> None:
                 await asyncio.sleep(_SAME_PLACE_S)
                 continue
             token = answer.header("Rocket-Session") or token
-            _count(tally, answer.status, now, timed=now - began >= orders.from_s)
-            if orders.anew:
+            _count(tally, answer.status, now, timed=now - began >= job.from_s)
+            if job.anew:
                 connection.close()
-            if answer.status == REFUSED and orders.polite:
+            if answer.status == REFUSED and job.polite:
                 await asyncio.sleep(float(answer.header("Retry-After") or 0) * (1 + chance()))
-            elif orders.pause_s:
-                await asyncio.sleep(orders.pause_s)
+            elif job.pause_s:
+                await asyncio.sleep(job.pause_s)
     finally:
         connection.close()
 
@@ -110,5 +110,5 @@ def _count(tally: Tally, status: int, asked: float, *, timed: bool) -> None:
 
 
 if __name__ == "__main__":
-    made = run(crowd(Job(**json.loads(sys.argv[1]))))
+    made = run(load(Job(**json.loads(sys.argv[1]))))
     print(json.dumps([made.statuses, Times.of(made.accepted_ms), Times.of(made.refused_ms)]))
