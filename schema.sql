@@ -32,7 +32,7 @@ COMMENT ON COLUMN epochs.generation IS
     'How many epochs there were before on the timeline: a primary that is found to have lost WAL begins a new one.';
 
 -- Makes each replica note, in its control file, which timeline it applies: a commit that removes a file does that.
--- The table is a new one each time, so that nobody holds a lock on it, here or on a replica. It is made by the
+-- The table is a new one each time, so that there is no lock on it to wait for, here or on a replica. It is made by the
 -- owner of this function, so that rocket's role need not be allowed to make tables.
 CREATE OR REPLACE FUNCTION rocket_note_timeline() RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT

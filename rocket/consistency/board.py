@@ -41,7 +41,7 @@ class Board:
         """Those of them that are of our cluster, and say that they are the primary."""
         self.abandoned: set[Epoch] = set()
         """Epochs that were followed, and are not part of the history that is followed now: a list of nodes was
-        corrected, say. The next primary gets to know them, so that their sessions are told of losses."""
+        corrected, say. The next primary gets to know them, so that their sessions learn of losses."""
         self.flush_lsn = Lsn(0)
         """The primary's last flush LSN known; before any primary is found, the furthest that a replica has got."""
         self._distrusted: set[str] = set()

@@ -33,7 +33,7 @@ def timeline_of(epoch: Epoch) -> int:
 
 
 def rank_of(epoch: Epoch) -> Rank:
-    """Return what tells whether an epoch came after another one of the same cluster."""
+    """Return what orders epochs: whether one came after another one of the same cluster."""
     timeline, _, generation = epoch.partition("-")[0].partition(".")
     return int(timeline), int(generation or 0)
 

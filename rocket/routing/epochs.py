@@ -151,7 +151,7 @@ async def _name(primary: Connection, timeline: int, generation: int) -> None:
 
 
 async def abandon_epoch(primary: Connection, epoch: Epoch) -> None:
-    """Let a primary know an epoch that is not part of its history: sessions of it are told of losses."""
+    """Let a primary know an epoch that is not part of its history: sessions of it learn of losses."""
     await primary.execute(_ABANDON_EPOCH, timeline_of(epoch), epoch)
 
 

@@ -176,7 +176,7 @@ class Node:
     had: int = 0
     """What it had then."""
     is_quiet: bool = False
-    """Whether nobody writes there until it was observed."""
+    """Whether nothing is written there until it was observed."""
     have: int = 0
     """End of the WAL on its disk; on a primary the flush LSN."""
     replay: int = 0

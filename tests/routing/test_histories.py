@@ -34,7 +34,7 @@ GRANTED = "GRANT SELECT, INSERT, UPDATE, DELETE ON notes TO rocket_monitor, rock
 
 @contextlib.asynccontextmanager
 async def a_cluster(replicas: int = 1) -> AsyncIterator[LocalCluster]:
-    """Run a cluster of its own, that nobody keeps alive."""
+    """Run a cluster of its own, without a supervisor."""
     sql = schema() + NOTES + GRANTED
     async with local_cluster(
         ClusterSettings(replicas=replicas, port=0, database=DATABASE, schema=sql, wal_segment_mib=16)
@@ -82,7 +82,7 @@ async def writable(router: Router, within_s: float = 10) -> None:
     async with asyncio.timeout(within_s):
         while True:
             try:
-                await write(router.session("somebody"), 0)
+                await write(router.session("any"), 0)
             except Unavailable:
                 await asyncio.sleep(0.01)
             else:
@@ -165,7 +165,7 @@ async def test_servers_of_another_cluster_take_nothing(caplog: pytest.LogCapture
 
 
 async def test_a_cluster_made_anew_at_the_same_addresses_is_accepted() -> None:
-    """At a lower timeline, as by initdb; sessions of the old one are told of losses."""
+    """At a lower timeline, as by initdb; sessions of the old one learn of losses."""
     async with a_cluster() as ours, a_cluster(0) as made:
         old, node = ours.nodes.values()
         await promoted(node)
@@ -232,7 +232,7 @@ async def set_back(node: Node) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("later", [False, True], ids=["seen", "by its replica"])
 async def test_a_primary_set_back_to_a_snapshot_has_lost(later: bool) -> None:
-    """Its replica goes on with what was lost: it serves nobody, and sessions are told."""
+    """Its replica goes on with what was lost: it serves no read, and sessions learn of it."""
     async with a_cluster() as ours, contextlib.AsyncExitStack() as stack:
         router = await stack.enter_async_context(await open_router(dsns(ours)))
         await writable(router)
@@ -264,7 +264,7 @@ async def test_a_primary_set_back_to_a_snapshot_has_lost(later: bool) -> None:
         assert session.lost.writes
 
 
-async def test_a_loss_that_only_a_token_knows_of_is_told() -> None:
+async def test_a_loss_that_only_a_token_shows_is_reported() -> None:
     """Every process was restarted, and the replica is gone: a token lies beyond the primary."""
     async with a_cluster(0) as ours:
         async with await open_router(dsns(ours)) as router:
@@ -324,7 +324,7 @@ async def test_a_server_that_takes_the_epoch_without_a_timeline_of_its_own_is_re
 
 
 async def test_a_restart_of_the_primary_goes_on_in_its_epoch() -> None:
-    """Be it by a crash: nothing is lost, and nobody is told so."""
+    """Be it by a crash: nothing is lost, and no session is told so."""
     async with a_cluster() as ours, await open_router(dsns(ours)) as router:
         await writable(router)
         session = router.session("ann")
@@ -338,7 +338,7 @@ async def test_a_restart_of_the_primary_goes_on_in_its_epoch() -> None:
         assert ("acknowledged", None, before) == (await read(session, 1), session.lost, router.board.epoch)
 
 
-# --- naming an epoch disturbs nobody ---
+# --- naming an epoch disturbs no reader ---
 
 
 async def test_replicas_note_a_new_timeline_beside_a_dump() -> None:

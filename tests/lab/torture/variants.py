@@ -453,6 +453,45 @@ def old_primary_still_used(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Board, "publish_primary", believe)
 
 
+_HISTORIES = "tests/routing/test_histories.py::"
+
+
+@convicted_by(f"{_HISTORIES}test_servers_of_another_cluster_take_nothing")
+def system_identifier_ignored(patch: pytest.MonkeyPatch) -> None:
+    """A server of any cluster is taken for one of ours: the later timeline wins."""
+
+    def any_cluster(_self: Origins, _name: str, _system_id: int | None, _primary: str | None) -> bool:
+        return True
+
+    patch.setattr(Origins, "is_ours", any_cluster)
+
+
+@convicted_by(f"{_HISTORIES}test_a_replica_that_was_promoted_for_another_use_is_left_once_it_is_off_the_list")
+def removed_nodes_still_count(patch: pytest.MonkeyPatch) -> None:
+    """What a node has shown counts when it is off the list as well."""
+    patch.setattr(Board, "remove", Board.forget)
+
+
+@convicted_by(f"{_HISTORIES}test_a_primary_set_back_to_a_snapshot_has_lost[seen]")
+def lsns_may_fall(patch: pytest.MonkeyPatch) -> None:
+    """A primary that was set back to a snapshot goes on in its epoch."""
+
+    def never(_self: Board, _status: PrimaryStatus) -> bool:
+        return False
+
+    patch.setattr(Board, "has_lost", never)
+
+
+@convicted_by(f"{_HISTORIES}test_a_server_that_takes_the_epoch_without_a_timeline_of_its_own_is_refused")
+def an_epoch_is_any_servers(patch: pytest.MonkeyPatch) -> None:
+    """Two servers that write one timeline are taken for one."""
+
+    def any_server(_self: Board, _status: PrimaryStatus, _before: PrimaryStatus) -> bool:
+        return True
+
+    patch.setattr(Board, "_is_holder", any_server)
+
+
 @convicted_by(f"{_PROMOTION}test_a_write_across_a_promotion_is_an_unknown_outcome")
 def acknowledged_by_a_primary_that_was_replaced(patch: pytest.MonkeyPatch) -> None:
     """What a primary has answered counts, although another one is the primary by then.
