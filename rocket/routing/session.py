@@ -76,7 +76,8 @@ class Session:
     @property
     def token(self) -> str | None:
         """The text that the client must bring next time: printable ASCII without spaces; None if nothing yet."""
-        return ",".join(map(str, self._tokens)) or None
+        tokens = self._tokens
+        return str(tokens[0]) if len(tokens) == 1 else ",".join(map(str, tokens)) or None
 
     async def read(self, work: Work[ResultT]) -> ResultT:
         """Run `work` where it sees all that the session has written and seen; return what it returns.
