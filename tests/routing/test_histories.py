@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from rocket.cluster.supervisor import local_cluster
 from rocket.health import Code, examine
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
+from rocket.schema import tables
 from rocket.topology.nodes_file import check_usable, follow
 from tests.support.servers import dsns, schema, until, write_nodes
 
@@ -292,6 +294,7 @@ async def test_a_loss_that_only_a_token_shows_is_reported() -> None:
             assert again == router.board.epoch
 
 
+@pytest.mark.vouched
 async def test_a_server_that_takes_the_epoch_without_a_timeline_of_its_own_is_refused() -> None:
     """By removing standby.signal; once the old primary is off the list it is followed, and losses are told."""
     async with a_cluster(2) as ours:
@@ -302,6 +305,7 @@ async def test_a_server_that_takes_the_epoch_without_a_timeline_of_its_own_is_re
             await new.stop()
             session = router.session("ann")
             await write(session, 1, "acknowledged")
+            await served_by(session, Role.REPLICA)  # which the observer has seen to have it, while it streamed
             await old.stop()
             (new.data_dir / "standby.signal").unlink()
             await new.start(new.port)
@@ -370,6 +374,7 @@ async def test_replicas_note_a_new_timeline_beside_a_dump() -> None:
 # --- without a primary ---
 
 
+@pytest.mark.vouched
 async def test_a_router_that_is_started_while_the_primary_is_away_serves_sessions(kept_dir: Path) -> None:
     """From replicas of the session's epoch that have all it must see; and the dead primary may leave the list."""
     async with a_cluster() as ours:
@@ -394,3 +399,28 @@ async def test_a_router_that_is_started_while_the_primary_is_away_serves_session
                 await until(lambda: ["replica0"] == [pool.name for pool in router.pools])
             assert "acknowledged" == await read(late, 1)
         await check_usable(replica)
+
+
+async def test_tables_of_an_earlier_version_are_brought_up_to_date(cluster: LocalCluster) -> None:
+    """Which knew one epoch for each timeline; applied again, the same SQL changes nothing."""
+    name = f"earlier{secrets.token_hex(4)}"
+    admin = await cluster.primary.connect(DATABASE)
+    await admin.execute(f"CREATE DATABASE {name}")
+    owner = await cluster.primary.connect(name)
+    try:
+        await owner.execute(
+            "CREATE TABLE epochs (system_id bigint NOT NULL DEFAULT ((pg_control_system()).system_identifier),"
+            " timeline int NOT NULL, epoch text NOT NULL UNIQUE, began_at timestamptz NOT NULL DEFAULT now(),"
+            " PRIMARY KEY (system_id, timeline));"
+            "INSERT INTO epochs (timeline, epoch) VALUES (1, '1-aaaaaaaaaa')"
+        )
+        for _ in range(2):
+            await owner.execute(tables())
+        await owner.execute("INSERT INTO epochs (timeline, generation, epoch) VALUES (1, 1, '1.1-bbbbbbbbbb')")
+        assert ["1-aaaaaaaaaa", "1.1-bbbbbbbbbb"] == await owner.fetchval(
+            "SELECT array_agg(epoch ORDER BY timeline, generation) FROM epochs"
+        )
+    finally:
+        await owner.close()
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.close()
