@@ -29,6 +29,8 @@ class Code(enum.StrEnum):
     """The observer has not seen the primary for longer than the lease: it does not run, or is stuck."""
     NO_REPLICA_FIT = "no-replica-fit"
     """No replica may serve: every read goes to the primary."""
+    NODE_REFUSED = "node-refused"
+    """A node answers and is left alone: it is of another cluster, or claims to be the primary and is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,10 @@ async def examine(router: Router) -> Health:
         primary = router.board.primary
         name = "" if primary is None else f", {primary.name},"
         missing = Finding(Code.PRIMARY_SILENT, f"the primary{name} does not answer")
-    degraded = _of_replicas(router, now)
-    return Health(() if missing is None else (missing,), () if degraded is None else (degraded,))
+    degraded = (_of_replicas(router, now), _of_refused(router.board))
+    return Health(
+        () if missing is None else (missing,), tuple(finding for finding in degraded if finding is not None)
+    )
 
 
 def _of_primary(board: Board, policy: Policy, now: float) -> Finding | None:
@@ -103,6 +107,13 @@ def _of_replicas(router: Router, now: float) -> Finding | None:
         return None
     why = ", ".join(f"{name}: {reason}" for name, reason in against.items())
     return Finding(Code.NO_REPLICA_FIT, f"no replica may serve, so that every read goes to the primary ({why})")
+
+
+def _of_refused(board: Board) -> Finding | None:
+    if not board.refused:
+        return None
+    why = "; ".join(f"{name}: {reason}" for name, reason in board.refused.items())
+    return Finding(Code.NODE_REFUSED, f"some nodes are left alone ({why})")
 
 
 def obstacle_of(name: str, board: Board, policy: Policy, now: float) -> Reason | None:

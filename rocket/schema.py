@@ -11,7 +11,7 @@ _DEMONSTRATION = "-- The tables of the demonstration"
 _GRANTS = """
 -- What rocket's role needs, unless it owns the tables.
 GRANT SELECT, INSERT ON epochs TO {role};
-GRANT TRUNCATE ON epoch_marker TO {role};
+GRANT EXECUTE ON FUNCTION rocket_note_timeline() TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON replica_statuses, rocket_floors TO {role};
 
 -- Lets it see when a replica has crashed and come back (a superuser may grant this).

@@ -3,7 +3,7 @@
 from rocket.consistency.board import Board
 from rocket.consistency.choice import Choice, Policy, Reason, choose, obstacle, worth_waiting_for
 from rocket.consistency.lsn import Lsn
-from rocket.consistency.status import Epoch, Incarnation, PrimaryStatus, ReplicaStatus, timeline_of
+from rocket.consistency.status import Epoch, Incarnation, PrimaryStatus, ReplicaStatus, rank_of, timeline_of
 from rocket.consistency.timeline import switch_point
 from rocket.consistency.token import NODE_NAME, SessionToken, Tokens, merged
 
@@ -23,6 +23,7 @@ __all__ = [
     "choose",
     "merged",
     "obstacle",
+    "rank_of",
     "switch_point",
     "timeline_of",
     "worth_waiting_for",

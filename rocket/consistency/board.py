@@ -7,13 +7,15 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rocket.consistency.status import timeline_of
+from rocket.consistency.lsn import Lsn
+from rocket.consistency.origins import Origins
+from rocket.consistency.status import rank_of, timeline_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rocket.consistency.lsn import Lsn
-    from rocket.consistency.status import Epoch, PrimaryStatus, ReplicaStatus
+    from rocket.consistency.status import Epoch, Incarnation, PrimaryStatus, ReplicaStatus
+    from rocket.consistency.token import SessionToken
 
 _HISTORY = 600
 """How many advances of the primary are kept to compute lag in seconds: five minutes at two a second."""
@@ -31,10 +33,34 @@ class Board:
         self._ring: tuple[ReplicaStatus, ...] | None = ()
         self.primary: PrimaryStatus | None = None
         """The primary's last status; kept when it is out of reach, since `max_lag` is measured against it."""
+        self.origins = Origins()
+        """Which cluster is ours, and the newest epoch that each of its nodes has shown."""
+        self.refused: dict[str, str] = {}
+        """The nodes that answer and are left alone, each with the reason."""
+        self.claimants: set[str] = set()
+        """Those of them that are of our cluster, and say that they are the primary."""
+        self.abandoned: set[Epoch] = set()
+        """Epochs that were followed, and are not part of the history that is followed now: a list of nodes was
+        corrected, say. The next primary gets to know them, so that their sessions learn of losses."""
+        self.flush_lsn = Lsn(0)
+        """The primary's last flush LSN known; before any primary is found, the furthest that a replica has got."""
         self._distrusted: set[str] = set()
-        self._newest_timeline = 0
+        self._readdressed: set[str] = set()
+        self._strayed: dict[str, Incarnation | None] = {}
+        """Replicas that passed the beginning of the epoch without its row, and in which incarnation."""
+        self._began_lsn = Lsn(0)
+        """The current epoch's row lies at or below this."""
+        self._seen_lsn, self._seen_at = Lsn(0), 0.0
+        """All WAL up to here was flushed by the current epoch's primary at this time, or earlier."""
+        self._claimed_lsn = Lsn(0)
+        """The furthest that a token of the current epoch was seen beyond its primary."""
+        self._holder_is_gone = False
+        """Whether the primary is none of the nodes any more."""
         self.epoch: Epoch | None = None
-        """The current epoch; None while it is unknown, or known to be over before its successor is found."""
+        """The current epoch; None while it is unknown, or known to be over before its successor is found.
+
+        Before any primary is found it is the newest that replicas show: sessions of it may read there.
+        """
         self.primary_is_lost = False
         """Whether the primary did not answer, as a primary, when it was last asked."""
         self.on_new_role: list[Callable[[str], None]] = []
@@ -73,20 +99,81 @@ class Board:
 
     # --- the observer's side ---
 
-    def publish(self, status: ReplicaStatus) -> None:
-        """Publish a replica's newest status."""
-        if status.epoch is not None and timeline_of(status.epoch) > self._newest_timeline:
-            self._newest_timeline = timeline_of(status.epoch)
+    def publish(self, status: ReplicaStatus) -> bool:
+        """Publish a replica's newest status; return False if it is left alone, since its cluster is not ours."""
+        name, epoch = status.name, status.epoch
+        self._settle_address(name)
+        if not self._is_ours(name, status.system_id):
+            return False
+        self._readmit(name)
+        if epoch is not None and self.origins.has_shown(name, epoch):
             self.epoch = None
-        if self.primary is not None and self.primary.name == status.name and status.name not in self._replicas:
+        if self.primary is None:
+            self.flush_lsn = max(self.flush_lsn, status.replay_lsn, status.receive_lsn or Lsn(0))
+            if self.epoch is None and epoch is not None and rank_of(epoch) == self.origins.newest:
+                self.epoch = epoch
+        elif self.primary.name == name and name not in self._replicas:
             self.primary_is_lost = True
-            self._notify(status.name)
-        if status.name in self._distrusted:
+            self._notify(name)
+        status = self._as_it_counts(status)
+        if name in self._distrusted:
             status = replace(status, incarnation=None)
-        self._replicas[status.name] = status
+        self._replicas[name] = status
         self._ring = None
         for notify in self.on_status:
             notify(status)
+        return True
+
+    def _as_it_counts(self, status: ReplicaStatus) -> ReplicaStatus:
+        """Return a status without its epoch if the replica follows another history of the same timeline.
+
+        It has replayed beyond the beginning of an epoch, and had the earlier one's row: should it get the row
+        later in the same incarnation, then by going on, past the fork, with WAL that is not its own.
+        """
+        if status.epoch is None or self.epoch is None or timeline_of(status.epoch) != timeline_of(self.epoch):
+            return status
+        if rank_of(status.epoch) < rank_of(self.epoch) and status.replay_lsn > self._began_lsn:
+            self._strayed[status.name] = status.incarnation
+        elif self._strayed.get(status.name, "") == status.incarnation:
+            return replace(status, epoch=None, streaming=False)
+        return status
+
+    def _is_ours(self, name: str, system_id: int | None) -> bool:
+        """Return whether a node that answers is one of our cluster, or of one that has taken its place."""
+        holder = None if self.primary is None else self.primary.name
+        before = self.origins.system_id
+        if self.origins.is_ours(name, system_id, holder):
+            if before not in {None, self.origins.system_id}:
+                self._begin_cluster()
+            return True
+        self._leave_alone(
+            name, f"it is of another cluster: its system identifier is {system_id}, and that of ours {before}"
+        )
+        return False
+
+    def _begin_cluster(self) -> None:
+        """Forget all that was known: it is of a cluster of which no node is left."""
+        for name in list(self._replicas):
+            self.forget(name)
+        if self.primary is not None:
+            self.abandoned.add(self.primary.epoch)
+            self._notify(self.primary.name)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.primary = self.epoch = None
+        self.primary_is_lost = self._holder_is_gone = False
+        self.flush_lsn = Lsn(0)
+        self._advances.clear()
+
+    def _readmit(self, name: str) -> None:
+        self.refused.pop(name, None)
+        self.claimants.discard(name)
+
+    def _leave_alone(self, name: str, why: str) -> None:
+        self.forget(name)
+        self.refused[name] = why
+        self._notify(name)
 
     def distrust(self, name: str) -> None:
         """Have statuses of this name vouch for no connection, since several servers share its address.
@@ -105,6 +192,9 @@ class Board:
     def forget(self, name: str) -> None:
         """Remove a node's status: it is out of reach. The last status of a primary is kept."""
         known = self._replicas.pop(name, None) is not None
+        self._settle_address(name)
+        self._readmit(name)
+        self.origins.fell_silent(name)
         if known:
             self._ring = None
         if self.primary is not None and self.primary.name == name:
@@ -114,42 +204,166 @@ class Board:
             for notify in self.on_gone:
                 notify(name)
 
+    def remove(self, name: str) -> None:
+        """Forget a node that is none of the router's any more, and what follows from its answers alone.
+
+        Where it alone had shown the newest epoch, the primary that is left is followed again.
+        """
+        self._readdressed.add(name)
+        self.forget(name)
+        if self.primary is not None and self.primary.name == name:
+            self._holder_is_gone = True
+
+    def readdress(self, name: str) -> None:
+        """Note that a node is asked at another address from now on: the former one may have been wrong.
+
+        Once it answers there, or does not, nothing counts any more that it has shown at the former one.
+        """
+        self._readdressed.add(name)
+
+    def _settle_address(self, name: str, epoch: Epoch | None = None) -> None:
+        if name not in self._readdressed:
+            return
+        self._readdressed.discard(name)
+        if epoch is not None and self.primary is not None and self.primary.epoch == epoch:
+            return  # it is what it was
+        self._strayed.pop(name, None)
+        if self.origins.remove(name):
+            newest = self.origins.newest
+            if self.epoch is not None and rank_of(self.epoch) > newest:
+                self.epoch = None
+            if self.primary is not None and rank_of(self.primary.epoch) > newest:
+                self.abandoned.add(self.primary.epoch)
+                self._notify(self.primary.name)
+                self._begin_anew()
+
+    def note_flush(self, epoch: Epoch, lsn: Lsn, now: float) -> None:
+        """Note that the primary of an epoch has flushed its WAL up to here: a write was told so."""
+        if epoch == self.epoch and lsn > self._seen_lsn:
+            self._seen_lsn, self._seen_at = lsn, now
+
+    def note_claim(self, token: SessionToken) -> bool:
+        """Note a token beyond all that the primary has written; return whether it may be right.
+
+        Tokens are not signed. So what one says counts only where the primary was restarted since its epoch was
+        named, and thus may have been set back: for that a new epoch begins, but one for each restart at the most.
+        """
+        if self.primary is None or not self.primary.restarted or token.epoch != self.epoch:
+            return False
+        floors = (token.write_floor, token.read_floor or Lsn(0))
+        self._claimed_lsn = max(self._claimed_lsn, *(floor for floor in floors if floor < Lsn.PENDING))
+        return True
+
+    def has_lost(self, status: PrimaryStatus) -> bool:
+        """Return whether a server that answers as the primary lacks WAL of its epoch, and must begin a new one.
+
+        So it is if its flush LSN, asked for later, lies below what that epoch's primary had flushed, as was seen
+        of it, of a replica or of a token (it was set back to a snapshot); and if it is not the server that held
+        the epoch, which is none of the nodes any more, or a replica by now (a failover without a new timeline).
+        Otherwise `publish_primary` decides.
+        """
+        if not self.origins.may_be_ours(status.system_id):
+            return False
+        before = self.primary
+        rank = rank_of(status.epoch)
+        if before is not None and not self._is_holder(status, before):
+            is_free = self._holder_is_gone or before.name in self._replicas
+            return is_free and status.epoch == before.epoch and rank == self.origins.newest
+        if before is not None and before.epoch == status.epoch and self._seen_at < status.observed_at:
+            claimed_lsn = self._claimed_lsn if status.restarted else Lsn(0)
+            has_fallen = status.flush_lsn < max(self._seen_lsn, claimed_lsn) or (
+                # It may have written as much since: what it had when it was started counts.
+                status.started != before.started and status.checkpoint_lsn < self._seen_lsn
+            )
+        else:  # of the newest epoch not even the row may be left
+            has_fallen = before is not None and rank < self.origins.newest and rank[0] == self.origins.newest[0]
+        if has_fallen or rank < self.origins.newest:
+            return has_fallen
+        return any(
+            replica.epoch == status.epoch
+            and replica.answered_at < status.observed_at
+            and replica.replay_lsn > status.flush_lsn
+            for replica in self.replicas
+            if replica.system_id is not None
+        )
+
+    def _is_holder(self, status: PrimaryStatus, before: PrimaryStatus) -> bool:
+        """Return whether it is the server that was the primary before: by its name, or since it runs as it did."""
+        return status.name == before.name or (status.started is not None and status.started == before.started)
+
     def publish_primary(self, status: PrimaryStatus) -> bool:
         """Publish a primary's newest status, and remember when its flush LSN was first seen.
 
-        Return False, and have its connections ended, if it is not the one to follow: its timeline is older than
-        one that was seen, or it claims the timeline of another primary that still answers. Of two that claim the
-        same epoch one is a copy; it has to have as much WAL as the other had.
+        Return False, and have its connections ended, if it is not the one to follow: it is of another cluster; or
+        its epoch is older than one that a node has shown; or it claims the timeline of another primary that still
+        answers, or the epoch of another server; or it has lost WAL of its epoch.
         """
-        if self._replicas.pop(status.name, None) is not None:
+        name = status.name
+        self._settle_address(name, status.epoch)
+        if self._replicas.pop(name, None) is not None:
             self._ring = None
-            self._notify(status.name)  # what was opened to a replica shall not read from a primary
-        before = self.primary
-        if timeline_of(status.epoch) < self._newest_timeline or (
-            before is not None and before.name != status.name and not self._may_succeed(status, before)
-        ):
-            self._notify(status.name)
+            self._notify(name)  # what was opened to a replica shall not read from a primary
+        if not self._is_ours(name, status.system_id):
             return False
-        self._newest_timeline = timeline_of(status.epoch)
+        why = self._against(status)
+        if why is not None:
+            self.refused[name] = why
+            self.claimants.add(name)
+            self._notify(name)
+            return False
+        self._readmit(name)
+        before = self.primary
+        self.origins.has_shown(name, status.epoch)
+        self.abandoned.discard(status.epoch)
         self.epoch = status.epoch
         self.primary = status
-        self.primary_is_lost = False
-        if before is not None and (before.name, before.epoch) != (status.name, status.epoch):
-            self._advances.clear()  # they are another primary's
-            for name in {before.name, status.name}:
-                self._notify(name)
-        if self._advances and status.flush_lsn < self._advances[-1][0]:
-            self._advances.clear()  # another cluster under the same name
+        self.flush_lsn = status.flush_lsn
+        self.primary_is_lost = self._holder_is_gone = False
+        if before is None or before.epoch != status.epoch:
+            self._begin_epoch(status)
+        if status.flush_lsn >= self._seen_lsn:
+            self._seen_lsn, self._seen_at = status.flush_lsn, status.observed_at
+        if before is not None and (before.name, before.epoch) != (name, status.epoch):
+            self._succeed(before, status)
         if not self._advances or status.flush_lsn > self._advances[-1][0]:
             self._advances.append((status.flush_lsn, status.observed_at))
         for notify in self.on_status:
             notify(status)
         return True
 
-    def _may_succeed(self, status: PrimaryStatus, before: PrimaryStatus) -> bool:
-        if timeline_of(status.epoch) > timeline_of(before.epoch):
-            return True
-        return self.primary_is_lost and (status.epoch != before.epoch or status.flush_lsn >= before.flush_lsn)
+    def _against(self, status: PrimaryStatus) -> str | None:
+        """Return why a server of our cluster is not the primary to follow; None if it is."""
+        before = self.primary
+        if self.has_lost(status):
+            return f"it lacks what was written in epoch {status.epoch}"
+        if before is not None and before.name != status.name:
+            if rank_of(status.epoch) > rank_of(before.epoch):
+                return None
+            if status.epoch == before.epoch and not self._is_holder(status, before):
+                return (
+                    f"it claims epoch {status.epoch} of {before.name}, and is another server, without a timeline "
+                    "of its own (a copy, or a replica whose standby.signal was removed: promote it, or take "
+                    f"{before.name} off the list of nodes)"
+                )
+            if not self.primary_is_lost:
+                return f"epoch {status.epoch} is over, or a copy"
+        if rank_of(status.epoch) < self.origins.newest:
+            return f"epoch {status.epoch} is over"
+        return None
+
+    def _succeed(self, before: PrimaryStatus, status: PrimaryStatus) -> None:
+        self._advances.clear()  # they are another primary's
+        for name in {before.name, status.name}:
+            self._notify(name)
+        if rank_of(status.epoch) <= rank_of(before.epoch) and status.epoch != before.epoch:
+            self.abandoned.add(before.epoch)
+
+    def _begin_epoch(self, status: PrimaryStatus) -> None:
+        self._began_lsn, self._claimed_lsn = status.flush_lsn, Lsn(0)
+        self._seen_lsn, self._seen_at = status.flush_lsn, status.observed_at
+        self._strayed.clear()
+        for replica in self.replicas:
+            self._as_it_counts(replica)
 
     def _notify(self, name: str) -> None:
         for notify in self.on_new_role:

@@ -164,7 +164,7 @@ def obstacle(  # noqa: PLR0911 - in one piece: most reads come through here
     if now - status.observed_at > policy.lease_s:
         return Reason.NO_STATUS
     epoch = status.epoch
-    lag_bytes = 0 if (primary := board.primary) is None else primary.flush_lsn - status.replay_lsn
+    lag_bytes = board.flush_lsn - status.replay_lsn
     if policy.max_lag_bytes is not None and lag_bytes > policy.max_lag_bytes:
         return Reason.TOO_FAR_BEHIND
     if policy.max_lag_s is not None and (board.lag_seconds(status, now) or 0.0) > policy.max_lag_s:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NewType
+from typing import NewType, TypeAlias
 
 from rocket.consistency.lsn import Lsn
 
@@ -18,12 +18,24 @@ Epoch = NewType("Epoch", str)
 """Names the time during which one server is the primary: its timeline and a random part, `2-k3v9x2q7ab`.
 
 A timeline alone is ambiguous: two promotions, each unaware of the other, both make timeline 2 (design fact F11).
+A primary that has lost WAL goes on in a new epoch of the same timeline, `2.1-x0q4b7w1zz`.
 """
+
+_START = Lsn(0)
+
+Rank: TypeAlias = tuple[int, int]
+"""Orders the epochs of one cluster: the timeline, and how many epochs there were before on it."""
 
 
 def timeline_of(epoch: Epoch) -> int:
     """Return the timeline that an epoch's primary writes."""
-    return int(epoch.partition("-")[0])
+    return int(epoch.partition("-")[0].partition(".")[0])
+
+
+def rank_of(epoch: Epoch) -> Rank:
+    """Return what orders epochs: whether one came after another one of the same cluster."""
+    timeline, _, generation = epoch.partition("-")[0].partition(".")
+    return int(timeline), int(generation or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +59,8 @@ class ReplicaStatus:
     """The replay LSN when it was last seen streaming, in this incarnation and epoch; None if it never was."""
     epoch: Epoch | None = None
     """The newest epoch whose row the replica shows, provided that the row proves which history it follows."""
+    system_id: int | None = None
+    """Names the cluster that it belongs to; None where that was not asked."""
 
     vouched_lsn: Lsn = field(init=False, compare=False, repr=False)
     """How far what it has replayed is known to be WAL of `epoch`.
@@ -77,3 +91,14 @@ class PrimaryStatus:
     """Monotonic seconds at which the question was sent."""
     epoch: Epoch
     """The primary's epoch."""
+    system_id: int | None = None
+    """Names the cluster that it belongs to; None where that was not asked."""
+    started: int | None = None
+    """When its server was started, in microseconds by its own clock: this tells two servers apart.
+
+    None where that was not asked.
+    """
+    checkpoint_lsn: Lsn = _START
+    """Its last checkpoint: at the latest the one with which its server was started, after all that it had then."""
+    restarted: bool = False
+    """Whether its server was started after its epoch was named: then it may have been set back to a snapshot."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from rocket.consistency.lsn import Lsn
-from rocket.consistency.status import Epoch, Incarnation, timeline_of
+from rocket.consistency.status import Epoch, Incarnation, rank_of, timeline_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,7 +18,7 @@ NODE_NAME = re.compile("[A-Za-z0-9_.-]{1,63}")
 
 _NOTHING = Lsn(0)
 _LONGEST = 250
-_EPOCH = r"[1-9][0-9]{0,9}-[0-9a-z]{8,32}"
+_EPOCH = r"[1-9][0-9]{0,9}(?:\.[1-9][0-9]{0,5})?-[0-9a-z]{8,32}"
 _LSN = r"[0-9A-F]{1,8}/[0-9A-F]{1,8}"
 _TOKEN = re.compile(
     rf"1~({_EPOCH})~({_LSN})~({_LSN})"
@@ -179,7 +179,7 @@ def merged(tokens: Tokens) -> tuple[SessionToken, ...]:
         return given
     latest: SessionToken | None = None
     others: list[SessionToken] = []
-    for token in sorted(given, key=lambda token: (token.timeline, token.epoch), reverse=True):
+    for token in sorted(given, key=lambda token: (rank_of(token.epoch), token.epoch), reverse=True):
         if latest is None:
             latest = token
         elif token.epoch == latest.epoch:

@@ -49,7 +49,12 @@ TIMELINE = "('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::
 Right after a promotion pg_control_checkpoint() still names the old timeline.
 """
 
-CURRENT_EPOCH = f"(SELECT epoch FROM epochs WHERE {OF_THIS_CLUSTER} AND timeline = {TIMELINE})"  # noqa: S608 - our own text
+SERVER_STARTED = "(extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint"
+"""When the server was started, in microseconds."""
+
+CURRENT_EPOCH = f"""(
+    SELECT epoch FROM epochs WHERE {OF_THIS_CLUSTER} AND timeline = {TIMELINE} ORDER BY generation DESC LIMIT 1
+)"""  # noqa: S608 - our own text
 """The epoch of the primary that is asked; fails on a replica."""
 
 _WHERE = f"""
@@ -60,6 +65,7 @@ _WHERE = f"""
                  WHERE backend_type = 'startup')
            END AS incarnation,
            CASE WHEN direct AND NOT in_recovery THEN {CURRENT_EPOCH} END AS epoch,
+           {SERVER_STARTED} AS server_started,
            -- A replica that gets promoted does not take a write through here.
            CASE WHEN direct AND in_recovery
                 THEN set_config('default_transaction_read_only', 'on', false)
@@ -83,7 +89,7 @@ class NodeConnection(_PlainConnection):
 
     __slots__ = (
         "cancellations", "commits", "copies", "cut_off", "direct", "epoch", "incarnation", "left_clean",
-        "opened_at", "reported", "to_replica",
+        "opened_at", "reported", "server_started", "to_replica",
     )  # fmt: skip
 
     direct: bool
@@ -94,6 +100,8 @@ class NodeConnection(_PlainConnection):
     """The incarnation of the startup process; None on a primary, and where it is unknown."""
     epoch: Epoch | None
     """The primary's epoch; None on a replica, on a primary whose epoch has no name yet, and behind a pooler."""
+    server_started: int
+    """When the server was started, in microseconds by its own clock."""
     opened_at: float
     """Monotonic seconds after which the server was asked."""
     left_clean: bool
@@ -156,6 +164,7 @@ async def learn_where(connection: NodeConnection, cancellations: Cancellations |
     connection.to_replica = row["in_recovery"]
     connection.incarnation = Incarnation(row["incarnation"]) if row["incarnation"] else None
     connection.epoch = Epoch(row["epoch"]) if row["epoch"] else None
+    connection.server_started = row["server_started"]
     if connection.direct:
         _cache_statements(connection)
 

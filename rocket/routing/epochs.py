@@ -4,7 +4,12 @@ A replica that shows the current epoch's row has replayed WAL of that epoch; the
 nothing (design fact F11). Nor does the row alone: a replica with a foreign tail could, if that happens to end
 where a record of the new timeline begins, continue with it, and get the row. But it never enters the timeline, for
 which it would have to replay the record at the fork. So a replica is asked, too, which timeline it *applies*: it
-writes that to its control file with every commit that removes a file; one is made when an epoch is named.
+writes that to its control file with every commit that removes a file. One is made when an epoch is named: a table
+is made and dropped in one transaction, a new one each time, so that no reader holds a lock that this waits for.
+
+A timeline has more than one epoch if its primary was found to have lost WAL: it was set back to a snapshot, or it
+is another server, started without a timeline of its own. They are told apart by their generation. Rows that are of
+no cluster (system identifier 0) name epochs that were followed for a time, and then given up.
 """
 
 from __future__ import annotations
@@ -14,40 +19,53 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rocket.consistency import Epoch, Lsn, SessionToken, switch_point, timeline_of
+from rocket.consistency import Epoch, Lsn, SessionToken, rank_of, switch_point, timeline_of
 from rocket.errors import InvalidToken, Unavailable
-from rocket.routing.connection import CURRENT_EPOCH, OF_THIS_CLUSTER, TIMELINE
+from rocket.routing.connection import CURRENT_EPOCH, OF_THIS_CLUSTER, SERVER_STARTED, TIMELINE
 from rocket.routing.failures import NotAsObserved
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from rocket.consistency.status import Rank
     from rocket.routing.connection import Connection
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _RANDOM_CHARACTERS = 10
 
-NEWEST_SHOWN = f"(SELECT epoch FROM epochs WHERE {OF_THIS_CLUSTER} ORDER BY timeline DESC LIMIT 1)"  # noqa: S608 - our own text
+NEWEST_SHOWN = f"""(
+    SELECT epoch FROM epochs WHERE {OF_THIS_CLUSTER} ORDER BY timeline DESC, generation DESC LIMIT 1
+)"""  # noqa: S608 - our own text
 """The newest epoch whose row a node shows."""
 
-_PRIMARY_STATE = (
-    f"SELECT pg_current_wal_flush_lsn() AS flush_lsn, {TIMELINE} AS timeline, {CURRENT_EPOCH} AS epoch"
-)
+_PRIMARY_STATE = f"""
+    SELECT pg_current_wal_flush_lsn() AS flush_lsn, {TIMELINE} AS timeline, {CURRENT_EPOCH} AS epoch,
+           {SERVER_STARTED} AS started, (SELECT system_identifier FROM pg_control_system()) AS system_id,
+           (SELECT checkpoint_lsn FROM pg_control_checkpoint()) AS checkpoint_lsn,
+           coalesce(pg_postmaster_start_time() > (SELECT max(began_at) FROM epochs WHERE {OF_THIS_CLUSTER}), false)
+               AS restarted
+"""  # noqa: S608 - the same
 """Fails on a replica."""
 
 _EPOCH_IF_PRIMARY = f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN {CURRENT_EPOCH} END"
 
 _NAME_EPOCH = """
-    INSERT INTO epochs (system_id, timeline, epoch) SELECT system_identifier, $1, $2 FROM pg_control_system()
-    ON CONFLICT (system_id, timeline) DO NOTHING
+    INSERT INTO epochs (system_id, timeline, generation, epoch)
+    SELECT system_identifier, $1, $2, $3 FROM pg_control_system()
+    ON CONFLICT (system_id, timeline, generation) DO NOTHING
 """
-_REMOVE_A_FILE = "TRUNCATE epoch_marker"
-"""Of a table that is always empty: its commit makes every replica note the timeline that it applies."""
-_IMPATIENTLY = "SET LOCAL lock_timeout = '200ms'"
-"""A lock that others hold on that table (a dump, say) must not delay the observer."""
+_ABANDON_EPOCH = """
+    INSERT INTO epochs (system_id, timeline, generation, epoch)
+    SELECT 0, $1, coalesce((SELECT max(generation) + 1 FROM epochs WHERE system_id = 0 AND timeline = $1), 0), $2
+    ON CONFLICT DO NOTHING
+"""
+_REMOVE_A_FILE = "SELECT rocket_note_timeline()"
+"""Its commit makes every replica note the timeline that it applies."""
 
 _KNOWN = f"""
-    SELECT (SELECT epoch FROM epochs WHERE {OF_THIS_CLUSTER} AND timeline = $1::bigint) AS of_timeline,
+    SELECT EXISTS (SELECT FROM epochs WHERE {OF_THIS_CLUSTER} AND timeline = $1::bigint) AS timeline_is_known,
+           (SELECT epoch FROM epochs WHERE {OF_THIS_CLUSTER} AND timeline = $1::bigint
+             ORDER BY generation DESC LIMIT 1) AS last_of_timeline,
            EXISTS (SELECT FROM epochs WHERE epoch = $2) AS is_known
 """  # noqa: S608 - the same
 _MAY_READ_HISTORY = "SELECT has_function_privilege('pg_read_file(text, bigint, bigint, boolean)', 'execute')"
@@ -60,6 +78,13 @@ class PrimaryState:
 
     epoch: Epoch
     flush_lsn: Lsn
+    system_id: int
+    started: int
+    """When its server was started, in microseconds by its own clock."""
+    checkpoint_lsn: Lsn
+    """Its last checkpoint, be it that with which its server was started."""
+    restarted: bool
+    """Whether that was after its epoch was named."""
     is_new: bool = False
     """Whether the epoch was named just now: then replicas have yet to be made to note their timeline."""
 
@@ -100,10 +125,34 @@ async def read_primary_state(primary: Connection) -> PrimaryState:
         row = await primary.fetchrow(_PRIMARY_STATE)
         assert row is not None  # noqa: S101 - it has no WHERE
         if row["epoch"] is not None:
-            return PrimaryState(Epoch(row["epoch"]), Lsn.from_wire(row["flush_lsn"]), named)
-        name = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARACTERS))
-        await primary.execute(_NAME_EPOCH, row["timeline"], f"{row['timeline']}-{name}")
+            return PrimaryState(
+                epoch=Epoch(row["epoch"]),
+                flush_lsn=Lsn.from_wire(row["flush_lsn"]),
+                system_id=row["system_id"],
+                started=row["started"],
+                checkpoint_lsn=Lsn.from_wire(row["checkpoint_lsn"]),
+                restarted=row["restarted"],
+                is_new=named,
+            )
+        await _name(primary, row["timeline"], 0)
         named = True
+
+
+async def begin_epoch_anew(primary: Connection, epoch: Epoch, newest: Rank) -> None:
+    """Name one more epoch on the timeline of `epoch`, whose primary lost WAL; one of several observers does."""
+    timeline, generation = max(rank_of(epoch), newest)
+    await _name(primary, timeline, generation + 1)
+
+
+async def _name(primary: Connection, timeline: int, generation: int) -> None:
+    name = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARACTERS))
+    rank = f"{timeline}.{generation}" if generation else f"{timeline}"
+    await primary.execute(_NAME_EPOCH, timeline, generation, f"{rank}-{name}")
+
+
+async def abandon_epoch(primary: Connection, epoch: Epoch) -> None:
+    """Let a primary know an epoch that is not part of its history: sessions of it learn of losses."""
+    await primary.execute(_ABANDON_EPOCH, timeline_of(epoch), epoch)
 
 
 async def check_epoch(primary: Connection, epoch: Epoch) -> None:
@@ -114,9 +163,7 @@ async def check_epoch(primary: Connection, epoch: Epoch) -> None:
 
 async def have_timelines_noted(primary: Connection) -> None:
     """Make every replica note which timeline it applies; raise asyncpg's error if that cannot be done now."""
-    async with primary.transaction():
-        await primary.execute(_IMPATIENTLY)
-        await primary.execute(_REMOVE_A_FILE)
+    await primary.execute(_REMOVE_A_FILE)
 
 
 async def resolve_tokens(
@@ -135,11 +182,12 @@ async def resolve_tokens(
             continue
         found = await primary.fetchrow(_KNOWN, token.timeline, token.epoch)
         assert found is not None  # noqa: S101 - it has no WHERE
-        if found["of_timeline"] == token.epoch:
+        if found["last_of_timeline"] == token.epoch:
             loss = await _loss_of(token, primary, epoch)
-        elif found["is_known"] or (found["of_timeline"] is None and token.timeline < timeline_of(epoch)):
-            # Of another history that this one was copied from; or its primary was lost before its name got here,
-            # and with it all that came after.
+        elif found["is_known"] or (not found["timeline_is_known"] and token.timeline < timeline_of(epoch)):
+            # Its primary lost WAL, and went on in another epoch. Or it is of another history, which this one was
+            # copied from, or which was given up; or its primary was lost before its name got here, and with it all
+            # that came after.
             loss = PossibleLoss(token.epoch, None, writes=bool(token.write_floor))
         elif token.timeline > timeline_of(epoch) and not is_last:
             raise Unavailable(f"the session has seen a later primary than that of epoch {epoch}")

@@ -146,7 +146,8 @@ class Nodes:
         """Return the primary that may be used; raise `Unavailable` at once where there is none."""
         primary = self.board.current_primary(time.monotonic(), self.policy.primary_lease_s)
         if primary is None:
-            why = describe_failures(self._failures())
+            refused = (f"{name}: {reason}" for name, reason in self.board.refused.items())
+            why = "; ".join(filter(None, (describe_failures(self._failures()), *refused)))
             raise Unavailable("no current primary is known" + (f" ({why})" if why else ""))
         return primary
 
@@ -167,6 +168,9 @@ class Nodes:
             if (opened := unwrap(connection)).direct and opened.epoch != primary.epoch:
                 discard(connection)
                 raise NotAsObserved(f"the connection is not to a primary of epoch {primary.epoch}")
+            if opened.direct and primary.started not in {None, opened.server_started}:
+                discard(connection)  # whether it still has all that it had is for the observer to find out
+                raise NotAsObserved("the primary was restarted, and has not been observed since")
             yield connection, primary
 
     def knows_no_later_epoch(self) -> bool:

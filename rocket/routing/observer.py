@@ -74,6 +74,7 @@ class Observer:
         """
         if name in self._watches:
             self._discard(name)
+            self.board.readdress(name)
         self._watches[name] = NodeWatch(
             name,
             dsn,
@@ -90,7 +91,7 @@ class Observer:
     def remove(self, name: str) -> None:
         """Stop watching a node, and forget its status; raise `KeyError` if there is none of that name."""
         self._discard(name)
-        self.board.forget(name)
+        self.board.remove(name)
 
     def _discard(self, name: str) -> None:
         watch = self._watches.pop(name)
@@ -162,6 +163,10 @@ class Observer:
 
     async def run_once(self) -> None:
         """Observe every node once, all at the same time, and then the primary again: it records the others."""
+        if self.board.origins.system_id is None:
+            found = await asyncio.gather(*(watch.find_system() for watch in self._watches.values()))
+            by_name = zip(self._watches, found, strict=True)
+            self.board.origins.settle({name: its_id for name, its_id in by_name if its_id is not None})
         if self.board.primary is None:
             # Its epoch has a name before replicas are asked for it.
             await asyncio.gather(*(watch.observe() for watch in self._watches.values()))

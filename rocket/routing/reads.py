@@ -27,7 +27,7 @@ from rocket.errors import InvalidToken, Unavailable, WriteInRead, describe
 from rocket.routing.answer import Answer, Role, Route
 from rocket.routing.bound import NoLongerReplica, ReadBound, ask_bound, run_bounded
 from rocket.routing.connection import in_one_piece, unwrap
-from rocket.routing.epochs import resolve_tokens
+from rocket.routing.epochs import PossibleLoss, resolve_tokens
 from rocket.routing.failures import NotAsObserved, OwnError, asks_primary, may_pass, speaks_against_node
 from rocket.routing.pool import CapacityLimiter, TooManyWaiting
 from rocket.routing.watch import STATUS_QUERY, replica_status_from
@@ -292,13 +292,15 @@ class Reads:
             except OwnError:
                 self._nodes.check_still_current(epoch)  # another one may know better
                 raise
-            token = resolved.token or SessionToken(epoch, Lsn(0))
+            token, lost = resolved.token or SessionToken(epoch, Lsn(0)), resolved.lost
             if token.is_beyond(flush_lsn):
                 if not route.floor_looked_up:
-                    raise InvalidToken("the token lies beyond all that the primary has written", token)
+                    if not self._board.note_claim(token):
+                        raise InvalidToken("the token lies beyond all that the primary has written", token)
+                    lost = PossibleLoss(epoch, None, writes=bool(token.write_floor))
                 token = SessionToken(epoch, flush_lsn)  # what was recorded came from another cluster, in a dump
             token = token.after_primary_read(flush_lsn)
-            return Answer(value, status.name, Role.PRIMARY, reason, token, resolved.lost, route)
+            return Answer(value, status.name, Role.PRIMARY, reason, token, lost, route)
 
         return await self._on_primary(read, route)
 

@@ -10,11 +10,19 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+import asyncpg
+
 from rocket.consistency import Epoch, Lsn, PrimaryStatus, ReplicaStatus, timeline_of
 from rocket.errors import describe
 from rocket.routing import connection as connections
 from rocket.routing import heartbeat
-from rocket.routing.epochs import NEWEST_SHOWN, have_timelines_noted, read_primary_state
+from rocket.routing.epochs import (
+    NEWEST_SHOWN,
+    abandon_epoch,
+    begin_epoch_anew,
+    have_timelines_noted,
+    read_primary_state,
+)
 from rocket.routing.failures import ENDED, REFUSED, AddressUnusable, NotAsObserved, connecting
 
 if TYPE_CHECKING:
@@ -52,13 +60,22 @@ STATUS_QUERY = f"""
            ) AS streamed_timeline,
            (SELECT pid IS NOT NULL AND status IS NULL FROM pg_stat_wal_receiver) AS receiver_is_hidden,
            {NEWEST_SHOWN} AS epoch,
-           (SELECT min_recovery_end_timeline FROM pg_control_recovery()) AS applied_timeline
+           (SELECT min_recovery_end_timeline FROM pg_control_recovery()) AS applied_timeline,
+           (SELECT system_identifier FROM pg_control_system()) AS system_id
       FROM (SELECT pg_is_in_recovery() AS in_recovery,
                    pg_last_wal_replay_lsn() AS replay_lsn,
                    pg_last_wal_receive_lsn() AS receive_lsn
             OFFSET 0) AS now
 """  # noqa: S608 - our own text
 """The positions come first: a timeline that is streamed after they were read is, at the earliest, theirs."""
+
+_ENTERED_NO_LATER = r"""
+    SELECT NOT EXISTS (SELECT FROM pg_ls_waldir()
+                        WHERE name ~ '^[0-9A-F]{8}\.history$' AND ('x' || left(name, 8))::bit(32)::int > $1)
+"""
+"""Whether a replica has no history file of a later timeline: without it, it has entered none."""
+
+_SYSTEM_ID = "SELECT system_identifier FROM pg_control_system()"
 
 _log = logging.getLogger("rocket.observer")
 
@@ -84,6 +101,7 @@ def replica_status_from(name: str, row: Record, incarnation: Incarnation | None,
         receive_lsn=None if row["receive_lsn"] is None else Lsn.from_wire(row["receive_lsn"]),
         streaming=epoch is not None and (hidden or row["streamed_timeline"] == timeline_of(epoch)),
         epoch=epoch,
+        system_id=row["system_id"],
     )
 
 
@@ -140,6 +158,16 @@ class NodeWatch:
         self.failure = None
         return is_replica
 
+    async def find_system(self) -> int | None:
+        """Return the system identifier of the cluster that the node belongs to; None if it gives none."""
+        try:
+            async with asyncio.timeout(connections.CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
+                self._connection = self._connection or await self._connect()
+                return await self._connection.fetchval(_SYSTEM_ID, timeout=_ANSWER_TIMEOUT_S)  # type: ignore[no-any-return]
+        except Exception:  # noqa: BLE001 - `observe` finds the same, and says so
+            self.close()
+            return None
+
     async def _observe(self) -> bool:
         if self._connection is None or self._connection.is_closed():
             if self._connection is not None:
@@ -171,22 +199,36 @@ class NodeWatch:
         if not row["in_recovery"]:
             await self._publish_primary(connection)
             return False
-        self._publish_replica(connection, row, asked_at)
+        await self._publish_replica(connection, row, asked_at)
         return True
 
-    def _publish_replica(self, connection: NodeConnection, row: Record, asked_at: float) -> None:
+    async def _publish_replica(self, connection: NodeConnection, row: Record, asked_at: float) -> None:
         status = replica_status_from(self.name, row, connection.incarnation, asked_at)
-        if status.epoch is not None and status.streaming and status.incarnation is not None:
-            self._streamed = (status.epoch, status.replay_lsn)
+        epoch = status.epoch
+        if (
+            epoch is not None
+            and status.incarnation is not None
+            and (status.streaming or (self._streamed is None and await self._has_stayed_in(epoch, connection)))
+        ):
+            self._streamed = (epoch, status.replay_lsn)
         if self._streamed is not None and self._streamed[0] == status.epoch:
             status = dataclasses.replace(status, streamed_lsn=self._streamed[1])
         if self._roles_only or not self._takes_reads:
             self._board.forget(self.name)
-        else:
-            self._board.publish(status)
+        elif not self._board.publish(status):
+            self._state.refused("of another cluster", self._board.refused[self.name])
+            return
         self._state.found("a replica", f"replay LSN {status.replay_lsn}")
         if status.incarnation is None:
             self._log_why_checked(connection)
+
+    async def _has_stayed_in(self, epoch: Epoch, connection: NodeConnection) -> bool:
+        """Return whether all that a replica has replayed is WAL of an epoch that it was not seen streaming."""
+        timeline = timeline_of(epoch)
+        try:
+            return bool(await connection.fetchval(_ENTERED_NO_LATER, timeline, timeout=_ANSWER_TIMEOUT_S))
+        except asyncpg.InsufficientPrivilegeError:
+            return False
 
     def _log_why_checked(self, connection: NodeConnection) -> None:
         if not self._logged_why_checked and (connection.to_replica or not connection.direct):
@@ -203,22 +245,44 @@ class NodeWatch:
             self._board.forget(self.name)
             self._state.found("not accepted as primary", "the cluster manager names another primary, or none")
             return
-        asked_at = time.monotonic()
-        async with _in_one_piece(connection, read_only=False):
-            state = await read_primary_state(connection)
-        status = PrimaryStatus(self.name, state.flush_lsn, asked_at, state.epoch)
+        status = await self._ask_primary(connection)
+        if self._board.has_lost(status):
+            _log.error(
+                "%s lacks WAL that was written in epoch %s: its flush LSN is %s. A new epoch begins, and "
+                "sessions of the earlier one are told that their writes may be lost",
+                self.name, status.epoch, status.flush_lsn,
+            )  # fmt: skip
+            async with _in_one_piece(connection, read_only=False):
+                await begin_epoch_anew(connection, status.epoch, self._board.origins.newest)
+            self._to_be_noted = True
+            status = await self._ask_primary(connection)
         if not self._board.publish_primary(status):
-            self._state.found("not accepted as primary", f"epoch {state.epoch} is over, or a copy")
+            self._state.refused("not accepted as primary", self._board.refused[self.name])
             return
-        self._state.found("the primary", f"epoch {state.epoch}, flush LSN {state.flush_lsn}")
+        self._state.found("the primary", f"epoch {status.epoch}, flush LSN {status.flush_lsn}")
         self._log_why_checked(connection)
-        self._to_be_noted |= state.is_new
         try:
             await self._record(connection)
         except REFUSED as error:  # no routing depends on it
             self._writes.lost(error)
         else:
             self._writes.found("possible", status.name)
+
+    async def _ask_primary(self, connection: NodeConnection) -> PrimaryStatus:
+        asked_at = time.monotonic()
+        async with _in_one_piece(connection, read_only=False):
+            state = await read_primary_state(connection)
+        self._to_be_noted |= state.is_new
+        return PrimaryStatus(
+            self.name,
+            state.flush_lsn,
+            asked_at,
+            state.epoch,
+            system_id=state.system_id,
+            started=state.started,
+            checkpoint_lsn=state.checkpoint_lsn,
+            restarted=state.restarted,
+        )
 
     async def _is_accepted(self) -> bool:
         """Return whether it was the current primary lately, or else whether the cluster manager accepts it."""
@@ -229,6 +293,10 @@ class NodeWatch:
 
     async def _record(self, connection: NodeConnection) -> None:
         """Write the table of statuses, and have timelines noted: without either, reads are slower, not wrong."""
+        for epoch in list(self._board.abandoned):
+            async with _in_one_piece(connection, read_only=False):
+                await abandon_epoch(connection, epoch)
+            self._board.abandoned.discard(epoch)
         if not self._roles_only:
             if connection.direct:
                 self._elected = self._elected or await heartbeat.elect(connection, self._beat_s)
@@ -275,6 +343,13 @@ class _StateLog:
     def found(self, state: str, detail: object) -> None:
         if self.last and (self._is_lost or state != self.last):  # the first state is no news
             _log.info("%s is %s: %s", self._name, state, detail)
+        self.last = state
+        self._is_lost = False
+
+    def refused(self, state: str, why: str) -> None:
+        """Log that a node is left alone: loudly, and the first state, too."""
+        if state != self.last:
+            _log.error("%s is left alone: %s", self._name, why)
         self.last = state
         self._is_lost = False
 

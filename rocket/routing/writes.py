@@ -16,7 +16,7 @@ from rocket.errors import OutcomeUnknown, TransactionEnded, Unavailable, describ
 from rocket.routing.answer import Answer, Role
 from rocket.routing.bound import LOOK_S, ask_bound, begun, is_own
 from rocket.routing.connection import discard, is_lost, unwrap
-from rocket.routing.epochs import check_epoch, resolve_tokens
+from rocket.routing.epochs import PossibleLoss, check_epoch, resolve_tokens
 from rocket.routing.failures import (
     REFUSED,
     UNREACHABLE,
@@ -124,9 +124,15 @@ class Writes:
                     await self._roll_back(own, connection, transaction, epoch, attempt)
                     raise
                 floor = await self._record_floor(connection, epoch, subject)
+                if floor != Lsn.PENDING:
+                    self._nodes.board.note_flush(epoch, floor, time.monotonic())
                 self._nodes.check_still_current(epoch)
+                lost = resolved.lost
+                if resolved.token is not None and resolved.token.is_beyond(floor):
+                    self._nodes.board.note_claim(resolved.token)
+                    lost = PossibleLoss(epoch, None, writes=bool(resolved.token.write_floor))
                 token = _next_token(resolved.token, epoch, floor)
-                return Answer(value, primary.name, Role.PRIMARY, Reason.WRITE, token, resolved.lost)
+                return Answer(value, primary.name, Role.PRIMARY, Reason.WRITE, token, lost)
         except (OwnError, asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
             raise
         except Exception as error:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 ROCKET_TABLES: Mapping[str, Sequence[str]] = {
     "epochs": ("SELECT", "INSERT"),
-    "epoch_marker": ("TRUNCATE",),
     "replica_statuses": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
 """The tables that a router uses, and the privileges that its role needs on each."""
@@ -121,7 +120,8 @@ async def follow(
     """Have a router follow a file, until cancelled; `nodes` is what the router was opened with.
 
     The file is read every `poll_s` seconds, and at once when `reread` is set, which is then cleared. New nodes are
-    checked before they are added. A file that is unusable, or lacks the primary, is logged and changes nothing.
+    checked before they are added. A file that is unusable is logged and changes nothing; so is one that lacks the
+    primary, unless that does not answer, or one that is left says that it is the primary itself.
     """
     current = dict(nodes)
     complaint = ""
@@ -147,8 +147,14 @@ async def _change(router: Router, current: Mapping[str, str], wanted: Mapping[st
     """Add the nodes that are new, and remove those that are gone; raise `InvalidSetting` before any change."""
     added = {name: dsn for name, dsn in wanted.items() if current.get(name) != dsn}
     removed = [name for name in current if name not in wanted]
-    if router.board.primary is not None and router.board.primary.name in removed:
-        raise InvalidSetting(f"{router.board.primary.name} is the primary, and has to be among them")
+    board = router.board
+    if (
+        board.primary is not None
+        and board.primary.name in removed
+        and not board.primary_is_lost
+        and board.claimants.isdisjoint(wanted)
+    ):
+        raise InvalidSetting(f"{board.primary.name} is the primary, and has to be among them")
     if added:
         await check(added)
     changes = [*(f"+{name}" for name in added), *(f"-{name}" for name in removed)]

@@ -27,6 +27,7 @@ from rocket.consistency import (
     SessionToken,
     choose,
     merged,
+    rank_of,
     switch_point,
     timeline_of,
 )
@@ -99,6 +100,13 @@ class History:
         """Return the epochs whose rows were written up to an LSN."""
         return self.rows[1 : self.up_to(lsn) + 1]
 
+    def is_last_of_its_timeline(self, epoch: Epoch) -> bool:
+        """Return whether no later epoch of the same timeline was written here."""
+        return not any(
+            row is not None and timeline_of(row) == timeline_of(epoch) and rank_of(row) > rank_of(epoch)
+            for row in self.rows
+        )
+
     def knows(self, epoch: Epoch) -> bool:
         """Return whether the row of an epoch was ever written here."""
         return epoch in self.rows
@@ -118,7 +126,9 @@ class History:
         lines: list[str] = []
         history = self
         while history.parent is not None:
-            lines.append(f"{history.parent.timeline}\t{Lsn(history.fork_lsn)}\tno recovery target specified")
+            if history.parent.timeline != history.timeline:  # else it was set back: that is written nowhere
+                fork_lsn = Lsn(history.fork_lsn)
+                lines.append(f"{history.parent.timeline}\t{fork_lsn}\tno recovery target specified")
             history = history.parent
         return "\n".join(reversed(lines))
 
@@ -160,6 +170,13 @@ class Node:
     history: History
     incarnation: Incarnation
     """Of its startup process; on a primary of its server. Outlives a promotion, as connections do (F14)."""
+    system_id: int = 1
+    started: int = 0
+    """When its server was started."""
+    had: int = 0
+    """What it had then."""
+    is_quiet: bool = False
+    """Whether nothing is written there until it was observed."""
     have: int = 0
     """End of the WAL on its disk; on a primary the flush LSN."""
     replay: int = 0
@@ -302,8 +319,8 @@ class Process:
         self.streamed: dict[str, tuple[Incarnation, Epoch, Lsn]] = {}
         self.cut_off = ""
         """The node that the network keeps from it."""
-        self.seen_timeline = 0
-        """The newest that was published here."""
+        self.seen_rank = (0, 0)
+        """Of the newest epoch that was published here."""
         self.seen_current: dict[Epoch, float] = {}
         self.seen_flush: int | None = None
 
@@ -324,6 +341,22 @@ class Rules:
 
     def new_board(self) -> Board:
         return Board()
+
+    def system_id(self, node: Node) -> int | None:
+        """As it stands in a status."""
+        return node.system_id
+
+    def started(self, node: Node) -> int | None:
+        """As it stands in a status."""
+        return node.started
+
+    def has_lost(self, board: Board, status: PrimaryStatus) -> bool:
+        """Asked before a primary's status is published: then it begins another epoch."""
+        return board.has_lost(status)
+
+    def is_observed(self, status: PrimaryStatus, node: Node) -> bool:
+        """Whether a primary that is connected to runs as it did when it was observed."""
+        return status.started == node.started
 
     def lsn(self, value: int) -> Lsn:
         """As it stands in a status."""
@@ -393,7 +426,7 @@ class Rules:
         return node.history.knows(epoch)
 
     def lost(self, token: SessionToken, history_file: str) -> Lost | None:
-        """What is said to a session that brings a token of an earlier epoch."""
+        """What is said to a session that brings a token of an earlier epoch, the last of its timeline."""
         switch_lsn = switch_point(history_file, token.timeline)
         if switch_lsn is not None and token.highest_floor <= switch_lsn:
             return None
@@ -466,7 +499,17 @@ class World:
                 node.have = node.replay = self._leader.have
                 node.shown = node.history.up_to(node.have)
                 self._connect(node, self._leader)
+        self._foreign = [
+            Node(f"foreign{number}", History(timeline), self._life(), system_id=2, have=start, in_recovery=replica)
+            for number, (timeline, replica) in enumerate([(1, False), (2, False), (9, True)])
+        ]
+        for node in self._foreign:
+            self._name_epoch(node)
+            node.shown, node.noted_timeline = node.history.up_to(node.have), node.history.timeline
         self._processes = [Process(rules.new_board()) for _ in range(2)]
+        found = {node.name: self.rules.system_id(node) for node in [*self._foreign, *self._nodes]}
+        for process in self._processes:  # at the start every node is asked before any is believed
+            process.board.origins.settle({name: its_id for name, its_id in found.items() if its_id is not None})
         self._sessions = [Session() for _ in range(rules.clients)]
         self._reads: list[Request] = []
         self._writes: list[Request] = []
@@ -490,7 +533,7 @@ class World:
         return self._chance(probability * self.rules.weather.get(what, 1.0))
 
     def _node(self, name: str) -> Node:
-        return next(node for node in self._nodes if node.name == name)
+        return next(node for node in [*self._nodes, *self._foreign] if node.name == name)
 
     def _some_process(self) -> Process:
         return self._processes[0] if self._chance(0.7) else self._processes[1]
@@ -531,6 +574,16 @@ class World:
             self._histories[node.epoch] = node.history
             self._commit_on(node, row=node.epoch)
 
+    def _begin_epoch_anew(self, node: Node) -> None:
+        """Write the row of one more epoch of the timeline: the primary has lost WAL."""
+        assert node.epoch is not None
+        timeline, generation = rank_of(node.epoch)
+        node.epoch = Epoch(f"{timeline}.{generation + 1}-{self._random.getrandbits(40):010d}")
+        self._histories[node.epoch] = node.history
+        self._commit_on(node, row=node.epoch)
+        node.is_quiet = False
+        self.events["began anew"] += 1
+
     def _commit_on(self, node: Node, bit: int = 0, row: Epoch | None = None) -> None:
         node.have += self._random.choice([1, 1, 2, 3, 9])
         node.history.commit(node.have, bit, row)
@@ -541,12 +594,12 @@ class World:
 
     def _other_wal(self) -> None:
         for node in self._nodes:
-            if node.takes_writes and self._chance(0.7):
+            if node.takes_writes and not node.is_quiet and self._chance(0.7):
                 node.have += self._random.choice([1, 1, 2, 5, 20])
 
     def _checkpoint(self) -> None:
         node = self._random.choice(self._nodes)
-        if node.takes_writes:
+        if node.takes_writes and not node.is_quiet:
             node.have += self._random.randint(1, 3)
             node.history.checkpoints.append(node.have)
 
@@ -566,9 +619,68 @@ class World:
             if self._chance(0.15):
                 self._stop(self._leader)
         else:
-            self._leader.up = True
-            self._leader.incarnation = self._life()
+            self._start(self._leader)
             self.events["primary restarted"] += 1
+
+    def _start(self, node: Node) -> None:
+        self._now += 0.01
+        node.up = True
+        node.incarnation = self._life()
+        node.started = self._incarnations
+        node.had = node.have
+
+    def _set_back(self) -> None:
+        """The primary is set back to a snapshot, which is older than what each process has seen of it."""
+        node = self._leader
+        seen = [
+            process.seen_flush
+            for process in self._processes
+            if process.seen_flush is not None
+            and process.board.primary is not None
+            and process.board.primary.epoch == node.epoch
+        ]
+        least = max(
+            node.history.fork_lsn,
+            max(
+                (
+                    lsn
+                    for number, lsn in enumerate(node.history.lsns)
+                    if node.history.rows[number + 1] == node.epoch and node.history.rows[number] != node.epoch
+                ),
+                default=0,
+            ),
+        )
+        if not node.works or len(seen) < len(self._processes) or least >= min(seen) or self._chance(0.5):
+            return
+        self._stop(node)
+        snapshot = self._random.randint(least, min(seen) - 1)
+        node.history = History(node.history.timeline, node.history, snapshot)
+        node.have = snapshot
+        self._start(node)
+        for process in self._processes:
+            process.primaries_on_the_way.pop(node.name, None)
+        node.is_quiet = True  # not promised: what others write there before it is observed
+        self.events["set back"] += 1
+
+    def _start_without_signal(self) -> None:
+        """A replica becomes a primary without a timeline of its own, while the primary is down."""
+        node = self._some_replica()
+        if node is None or self._leader.up or node.history is not self._leader.history or self._chance(0.5):
+            return
+        if not all(
+            process.board.primary is not None and process.board.primary.name == self._leader.name
+            for process in self._processes
+        ):
+            return  # to one that has never seen the primary it is as good
+        self._stop(node)
+        node.history = History(node.history.timeline, node.history, node.have)
+        node.in_recovery = node.paused = False
+        node.receive = None
+        node.epoch = node.history.rows[-1]
+        if node.epoch is None or timeline_of(node.epoch) != node.history.timeline:
+            node.epoch = None
+        self._start(node)
+        self.events["started without a timeline"] += 1
 
     def _freeze_or_thaw(self) -> None:
         """A primary stands still, and goes on: perhaps after its successor was promoted."""
@@ -813,6 +925,8 @@ class World:
         for process in self._processes:
             for node in self._some_nodes():
                 self._ask(process, node)
+            if self._chance(0.1):
+                self._ask(process, self._random.choice(self._foreign))
 
     def _ask(self, process: Process, node: Node) -> None:
         if not node.works or node.name == process.cut_off:
@@ -827,8 +941,9 @@ class World:
             self._name_epoch(node)
             assert node.epoch is not None
             process.primaries_on_the_way[node.name] = PrimaryStatus(
-                node.name, Lsn(node.have), self._now, node.epoch
-            )
+                node.name, Lsn(node.have), self._now, node.epoch,
+                self.rules.system_id(node), self.rules.started(node), Lsn(node.had),
+            )  # fmt: skip
 
     def _lose_sight(self, process: Process, node: Node) -> None:
         process.replicas_on_the_way.pop(node.name, None)
@@ -855,26 +970,32 @@ class World:
                 remembered[2] if remembered is not None and remembered[:2] == (node.incarnation, epoch) else None
             ),
             epoch=epoch,
+            system_id=self.rules.system_id(node),
         )
 
     def _publish(self) -> None:
         for process in self._processes:
-            for node in self._some_nodes():
+            for node in [*self._some_nodes(), *self._foreign]:
                 self._publish_answers(process, node)
 
     def _publish_answers(self, process: Process, node: Node) -> None:
         replica = process.replicas_on_the_way.pop(node.name, None)
         if replica is not None:
             process.board.publish(replica)
-            if replica.epoch is not None:
-                process.seen_timeline = max(process.seen_timeline, timeline_of(replica.epoch))
+            if replica.epoch is not None and node.system_id == 1:
+                process.seen_rank = max(process.seen_rank, rank_of(replica.epoch))
         primary = process.primaries_on_the_way.pop(node.name, None)
         if primary is not None:
+            if node.takes_writes and node.epoch is not None and self.rules.has_lost(process.board, primary):
+                if node.epoch == primary.epoch:
+                    self._begin_epoch_anew(node)
+                primary = replace(primary, flush_lsn=Lsn(node.have), observed_at=self._now, epoch=node.epoch)
             if process.board.publish_primary(primary):
                 process.seen_flush = int(primary.flush_lsn)
             else:
-                self.events["refused an old primary"] += 1
-            process.seen_timeline = max(process.seen_timeline, timeline_of(primary.epoch))
+                self.events["refused an old primary" if node.system_id == 1 else "refused a foreign node"] += 1
+            if node.system_id == 1 and node.name not in process.board.claimants:
+                process.seen_rank = max(process.seen_rank, rank_of(primary.epoch))
             process.seen_current[primary.epoch] = primary.observed_at
 
     # The clients.
@@ -895,6 +1016,11 @@ class World:
         node = self._node(primary.name)
         if not node.up or node.in_recovery or node.epoch != primary.epoch or node.name == request.process.cut_off:
             return False
+        if not self.rules.is_observed(primary, node):
+            self.events["restarted unobserved"] += 1
+            return False
+        if node.system_id != 1:
+            self._fail(f"a request to {node.name}, of another cluster")
         request.node, request.incarnation, request.epoch = node, node.incarnation, primary.epoch
         return True
 
@@ -914,7 +1040,9 @@ class World:
                 request.session.forget(request.carried)
                 return False
             self.events["exchanged"] += 1
-            lost = self.rules.lost(token, node.history.file())
+            lost: Lost | None = Lost(bool(token.write_floor))
+            if node.history.is_last_of_its_timeline(token.epoch):
+                lost = self.rules.lost(token, node.history.file())
             request.lost = self.rules.lost_of_both(request.lost, lost)
         self.events["learned of a lost tail"] += request.lost is not None
         return True
@@ -952,6 +1080,7 @@ class World:
             self.events["outcome unknown"] += 1
             return
         floor = Lsn(self.rules.write_floor(inside=write.lsn_inside, after=node.have))
+        write.process.board.note_flush(epoch, floor, self._now)
         if self._chance(0.05):
             floor = Lsn.PENDING  # the connection was lost before the answer came
         token = self._current(write)
@@ -1028,7 +1157,7 @@ class World:
         bound = self._policy.max_lag_bytes
         if bound is not None and process.seen_flush is not None and process.seen_flush - status.replay_lsn > bound:
             self._fail(f"a read from {status.name}, which lies beyond max_lag")
-        if status.epoch is None or timeline_of(status.epoch) != process.seen_timeline:
+        if status.epoch is None or rank_of(status.epoch) != process.seen_rank:
             self._fail(f"a read from {status.name}, which follows an epoch that is over: {status.epoch}")
 
     def _check_replica(self, status: ReplicaStatus, node: Node, token: SessionToken | None) -> None:
@@ -1118,7 +1247,7 @@ class World:
             return False
         if self.rules.by_data:
             return True
-        if timeline_of(epoch) != process.seen_timeline:
+        if rank_of(epoch) != process.seen_rank:
             self._fail(f"an answer of the primary of {epoch}, which is not current: a later one was seen")
         if any(held.token.timeline > timeline_of(epoch) for held in request.carried):
             self._fail(f"an answer of the primary of {epoch}, whose session has seen a later one")
@@ -1173,6 +1302,8 @@ class World:
         (_other_wal, 4),
         (_checkpoint, 16),
         (_restart_primary, 4),
+        (_set_back, 3),
+        (_start_without_signal, 10),
         (_freeze_or_thaw, 10),
         (_fence, 3),
         (_promote, 4),

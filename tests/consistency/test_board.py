@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rocket.consistency import Board, Epoch, Incarnation, Lsn, PrimaryStatus, ReplicaStatus
+from rocket.consistency import Board, Epoch, Incarnation, Lsn, PrimaryStatus, ReplicaStatus, SessionToken
 
 EPOCH = Epoch("2-aaaaaaaaaa")
 TWIN = Epoch("2-bbbbbbbbbb")
@@ -135,10 +135,10 @@ def test_a_list_of_replicas_once_taken_does_not_change() -> None:
 
 
 def test_the_primary_is_the_one_last_seen() -> None:
-    """The newest status of the primary is kept, even if its flush LSN went back."""
-    board = board_of((8, 1.0), (5, 2.0))
+    """The newest status of the primary is kept, even if an answer to an earlier question comes later."""
+    board = board_of((8, 1.0), (9, 2.0), (8, 1.5))
 
-    assert primary(flush_lsn=5, observed_at=2.0) == board.primary
+    assert primary(flush_lsn=8, observed_at=1.5) == board.primary
 
 
 @given(
@@ -190,12 +190,14 @@ def test_a_replica_that_shows_a_later_epoch_ends_the_present_one(
 
 
 def test_an_epoch_that_only_replicas_show_has_no_primary() -> None:
-    """Without a primary there is none; one of the timeline that they show becomes current when it is found."""
+    """It is current for sessions that can read there; of primaries none is followed that is older."""
     board = Board()
-    board.publish(replica(epoch=LATER))
-    none = board.epoch
+    board.publish(replica(epoch=EARLIER))
+    board.publish(replica("replica1", epoch=LATER))
 
-    assert none is None
+    assert LATER == board.epoch
+    assert board.current_primary(0.0, LEASE_S) is None
+    assert not board.is_current_epoch(LATER, 0.0, LEASE_S)
     assert not board.publish_primary(primary())
     assert board.publish_primary(primary(epoch=LATER))
     assert LATER == board.epoch
@@ -255,8 +257,8 @@ def test_a_primary_that_answers_again_is_current_again() -> None:
     board = board_of((5, 1.0))
     board.forget("primary")
 
-    assert board.publish_primary(primary(flush_lsn=4, observed_at=2.0))
-    assert primary(flush_lsn=4, observed_at=2.0) == board.current_primary(2.0, LEASE_S)
+    assert board.publish_primary(primary(flush_lsn=5, observed_at=2.0))
+    assert primary(flush_lsn=5, observed_at=2.0) == board.current_primary(2.0, LEASE_S)
 
 
 def test_a_primary_that_answers_as_a_replica_is_not_current() -> None:
@@ -333,15 +335,14 @@ def test_an_old_primary_does_not_become_current_once_a_replica_shows_a_later_epo
         (TWIN, 99, False, False),
         (TWIN, 1, True, True),  # another history: its LSNs say nothing beside the other's
         (EPOCH, 99, False, False),
-        (EPOCH, 49, True, False),  # a copy that has less than the primary had
-        (EPOCH, 50, True, True),
-        (EPOCH, 51, True, True),
+        (EPOCH, 49, True, False),  # another server: a copy, or a failover without a timeline of its own
+        (EPOCH, 51, True, False),
     ],
 )
 def test_of_two_primaries_on_one_timeline_the_first_stays_while_it_answers(
     epoch: Epoch, flush_lsn: int, lost: bool, accepted: bool
 ) -> None:
-    """Nothing says which of them was meant; a copy of the same epoch has to have as much."""
+    """Nothing says which of them was meant; an epoch belongs to the server that has held it."""
     board = board_of((50, 1.0))
     notified = notified_by(board)
     if lost:
@@ -421,6 +422,145 @@ def test_the_epoch_never_goes_back_to_an_older_timeline(steps: list[tuple[str, s
         assert current is None or int(current.split("-")[0]) == newest
         assert current_primary is None or current_primary.epoch == current
         assert current_primary is None or board.replica(current_primary.name) is None
+
+
+# --- which cluster, and what was lost ---
+
+OURS, OTHER = 7, 8
+"""System identifiers."""
+ANEW = Epoch("2.1-aaaaaaaaaa")
+"""Begun by the primary of `EPOCH` after it had lost WAL."""
+
+
+def ours_with_a_primary() -> Board:
+    """Return a board that knows our primary and a replica of it."""
+    board = Board()
+    board.publish_primary(replace(primary(flush_lsn=50), system_id=OURS, started=1))
+    board.publish(replace(replica(replay_lsn=50), system_id=OURS))
+    return board
+
+
+def test_nodes_of_another_cluster_take_nothing() -> None:
+    """Neither the epoch nor the office, whatever their timeline; they are named as long as they answer."""
+    board = ours_with_a_primary()
+    for _ in range(2):
+        assert not board.publish(replace(replica("r7", epoch=LATER), system_id=OTHER))
+        assert not board.publish_primary(replace(primary("q", observed_at=1.0, epoch=LATER), system_id=OTHER))
+    board.forget("primary")
+    assert not board.has_lost(replace(primary("q", observed_at=1.0), system_id=OTHER))
+    assert not board.publish_primary(replace(primary("q", observed_at=1.0, epoch=LATER), system_id=OTHER))
+
+    assert EPOCH == board.epoch
+    assert ["replica0"] == [status.name for status in board.replicas]
+    assert {"q", "r7"} == set(board.refused)
+    assert board.publish_primary(replace(primary(flush_lsn=50, observed_at=2.0), system_id=OURS, started=1))
+    board.remove("q")
+    board.remove("r7")
+    assert {} == board.refused
+
+
+def test_another_cluster_takes_the_place_of_ours_once_no_node_of_ours_answers() -> None:
+    """Under the primary's own name; under another, once none is left that was of ours when it last answered."""
+    made_anew = replace(primary(observed_at=1.0, epoch=EARLIER), system_id=OTHER)
+    board = ours_with_a_primary()
+    board.forget("primary")
+    assert not board.publish_primary(made_anew)
+    board.forget("replica0")
+    assert not board.publish_primary(replace(made_anew, name="q"))
+    assert board.publish_primary(made_anew)
+    assert (EARLIER, {EPOCH}) == (board.epoch, board.abandoned)
+
+    board = ours_with_a_primary()
+    board.forget("primary")
+    board.remove("replica0")
+    assert not board.publish_primary(replace(made_anew, name="q"))
+    board.remove("primary")
+    assert board.publish_primary(replace(made_anew, name="q"))
+
+
+def test_of_several_clusters_at_the_start_ours_is_that_of_the_most_nodes() -> None:
+    """Not that of the fastest."""
+    board = Board()
+    board.origins.settle({"r7": OTHER, "replica0": OURS, "replica1": OURS})
+
+    assert not board.publish(replace(replica("r7"), system_id=OTHER))
+    assert board.publish(replace(replica("replica1"), system_id=OURS))
+
+
+def test_the_primary_that_is_left_is_followed_again_once_a_later_one_is_off_the_list() -> None:
+    """A replica was promoted for another use, say. Its epoch is noted, for sessions that it has taken with it."""
+    board = ours_with_a_primary()
+    astray = replace(primary("replica0", flush_lsn=60, observed_at=1.0, epoch=LATER), system_id=OURS)
+    left = replace(primary(flush_lsn=55, observed_at=2.0), system_id=OURS, started=1)
+    assert board.publish_primary(astray)
+    assert not board.publish_primary(left)
+    assert {"primary"} == board.claimants
+    board.remove("replica0")
+
+    left_alone = board.epoch
+    assert left_alone is None
+    assert board.publish_primary(left)
+    assert EPOCH == board.epoch
+    assert {LATER} == board.abandoned
+
+
+@pytest.mark.parametrize("evidence", ["its own", "its start", "of a write", "of a replica", "of a token"])
+def test_a_primary_that_is_behind_its_own_past_has_lost(evidence: str) -> None:
+    """It is not current until it has begun another epoch; an answer to an earlier question proves nothing."""
+    back = replace(
+        primary(flush_lsn=49 if evidence == "its own" else 59, observed_at=2.0),
+        system_id=OURS, started=2, checkpoint_lsn=Lsn(60), restarted=evidence == "of a token",
+    )  # fmt: skip
+    board = ours_with_a_primary()
+    if evidence == "its start":
+        back = replace(back, flush_lsn=Lsn(99), checkpoint_lsn=Lsn(49))
+        assert not board.has_lost(replace(back, started=1))  # any checkpoint
+    elif evidence == "of a write":
+        board.note_flush(EPOCH, Lsn(60), 1.0)
+        board.note_flush(EARLIER, Lsn(99), 1.5)
+    elif evidence == "of a replica":
+        board.publish(replace(replica(replay_lsn=60, observed_at=1.0), system_id=OURS))
+    elif evidence == "of a token":
+        assert not board.note_claim(SessionToken(EPOCH, Lsn(60)))
+        assert not board.has_lost(back)
+        board.publish_primary(replace(back, observed_at=1.5))
+        assert board.note_claim(SessionToken(EPOCH, Lsn(60)))
+
+    assert board.has_lost(back)
+    assert not board.publish_primary(back)
+    assert evidence == "of a token" or not board.has_lost(replace(back, observed_at=-1.0))
+    assert board.publish_primary(replace(back, epoch=ANEW))
+    assert (ANEW, 0) == (board.epoch, len(board.abandoned))
+
+
+def test_a_replica_that_passed_the_beginning_of_an_epoch_without_its_row_is_never_of_it() -> None:
+    """In the same incarnation: whatever it gets to show later, it got by going on with WAL that is not its own."""
+    board = ours_with_a_primary()
+    board.publish(replace(replica("ahead", replay_lsn=60, observed_at=1.0), system_id=OURS))
+    board.publish(replace(replica("behind", replay_lsn=40, observed_at=1.0), system_id=OURS))
+    board.publish_primary(replace(primary(flush_lsn=55, observed_at=2.0, epoch=ANEW), system_id=OURS))
+    for name in ("ahead", "behind"):
+        board.publish(replace(replica(name, replay_lsn=70, observed_at=3.0, epoch=ANEW), system_id=OURS))
+
+    assert [None, ANEW] == [status.epoch for status in board.replicas if status.name != "replica0"]
+    rebuilt = replace(replica("ahead", replay_lsn=70, epoch=ANEW), incarnation=Incarnation("second life"))
+    board.publish(replace(rebuilt, system_id=OURS))
+    assert rebuilt.epoch == board.replica("ahead").epoch  # type: ignore[union-attr]
+
+
+def test_an_epoch_goes_to_another_server_only_once_its_own_is_off_the_list() -> None:
+    """And not as it is: what the other one lacks of it is lost. The same server under another name goes on."""
+    board = ours_with_a_primary()
+    board.forget("primary")
+    copy = replace(primary("copy", flush_lsn=99, observed_at=2.0), system_id=OURS, started=5)
+    assert not board.has_lost(copy)
+    assert not board.publish_primary(copy)
+    board.remove("primary")
+    assert board.has_lost(copy)
+    assert not board.publish_primary(copy)
+    renamed = replace(copy, name="renamed", started=1)
+    assert not board.has_lost(renamed)
+    assert board.publish_primary(renamed)
 
 
 # --- a replica that has diverged ---
@@ -528,10 +668,10 @@ def test_a_quiet_time_does_not_wear_out_the_memory() -> None:
 
 @pytest.mark.parametrize(
     ("name", "epoch", "lag_s"),
-    [("replica0", LATER, 1.0), ("primary", TWIN, 1.0), ("replica0", EPOCH, 1.0), ("primary", EPOCH, 6.0)],
+    [("replica0", LATER, 1.0), ("primary", TWIN, 1.0), ("primary", EPOCH, 6.0)],
 )
 def test_the_memory_ends_with_the_epoch(name: str, epoch: Epoch, lag_s: float) -> None:
-    """What an earlier primary had written when says nothing of the present one's WAL; nor does a copy's past."""
+    """What an earlier primary had written when says nothing of the present one's WAL."""
     board = board_of((50, 0.0), (80, 5.0))
     board.forget("primary")
     board.publish_primary(primary(name, flush_lsn=90, observed_at=10.0, epoch=epoch))
@@ -540,8 +680,9 @@ def test_the_memory_ends_with_the_epoch(name: str, epoch: Epoch, lag_s: float) -
 
 
 def test_a_primary_that_went_back_is_measured_anew() -> None:
-    """Another cluster under the same name: where the earlier one was when is forgotten."""
-    board = board_of((50, 0.0), (80, 5.0), (60, 9.0))
+    """In its next epoch where it was when it was further is forgotten."""
+    board = board_of((50, 0.0), (80, 5.0))
+    board.publish_primary(primary(flush_lsn=60, observed_at=9.0, epoch=ANEW))
 
     assert board.lag_seconds(replica(replay_lsn=40), now=10.0) == 1.0
     assert board.lag_seconds(replica(replay_lsn=60), now=10.0) == 0.0

@@ -53,6 +53,7 @@ from rocket.consistency import (
     SessionToken,
     merged,
 )
+from rocket.consistency.origins import Origins
 from tests.consistency.model import Lost, Node, Played, Rules, Stale, simulate
 
 if TYPE_CHECKING:
@@ -97,6 +98,11 @@ def test_no_read_is_stale_in_any_of_many_worlds(first: int) -> None:
         "promoted before the fork": 1,
         "followed": 100,
         "primary restarted": 10,
+        "set back": 20,
+        "began anew": 20,
+        "started without a timeline": 5,
+        "restarted unobserved": 10,
+        "refused a foreign node": 500,
         "thawed": 5,
         "refused an old primary": 20,
         "outcome unknown": 10,
@@ -439,11 +445,11 @@ class GullibleBoard(Board):
     """Believes the last server that answered as a primary."""
 
     def publish_primary(self, status: PrimaryStatus) -> bool:
-        self._newest_timeline = 0
+        if status.epoch != self.epoch and self.origins.may_be_ours(status.system_id):
+            system_id, self.origins = self.origins.system_id, Origins()
+            self.origins.system_id = system_id
+            self.primary = None
         return super().publish_primary(status)
-
-    def _may_succeed(self, status: PrimaryStatus, before: PrimaryStatus) -> bool:
-        return True
 
 
 class OlderPrimaryAccepted(Rules):
@@ -467,9 +473,10 @@ class AnswerKeptAfterAPromotion(Rules):
 class ForgetfulBoard(Board):
     """Takes the epoch of the last primary for the current one, whatever replicas show."""
 
-    def publish(self, status: ReplicaStatus) -> None:
-        super().publish(status)
+    def publish(self, status: ReplicaStatus) -> bool:
+        published = super().publish(status)
         self.epoch = None if self.primary is None else self.primary.epoch
+        return published
 
 
 class LaterEpochUnnoticed(Rules):
@@ -505,6 +512,59 @@ class SessionOfALaterEpochServed(Rules):
         return False
 
     def knows(self, node: Node, epoch: Epoch) -> bool:
+        return True
+
+
+# Which server it is.
+
+
+class SystemIdIgnored(Rules):
+    """A server of another cluster is taken for one of ours, if its timeline is a later one."""
+
+    def system_id(self, node: Node) -> int | None:
+        return None
+
+
+class LsnMayFall(Rules):
+    """A primary that was set back to a snapshot goes on in its epoch."""
+
+    by_data: ClassVar = True
+    weather: ClassVar = {"set_back": 5}
+
+    def has_lost(self, board: Board, status: PrimaryStatus) -> bool:
+        return False
+
+    def new_board(self) -> Board:
+        return BlindToLosses()
+
+
+class BlindToLosses(Board):
+    """Does not compare a primary with what it was."""
+
+    def has_lost(self, status: PrimaryStatus) -> bool:
+        return False
+
+
+class RestartUnobserved(Rules):
+    """Between two looks of the observer a primary is taken for what it was."""
+
+    by_data: ClassVar = True
+    weather: ClassVar = {"set_back": 10, "observe": 0.3}
+
+    def is_observed(self, status: PrimaryStatus, node: Node) -> bool:
+        return True
+
+
+class EpochOfAnyServer(Rules):
+    """Two servers that write one timeline are taken for one."""
+
+    by_data: ClassVar = True
+    weather: ClassVar = {"start_without_signal": 10, "restart_primary": 3, "promote": 0.3}
+
+    def started(self, node: Node) -> int | None:
+        return 1
+
+    def is_observed(self, status: PrimaryStatus, node: Node) -> bool:
         return True
 
 
@@ -578,13 +638,17 @@ CONVICTED = [
     (ReceivedTimelineTrusted, "lacks"),
     (RowWithoutTheAppliedTimeline, "lacks"),
     (RowOfALateTailTrusted, "lacks"),
-    (AllThatIsReplayedVouches, "in numbers only"),
+    (AllThatIsReplayedVouches, "in numbers only|lacks"),
     (AllThatWasReceivedVouches, "in numbers only"),
     (OlderPrimaryAccepted, "not current|epoch that is over"),
     (AnswerKeptAfterAPromotion, "not current"),
     (LaterEpochUnnoticed, "epoch that is over|not current"),
     (EpochOfTheBoardIgnored, "epoch that is over"),
     (SessionOfALaterEpochServed, "whose session has seen a later one"),
+    (SystemIdIgnored, "of another cluster"),
+    (LsnMayFall, "lost a write|lacks|is refused"),
+    (RestartUnobserved, "lost a write|lacks|is refused"),
+    (EpochOfAnyServer, "lost a write|lacks|is refused"),
     (LostTailNotReported, "lost a write|lacks"),
     (OnlyLostWritesReported, "lacks what its session had seen"),
     (FirstLossReportedAlone, "lost a write|lacks a write"),

@@ -463,11 +463,8 @@ async def test_a_table_of_floors_that_may_not_be_used_is_reported_at_once(cluste
     ("theirs", "words"),
     [
         ("epochs (id int)", "column .* does not exist"),
-        ("epochs (system_id bigint, timeline int, epoch text)", "no unique or exclusion constraint"),
-        (
-            "epochs (system_id bigint, timeline int, epoch text, x int NOT NULL, UNIQUE (system_id, timeline))",
-            "not-null constraint",
-        ),
+        ("epochs (system_id bigint, timeline int, epoch text)", "column .* does not exist"),
+        ("epochs (system_id bigint, timeline int, epoch text, generation int)", "column .* does not exist"),
         ("epochs (system_id bigint, timeline text, epoch text)", "operator does not exist"),
     ],
 )
@@ -519,7 +516,6 @@ async def test_a_database_without_the_tables_says_what_to_run_and_that_suffices(
         f'{name} "x"',
     )
     assert {
-        "epoch_marker TRUNCATE",
         "epochs INSERT SELECT",
         "replica_statuses DELETE INSERT SELECT UPDATE",
         "rocket_floors DELETE INSERT SELECT UPDATE",

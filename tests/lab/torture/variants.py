@@ -35,6 +35,7 @@ from rocket.consistency import (
     merged,
     timeline_of,
 )
+from rocket.consistency.origins import Origins
 from rocket.lab import cli, workers
 from rocket.lab.api.users import UserFloors
 from rocket.routing import epochs, heartbeat, reads, writes
@@ -366,12 +367,12 @@ def _see_the_current_epoch(patch: pytest.MonkeyPatch, is_of: Callable[[int | Non
     """Take a replica for one of the current epoch if what it streams says so, whatever row it shows."""
     publish = NodeWatch._publish_replica  # noqa: SLF001
 
-    def as_it_says(self: NodeWatch, connection: NodeConnection, row: Any, asked_at: float) -> None:
+    async def as_it_says(self: NodeWatch, connection: NodeConnection, row: Any, asked_at: float) -> None:
         streamed, epoch = row["streamed_timeline"], self._board.epoch
         if epoch is not None and is_of(streamed, epoch):
             streamed = None if streamed is None else timeline_of(epoch)
             row = {**row, "epoch": epoch, "applied_timeline": timeline_of(epoch), "streamed_timeline": streamed}
-        publish(self, connection, row, asked_at)
+        await publish(self, connection, row, asked_at)
 
     patch.setattr(NodeWatch, "_publish_replica", as_it_says)
     patch.setattr(ReadBound, "on_replica", _bound_of_any_epoch)
@@ -445,14 +446,50 @@ def old_primary_still_used(patch: pytest.MonkeyPatch) -> None:
     publish = Board.publish_primary
 
     def believe(self: Board, status: PrimaryStatus) -> bool:
-        self._newest_timeline = 0
+        if status.epoch != self.epoch:
+            self.origins, self.primary = Origins(), None
         return publish(self, status)
 
-    def may_succeed(_self: Board, _status: PrimaryStatus, _before: PrimaryStatus) -> bool:
+    patch.setattr(Board, "publish_primary", believe)
+
+
+_HISTORIES = "tests/routing/test_histories.py::"
+
+
+@convicted_by(f"{_HISTORIES}test_servers_of_another_cluster_take_nothing")
+def system_identifier_ignored(patch: pytest.MonkeyPatch) -> None:
+    """A server of any cluster is taken for one of ours: the later timeline wins."""
+
+    def any_cluster(_self: Origins, _name: str, _system_id: int | None, _primary: str | None) -> bool:
         return True
 
-    patch.setattr(Board, "publish_primary", believe)
-    patch.setattr(Board, "_may_succeed", may_succeed)
+    patch.setattr(Origins, "is_ours", any_cluster)
+
+
+@convicted_by(f"{_HISTORIES}test_a_replica_that_was_promoted_for_another_use_is_left_once_it_is_off_the_list")
+def removed_nodes_still_count(patch: pytest.MonkeyPatch) -> None:
+    """What a node has shown counts when it is off the list as well."""
+    patch.setattr(Board, "remove", Board.forget)
+
+
+@convicted_by(f"{_HISTORIES}test_a_primary_set_back_to_a_snapshot_has_lost[seen]")
+def lsns_may_fall(patch: pytest.MonkeyPatch) -> None:
+    """A primary that was set back to a snapshot goes on in its epoch."""
+
+    def never(_self: Board, _status: PrimaryStatus) -> bool:
+        return False
+
+    patch.setattr(Board, "has_lost", never)
+
+
+@convicted_by(f"{_HISTORIES}test_a_server_that_takes_the_epoch_without_a_timeline_of_its_own_is_refused")
+def an_epoch_is_any_servers(patch: pytest.MonkeyPatch) -> None:
+    """Two servers that write one timeline are taken for one."""
+
+    def any_server(_self: Board, _status: PrimaryStatus, _before: PrimaryStatus) -> bool:
+        return True
+
+    patch.setattr(Board, "_is_holder", any_server)
 
 
 @convicted_by(f"{_PROMOTION}test_a_write_across_a_promotion_is_an_unknown_outcome")
