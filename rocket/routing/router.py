@@ -217,7 +217,8 @@ class Router:
     async def write(self, work: Work[ResultT], *, subject: str | None, token: Tokens = None) -> Answer[ResultT]:
         """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
 
-        Serialization failures and deadlocks are tried again. Raise `Unavailable` when nothing was written,
+        Serialization failures and deadlocks are tried again, and what failed since the schema has changed. Raise
+        `Unavailable` when nothing was written,
         `OutcomeUnknown` when that is not known, or when another primary may have been promoted meanwhile, and
         `InvalidToken`. An error of `work` rolls back and is raised as it is.
         """

@@ -16,7 +16,14 @@ from rocket.errors import OutcomeUnknown, Unavailable, describe
 from rocket.routing.answer import Answer, Role
 from rocket.routing.connection import MAYBE_OWN, answers, discard, unwrap
 from rocket.routing.epochs import check_epoch, resolve_tokens
-from rocket.routing.failures import REFUSED, UNREACHABLE, OwnError, leaves_commit_in_doubt, speaks_against_node
+from rocket.routing.failures import (
+    REFUSED,
+    UNREACHABLE,
+    OwnError,
+    StatementsOutdated,
+    leaves_commit_in_doubt,
+    speaks_against_node,
+)
 from rocket.routing.floors import FORCE_FLUSH_STATEMENT
 from rocket.routing.nodes import in_epoch
 
@@ -35,6 +42,8 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 _LONGEST_BACKOFF_S = 0.1
+_MOST_OUTDATED = 3
+"""How often a write is run again with fresh statements."""
 
 _log = logging.getLogger("rocket.router")
 
@@ -54,10 +63,14 @@ class Writes:
         """
         given = merged(tokens)
         deadline = time.monotonic() + self._limits.write_s
-        attempt = 0
+        attempt = outdated = 0
         while True:
             try:
                 return await self._write_once(work, subject, given, deadline)
+            except StatementsOutdated as error:
+                outdated += 1
+                if outdated > _MOST_OUTDATED or time.monotonic() > deadline:
+                    raise error.error from error.error.__cause__
             except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
                 attempt += 1
                 backoff_s = random.uniform(0, min(_LONGEST_BACKOFF_S, 0.001 * 2**attempt))  # noqa: S311
@@ -72,19 +85,22 @@ class Writes:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout(deadline - time.monotonic()):
-                    connection, primary = await stack.enter_async_context(self._nodes.primary_for_write())
+                    connection, primary = await stack.enter_async_context(
+                        self._nodes.primary_for_write(deadline - time.monotonic())
+                    )
                     epoch = primary.epoch
                     resolved = await self._resolve(connection, epoch, subject, tokens)
                     transaction = connection.transaction()
                     value = await self._up_to_commit(connection, transaction, epoch, work, subject)
                 commit_sent = unwrap(connection).commits = True
+                unwrap(connection).due_after(2 * self._limits.commit_s)
                 async with asyncio.timeout(self._limits.commit_s):
                     await transaction.commit()
                 floor = await self._record_floor(connection, epoch, subject)
                 self._nodes.check_still_current(epoch)
                 token = _next_token(resolved.token, epoch, floor)
                 return Answer(value, primary.name, Role.PRIMARY, Reason.WRITE, token, resolved.lost)
-        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
+        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, StatementsOutdated):
             raise  # not committed, and worth another try
         except OwnError as own:
             raise own.error from own.error.__cause__
