@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rocket.consistency import Lsn, Policy, Reason
     from rocket.dsn import nodes_from_environment
-    from rocket.errors import InvalidToken, OutcomeUnknown, RocketError, Unavailable, WriteInRead
+    from rocket.errors import (
+        InvalidToken,
+        OutcomeUnknown,
+        RocketError,
+        TransactionEnded,
+        Unavailable,
+        WriteInRead,
+    )
     from rocket.routing.answer import Answer, Role
     from rocket.routing.bound import READ_BOUND, report_read_bound
     from rocket.routing.connection import Connection, Work
@@ -50,6 +57,7 @@ __all__ = [
     "Router",
     "Session",
     "SubjectLocks",
+    "TransactionEnded",
     "Unavailable",
     "Work",
     "WriteInRead",

@@ -79,6 +79,14 @@ class OutcomeUnknown(RoutingError):
     """The write may have happened, or not: its connection was lost during COMMIT, or its primary was replaced."""
 
 
+class TransactionEnded(OutcomeUnknown):
+    """Work of a write has ended its transaction by itself, by a COMMIT or ROLLBACK of its own.
+
+    What it committed stays, whatever became of the rest; its session covers that. Nor does a read behind a pooler
+    outlive this. Let work neither commit nor roll back: `write` does.
+    """
+
+
 class WriteInRead(RoutingError):
     """Work that writes was given to a session's `read`. Nothing was changed; `write` is the place for it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -25,7 +26,6 @@ from tests.support.servers import REPLICAS, ROLES, choose_role, dsns, fresh_dir,
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Callable, Iterator
-    from pathlib import Path
 
     from aiohttp import web
     from aiohttp.test_utils import TestClient
@@ -71,6 +71,32 @@ async def cluster() -> AsyncIterator[LocalCluster]:
     settings = ClusterSettings(replicas=REPLICAS, port=0, database=DATABASE, schema=schema())
     async with local_cluster(settings) as cluster, background(supervise(cluster), "supervisor"):
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def system_postgres() -> Path:
+    """The programs of the newest Postgres that the system has, if it is new enough."""
+    found = {int(path.parts[-3]): path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")}
+    newest = max(found, default=0)
+    if newest < 14:
+        pytest.skip("no other Postgres, 14 or newer, is installed on this machine")
+    return found[newest]
+
+
+@pytest_asyncio.fixture(scope="session")
+async def system_cluster(system_postgres: Path) -> AsyncIterator[LocalCluster]:
+    """A primary and two replicas on the system's Postgres."""
+    settings = ClusterSettings(
+        replicas=REPLICAS, port=0, postgres_bin=system_postgres, database=DATABASE, schema=schema()
+    )
+    async with local_cluster(settings) as cluster, background(supervise(cluster), "supervisor"):
+        yield cluster
+
+
+@pytest.fixture
+def postgres() -> str:
+    """Which Postgres a test's cluster is on: the `wheel`'s, or as it is parametrised."""
+    return "wheel"
 
 
 @pytest.fixture

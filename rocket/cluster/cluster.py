@@ -24,7 +24,8 @@ from rocket.cluster.errors import (
     PrimaryLeftOut,
     ServerFailedToStart,
 )
-from rocket.cluster.node import LOST, Fault, Node
+from rocket.cluster.node import PATIENCE_S, Fault, Node
+from rocket.cluster.server import LOST
 from rocket.cluster.timelines import FIRST_TIMELINE, ControlFile, newest_timeline
 from rocket.errors import describe, unwrapping_group
 
@@ -83,6 +84,8 @@ class ClusterSettings:
     database: str = "postgres"
     schema: str = ""
     """SQL that makes the tables, harmless to apply again."""
+    patience_s: float = PATIENCE_S
+    """How long a replica that follows may let no client in before its start counts as over: it is recovering."""
     wal_segment_mib: int = 4
     """Of a new cluster. Each clone copies a whole segment, nearly empty; Postgres' own default is 16."""
 
@@ -121,7 +124,10 @@ class LocalCluster:
         self.run_dir = run.path
         self.control_socket = run.control_socket
         self.socket_dir = run.sockets
-        self.nodes = {name: Node(name, data.path / name, port, installation) for name, port in ports.items()}
+        self.nodes = {
+            name: Node(name, data.path / name, port, installation, patience_s=settings.patience_s)
+            for name, port in ports.items()
+        }
         self.primary = self.nodes[primary]
         """The node that takes writes, or was the last to do so."""
         self.timeline = FIRST_TIMELINE
@@ -357,11 +363,14 @@ async def flushed_by(primary: Node) -> str:
             connection.terminate()
 
 
-async def wait_for_replay(replica: Node, lsn: str) -> None:
-    """Wait until a replica is up, receives WAL and has replayed `lsn`; raise `ServerFailedToStart`."""
+async def wait_for_replay(replica: Node, lsn: str, *, while_: Callable[[], bool] = lambda: True) -> None:
+    """Wait until a replica is up, receives WAL and has replayed `lsn`, or, between two lives of it, `while_` ends.
+
+    Raise `ServerFailedToStart` if that takes too long.
+    """
     try:
         async with asyncio.timeout(_STREAMING_TIMEOUT_S):
-            while not await _has_replayed(replica, lsn):  # noqa: ASYNC110
+            while while_() and not await _has_replayed(replica, lsn):  # noqa: ASYNC110
                 await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise ServerFailedToStart(

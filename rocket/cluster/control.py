@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 _REQUEST_TIMEOUT_S = 5.0  # clients are programs on this machine
 _ANSWER_TIMEOUT_S = 90.0  # a start may have to recover
-_UP_TIMEOUT_S = 60.0  # a node may have to be cloned anew first
+UP_TIMEOUT_S = 60.0
+"""How long `heal` waits for a node: it may have to be cloned anew first."""
 _PENDING_TIMEOUT_S = 20.0  # more than any fault takes: to connect, to ask, to see a receiver end
 
 _log = logging.getLogger("rocket.control")
@@ -163,11 +164,13 @@ def _named(cluster: LocalCluster, node: Node) -> str:
     return f"{node.name} (now a replica)" if former else node.name
 
 
-async def heal(cluster: LocalCluster, pending: Collection[asyncio.Task[None]] = ()) -> str:
-    """Undo every fault on every node, and return once all are up.
+async def heal(
+    cluster: LocalCluster, pending: Collection[asyncio.Task[None]] = (), *, up_within_s: float = UP_TIMEOUT_S
+) -> str:
+    """Undo every fault on every node, start those that were given up, and return once all are up.
 
     Faults that are still being carried out are waited for: they would take effect after what undoes them. Raise
-    `NotHealed` if a node does not come up; the others are healed all the same.
+    `NotHealed`, which names each node that is not up within `up_within_s`; the others are healed all the same.
     """
     nodes = list(cluster.nodes.values())
     for node in nodes:
@@ -179,25 +182,35 @@ async def heal(cluster: LocalCluster, pending: Collection[asyncio.Task[None]] = 
         # First: if the rest fails, its next start is a normal one.
         node.lift(Fault.DELAYED)
         node.lift(Fault.CUT)
-    for outcome in await asyncio.gather(*(_heal(cluster, node) for node in nodes), return_exceptions=True):
-        if outcome is not None:
-            raise outcome
+    deadline = asyncio.get_running_loop().time() + up_within_s
+    primary = cluster.primary
+    outcomes = [await _heal(cluster, primary, deadline)]  # first: the others may need a copy of it
+    others = [node for node in nodes if node is not primary]
+    outcomes += await asyncio.gather(*(_heal(cluster, node, deadline) for node in others))
+    if left := [why for why in outcomes if why is not None]:
+        raise NotHealed("; ".join(left))
     return "all nodes are up, and nothing holds them back"
 
 
-async def _heal(cluster: LocalCluster, node: Node) -> None:
+async def _heal(cluster: LocalCluster, node: Node, deadline: float) -> str | None:
+    """Heal a node; return what is wrong with it if it is not up in the end."""
     try:
-        async with asyncio.timeout(_UP_TIMEOUT_S):
+        async with asyncio.timeout_at(deadline):
             if not node.wanted:
                 await bring_up(cluster, node)
-            await node.up.wait()  # one that is restarting or rejoining comes up by itself
+            if node.recovering:  # perhaps for want of its primary
+                node.reconfigure(cluster.upstream_port(node))
+            await node.up.wait()  # one that is restarting, rejoining or recovering comes up by itself
         node.reconfigure(cluster.upstream_port(node))
         with contextlib.suppress(NotAReplica):
             await faults.resume(node)
     except NodeNotRunning:
-        return  # it has died since, and comes back without the pause
+        pass  # it has died since, and comes back without the pause
     except (RocketError, OSError, TimeoutError) as error:
-        raise NotHealed(f"{node.name} is not back: {describe(error)}") from error
+        if node.recovering:
+            return f"{node.name} {node.outlook}"
+        return f"{node.name} is not back ({node.describe_state()}): {describe(error)}"
+    return None
 
 
 async def ask(run_dir: Path, command: str, timeout_s: float | None = None, /, **details: object) -> Any:

@@ -63,6 +63,10 @@ class NodeDirectory:
             return file.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
         return ["(no log)"]
 
+    def log_tail(self, start: int) -> str:
+        """Return the same as text, indented."""
+        return "\n".join(f"    {line}" for line in self.log_lines(start))
+
     async def clear_after_kill(self) -> None:
         """Remove the shared memory of a server that was killed; its processes must be gone or going.
 

@@ -51,7 +51,7 @@ class ServerFailedToStart(RocketError):
 
 
 class ServerKeepsDying(RocketError):
-    """A server died so often by itself that it is not started again."""
+    """A server that the others cannot do without died so often by itself that it is not started again."""
 
 
 class NotAReplica(RocketError):

@@ -214,7 +214,7 @@ async def _stop(_cluster: LocalCluster, node: Node, _details: Details) -> str:
 
 async def _start(cluster: LocalCluster, node: Node, _details: Details) -> str:
     await bring_up(cluster, node)
-    return "is up"
+    return node.outlook
 
 
 async def _restart(cluster: LocalCluster, node: Node, details: Details) -> str:

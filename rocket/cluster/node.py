@@ -6,17 +6,16 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from enum import Enum, IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import asyncpg
 
-from rocket.cluster.binaries import SUPERUSER
 from rocket.cluster.datadir import NodeDirectory
 from rocket.cluster.errors import NodeFrozen, NodeNotRunning, ServerFailedToStart
 from rocket.cluster.process import KILL_LADDER, STOP_LADDER, ServerProcess, describe_exit
-from rocket.cluster.timelines import Lineage
+from rocket.cluster.server import CONNECT_TIMEOUT_S, LOST, Server
 from rocket.errors import describe
 
 if TYPE_CHECKING:
@@ -27,13 +26,10 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 60.0
 """How long a server may take to answer: crash recovery of a kept directory is part of it."""
-CONNECT_TIMEOUT_S = 5.0
-"""For a server on this machine; many connect while it is starting."""
-LOST = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""What asyncpg raises when a server refuses or goes away; the last one if it goes between two statements."""
-
+PATIENCE_S = 10.0
+"""How long a replica that follows may let no client in before it counts as recovering, and is left to it."""
 _POLL_S = 0.01
-
+_ASK_S = 0.2
 _log = logging.getLogger("rocket.cluster")
 
 
@@ -43,6 +39,8 @@ class NodeState(StrEnum):
     STOPPED = "stopped"
     """Down, until it is started."""
     STARTING = "starting"
+    RECOVERING = "recovering"
+    """A replica that follows, and lets no client in until its primary allows for it (design fact F16)."""
     UP = "up"
     """It has answered."""
     STOPPING = "stopping"
@@ -54,15 +52,18 @@ class NodeState(StrEnum):
     """... by pg_rewind, ..."""
     CLONING = "cloning"
     """... or by a fresh copy."""
+    GIVEN_UP = "given up"
+    """Down, since it did not come up or kept dying; `start` and `heal` try again."""
 
 
-_RUNNING = {NodeState.STARTING, NodeState.UP, NodeState.STOPPING}
-_DOWN = {NodeState.STOPPED, NodeState.RESTARTING}
+_RUNNING = {NodeState.STARTING, NodeState.RECOVERING, NodeState.UP, NodeState.STOPPING}
+_DOWN = {NodeState.STOPPED, NodeState.RESTARTING, NodeState.GIVEN_UP}
 _REJOINING = {NodeState.TRIMMING, NodeState.REWINDING, NodeState.CLONING}
 _FROM: Mapping[NodeState, set[NodeState]] = {
     NodeState.STARTING: _DOWN,
-    NodeState.UP: {NodeState.STARTING},
-    NodeState.STOPPING: {NodeState.STARTING, NodeState.UP},
+    NodeState.RECOVERING: {NodeState.STARTING},
+    NodeState.UP: {NodeState.STARTING, NodeState.RECOVERING},
+    NodeState.STOPPING: {NodeState.STARTING, NodeState.RECOVERING, NodeState.UP},
     NodeState.TRIMMING: _DOWN,
     NodeState.REWINDING: _DOWN,
     # Where trimming or rewinding fails, too.
@@ -99,27 +100,31 @@ class Fault(Enum):
 _ENDS_WITH_SERVER = (Fault.FROZEN, Fault.STARTUP_HALTED, Fault.WALRECEIVER_HALTED)
 
 
-class Node:
+class Node(Server):
     """A Postgres server with a name of its own, which it keeps whatever its role.
 
     Its state, whether it is wanted, its fitness and the faults on it change by its methods alone.
     """
 
-    def __init__(self, name: str, home: Path, port: int, installation: Installation) -> None:
-        self.name = name
-        self.port = port
+    def __init__(
+        self, name: str, home: Path, port: int, installation: Installation, *, patience_s: float = PATIENCE_S
+    ) -> None:
+        super().__init__(name, port, installation)
+        self.patience_s = patience_s
         self.directory = NodeDirectory(home, installation)
         self.home = home
         self.data_dir = self.directory.data
         self.log_path = self.directory.log
-        self.installation = installation
         self.up = asyncio.Event()
         """Set from the moment at which it answers until it is stopped or found dead."""
         self.log_start = self.directory.log_size
         """Where in `server.log` the present run of the server begins; earlier ones lie before."""
+        self._running = asyncio.Event()
+        """The same from the moment at which its start is over: it is up, or recovering."""
         self._process: ServerProcess | None = None
         self._state = NodeState.STOPPED
         self._wanted = False
+        self._given_up = False
         self._fitness = Fitness.FIT
         self._rejoined_on = 0
         self._faults: dict[Fault, Any] = {}
@@ -132,7 +137,14 @@ class Node:
         """What it is doing now: it is down as soon as its process has ended, whether that was noticed or not."""
         if self._state in _REJOINING or (self._state in _RUNNING and self.pid is not None):
             return self._state
-        return NodeState.RESTARTING if self._wanted else NodeState.STOPPED
+        if self._wanted:
+            return NodeState.RESTARTING
+        return NodeState.GIVEN_UP if self._given_up else NodeState.STOPPED
+
+    @property
+    def recovering(self) -> bool:
+        """Whether it follows, and lets no client in."""
+        return self.state is NodeState.RECOVERING
 
     @property
     def wanted(self) -> bool:
@@ -164,15 +176,14 @@ class Node:
         if self.state not in _FROM.get(state, ()):
             raise RuntimeError(f"{self.name} cannot become {state} while it is {self.state}")
         self._state = state
-        if state is NodeState.UP:
-            self.up.set()
-        else:
-            self.up.clear()
+        (self.up.set if state is NodeState.UP else self.up.clear)()
+        (self._running.set if state in {NodeState.UP, NodeState.RECOVERING} else self._running.clear)()
 
     def _settle(self) -> None:
         """Notice that its process has ended; faults of the process end with it."""
         if self.pid is None:
             self.up.clear()
+            self._running.clear()
             self._state = NodeState.STOPPED
             for fault in _ENDS_WITH_SERVER:
                 self._faults.pop(fault, None)
@@ -276,7 +287,7 @@ class Node:
     # --- start and stop ---
 
     async def start(self, upstream_port: int, *, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Start it and wait until it takes connections; nothing happens if it runs.
+        """Start it and wait until it takes connections, or is recovering; nothing happens if it runs.
 
         Raise `ServerFailedToStart`, with the tail of its log, as soon as it dies or when `timeout_s` is over.
         It is then stopped.
@@ -288,9 +299,10 @@ class Node:
             except BaseException:
                 self._wanted = False
                 raise
+            self._given_up = False
 
     async def start_again(self, upstream_port: int, *, timeout_s: float = START_TIMEOUT_S) -> bool:
-        """Start it after a crash, unless it was stopped or became suspect since; return whether it is up.
+        """Start it after a crash, unless it was stopped or became suspect since; return whether it was wanted.
 
         Raise `ServerFailedToStart`; it stays wanted then, so that it can be tried again.
         """
@@ -330,36 +342,61 @@ class Node:
         self._process = process
         try:
             async with asyncio.timeout(timeout_s):
-                answers = await self.answers(process)
+                state = await self._first_state(process, upstream_port)
         except TimeoutError:
             await process.stop()
             raise ServerFailedToStart(
-                f"{self.name} did not answer within {timeout_s:g} s:\n{self._log_tail()}"
+                f"{self.name} did not answer within {timeout_s:g} s:\n{self.directory.log_tail(self.log_start)}"
             ) from None
         except BaseException:
             await process.stop()
             raise
-        if not answers or process.exit_code is not None:
+        if state is None or process.exit_code is not None:
             raise ServerFailedToStart(
-                f"{self.name} died while starting ({describe_exit(process.exit_code)}):\n{self._log_tail()}"
+                f"{self.name} died while starting ({describe_exit(process.exit_code)}):\n"
+                f"{self.directory.log_tail(self.log_start)}"
             )
-        self.enter(NodeState.UP)
+        self.enter(state)
+        if self.recovering:
+            _log.warning("%s %s", self.name, self.outlook)
 
-    async def answers(self, process: ServerProcess) -> bool:
-        """Try to connect until that works (True) or the process has ended (False)."""
+    async def _first_state(self, process: ServerProcess, upstream_port: int) -> NodeState | None:
+        """Wait until it takes connections or is certainly recovering; return None if the process has ended.
+
+        It is recovering, and no start would get further, if its patience is over and it gets WAL, or cannot: its
+        primary does not answer, or it is cut from that.
+        """
+        patient_until, pause_s = time.monotonic() + self.patience_s, _POLL_S
         while process.exit_code is None:
-            try:
-                connection = await self.connect()
-            except LOST:
-                await asyncio.sleep(_POLL_S)
-                continue
-            connection.terminate()
-            return True
-        return False
+            if await self.lets_in():
+                return NodeState.UP
+            if self.refusal and self.is_replica and time.monotonic() >= patient_until:
+                if self.cut or await self.is_sent_wal(upstream_port):
+                    return NodeState.RECOVERING
+                pause_s = _ASK_S
+            await asyncio.sleep(pause_s)
+        return None
+
+    async def look_again(self) -> None:
+        """Notice that a replica that was recovering takes connections now."""
+        process = self._process
+        lets_in = self.recovering and await self.lets_in()
+        if lets_in and self.recovering and self._process is process:  # it is the same still
+            self.enter(NodeState.UP)
+            _log.info("%s lets clients in again", self.name)
+
+    @property
+    def outlook(self) -> str:
+        """What to say of it after a start."""
+        return f"follows, and lets no client in yet ({self.refusal})" if self.recovering else "is up"
+
+    def give_up(self) -> None:
+        """Leave it down until it is started by hand."""
+        self._wanted, self._given_up = False, True
 
     async def stop(self, ladder: Sequence[tuple[signal.Signals, float]] = STOP_LADDER) -> None:
         """Stop it, and leave it down until it is started."""
-        self._wanted = False  # at once, so that nothing starts it again while this waits for the lock
+        self._wanted = self._given_up = False  # at once: nothing starts it again while this waits for the lock
         async with self._lock:
             self._wanted = False
             await self.go_down(ladder)
@@ -374,7 +411,7 @@ class Node:
     async def fence(self) -> None:
         """Stop it for certain, and keep it down until it has rejoined; it stays wanted if it was.
 
-        A halted server is killed without ever continuing: it would execute what its clients have sent meanwhile.
+        A halted server is killed without ever continuing, and executing what its clients have sent meanwhile.
         """
         self.distrust()  # at once, as in `stop`
         if self._process is not None and not self.up.is_set():  # it is starting: nothing is lost by a crash
@@ -396,7 +433,7 @@ class Node:
         process = self._process
         if process is None:
             return
-        if self.state in {NodeState.STARTING, NodeState.UP}:
+        if self.state in _FROM[NodeState.STOPPING]:
             self.enter(NodeState.STOPPING)
         if self.suspect and (self.frozen or process.is_halted()):
             process.send_all(signal.SIGKILL)
@@ -409,9 +446,9 @@ class Node:
     async def died(self) -> ServerProcess:
         """Wait until its server ends without having been stopped or fenced; return that process."""
         while True:
-            await self.up.wait()
+            await self._running.wait()
             process = self._process
-            assert process is not None  # noqa: S101 - it is up
+            assert process is not None  # noqa: S101 - it runs
             await process.wait()
             # The lock: a stop or restart that brought this about has come to its end.
             async with self._lock:
@@ -424,7 +461,7 @@ class Node:
         """Write its configuration file and have it read: soon, after a thaw, or at the next start."""
         if self.exists:
             self.configure(upstream_port)
-        if self._process is not None and self.up.is_set():  # earlier, SIGHUP would end it
+        if self._process is not None and self._running.is_set():  # earlier, SIGHUP would end it
             self._process.send(signal.SIGHUP)
 
     def configure(self, upstream_port: int) -> None:
@@ -440,24 +477,7 @@ class Node:
         """Return the last lines that the present or last run of its server has logged."""
         return self.directory.log_lines(self.log_start)
 
-    def _log_tail(self) -> str:
-        return "\n".join(f"    {line}" for line in self.log_lines())
-
-    # --- connections and addresses ---
-
-    async def connect(
-        self, database: str = "postgres", *, timeout_s: float = CONNECT_TIMEOUT_S
-    ) -> asyncpg.Connection[Any]:
-        """Connect as the superuser over the private socket."""
-        return await asyncpg.connect(
-            host=str(self.installation.socket_dir),
-            port=self.port,
-            user=SUPERUSER,
-            database=database,
-            timeout=timeout_s,
-            command_timeout=timeout_s,
-            server_settings={"application_name": "rocket"},
-        )
+    # --- for those who ask ---
 
     @contextlib.asynccontextmanager
     async def connected(self, timeout_s: float = CONNECT_TIMEOUT_S) -> AsyncIterator[asyncpg.Connection[Any]]:
@@ -475,25 +495,6 @@ class Node:
         finally:
             connection.terminate()
 
-    async def lineage(self) -> Lineage:
-        """Return its timeline's history; raise `NotThePrimary` in recovery, and what asyncpg raises (`LOST`)."""
-        connection = await self.connect()
-        try:
-            return await Lineage.read(connection)
-        finally:
-            connection.terminate()
-
     def describe_state(self) -> str:
         """Return its state in a word, as `status` shows it."""
         return "frozen" if self.frozen and self.pid is not None else self.state
-
-    def dsn(self, database: str) -> str:
-        """Return the address of a database on this node, over the private socket."""
-        host = quote(str(self.installation.socket_dir), safe="")
-        return f"postgresql://{SUPERUSER}@/{quote(database, safe='')}?host={host}&port={self.port}"
-
-    def tcp_dsn(self, database: str, password: str) -> str:
-        """Return the address of a database on this node, by TCP."""
-        return (
-            f"postgresql://{SUPERUSER}:{quote(password, safe='')}@127.0.0.1:{self.port}/{quote(database, safe='')}"
-        )

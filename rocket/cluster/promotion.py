@@ -23,7 +23,7 @@ from rocket.cluster.errors import (
     PromotionFailed,
     ServerFailedToStart,
 )
-from rocket.cluster.node import LOST
+from rocket.cluster.server import LOST
 from rocket.cluster.timelines import Lineage, position
 from rocket.errors import describe
 
@@ -251,7 +251,7 @@ async def _take_over(cluster: LocalCluster, new: Node, lineage: Lineage, receive
         end = received.get(node.name)
         if end is None or end > bound or not node.is_replica:
             node.distrust()
-            if node.up.is_set() and not node.frozen:
+            if (node.up.is_set() or node.recovering) and not node.frozen:
                 running.append(node)
     if running:
         names = ", ".join(node.name for node in running)

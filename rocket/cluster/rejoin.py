@@ -15,7 +15,8 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from rocket.cluster.errors import CommandFailed, NotThePrimary, ServerFailedToStart
-from rocket.cluster.node import LOST, START_TIMEOUT_S, NodeState
+from rocket.cluster.node import START_TIMEOUT_S, NodeState
+from rocket.cluster.server import LOST
 from rocket.cluster.timelines import ControlFile, Lineage
 from rocket.errors import describe
 
@@ -76,8 +77,8 @@ async def rejoin(cluster: LocalCluster, node: Node) -> None:
 async def bring_up(cluster: LocalCluster, node: Node) -> None:
     """Start a node, after it has rejoined if it is suspect; a replica that does not start is cloned anew.
 
-    Two failed starts are enough for that, or one after it has rejoined. Raise `CommandFailed` or
-    `ServerFailedToStart`.
+    It may be recovering then instead of up. Two failed starts are enough for a clone, or one after it has
+    rejoined. Raise `CommandFailed` or `ServerFailedToStart`.
     """
     last_try = node.suspect
     await rejoin(cluster, node)

@@ -1,8 +1,13 @@
 """Brings a cluster up and keeps its servers alive and in step.
 
 A server that dies is started again, a replica that cannot follow rejoins, and a promotion by another program is
-accepted. A replica that does not come up with the directory that it has gets a fresh copy of the primary's; a
-primary that does not come up ends the program, since no other node has all that it has.
+accepted. A replica that does not come up with the directory that it has gets a fresh copy of the primary's. If it
+does not come up even so, it is given up: it stays down until it is started by hand, and the others go on. The
+program ends when the primary does not come up, since no other node has all that it has.
+
+A replica that follows the primary and lets no client in is recovering, which is no reason for a start or a copy:
+while one transaction on the primary holds more than 64 subtransactions that write, it would answer 57P03 after
+them, too (design fact F16).
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from rocket.cluster.cluster import ClusterSettings, LocalCluster, node_names
 from rocket.cluster.directories import DataDirectory, PortReservations, RunDirectory, clear_up_dead_runs
 from rocket.cluster.errors import CommandFailed, DirectoryUnusable, ServerFailedToStart, ServerKeepsDying
 from rocket.cluster.process import describe_exit, server_account
-from rocket.errors import unwrapping_group
+from rocket.errors import RocketError, unwrapping_group
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -102,9 +107,10 @@ def _reserve_ports(reservations: PortReservations, settings: ClusterSettings) ->
 
 
 async def _start(cluster: LocalCluster) -> None:
-    """Make what is missing, start every node, and return when all replicas stream.
+    """Make what is missing, start every node, and return when all replicas stream that do not stay behind.
 
-    Raise `ServerFailedToStart` or `CommandFailed` as soon as one part of it fails.
+    A replica that does not start is given up, and one that does not serve is left to it: both are logged. Raise
+    `ServerFailedToStart` or `CommandFailed` as soon as anything else fails.
     """
     has_history = clusters.has_history(cluster.data_dir)
     if has_history:
@@ -118,7 +124,7 @@ async def _start(cluster: LocalCluster) -> None:
                 await cluster.primary.start(cluster.primary.port)
                 with clusters.failing_to_start("the primary does not answer"):
                     cluster.timeline = (await cluster.primary.lineage()).timeline
-            await clusters.together(lambda node: rejoin.bring_up(cluster, node), cluster.nodes.values())
+            await clusters.together(lambda node: _bring_up(cluster, node), cluster.nodes.values())
         settings = cluster.settings
         with (
             clusters.step("database and tables ready"),
@@ -127,7 +133,23 @@ async def _start(cluster: LocalCluster) -> None:
             await clusters.prepare_database(cluster.primary, settings.database, settings.schema)
         if cluster.replicas:
             with clusters.step("replicas streaming"):
-                await cluster.wait_for_catchup()
+                flushed = await clusters.flushed_by(cluster.primary)
+                await clusters.together(lambda node: _catch_up(node, flushed), cluster.replicas)
+
+
+async def _bring_up(cluster: LocalCluster, node: Node) -> None:
+    try:
+        await rejoin.bring_up(cluster, node)
+    except (ServerFailedToStart, CommandFailed) as error:
+        _give_up(cluster, node, error)
+
+
+async def _catch_up(replica: Node, lsn: str) -> None:
+    """Wait until a replica has replayed `lsn`, unless it turns out not to serve; log it if it takes too long."""
+    try:
+        await clusters.wait_for_replay(replica, lsn, while_=lambda: replica.wanted and not replica.recovering)
+    except ServerFailedToStart as error:
+        _log.error("%s; the others go on", error)
 
 
 @contextlib.asynccontextmanager
@@ -196,7 +218,7 @@ class RestartPolicy:
 async def supervise(cluster: LocalCluster) -> None:
     """Start every server again that dies without having been stopped, and have replicas rejoin that cannot follow.
 
-    Never returns; raise `ServerKeepsDying` when there is no point any more.
+    Never returns; raise `ServerKeepsDying` when the primary does not stay up. A replica is given up by itself.
     """
     with unwrapping_group():
         async with asyncio.TaskGroup() as group:
@@ -214,7 +236,9 @@ async def _keep_alive(cluster: LocalCluster, node: Node) -> None:
         pause_s = policy.after_death(time.monotonic(), asked=asked)
         while True:
             if pause_s is None:
-                raise ServerKeepsDying(f"{node.name} keeps dying ({how}): see {node.log_path}")
+                _give_up(cluster, node, ServerKeepsDying(f"{node.name} keeps dying ({how}): see {node.log_path}"))
+                policy = RestartPolicy()  # for the day on which it is started by hand
+                break
             if not asked:
                 _distrust_dead(cluster, node, how, dubious=policy.dubious)
             # A suspect node is left to `_keep_following`.
@@ -224,6 +248,16 @@ async def _keep_alive(cluster: LocalCluster, node: Node) -> None:
             asked = _was_asked(node)
             pause_s = policy.after_failed_start(asked=asked)
         policy.started()
+
+
+def _give_up(cluster: LocalCluster, node: Node, why: RocketError) -> None:
+    """Leave a replica down, and say so; raise `why` of the primary, without which the others are nothing."""
+    if node is cluster.primary:
+        raise why
+    node.give_up()
+    _log.error(
+        "%s\n%s is given up, and the others go on: `start %s` or `heal` tries again", why, node.name, node.name
+    )
 
 
 def _was_asked(node: Node) -> bool:
@@ -257,7 +291,7 @@ async def _start_again(cluster: LocalCluster, node: Node, how: str, pause_s: flo
     await asyncio.sleep(pause_s)
     began = time.monotonic()
     try:
-        if await node.start_again(cluster.upstream_port(node)):
+        if await node.start_again(cluster.upstream_port(node)) and not node.recovering:
             _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
     except ServerFailedToStart as error:
         _log.warning("%s", error)
@@ -277,13 +311,14 @@ async def _notice_promotions(cluster: LocalCluster) -> None:
 async def _keep_following(cluster: LocalCluster, node: Node) -> None:
     """Have a node rejoin that became suspect, or logs that it cannot follow; never returns.
 
-    Raise `ServerKeepsDying` when it does not start, not even as a fresh copy.
+    Give it up when it does not start, not even as a fresh copy.
     """
     tail = Tail(node.log_path, node.log_start)
     failures = 0
     while True:
         await asyncio.sleep(_CHECK_S)
         complaint = _complaint(tail.new_lines())
+        await node.look_again()
         if node is cluster.primary or cluster.promotion_lock.locked():
             continue
         if complaint and node.pid is not None and node.is_replica and not node.suspect:
@@ -296,9 +331,9 @@ async def _keep_following(cluster: LocalCluster, node: Node) -> None:
             if rejoined is not None:
                 failures = 0 if rejoined else failures + 1
             if failures == _ENOUGH:
-                raise ServerKeepsDying(
-                    f"{node.name} does not start, not even as a fresh copy: see {node.log_path}"
-                )
+                failures = 0
+                why = f"{node.name} does not start, not even as a fresh copy: see {node.log_path}"
+                _give_up(cluster, node, ServerKeepsDying(why))
             tail = Tail(node.log_path, node.log_start)
 
 
@@ -307,7 +342,7 @@ async def _rejoined(cluster: LocalCluster, node: Node) -> bool | None:
     began = time.monotonic()
     try:
         await rejoin.rejoin(cluster, node)
-        if await node.start_again(cluster.upstream_port(node)):
+        if await node.start_again(cluster.upstream_port(node)) and not node.recovering:
             _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
     except (CommandFailed, OSError) as error:  # the primary is away, or another one now: it stays suspect
         _log.warning("%s cannot rejoin now: %s", node.name, error)

@@ -46,7 +46,7 @@ class SessionToken:
     incarnation: Incarnation | None = None
     """The incarnation of `node` at that time; None where it is unknown, or several have been read since."""
     _text: str | None = field(default=None, init=False, compare=False, repr=False)
-    """The text that it was read from, if it was: `str` returns it as it is."""
+    """Its text, kept once it was read or written."""
 
     @property
     def timeline(self) -> int:
@@ -131,7 +131,9 @@ class SessionToken:
             return self._text
         where = "" if self.node is None else f"~{self.node}~{self.incarnation or ''}"
         read_floor = Lsn.PENDING if self.read_floor is None else self.read_floor
-        return f"1~{self.epoch}~{self.write_floor}~{read_floor}{where}"
+        text = f"1~{self.epoch}~{self.write_floor}~{read_floor}{where}"
+        object.__setattr__(self, "_text", text)
+        return text
 
     @staticmethod
     def parse(text: str) -> SessionToken:

@@ -43,7 +43,7 @@ _OF_LAB = {
 
 _CLUSTER = (
     "Run a local Postgres cluster, or act on a running one (also inside run-all). Exit codes: 0 done, or ended as "
-    "asked; 1 it failed, or a server keeps dying; 2 wrong use, or no such cluster."
+    "asked; 1 it failed, or the primary keeps dying; 2 wrong use, or no such cluster."
 )
 _RUN_ALL_EPILOG = """\
 Each setting can also be given in the environment, or as a line of .env, by the name in brackets; a flag wins over

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Board, PrimaryStatus, Tokens
+    from rocket.routing.answer import OnError
     from rocket.routing.connection import Connection, NodeConnection, Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.nodes import Nodes
@@ -131,20 +132,25 @@ class ComparisonRouter(Router):
         pools, self._resetting_pools = self._resetting_pools, {}
         await asyncio.gather(super().aclose(), *(pool.close(self._limits.close_s) for pool in pools.values()))
 
-    async def write(self, work: Work[ResultT], *, subject: str | None, token: Tokens = None) -> Answer[ResultT]:
+    async def write(
+        self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
+    ) -> Answer[ResultT]:
         """Run work in a transaction on the primary; under a wrong routing no token covers it."""
         routing = self._routing_of_writes
         if routing is Routing.NEVER_STALE:
-            return await super().write(work, subject=subject, token=token)
+            return await super().write(work, subject=subject, token=token, on_error=on_error)
         with self._wrong_writes, self._floors.used_for_writes(self._floors.of[routing]):
             answer = await super().write(work, subject=subject, token=token)
         return answer._replace(token=None)
 
-    async def read(self, work: Work[ResultT], *, subject: str | None, token: Tokens = None) -> Answer[ResultT]:
+    async def read(
+        self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
+    ) -> Answer[ResultT]:
         """Run work on the node that the routing names."""
         if self._routing is Routing.NEVER_STALE:
-            return await super().read(work, subject=subject, token=self._floors.covering(token))
-        self._check_open()
+            covering = self._floors.covering(token)
+            return await super().read(work, subject=subject, token=covering, on_error=on_error)
+        self._check_usable()
         route = Route(time.monotonic() + self._limits.read_s, merged(token))
         try:
             match self._routing:

@@ -2,11 +2,11 @@
 
 # Annotations are values here: the fields of a named tuple are read at runtime (for the docs, say).
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
-from rocket.consistency import Reason, ReplicaStatus, SessionToken
+from rocket.consistency import PrimaryStatus, Reason, ReplicaStatus, SessionToken
 from rocket.routing.bound import ReadBound
 from rocket.routing.epochs import PossibleLoss
 
@@ -43,6 +43,8 @@ class Route:
     """The replicas that failed it, and how."""
     bound: ReadBound | None = None
     """What the node that served it said of itself then (see `rocket.READ_BOUND`)."""
+    on: ReplicaStatus | PrimaryStatus | None = None
+    """Where work was run last; None if it was not."""
 
 
 class Answer(NamedTuple, Generic[ResultT]):
@@ -62,3 +64,11 @@ class Answer(NamedTuple, Generic[ResultT]):
     """Set, once for a token, if a promotion may have cost the session what it was promised."""
     route: Route | None = None
     """How a read came to its node; None for a write."""
+
+
+OnError: TypeAlias = Callable[[Answer[BaseException]], None]
+"""Called with what work has left by, in place of a value, before that is raised.
+
+It is an error or a cancellation, and tells its caller something as a value does. So the token has to be brought
+along from then on, beside those that the session has.
+"""

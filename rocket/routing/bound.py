@@ -6,20 +6,32 @@ a read's own statement, or later, covers what the read saw.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
+import inspect
+import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+import asyncpg
+
 from rocket.consistency import Epoch, Lsn, timeline_of
-from rocket.routing.connection import MAYBE_OWN, answers, unwrap
+from rocket.errors import TransactionEnded
+from rocket.routing.connection import MAYBE_OWN, answers, is_lost, unwrap
 from rocket.routing.epochs import NEWEST_SHOWN
-from rocket.routing.failures import NodeChanged, OwnError
+from rocket.routing.failures import NodeChanged, OwnError, speaks_against_node
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from rocket.routing.connection import Connection, NodeConnection, Work
 
 ResultT = TypeVar("ResultT")
+ShownT = TypeVar("ShownT", Lsn, Lsn | None)
+
+LOOK_S = 0.5
+"""How long a node is waited for after an error of work: it is asked what it had shown by then."""
 
 READ_BOUND = """(
     SELECT CASE WHEN now.in_recovery THEN
@@ -123,21 +135,78 @@ def report_read_bound(node: Connection, bound: str | None) -> None:
     connection.reported = None if bound is None else (bound, connection.statements)
 
 
-async def run_bounded(work: Work[ResultT], node: Connection) -> tuple[ResultT, ReadBound]:
-    """Run work; return its result with the bound that it has reported, or else that the node is asked for."""
+def begun(work: Work[ResultT], node: Connection) -> Awaitable[ResultT]:
+    """Call work; raise `TypeError` if that gives nothing to await."""
+    doing = work(node)
+    if type(doing) is not types.CoroutineType and not inspect.isawaitable(doing):
+        raise TypeError(f"work has to be a coroutine function, and {work!r} returned a {type(doing).__name__}")
+    return doing
+
+
+async def run_bounded(
+    work: Work[ResultT], node: Connection, covers: Callable[[ReadBound, Epoch], ShownT], epoch: Epoch
+) -> tuple[ResultT, ReadBound, ShownT]:
+    """Run work; return its result with the bound that it has reported, or else the node is asked for.
+
+    The third is what that covers, by the method `covers` of `ReadBound`, of a node of `epoch`. What work has read
+    leaves it by an error as well: raise `OwnError`, with what that may tell, unless it is the failure of the node.
+    """
     connection = unwrap(node)
     connection.reported = None  # a failed read may have left one
     try:
-        value = await work(node)
-    except MAYBE_OWN as error:
-        if answers(connection):
-            raise OwnError(error) from error
-        raise
+        value = await begun(work, node)
+    except Exception as error:
+        if not is_own(error, connection):
+            raise
+        shown = await _bound_after_error(connection)
+        raise OwnError(error, None if shown is None else covers(shown, epoch)) from error
+    if not (connection.direct or connection.is_in_transaction()):
+        raise OwnError(TransactionEnded("this work has ended the transaction that proves where it reads"))
     text = _reported(connection)
     if text is None:
-        return value, await ask_bound(connection)
-    bound = ReadBound.parse(text)
-    return value, bound if bound.timeline else await _with_epoch(connection, bound)
+        bound = await ask_bound(connection)
+    else:
+        bound = ReadBound.parse(text)
+        if not bound.timeline:
+            bound = await _with_epoch(connection, bound)
+    return value, bound, covers(bound, epoch)
+
+
+def is_own(error: Exception, connection: NodeConnection) -> bool:
+    """Return whether what work has raised is its own, and not the failure of its node.
+
+    That goes by what has become of the connection: the SQLSTATE of a node that fails may as well come from a
+    function of the application, an extension or a foreign server.
+    """
+    if isinstance(error, asyncpg.PostgresError):
+        if error.severity_en in _CONNECTION_ENDED:
+            return False
+        return not (is_lost(connection) and speaks_against_node(error))
+    if isinstance(error, MAYBE_OWN):
+        return answers(connection)
+    if isinstance(error, asyncpg.InterfaceError | AttributeError):
+        return not is_lost(connection)
+    return not isinstance(error, asyncpg.InternalClientError | NodeChanged)
+
+
+_CONNECTION_ENDED = ("FATAL", "PANIC")
+"""Severities after which the server ends the connection."""
+
+
+async def _bound_after_error(connection: NodeConnection) -> ReadBound | None:
+    """Ask a node after an error of work; return None if it cannot be asked on this connection.
+
+    Raise what speaks against the node, of which nothing is known then.
+    """
+    if not answers(connection) or not (connection.direct or connection.is_in_transaction()):
+        return None
+    try:
+        async with asyncio.timeout(LOOK_S):
+            return await ask_bound(connection)
+    except asyncpg.PostgresConnectionError:
+        raise
+    except (asyncpg.PostgresError, asyncpg.InterfaceError):  # an aborted transaction, a statement under way
+        return None
 
 
 def _reported(connection: NodeConnection) -> str | None:

@@ -151,6 +151,7 @@ class NodeConnection(_PlainConnection):
     _loop: asyncio.AbstractEventLoop
     _addr: Any  # asyncpg's own, like the following
     _params: Any
+    _top_xact: Any
     _protocol: Any  # whose count of queries asyncpg's pool relies on as well
     _stmt_cache: Any
     _stmt_cache_enabled: bool
@@ -239,6 +240,11 @@ class NodeConnection(_PlainConnection):
     async def _copy_in(self, *arguments: Any) -> Any:
         self.copies += 1
         return await super()._copy_in(*arguments)  # type: ignore[misc]
+
+    async def end_transaction(self, statements: str) -> str:
+        """Send statements that end asyncpg's transaction; return the tag of the last one."""
+        self._top_xact = None
+        return await self.execute(statements)
 
     @property
     def statements(self) -> int:

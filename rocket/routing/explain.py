@@ -56,6 +56,8 @@ def explain(outcome: Answer[Any] | Unavailable | None) -> str:
         return "Nothing was read or written yet."
     if isinstance(outcome, Unavailable):
         answer, route = None, outcome.route
+    elif outcome.reason is Reason.WRITE and isinstance(outcome.value, BaseException):
+        return f"Work on {_primary_named(outcome.node)} ended in {type(outcome.value).__name__}."
     elif outcome.reason is Reason.WRITE:
         floor = "" if outcome.token is None else f"; {outcome.token.write_floor} is the session's floor from now"
         return f"Committed on {_primary_named(outcome.node).removesuffix(',')}{floor}."

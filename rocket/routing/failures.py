@@ -12,6 +12,8 @@ from rocket.errors import NodesUnusable, TablesUnusable, describe
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from rocket.consistency import Lsn
+
 
 class NotAsObserved(Exception):
     """A node is not, or not any more, what the observer saw."""
@@ -31,11 +33,13 @@ class StatementsOutdated(NotAsObserved):
 
 
 class OwnError(Exception):
-    """Carries what work has raised by itself, where the same from a node would have been that node's failure."""
+    """Carries what work has raised by itself, which is not the failure of its node."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, shown: Lsn | None = None) -> None:
         super().__init__(error)
         self.error = error
+        self.shown = shown
+        """Covers what the node had shown to work by then; None if no bound is known."""
 
 
 UNREACHABLE = (OSError, TimeoutError, asyncpg.PostgresConnectionError)
@@ -102,6 +106,32 @@ def speaks_against_node(error: BaseException) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         return str(error.sqlstate).startswith(_NODE_CLASSES)
     return isinstance(error, (NotAsObserved, *UNREACHABLE))
+
+
+_TRANSIENT = "40"
+"""Cancelled by a recovery conflict, serialization failures, deadlocks."""
+
+_OF_A_REPLICA = (
+    "08",  # another server that this one cannot reach
+    "0A",  # unlogged tables and the isolation level serializable, which there are on primaries only
+    "22P02",  # a label that was added to an enum
+    "25006",  # LISTEN, LOCK TABLE: refused on replicas, though they write nothing
+    "3F", "42",  # a schema, column, table, function or grant that it has not replayed
+    "53",  # out of memory or disk
+    "55000",  # "recovery is in progress"
+    "58",  # the system under it failed
+    "XX",  # corrupted data
+)  # fmt: skip
+
+
+def may_pass(error: Exception) -> bool:
+    """Return whether work that raised this may do better if it is run again at once."""
+    return isinstance(error, asyncpg.PostgresError) and str(error.sqlstate).startswith(_TRANSIENT)
+
+
+def asks_primary(error: Exception) -> bool:
+    """Return whether an error that work got from a replica may come from its being one, or late."""
+    return isinstance(error, asyncpg.PostgresError) and str(error.sqlstate).startswith(_OF_A_REPLICA)
 
 
 def leaves_commit_in_doubt(error: BaseException) -> bool:

@@ -27,7 +27,14 @@ from rocket.routing.connection import (
     still_runs,
     unwrap,
 )
-from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged, StatementsOutdated, may_be_outdated
+from rocket.routing.failures import (
+    REFUSED,
+    UNREACHABLE,
+    NodeChanged,
+    OwnError,
+    StatementsOutdated,
+    may_be_outdated,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -296,11 +303,12 @@ class NodePool:
             try:
                 yield connection
             except Exception as error:
+                raised = error.error if isinstance(error, OwnError) else error
                 failure = _speaks_of_connection(error, connection)
                 if failure is None:
                     inner.changed = True  # to be looked at: something may be under way
                     inner.due_after(0)
-                    if may_be_outdated(error, inner.keeps):
+                    if may_be_outdated(raised, inner.keeps):
                         await inner.reload_schema_state()  # of all connections to the node
                         raise StatementsOutdated(error) from error
                     raise

@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import random
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from rocket.consistency import Choice, Lsn, Reason, SessionToken, choose, merged, obstacle, worth_waiting_for
+import asyncpg
+
+from rocket.consistency import (
+    Choice,
+    Lsn,
+    PrimaryStatus,
+    Reason,
+    SessionToken,
+    choose,
+    merged,
+    obstacle,
+    worth_waiting_for,
+)
 from rocket.errors import InvalidToken, Unavailable, describe
 from rocket.routing.answer import Answer, Role, Route
-from rocket.routing.bound import NoLongerReplica, ask_bound, run_bounded
+from rocket.routing.bound import NoLongerReplica, ReadBound, ask_bound, run_bounded
 from rocket.routing.connection import in_one_piece, unwrap
 from rocket.routing.epochs import resolve_tokens
-from rocket.routing.failures import NotAsObserved, OwnError, StatementsOutdated, speaks_against_node
+from rocket.routing.failures import (
+    NotAsObserved,
+    OwnError,
+    StatementsOutdated,
+    asks_primary,
+    may_pass,
+    speaks_against_node,
+)
 from rocket.routing.pool import CapacityLimiter, TooManyWaiting
 from rocket.routing.watch import STATUS_QUERY, replica_status_from
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from rocket.consistency import Epoch, PrimaryStatus, ReplicaStatus, Tokens
-    from rocket.routing.bound import ReadBound
+    from rocket.consistency import Epoch, ReplicaStatus, Tokens
+    from rocket.routing.answer import OnError
     from rocket.routing.catchup import CatchUp
     from rocket.routing.connection import Connection, Work
     from rocket.routing.floors import FloorStore
@@ -37,6 +57,32 @@ _log = logging.getLogger("rocket.router")
 
 class NodeFailed(Exception):
     """A replica could not serve a read that another node may."""
+
+
+def _tell(error: BaseException, route: Route, reason: Reason, on_error: OnError | None) -> None:
+    """Tell a read's caller what work has left by, if that is how it ends; raise an error of work as it is."""
+    if isinstance(error, OwnError):
+        if on_error is not None:
+            on_error(_left(route, error.error, error.shown, reason))
+        raise error.error from error.error.__cause__
+    if isinstance(error, Unavailable):
+        error.route = route
+    elif on_error is not None and route.on is not None and not isinstance(error, Exception):
+        on_error(_left(route, error, None, reason))  # it is cancelled, and must not wait for an answer
+
+
+def _left(route: Route, error: BaseException, shown: Lsn | None, reason: Reason) -> Answer[BaseException]:
+    """Return what work has left by in place of a value, with a token for what that may tell."""
+    on = route.on
+    assert on is not None  # noqa: S101 - work has run there
+    if isinstance(on, PrimaryStatus):
+        token = SessionToken(on.epoch, Lsn(0), shown)
+        reason = Reason.REPLICAS_FAILED if route.failed else reason
+        return Answer(error, on.name, Role.PRIMARY, reason, token, None, route)
+    # A read that is cancelled may have failed elsewhere before, and have shown something there.
+    incarnation = None if shown is None and route.failed else on.incarnation
+    token = route.tokens[0].after_replica_read(on.name, incarnation, shown)
+    return Answer(error, on.name, Role.REPLICA, reason, token, None, route)
 
 
 class Reads:
@@ -57,9 +103,15 @@ class Reads:
         """How many reads wait until the primary may take them."""
         return self._primary_reads.waiting
 
-    async def read(self, work: Work[ResultT], subject: str | None, tokens: Tokens) -> Answer[ResultT]:
-        """Read where the session's floors are respected, or those of `subject` where it brings none."""
+    async def read(
+        self, work: Work[ResultT], subject: str | None, tokens: Tokens, on_error: OnError | None = None
+    ) -> Answer[ResultT]:
+        """Read where the session's floors are respected, or those of `subject` where it brings none.
+
+        An error of work is an outcome like a value: it counts only where a value would.
+        """
         route = Route(time.monotonic() + self._limits.read_s, merged(tokens))
+        reason = Reason.OTHER_EPOCH  # where there are several tokens, only a primary knows what they mean
         try:
             if not route.tokens:
                 floor, epoch = await self._on_primary(functools.partial(self._look_up, subject), route)
@@ -68,25 +120,26 @@ class Reads:
                     return await self._read_on_primary(work, subject, reason, route)
                 route.tokens = (SessionToken(epoch, floor),)
                 route.floor_looked_up = True
-            if len(route.tokens) > 1:  # only a primary knows what has become of the earlier ones
-                return await self._read_on_primary(work, subject, Reason.OTHER_EPOCH, route)
-            while len(route.failed) < self._limits.replicas_tried:
+            while len(route.tokens) == 1 and len(route.failed) < self._limits.replicas_tried:
                 choice = self._choice(route)
                 if choice.reason is Reason.NOT_CAUGHT_UP and not route.failed:
                     choice = await self._after_waiting(choice, route)
-                status = choice.status
+                status, reason = choice.status, choice.reason
                 if status is None:
-                    return await self._read_on_primary(work, subject, choice.reason, route)
+                    break
                 try:
                     value, next_token = await self._read_on_replica(status, work, route)
                 except NodeFailed as failure:
                     _log.info("%s failed a read, trying elsewhere: %s", status.name, failure)
                     route.failed = {**route.failed, status.name: str(failure)}
+                    reason = Reason.REPLICAS_FAILED
+                except OwnError as own:
+                    return await self._second_opinion(own, status, work, subject, route)
                 else:
-                    return Answer(value, status.name, Role.REPLICA, choice.reason, next_token, None, route)
-            return await self._read_on_primary(work, subject, Reason.REPLICAS_FAILED, route)
-        except Unavailable as error:
-            error.route = route
+                    return Answer(value, status.name, Role.REPLICA, reason, next_token, None, route)
+            return await self._read_on_primary(work, subject, reason, route)
+        except BaseException as error:
+            _tell(error, route, reason, on_error)
             raise
 
     # --- the choice ---
@@ -141,13 +194,17 @@ class Reads:
                 asyncio.timeout(attempt_s),
                 self._nodes.replica(name, None if incarnation is None else status, attempt_s) as connection,
             ):
+                route.on = status
                 if incarnation is None:
                     value, route.bound, shown = await self._read_checked(name, work, token, connection)
                 else:
-                    value, route.bound = await run_bounded(work, connection)
-                    shown = route.bound.on_replica(token.epoch)
+                    value, route.bound, shown = await run_bounded(
+                        work, connection, ReadBound.on_replica, token.epoch
+                    )
         except OwnError as own:
-            raise own.error from own.error.__cause__
+            if may_pass(own.error):
+                raise NodeFailed(describe(own.error)) from own.error
+            raise
         except Exception as error:
             if speaks_against_node(error):
                 raise NodeFailed(describe(error)) from error
@@ -175,8 +232,27 @@ class Reads:
             found = obstacle(status, token, self._board, self._nodes.policy, time.monotonic())
             if found is not None:
                 raise NotAsObserved(f"where it was asked, it was not fit: {found}")
-            value, bound = await run_bounded(work, replica)
-            return value, bound, bound.on_replica(token.epoch)
+            return await run_bounded(work, replica, ReadBound.on_replica, token.epoch)
+
+    async def _second_opinion(
+        self, own: OwnError, status: ReplicaStatus, work: Work[ResultT], subject: str | None, route: Route
+    ) -> Answer[ResultT]:
+        """Ask the primary where an error may come from the server being a replica, and a late one; else raise it.
+
+        Then what the primary says is what counts: so what reads may do does not depend on where they go.
+        """
+        if asks_primary(own.error):
+            route.failed = {**route.failed, status.name: describe(own.error)}
+            try:
+                return await self._read_on_primary(work, subject, Reason.REPLICAS_FAILED, route)
+            except Unavailable:
+                if not isinstance(own.error, asyncpg.ReadOnlySQLTransactionError):
+                    raise  # it may be a late replica's
+                route.on = status
+        if status.incarnation is None and own.shown is None:
+            with contextlib.suppress(NodeFailed):
+                own.shown = await self._shown_by_any_replica(route.tokens[0].epoch, route)
+        raise own
 
     async def _shown_by_any_replica(self, epoch: Epoch, route: Route) -> Lsn:
         """Ask the primary for an LSN that covers all that a replica of its epoch can have shown until now.
@@ -207,8 +283,12 @@ class Reads:
             )
             if any(token.node is not None for token in route.tokens):
                 await self._wait_for_writes(primary, subject)
-            value, route.bound = await run_bounded(work, primary)
-            flush_lsn = route.bound.on_primary(epoch)
+            route.on = status
+            try:
+                value, route.bound, flush_lsn = await run_bounded(work, primary, ReadBound.on_primary, epoch)
+            except OwnError:
+                self._nodes.check_still_current(epoch)  # another one may know better
+                raise
             token = resolved.token or SessionToken(epoch, Lsn(0))
             if token.is_beyond(flush_lsn):
                 if not route.floor_looked_up:
@@ -244,8 +324,6 @@ class Reads:
         try:
             async with asyncio.timeout(route.deadline - time.monotonic()):
                 return await self._on_primary_in_time(ask, route)
-        except OwnError as own:
-            raise own.error from own.error.__cause__
         except TimeoutError:
             raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
 
@@ -260,6 +338,9 @@ class Reads:
                 async with self._primary_reads, self._nodes.primary(within_s) as (connection, status):
                     result = await ask(connection, status)
                 self._nodes.check_still_current(status.epoch)
+            except OwnError as own:
+                if last or not may_pass(own.error):
+                    raise
             except Exception as error:
                 if not speaks_against_node(error):
                     raise

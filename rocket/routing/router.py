@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from rocket.consistency import SessionToken, Tokens
-    from rocket.routing.answer import Answer
+    from rocket.routing.answer import Answer, OnError
     from rocket.routing.connection import Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.pool import NodePool
@@ -61,6 +61,7 @@ class Router:
         self._reads = Reads(nodes, floors, limits, None if observer is None else observer.catch_up)
         self._writes = Writes(nodes, floors, limits)
         self._closed = False
+        self._loop = asyncio.get_running_loop()
 
     @classmethod
     async def open(
@@ -157,9 +158,11 @@ class Router:
                 await self._observer.stop()
             await self._nodes.close()
 
-    def _check_open(self) -> None:
+    def _check_usable(self) -> None:
         if self._closed:
             raise RuntimeError("the router is closed")
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("the router was opened on another event loop: each loop needs one of its own")
 
     async def observing(self) -> None:
         """Wait until the router is closed; raise the error that ended its observer, if that happens before.
@@ -214,18 +217,23 @@ class Router:
             return False
         return True
 
-    async def write(self, work: Work[ResultT], *, subject: str | None, token: Tokens = None) -> Answer[ResultT]:
+    async def write(
+        self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
+    ) -> Answer[ResultT]:
         """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
 
-        Serialization failures and deadlocks are tried again, and what failed since the schema has changed. Raise
-        `Unavailable` when nothing was written,
-        `OutcomeUnknown` when that is not known, or when another primary may have been promoted meanwhile, and
-        `InvalidToken`. An error of `work` rolls back and is raised as it is.
+        Serialization failures and deadlocks are tried again, and what failed since the schema has changed; one
+        that `work` raises by itself, a few times. Raise `Unavailable` when nothing was written, `OutcomeUnknown`
+        when that is not known, or when another primary may have been promoted meanwhile, `TransactionEnded` when
+        `work` has committed or rolled back by itself, and `InvalidToken`. An error of `work` rolls back and is
+        raised as it is; `on_error` is as for `read`.
         """
-        self._check_open()
-        return await self._writes.write(work, subject, token)
+        self._check_usable()
+        return await self._writes.write(work, subject, token, on_error)
 
-    async def read(self, work: Work[ResultT], *, subject: str | None, token: Tokens = None) -> Answer[ResultT]:
+    async def read(
+        self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
+    ) -> Answer[ResultT]:
         """Run `work` on a node that shows every acknowledged write, and all that earlier reads have shown.
 
         With the session's token that is what the session wrote and read; without one it is what `subject` wrote,
@@ -233,7 +241,11 @@ class Router:
         nothing would cover it (a session's `read` refuses it in both places).
 
         Raise `Unavailable` if no node that may serve it answers in time, and `InvalidToken`. An error of `work` is
-        raised as it is.
+        raised as it is; one that may come from a replica, or from its being late, only if the primary agrees.
+
+        What `work` saw may be told by an error as well, or by work that is cancelled: `on_error` is called with an
+        answer that has it for its value before it is raised. Bring the token of that answer from then on, beside
+        those that the session has. A `Session` does this by itself.
         """
-        self._check_open()
-        return await self._reads.read(work, subject, token)
+        self._check_usable()
+        return await self._reads.read(work, subject, token, on_error)

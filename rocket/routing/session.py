@@ -8,13 +8,14 @@ import asyncpg
 
 from rocket.consistency import SessionToken, merged
 from rocket.errors import InvalidToken, WriteInRead
+from rocket.routing.bound import begun
 from rocket.routing.connection import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from rocket.consistency import Tokens
-    from rocket.routing.answer import Answer
+    from rocket.routing.answer import Answer, OnError
     from rocket.routing.connection import Connection, Work
     from rocket.routing.epochs import PossibleLoss
 
@@ -32,10 +33,14 @@ _READ_ONLY_NOW = "SET TRANSACTION READ ONLY"
 class ReadsAndWrites(Protocol):
     """What a session needs of a router."""
 
-    async def read(self, work: Work[ResultT], *, subject: str | None, token: Tokens = None) -> Answer[ResultT]:
+    async def read(
+        self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
+    ) -> Answer[ResultT]:
         """Run work on a node that has reached the token's floors."""
 
-    async def write(self, work: Work[ResultT], *, subject: str | None, token: Tokens = None) -> Answer[ResultT]:
+    async def write(
+        self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
+    ) -> Answer[ResultT]:
         """Run work in a transaction on the primary."""
 
 
@@ -43,7 +48,8 @@ class Session:
     """What one client wrote and saw, so that its next read shows all of that.
 
     `Router.session` makes one, mostly for a request or a job. Several tasks may use it at once: once one of them
-    has an answer, every read that begins afterwards shows what that answer shows.
+    has an answer, every read that begins afterwards shows what that answer shows. An error that work raises, and
+    work that is cancelled, count as answers: they may tell what work saw.
     """
 
     def __init__(
@@ -57,7 +63,10 @@ class Session:
         self.subject = subject
         """The owner of its writes; may be set once that is known, before the first read or write."""
         self.last: Answer[Any] | None = None
-        """The last answer: which node gave it, and why; `rocket.explain` explains it in sentences."""
+        """The last answer: which node gave it, and why; `rocket.explain` explains it in sentences.
+
+        Its value is what `read` or `write` returned, or the error that work raised.
+        """
         self.lost: PossibleLoss | None = None
         """Set if a promotion may have cost the session what it was promised. The client should be informed."""
         self._router = router
@@ -67,13 +76,14 @@ class Session:
     @property
     def token(self) -> str | None:
         """The text that the client must bring next time: printable ASCII without spaces; None if nothing yet."""
-        return ",".join(map(str, self._tokens)) or None
+        tokens = self._tokens
+        return str(tokens[0]) if len(tokens) == 1 else ",".join(map(str, tokens)) or None
 
     async def read(self, work: Work[ResultT]) -> ResultT:
         """Run `work` where it sees all that the session has written and seen; return what it returns.
 
         It may be run again, on another node, if one fails. On no node may it write: raise `WriteInRead` if it
-        does. Else raise as `Router.read` does.
+        does. Else raise as `Router.read` does. By then the session has a token for what work had seen.
         """
 
         async def only_reading(node: Connection) -> ResultT:
@@ -82,12 +92,14 @@ class Session:
                 await node.execute(_READ_ONLY_NOW)
             elif connection.epoch is not None:  # the primary; replicas' connections are like that from the start
                 await node.execute(_READ_ONLY)
-            return await work(node)
+            return await begun(work, node)
 
         while True:
             sent = self._tokens
             try:
-                answer = await self._router.read(only_reading, subject=self.subject, token=sent)
+                answer = await self._router.read(
+                    only_reading, subject=self.subject, token=sent, on_error=self._take_over
+                )
             except InvalidToken as error:
                 if not self._drops(sent, error.token):
                     raise
@@ -103,12 +115,12 @@ class Session:
 
         It may be run again, in a new transaction, if it was rolled back. The session's next reads see what it
         wrote, on whichever node: nothing has to be done for that. It need not write anything. Raise as
-        `Router.write` does.
+        `Router.write` does. By then the session has a token for what work had seen.
         """
         while True:
             sent = self._tokens
             try:
-                answer = await self._router.write(work, subject=self.subject, token=sent)
+                answer = await self._router.write(work, subject=self.subject, token=sent, on_error=self._take_over)
             except InvalidToken as error:
                 if not self._drops(sent, error.token):
                     raise
@@ -135,6 +147,13 @@ class Session:
         else:  # another request was answered meanwhile
             self._tokens = merged((*self._tokens, answer.token))
         return answer.value
+
+    def _take_over(self, left: Answer[BaseException]) -> None:
+        """Take over what work has told by an error."""
+        if left.token is not None:
+            self._tokens = merged((*self._tokens, left.token))
+            left = left._replace(token=self._tokens[0])
+        self.last = left
 
 
 def tokens_from(

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, TypeVar
 import asyncpg
 
 from rocket.consistency import Lsn, Reason, SessionToken, merged
-from rocket.errors import OutcomeUnknown, Unavailable, describe
+from rocket.errors import OutcomeUnknown, TransactionEnded, Unavailable, describe
 from rocket.routing.answer import Answer, Role
-from rocket.routing.connection import MAYBE_OWN, answers, discard, unwrap
+from rocket.routing.bound import LOOK_S, ask_bound, begun, is_own
+from rocket.routing.connection import discard, is_lost, unwrap
 from rocket.routing.epochs import check_epoch, resolve_tokens
 from rocket.routing.failures import (
     REFUSED,
     UNREACHABLE,
+    NotAsObserved,
     OwnError,
     StatementsOutdated,
     leaves_commit_in_doubt,
@@ -32,8 +34,9 @@ if TYPE_CHECKING:
 
     from asyncpg.transaction import Transaction
 
-    from rocket.consistency import Epoch, Tokens
-    from rocket.routing.connection import Connection, Work
+    from rocket.consistency import Epoch, PrimaryStatus, Tokens
+    from rocket.routing.answer import OnError
+    from rocket.routing.connection import Connection, NodeConnection, Work
     from rocket.routing.epochs import Resolved
     from rocket.routing.floors import FloorStore
     from rocket.routing.nodes import Nodes
@@ -44,6 +47,17 @@ ResultT = TypeVar("ResultT")
 _LONGEST_BACKOFF_S = 0.1
 _MOST_OUTDATED = 3
 """How often a write is run again with fresh statements."""
+_OWN_REPEATED = 3
+"""How many times work is run again that raises a serialization failure by itself."""
+_RAISED_BY_WORK = (None, "exec_stmt_raise")
+"""Where a serialization failure of its own comes from: from Python, or from RAISE in PL/pgSQL."""
+_ENDED = "work has ended the transaction of its write by itself"
+
+COMMIT = f"SET CONSTRAINTS ALL IMMEDIATE; {FORCE_FLUSH_STATEMENT}; COMMIT"
+"""Commits by one message, and has what counts hold at that moment.
+
+What runs at COMMIT, deferred triggers, could otherwise take back that it is flushed.
+"""
 
 _log = logging.getLogger("rocket.router")
 
@@ -56,58 +70,78 @@ class Writes:
         self._floors = floors
         self._limits = limits
 
-    async def write(self, work: Work[ResultT], subject: str | None, tokens: Tokens) -> Answer[ResultT]:
+    async def write(
+        self, work: Work[ResultT], subject: str | None, tokens: Tokens, on_error: OnError | None = None
+    ) -> Answer[ResultT]:
         """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
 
         Serialization failures and deadlocks are tried again. Raise as `Router.write` does.
         """
         given = merged(tokens)
         deadline = time.monotonic() + self._limits.write_s
-        attempt = outdated = 0
-        while True:
-            try:
-                return await self._write_once(work, subject, given, deadline)
-            except StatementsOutdated as error:
-                outdated += 1
-                if outdated > _MOST_OUTDATED or time.monotonic() > deadline:
-                    raise error.error from error.error.__cause__
-            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
-                attempt += 1
-                backoff_s = random.uniform(0, min(_LONGEST_BACKOFF_S, 0.001 * 2**attempt))  # noqa: S311
-                if time.monotonic() + backoff_s > deadline:
-                    raise Unavailable(f"the write was refused {attempt} times: {error}") from error
-                await asyncio.sleep(backoff_s)
+        attempt = _Attempt()
+        try:
+            while True:
+                try:
+                    return await self._write_once(work, subject, given, deadline, attempt)
+                except OwnError as own:
+                    if not attempt.is_repeated_after(own.error):
+                        raise
+                    error = own.error
+                except StatementsOutdated as outdated:
+                    attempt.count_outdated(outdated, deadline)
+                    continue
+                except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as of_router:
+                    error = of_router
+                await attempt.back_off(error, deadline)
+        except OwnError as own:
+            if on_error is not None:
+                on_error(attempt.left_by(own.error, own.shown))
+            raise own.error from own.error.__cause__
+        except BaseException as error:
+            if on_error is not None and attempt.on is not None and not isinstance(error, Exception):
+                on_error(attempt.left_by(error, None))  # it was cancelled, and must not wait for an answer
+            raise
 
     async def _write_once(
-        self, work: Work[ResultT], subject: str | None, tokens: Sequence[SessionToken], deadline: float
+        self,
+        work: Work[ResultT],
+        subject: str | None,
+        tokens: Sequence[SessionToken],
+        deadline: float,
+        attempt: _Attempt,
     ) -> Answer[ResultT]:
         commit_sent = False
         try:
             async with contextlib.AsyncExitStack() as stack:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    connection, primary = await stack.enter_async_context(
-                        self._nodes.primary_for_write(deadline - time.monotonic())
-                    )
-                    epoch = primary.epoch
-                    resolved = await self._resolve(connection, epoch, subject, tokens)
-                    transaction = connection.transaction()
-                    value = await self._up_to_commit(connection, transaction, epoch, work, subject)
-                commit_sent = unwrap(connection).commits = True
-                unwrap(connection).due_after(2 * self._limits.commit_s)
-                async with asyncio.timeout(self._limits.commit_s):
-                    await transaction.commit()
+                try:
+                    async with asyncio.timeout(deadline - time.monotonic()):
+                        connection, primary = await stack.enter_async_context(
+                            self._nodes.primary_for_write(deadline - time.monotonic())
+                        )
+                        epoch = primary.epoch
+                        resolved = await self._resolve(connection, epoch, subject, tokens)
+                        transaction = connection.transaction()
+                        await transaction.start()
+                        attempt.on = primary
+                        value, commit = await self._up_to_commit(connection, transaction, epoch, work, subject)
+                    commit_sent = unwrap(connection).commits = True
+                    unwrap(connection).due_after(2 * self._limits.commit_s)
+                    async with asyncio.timeout(self._limits.commit_s):
+                        await _commit(unwrap(connection), commit)
+                except OwnError as own:
+                    await self._roll_back(own, connection, transaction, epoch, attempt)
+                    raise
                 floor = await self._record_floor(connection, epoch, subject)
                 self._nodes.check_still_current(epoch)
                 token = _next_token(resolved.token, epoch, floor)
                 return Answer(value, primary.name, Role.PRIMARY, Reason.WRITE, token, resolved.lost)
-        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, StatementsOutdated):
-            raise  # not committed, and worth another try
-        except OwnError as own:
-            raise own.error from own.error.__cause__
+        except (OwnError, StatementsOutdated, asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
+            raise
         except Exception as error:
             if commit_sent and leaves_commit_in_doubt(error):
                 raise OutcomeUnknown(f"it is unknown whether it was committed: {describe(error)}") from error
-            if speaks_against_node(error):  # a COMMIT that is answered by one of these was rolled back
+            if speaks_against_node(error):
                 raise Unavailable(f"the primary did not take the write: {describe(error)}") from error
             raise
 
@@ -128,22 +162,56 @@ class Writes:
         epoch: Epoch,
         work: Work[ResultT],
         subject: str | None,
-    ) -> ResultT:
-        """Do all of a write but its COMMIT; roll back if that fails."""
-        await transaction.start()
+    ) -> tuple[ResultT, str]:
+        """Do all of a write but its COMMIT; return what work does, and the statements to commit by.
+
+        Raise `OwnError`, with the transaction still open, for what is not the failure of the server.
+        """
+        inner = unwrap(connection)
         try:
-            if not unwrap(connection).direct:
+            if not inner.direct:
                 await check_epoch(connection, epoch)
-            value = await _run(work, connection)
-            if await self._floors.begin_write(connection, subject, Lsn.PENDING) is None:
+            value = await begun(work, connection)
+            if not inner.is_in_transaction():
+                raise TransactionEnded(f"{_ENDED}: what it committed stays")  # noqa: TRY301 - as if by work
+            mark = await self._floors.begin_write(connection, subject, Lsn.PENDING)
+            if mark is None:
                 await connection.execute(FORCE_FLUSH_STATEMENT)
-        except UNREACHABLE:
-            raise  # no server would answer a ROLLBACK; the connection is discarded
-        except Exception:
-            with contextlib.suppress(*REFUSED):
-                await transaction.rollback()
+        except Exception as error:
+            if is_own(error, inner):
+                if not (isinstance(error, TransactionEnded) or is_lost(inner) or inner.is_in_transaction()):
+                    ended = TransactionEnded(f"{_ENDED}, and raised {error!r}: what it committed stays")
+                    ended.__cause__ = error
+                    raise OwnError(ended) from error
+                raise OwnError(error) from error
+            if not isinstance(error, UNREACHABLE):  # else no server would answer, and the connection is discarded
+                with contextlib.suppress(*REFUSED):
+                    await transaction.rollback()
             raise
-        return value
+        return value, COMMIT if mark != "" else "COMMIT"  # the last from a routing that promises nothing
+
+    async def _roll_back(
+        self, own: OwnError, connection: Connection, transaction: Transaction, epoch: Epoch, attempt: _Attempt
+    ) -> None:
+        """Roll back after an error of work; note what the primary had shown by then.
+
+        Raise `NotAsObserved` if another primary may know better: nothing was changed on this one.
+        """
+        is_certain = not isinstance(own.error, TransactionEnded)
+        try:
+            async with asyncio.timeout(LOOK_S):
+                unwrap(connection).commits = False
+                await transaction.rollback()
+                if not attempt.is_repeated_after(own.error):
+                    async with in_epoch(connection, epoch):
+                        own.shown = (await ask_bound(connection)).on_primary(epoch)
+            if is_certain:
+                self._nodes.check_still_current(epoch)
+        except NotAsObserved:
+            if is_certain:
+                raise
+        except (AttributeError, *REFUSED):  # no bound is known then
+            discard(connection)
 
     async def _record_floor(self, connection: Connection, epoch: Epoch, subject: str | None) -> Lsn:
         """Record the floor of a write that has been committed; failing to is slow, not wrong."""
@@ -156,14 +224,59 @@ class Writes:
             return Lsn.PENDING
 
 
-async def _run(work: Work[ResultT], connection: Connection) -> ResultT:
-    """Run work; raise `OwnError` for an error of its own that would otherwise be taken for the node's."""
+class _Attempt:
+    """What becomes of a write."""
+
+    __slots__ = ("number", "on", "outdated")
+
+    def __init__(self) -> None:
+        self.number = 0
+        """How many times it was refused."""
+        self.outdated = 0
+        """How many times it failed with prepared statements that are outdated."""
+        self.on: PrimaryStatus | None = None
+        """Where work was run last; None if it was not."""
+
+    def is_repeated_after(self, error: Exception) -> bool:
+        """Return whether work is run again: as long as there is time after what Postgres itself has raised."""
+        if not isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError):
+            return False
+        return error.server_source_function not in _RAISED_BY_WORK or self.number < _OWN_REPEATED
+
+    def count_outdated(self, outdated: StatementsOutdated, deadline: float) -> None:
+        """Raise what work has raised, if fresh statements have not helped, or there is no more time."""
+        self.outdated += 1
+        if self.outdated > _MOST_OUTDATED or time.monotonic() > deadline:
+            raise outdated.error from outdated.error.__cause__
+
+    async def back_off(self, error: Exception, deadline: float) -> None:
+        """Wait a little before the next time; raise `Unavailable` if that would be too late."""
+        self.number += 1
+        backoff_s = random.uniform(0, min(_LONGEST_BACKOFF_S, 0.001 * 2**self.number))  # noqa: S311
+        if time.monotonic() + backoff_s > deadline:
+            raise Unavailable(f"the write was refused {self.number} times: {error}") from error
+        await asyncio.sleep(backoff_s)
+
+    def left_by(self, error: BaseException, shown: Lsn | None) -> Answer[BaseException]:
+        """Return what work has left by in place of a value, with a token for what that may tell."""
+        assert self.on is not None  # noqa: S101 - work has run there
+        written = Lsn(0)
+        if isinstance(error, TransactionEnded):
+            written = Lsn.PENDING if shown is None else shown
+        token = SessionToken(self.on.epoch, written, shown)
+        return Answer(error, self.on.name, Role.PRIMARY, Reason.WRITE, token)
+
+
+async def _commit(connection: NodeConnection, statements: str) -> None:
+    """Commit; raise `OwnError` where it is certain that nothing was, and the server is not to blame."""
     try:
-        return await work(connection)
-    except MAYBE_OWN as error:
-        if answers(unwrap(connection)):
+        tag = await connection.end_transaction(statements)
+    except asyncpg.PostgresError as error:
+        if is_own(error, connection) and (connection.is_in_transaction() or not leaves_commit_in_doubt(error)):
             raise OwnError(error) from error
         raise
+    if tag != "COMMIT":
+        raise OwnError(asyncpg.InFailedSQLTransactionError("work has swallowed an error: COMMIT rolled back"))
 
 
 def _next_token(token: SessionToken | None, epoch: Epoch, floor: Lsn) -> SessionToken:

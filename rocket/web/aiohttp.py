@@ -71,8 +71,7 @@ def setup(
             return
         headers = response.headers
         values = _values_of(request)
-        for name, value in session_fields(session, carries, values, secure=request.secure, route=route_headers):
-            headers.add(name, value)
+        headers.extend(session_fields(session, carries, values, secure=request.secure, route=route_headers))
         if session.last is not None:
             headers.setdefault(*NOT_TO_BE_CACHED)
 

@@ -53,7 +53,8 @@ class Header:
         secure: bool,  # noqa: ARG002 - nor does TLS
     ) -> Sequence[tuple[str, str]]:
         """Return the header, if the session was used."""
-        return [] if session.last is None or session.token is None else [(HEADER, session.token)]
+        token = None if session.last is None else session.token
+        return [] if token is None else [(HEADER, token)]
 
 
 class Cookie:

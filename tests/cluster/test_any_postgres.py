@@ -17,18 +17,19 @@ import pytest
 from rocket.cluster import control, faults
 from rocket.cluster.errors import NodeNotRunning, ServerFailedToStart
 from rocket.cluster.process import server_processes
-from tests.support.clusters import has_run_again
+from tests.support.clusters import EVERY_POSTGRES, has_run_again, on
 
 if TYPE_CHECKING:
     from rocket.cluster.cluster import LocalCluster
 
 
-@pytest.fixture(params=["wheel", "system"])
-def cluster(request: pytest.FixtureRequest, cluster: LocalCluster) -> LocalCluster:
+pytestmark = EVERY_POSTGRES
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest, postgres: str, cluster: LocalCluster) -> LocalCluster:
     """The cluster on each Postgres in turn."""
-    if request.param == "wheel":
-        return cluster
-    return request.getfixturevalue("system_cluster")  # type: ignore[no-any-return]
+    return on(request, postgres, cluster)
 
 
 async def status(cluster: LocalCluster, name: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from rocket.cluster.errors import (
     ServerFailedToStart,
 )
 from rocket.cluster.node import Node, NodeState
-from rocket.cluster.process import ServerProcess, server_account
+from rocket.cluster.process import server_account
 from rocket.cluster.supervisor import local_cluster, supervise
 from rocket.errors import SetupError
 from rocket.lab.shutdown import background
@@ -273,16 +273,16 @@ async def test_kept_replica_that_cannot_follow_is_cloned_anew_as_the_cluster_sta
     """It was left behind in an earlier run; the start does not fail for it, and has it up in the end."""
     async with local_cluster(settings(data_dir=kept_dir / "data")) as cluster:
         await leave_behind(cluster)
-    answers = Node.answers
+    lets_in = Node.lets_in
 
-    async def slow_to_see_it(node: Node, process: ServerProcess) -> bool:
+    async def slow_to_see_it(node: Node) -> bool:
         """Other tasks have seen it stream, or complain, before the one that started it sees that it answers."""
-        answered = await answers(node, process)
-        if node.is_replica:
+        answered = await lets_in(node)
+        if answered and node.is_replica:
             await asyncio.sleep(0.5)
         return answered
 
-    monkeypatch.setattr(Node, "answers", slow_to_see_it)
+    monkeypatch.setattr(Node, "lets_in", slow_to_see_it)
     async with local_cluster(settings(data_dir=kept_dir / "data")) as cluster:
         replica = await cluster.node("replica0").connect()
         assert 4 == await replica.fetchval("SELECT count(*) FROM kept")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rocket.cluster import control
 from rocket.cluster.directories import remove_with_shared_memory
 from rocket.cluster.errors import ServerKeepsDying
-from rocket.cluster.node import Fault
+from rocket.cluster.node import Fault, NodeState
 from rocket.cluster.promotion import promote
 from rocket.cluster.rejoin import bring_up
 from rocket.cluster.supervisor import local_cluster, supervise
@@ -136,6 +137,13 @@ def damaged(cluster: LocalCluster, node: Node, damage: Callable[[Node], None]) -
     damage(node)
 
 
+async def given_up(node: Node) -> None:
+    """Wait until a node is no longer started again."""
+    async with asyncio.timeout(60):
+        while node.state is not NodeState.GIVEN_UP:
+            await asyncio.sleep(0.01)
+
+
 async def dies(node: Node) -> None:
     """Let a server die once it is up, by a signal from outside."""
     async with asyncio.timeout(20):
@@ -180,30 +188,31 @@ async def test_replica_is_cloned_anew_after_two_failed_starts(caplog: pytest.Log
 async def test_replica_that_dies_again_and_again_is_cloned_anew_and_then_given_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """At the third death within a minute, and at the fifth."""
+    """At the third death within a minute, and at the fifth: it alone, until it is started by hand."""
     caplog.set_level("INFO", "rocket.cluster")
-    async with local_cluster(settings(replicas=2)) as cluster:
-        supervision = asyncio.create_task(supervise(cluster), name="supervisor")
-        try:
-            node = cluster.node("replica0")
-            for _ in range(2):
-                await dies(node)
-            assert "anew" not in caplog.text
+    async with supervised() as cluster:
+        node = cluster.node("replica0")
+        for _ in range(2):
             await dies(node)
-            await all_have(cluster, set())
-            assert "replica0 died again (by signal 9, SIGKILL): it is cloned anew from primary" in caplog.text
-            for _ in range(2):
-                await dies(node)
-            with pytest.raises(ServerKeepsDying, match="replica0 keeps dying"):
-                async with asyncio.timeout(20):
-                    await supervision
-        finally:
-            supervision.cancel()
-            await asyncio.gather(supervision, return_exceptions=True)
+        assert "anew" not in caplog.text
+        await dies(node)
+        await all_have(cluster, set())
+        assert "replica0 died again (by signal 9, SIGKILL): it is cloned anew from primary" in caplog.text
+        for _ in range(2):
+            await dies(node)
+        await given_up(node)
+        assert "replica0 keeps dying (by signal 9, SIGKILL): see " in caplog.text
+        assert {"primary": "up", "replica0": "given up", "replica1": "up"} == {
+            each.name: each.describe_state() for each in cluster.nodes.values()
+        }
+        await keep(cluster.primary, "meanwhile")
+        await bring_up(cluster, node)
+        await dies(node)  # its count begins anew
+        await all_have(cluster, {"meanwhile"})
 
 
 async def test_replica_is_given_up_when_not_even_a_fresh_copy_starts(caplog: pytest.LogCaptureFixture) -> None:
-    """Another program has taken its port: no directory helps against that."""
+    """Another program has taken its port: no directory helps against that, until `heal` finds it free again."""
     caplog.set_level("INFO", "rocket.cluster")
     async with local_cluster(settings()) as cluster:
         node = cluster.node("replica0")
@@ -213,14 +222,18 @@ async def test_replica_is_given_up_when_not_even_a_fresh_copy_starts(caplog: pyt
         async with asyncio.timeout(5):
             while node.pid is not None:
                 await asyncio.sleep(0.01)
-        with socket.socket() as taken:
-            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            taken.bind(("127.0.0.1", node.port))
-            taken.listen()
-            async with asyncio.timeout(60):
-                with pytest.raises(ServerKeepsDying, match="replica0 does not start, not even as a fresh copy"):
-                    await supervise(cluster)
-    assert 5 == caplog.text.count("replica0 is cloned anew from primary")
+        taken = socket.socket()
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", node.port))
+        taken.listen()
+        async with background(supervise(cluster), "supervisor"):
+            with taken:
+                await given_up(node)
+            assert "replica0 does not start, not even as a fresh copy: see " in caplog.text
+            await keep(cluster.primary, "meanwhile")
+            await control.heal(cluster)
+            await all_have(cluster, {"meanwhile"})
+    assert 5 + 1 == caplog.text.count("replica0 is cloned anew from primary")
 
 
 async def test_primary_is_never_cloned_anew(caplog: pytest.LogCaptureFixture) -> None:

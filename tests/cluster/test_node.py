@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from rocket.cluster.cluster import LocalCluster
 
-STOPPED, STARTING, UP, STOPPING, RESTARTING, TRIMMING, REWINDING, CLONING = NodeState
+(
+    STOPPED, STARTING, RECOVERING, UP, STOPPING, RESTARTING, TRIMMING, REWINDING, CLONING, GIVEN_UP,
+) = NodeState  # fmt: skip
 
 
 @pytest.fixture

@@ -162,18 +162,22 @@ async def test_each_call_ends_in_time_wherever_the_link_halts(cluster: LocalClus
             await asyncio.sleep(0.02)
 
 
-async def test_a_write_that_fails_on_a_half_open_link_is_over_in_time(cluster: LocalCluster, board: Board) -> None:
+@pytest.mark.parametrize("pieces", [2, 6])
+async def test_a_write_that_fails_on_a_half_open_link_is_over_in_time(
+    cluster: LocalCluster, board: Board, pieces: int
+) -> None:
     """However often: no place is lost by it."""
-    async with behind_a_link(cluster, board, "primary") as (router, link):
+    limits = Limits(write_s=3, commit_s=3, connections=2)
+    async with behind_a_link(cluster, board, "primary", limits) as (router, link):
 
         async def fails(db: Connection) -> None:
             await db.fetchval("SELECT 1")
-            link.halt_after(2)  # the ROLLBACK and its answer get through
+            link.halt_after(pieces)  # the ROLLBACK and its answer get through, and what the primary has shown
             raise WorkFailed
 
         for _ in range(3):
             await router.write(returns, subject="ann")
-            async with asyncio.timeout(LONGEST_S):
+            async with asyncio.timeout(2.5):
                 with pytest.raises(WorkFailed):
                     await router.write(fails, subject="ann")
             assert link.halted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -212,35 +212,36 @@ async def test_role_that_may_not_see_the_startup_process_vouches_for_nothing(clu
 
 @pytest.mark.vouched
 async def test_whatever_a_node_does_the_observer_goes_on(
-    observer: Observer, board: Board, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, board: Board, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An unforeseen error takes the status away, is logged with its traceback, and ends nothing."""
+
+    class Odd(connection.NodeConnection):
+        __slots__ = ()
+
+        async def fetchrow(self, *_: object, **__: object) -> NoReturn:
+            raise KeyError("cannot switch to state 12")
+
+    async def connect(dsn: str) -> connection.NodeConnection:
+        opened = await connection.connect(dsn)
+        if is_odd and dsn == nodes["replica0"]:
+            opened.__class__ = Odd
+        return opened
+
+    nodes, is_odd = dsns(cluster), False
+    observer = Observer(nodes, board, interval_s=0.05, connect=connect)
     await observer.run_once()
     watch = observer.watches["replica0"]
     watch.close()
-
-    class Odd:
-        direct = True
-
-        def is_closed(self) -> bool:
-            return False
-
-        async def fetchrow(self, *_: object, **__: object) -> None:
-            raise KeyError("cannot switch to state 12")
-
-        def terminate(self) -> None:
-            pass
-
-    async def connect_oddly(_dsn: str) -> Odd:
-        return Odd()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(connection, "connect", connect_oddly)
-        await observer.run_once()
+    is_odd = True
+    await observer.run_once()
     assert board.replica(watch.name) is None
+    assert isinstance(watch.failure, KeyError)
     assert [True] == [bool(record.exc_info) for record in caplog.records if watch.name in record.getMessage()]
+    is_odd = False
     await observer.run_once()
     assert board.replica(watch.name) is not None
+    observer.close()
 
 
 async def test_backends_ended_under_its_hands_do_not_end_it(cluster: LocalCluster, board: Board) -> None:

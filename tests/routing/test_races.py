@@ -20,6 +20,7 @@ from rocket.lab.app import DATABASE
 from rocket.lab.comparison import ComparisonRouter, Routing
 from rocket.lab.shutdown import background
 from rocket.routing.bound import ReadBound
+from tests.support.clusters import EVERY_POSTGRES, on
 from tests.support.races import come_back_behind, read_ride, restart_point_now, write_ride
 from tests.support.servers import dsns, paused, recorded, role
 
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     from rocket.cluster.cluster import LocalCluster
     from rocket.consistency import Epoch
     from rocket.routing.observer import Observer
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest, postgres: str, cluster: LocalCluster) -> LocalCluster:
+    """The cluster on the Postgres that a test asks for."""
+    return on(request, postgres, cluster)
 
 
 class HeldBeforeCommit(UserFloors):
@@ -51,6 +58,7 @@ class HeldBeforeCommit(UserFloors):
         await self.replay_stopped.enter_async_context(paused(self._cluster))
 
 
+@EVERY_POSTGRES
 @pytest.mark.parametrize(("routing", "fresh"), [(Routing.ARTICLE, False), (Routing.NEVER_STALE, True)])
 async def test_floor_taken_inside_the_transaction_is_stale_and_ours_is_not(
     cluster: LocalCluster, observer: Observer, board: Board, email: str, routing: Routing, *, fresh: bool
@@ -92,6 +100,7 @@ async def test_what_was_written_as_published_is_not_missed_once_the_guarantee_is
         assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id, token)
 
 
+@EVERY_POSTGRES
 @pytest.mark.parametrize(("routing", "fresh"), [(Routing.ARTICLE, False), (Routing.NEVER_STALE, True)])
 async def test_replica_that_comes_back_behind_is_read_stale_as_published_and_not_by_us(
     cluster: LocalCluster,

@@ -156,7 +156,7 @@ async def test_a_commit_that_is_given_up_goes_on_waiting_for_its_confirmation(cl
                 await write_on()
             for _ in range(20):
                 waiting = await admin.fetchval(
-                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'COMMIT%'"
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%COMMIT'"
                 )
                 seen = await admin.fetchval(f"SELECT count(*) FROM {table}")  # noqa: S608
                 assert (1, confirmed) == (waiting, seen)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rocket.cluster.directories import PortReservations
 from rocket.cluster.process import server_account
 from rocket.lab.app import DATABASE
 from tests.support.servers import ROLES, fresh_dir
@@ -46,9 +47,9 @@ def pgbouncer(
     """
     needs_pgbouncer()
     assert PROGRAM is not None
-    port = free_port()
     account = server_account()
-    with fresh_dir() as home:
+    with fresh_dir() as home, PortReservations() as reservations:
+        port = reservations.reserve_any()
         file = home / "pgbouncer.ini"
         file.write_text(_configuration(cluster, who, port, home, settings))
         for name, path in (files or {}).items():
@@ -104,13 +105,6 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
             process.wait(0.05)
             break
     pytest.fail(f"pgbouncer did not come up: {log.read_text()}")
-
-
-def free_port() -> int:
-    """Return a TCP port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.asynccontextmanager

@@ -7,6 +7,8 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from rocket.cluster.cluster import ClusterSettings
 from rocket.cluster.process import server_processes
 from rocket.cluster.supervisor import local_cluster, supervise
@@ -20,12 +22,19 @@ if TYPE_CHECKING:
     from rocket.cluster.node import Node
     from rocket.cluster.process import ServerProcess
 
+EVERY_POSTGRES = pytest.mark.parametrize("postgres", ["wheel", "system"])
+"""For tests of a cluster on each Postgres: the wheel's, and the system's where there is one."""
 SCHEMA = "CREATE TABLE IF NOT EXISTS kept (what text)"
 
 
 def settings(**others: object) -> ClusterSettings:
     """Return settings of a small cluster on free ports, with a table `kept`."""
     return ClusterSettings(**{"replicas": 1, "port": 0, "schema": SCHEMA} | others)  # type: ignore[arg-type]
+
+
+def on(request: pytest.FixtureRequest, postgres: str, wheel: LocalCluster) -> LocalCluster:
+    """Return the session's cluster on a Postgres; `wheel` is the one on the wheel's."""
+    return wheel if postgres == "wheel" else request.getfixturevalue("system_cluster")
 
 
 @contextlib.asynccontextmanager

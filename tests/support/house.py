@@ -108,6 +108,9 @@ _PROSE = (
 PROSE_LEFT_BEHIND = re.compile(rf"\b(?:{'|'.join(_PROSE)})\b", re.IGNORECASE)
 """Phrases that stay out of docstrings, comments, log lines, help and pages."""
 
+ACCOUNT = '"nobody"'
+"""A name that is not ours to choose: Unix' account without privileges."""
+
 
 class Word(NamedTuple):
     """A word that should not be there."""
@@ -136,6 +139,8 @@ def words_left_behind(path: Path, text: str) -> list[Word]:
                 for part in _parts_of(token.string)
                 if part in NAMES_LEFT_BEHIND
             ]
+        elif token.string == ACCOUNT:
+            continue
         elif token.type in {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1)}:
             for match in PROSE_LEFT_BEHIND.finditer(token.string):
                 line = token.start[0] + token.string[: match.start()].count("\n")

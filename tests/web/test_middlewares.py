@@ -16,10 +16,11 @@ from rocket.web.asgi import RocketMiddleware
 from tests.support.servers import dsns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from pytest_aiohttp.plugin import AiohttpClient
 
+    from rocket import Connection
     from rocket.cluster.cluster import LocalCluster
     from rocket.web.asgi import Message, Receive, Scope, Send
 
@@ -35,6 +36,16 @@ async def plain(cluster: LocalCluster) -> AsyncIterator[Router]:
         yield router
 
 
+def answers(error: type[web.HTTPException]) -> Callable[[Connection], Awaitable[None]]:
+    """Return work that answers by an error, as handlers do."""
+
+    async def work(db: Connection) -> None:
+        await db.fetchval("SELECT 1")
+        raise error
+
+    return work
+
+
 async def handle(request: web.Request) -> web.StreamResponse:
     """Write, and end as the path says."""
     session = request[for_aiohttp.SESSION]
@@ -45,6 +56,10 @@ async def handle(request: web.Request) -> web.StreamResponse:
             raise Unavailable("no node")
         case "/unknown":
             raise OutcomeUnknown("who knows")
+        case "/absent":
+            await session.read(answers(web.HTTPNotFound))
+        case "/sold-out":
+            await session.write(answers(web.HTTPConflict))
     await session.write(lambda db: db.fetchval("SELECT 1"))
     match request.path:
         case "/missing":
@@ -64,6 +79,8 @@ async def handle(request: web.Request) -> web.StreamResponse:
     [
         ("/", 200, True),
         ("/missing", 404, True),
+        ("/absent", 404, True),
+        ("/sold-out", 409, True),
         ("/bug", 500, True),
         ("/stream", 200, True),
         ("/quiet", 200, False),
@@ -146,3 +163,30 @@ async def test_a_browsers_concurrent_requests_are_covered_by_cookies(plain: Rout
         gone, anew = await by_asgi(plain, "http", f"notes.00000000={wrong}")
         assert gone.startswith("notes.00000000=; ")
         assert wrong not in anew
+
+
+async def test_asgi_carries_what_work_has_read_with_an_error(plain: Router) -> None:
+    """A framework makes an answer of it inside the middleware."""
+
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        session = scope["state"]["rocket"]
+        do = session.read if scope["path"] == "/absent" else session.write
+        try:
+            await do(answers(web.HTTPNotFound))
+        except web.HTTPNotFound:
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body"})
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    for path in ("/absent", "/sold-out"):
+        sent: list[Message] = []
+
+        async def send(message: Message, sent: list[Message] = sent) -> None:
+            sent.append(message)
+
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path, "headers": []}
+        await RocketMiddleware(app, lambda: plain)(scope, receive, send)
+        assert 404 == sent[0]["status"]
+        assert {b"rocket-session", b"cache-control"} == {name for name, _ in sent[0]["headers"]}

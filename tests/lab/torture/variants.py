@@ -44,6 +44,7 @@ from rocket.routing.failures import NotAsObserved
 from rocket.routing.nodes import Nodes
 from rocket.routing.pool import NodePool, Place
 from rocket.routing.reads import Reads
+from rocket.routing.session import Session
 from rocket.routing.watch import NodeWatch
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from asyncpg import Record
 
     from rocket.consistency import Epoch, Incarnation, Policy, PrimaryStatus, Tokens
-    from rocket.routing.answer import Route
+    from rocket.routing.answer import Answer, Route
     from rocket.routing.connection import Connection
     from rocket.routing.epochs import Resolved
 
@@ -546,6 +547,29 @@ def token_not_raised_on_reads(patch: pytest.MonkeyPatch) -> None:
         return self
 
     patch.setattr(SessionToken, "after_replica_read", as_before)
+
+
+@convicted_by("tests/routing/test_outcomes.py::test_what_work_had_read_before_it_raised_is_never_taken_back")
+def token_not_raised_on_errors(patch: pytest.MonkeyPatch) -> None:
+    """Work that raises has told nothing: the session goes on with the token that it had.
+
+    Torture's clients never raise in work.
+    """
+
+    def as_before(_self: Session, _left: Answer[BaseException]) -> None: ...
+
+    patch.setattr(Session, "_take_over", as_before)
+
+
+@convicted_by(
+    "tests/routing/test_own_transactions.py::test_what_runs_at_commit_does_not_take_back_that_it_is_flushed"
+)
+def mark_trusted_at_commit(patch: pytest.MonkeyPatch) -> None:
+    """A COMMIT is flushed because the mark has set that, whatever deferred triggers do since.
+
+    Torture's tables have no triggers.
+    """
+    patch.setattr(writes, "COMMIT", "COMMIT")
 
 
 @convicted_by("tests/routing/test_bounds.py::test_read_that_cannot_be_bounded_ties_the_session_to_its_replica")
