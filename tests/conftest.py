@@ -11,16 +11,13 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from rocket import Policy
 from rocket.cluster.cluster import ClusterSettings, LocalCluster
 from rocket.cluster.supervisor import local_cluster, supervise
-from rocket.consistency import Board
 from rocket.lab.api.app import build_app
-from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
-from rocket.lab.comparison import ComparisonRouter
 from rocket.lab.shutdown import background
 from rocket.routing.observer import Observer
+from tests.support.routers import board_of_primary, opened
 from tests.support.servers import REPLICAS, ROLES, choose_role, dsns, fresh_dir, schema
 
 if TYPE_CHECKING:
@@ -31,10 +28,26 @@ if TYPE_CHECKING:
     from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
+    from rocket.consistency import Board
+    from rocket.lab.comparison import ComparisonRouter
+
 
 # Real servers share the machine with the tests: how long an example takes says nothing.
 hypothesis.settings.register_profile("rocket", deadline=None)
 hypothesis.settings.load_profile("rocket")
+
+
+LONGEST_FIRST = tuple(
+    f"tests/{name}.py"
+    for name in (
+        "lab/test_run_all", "cluster/test_healing", "consistency/test_simulation", "lab/inspector/test_page",
+        "lab/test_workers", "lab/bench/test_bench", "lab/torture/test_torture", "test_package",
+        "cluster/test_promotion", "cluster/test_any_postgres", "lab/inspector/test_scenarios",
+        "routing/test_promotion", "cluster/test_cluster", "lab/status/test_status", "lab/api/test_sessions",
+        "lab/test_takeover", "lab/patroni/test_switchover",
+    )
+)  # fmt: skip
+"""Of ten seconds and more, so that no process works on one of them when the others are done."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,7 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a role that may not see enough has other rules for."""
+    """Begin with the longest files, and leave out what a role that may not see enough has other rules for."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
     role = config.getoption("--role")
     for item in items:
         if role == "plain" and item.get_closest_marker("vouched"):
@@ -115,12 +130,7 @@ def email() -> str:
 @pytest_asyncio.fixture
 async def board(cluster: LocalCluster) -> Board:
     """A board that knows the primary, and no replica."""
-    board = Board()
-    finder = Observer(dsns(cluster), board, interval_s=1, roles_only=True)
-    await finder.run_once()
-    finder.close()
-    assert board.primary is not None
-    return board
+    return await board_of_primary(cluster)
 
 
 @pytest_asyncio.fixture
@@ -134,12 +144,7 @@ async def observer(cluster: LocalCluster, board: Board) -> AsyncIterator[Observe
 @pytest_asyncio.fixture
 async def router(cluster: LocalCluster, board: Board) -> AsyncIterator[ComparisonRouter]:
     """A never-stale router on `board`; a test may switch its routing."""
-    async with await ComparisonRouter.open(
-        dsns(cluster),
-        UserFloors(),
-        board,
-        policy=Policy(primary_lease_s=60.0),  # nothing observes unless a test does
-    ) as router:
+    async with opened(cluster, board) as router:
         yield router
 
 

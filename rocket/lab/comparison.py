@@ -250,12 +250,7 @@ class _ResettingPool(NodePool):
 
 
 class _WrongSession(Session):
-    """Hands out no tokens, and does not keep reads on the primary from writing, which costs two statements."""
-
-    async def read(self, work: Work[ResultT]) -> ResultT:
-        """Run work on the node that the routing names."""
-        sent = self._tokens
-        return self._advance(sent, await self._router.read(work, subject=self.subject, token=sent))
+    """Hands out no tokens."""
 
     def _advance(self, sent: Sequence[SessionToken], answer: Answer[ResultT]) -> ResultT:
         value = super()._advance(sent, answer)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 ShownT = TypeVar("ShownT", Lsn, Lsn | None)
 
-LOOK_S = 0.5
+LOOK_S = 1.0
 """How long a node is waited for after an error of work: it is asked what it had shown by then."""
 
 READ_BOUND = """(

@@ -23,7 +23,7 @@ from rocket.consistency import (
     obstacle,
     worth_waiting_for,
 )
-from rocket.errors import InvalidToken, Unavailable, describe
+from rocket.errors import InvalidToken, Unavailable, WriteInRead, describe
 from rocket.routing.answer import Answer, Role, Route
 from rocket.routing.bound import NoLongerReplica, ReadBound, ask_bound, run_bounded
 from rocket.routing.connection import in_one_piece, unwrap
@@ -52,6 +52,11 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
+_READ_ONLY = "SET default_transaction_read_only = on"
+"""On the primary as on a replica. The pool takes it back with the connection."""
+_READ_ONLY_NOW = "SET TRANSACTION READ ONLY"
+"""Behind a pooler, where each read is in a transaction."""
+
 _log = logging.getLogger("rocket.router")
 
 
@@ -64,6 +69,10 @@ def _tell(error: BaseException, route: Route, reason: Reason, on_error: OnError 
     if isinstance(error, OwnError):
         if on_error is not None:
             on_error(_left(route, error.error, error.shown, reason))
+        if isinstance(error.error, asyncpg.ReadOnlySQLTransactionError):
+            raise WriteInRead(
+                f"this work writes, so it has to go through the session's write: {error.error}"
+            ) from error.error
         raise error.error from error.error.__cause__
     if isinstance(error, Unavailable):
         error.route = route
@@ -283,6 +292,7 @@ class Reads:
             )
             if any(token.node is not None for token in route.tokens):
                 await self._wait_for_writes(primary, subject)
+            await primary.execute(_READ_ONLY if unwrap(primary).direct else _READ_ONLY_NOW)
             route.on = status
             try:
                 value, route.bound, flush_lsn = await run_bounded(work, primary, ReadBound.on_primary, epoch)

@@ -237,8 +237,7 @@ class Router:
         """Run `work` on a node that shows every acknowledged write, and all that earlier reads have shown.
 
         With the session's token that is what the session wrote and read; without one it is what `subject` wrote,
-        for which the primary has to be asked. `work` must not write: on a replica it cannot, and on the primary
-        nothing would cover it (a session's `read` refuses it in both places).
+        for which the primary has to be asked. `work` must not write, on no node: raise `WriteInRead` if it does.
 
         Raise `Unavailable` if no node that may serve it answers in time, and `InvalidToken`. An error of `work` is
         raised as it is; one that may come from a replica, or from its being late, only if the primary agrees.

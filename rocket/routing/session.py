@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import asyncpg
-
 from rocket.consistency import SessionToken, merged
-from rocket.errors import InvalidToken, WriteInRead
-from rocket.routing.bound import begun
-from rocket.routing.connection import unwrap
+from rocket.errors import InvalidToken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from rocket.consistency import Tokens
     from rocket.routing.answer import Answer, OnError
-    from rocket.routing.connection import Connection, Work
+    from rocket.routing.connection import Work
     from rocket.routing.epochs import PossibleLoss
 
 ResultT = TypeVar("ResultT")
 
 _MOST_TOKENS = 16
 """A client with concurrent requests may hold several."""
-
-_READ_ONLY = "SET default_transaction_read_only = on"
-"""As it is on a replica. The pool takes it back with the connection."""
-_READ_ONLY_NOW = "SET TRANSACTION READ ONLY"
-"""Behind a pooler each read is in a transaction, and the connection does not know whether it is on the primary."""
 
 
 class ReadsAndWrites(Protocol):
@@ -82,31 +73,16 @@ class Session:
     async def read(self, work: Work[ResultT]) -> ResultT:
         """Run `work` where it sees all that the session has written and seen; return what it returns.
 
-        It may be run again, on another node, if one fails. On no node may it write: raise `WriteInRead` if it
-        does. Else raise as `Router.read` does. By then the session has a token for what work had seen.
+        It may be run again, on another node, if one fails, and it may write on none. Raise as `Router.read` does.
+        By then the session has a token for what work had seen.
         """
-
-        async def only_reading(node: Connection) -> ResultT:
-            connection = unwrap(node)
-            if not connection.direct:
-                await node.execute(_READ_ONLY_NOW)
-            elif connection.epoch is not None:  # the primary; replicas' connections are like that from the start
-                await node.execute(_READ_ONLY)
-            return await begun(work, node)
-
         while True:
             sent = self._tokens
             try:
-                answer = await self._router.read(
-                    only_reading, subject=self.subject, token=sent, on_error=self._take_over
-                )
+                answer = await self._router.read(work, subject=self.subject, token=sent, on_error=self._take_over)
             except InvalidToken as error:
                 if not self._drops(sent, error.token):
                     raise
-            except asyncpg.ReadOnlySQLTransactionError as error:
-                raise WriteInRead(
-                    f"this work writes, so it has to go through the session's write: {error}"
-                ) from error
             else:
                 return self._advance(sent, answer)
 

@@ -28,7 +28,7 @@ from tests.support.program import (
 
 async def test_run_shows_reads_from_several_replicas_and_ends_clean(kept_dir: Path) -> None:
     """The main job: traffic, a trace, no stale read, exit 0, nothing left."""
-    async with run_all(kept_dir, "--simulator-rate", "60", "--duration", "5") as program:
+    async with run_all(kept_dir, "--simulator-rate", "60", "--duration", "3") as program:
         code = await program.ends()
     nodes = set(re.findall(r"Reading ride \d+ from server '(\w+)'", program.output))
     assert {"replica0", "replica1"} <= nodes

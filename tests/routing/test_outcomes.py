@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from rocket import READ_BOUND, Policy, Role, Router, report_read_bound
+from rocket import READ_BOUND, Policy, Role, Router, explain, report_read_bound
 from rocket.cluster.binaries import SUPERUSER
 from rocket.consistency import SessionToken
 from rocket.lab.app import DATABASE
@@ -206,6 +206,7 @@ async def test_a_session_without_a_token_is_covered_from_its_first_error(stage: 
         with pytest.raises(NotFound):
             await do(work)
         assert 0 == await stage.seen_next(session)
+    assert "Work on the primary ended in NotFound." == explain(session.last)
     assert SessionToken.parse(session.token or "").read_floor is not None
     again = stage.ahead.session("ann", session.token)
     assert 0 == await again.read(stage.shown)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from rocket.lab.api.app import build_app, serve
 from rocket.lab.api.limits import Bounds
+from tests.support.routers import serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -28,11 +28,8 @@ def bounds() -> Bounds:
 @pytest_asyncio.fixture
 async def address(router: ComparisonRouter, bounds: Bounds) -> AsyncIterator[Address]:
     """Run a server that also answers to the name Rides.Example, and return its address."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        app = build_app(router, allowed_hosts=["", "Rides.Example"], bounds=bounds)
-        async with serve(app, listening):
-            yield listening.getsockname()
+    async with serving(router, bounds) as address:
+        yield address
 
 
 @pytest_asyncio.fixture

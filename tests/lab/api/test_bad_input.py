@@ -12,6 +12,7 @@ import json
 import math
 import re
 import time
+from typing import TYPE_CHECKING
 from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
@@ -34,6 +35,13 @@ from tests.support.raw_http import (
     refusal,
     request,
 )  # fmt: skip
+from tests.support.routers import board_of_primary, opened, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rocket.cluster.cluster import LocalCluster
+    from rocket.lab.comparison import ComparisonRouter
 
 pytestmark = pytest.mark.usefixtures("nothing_is_logged_as_an_error")
 
@@ -71,6 +79,27 @@ def framed(framing: str, content_type: bytes, body: bytes) -> bytes:
     if framing == "length":
         return new_ride(content_type, body=body)
     return new_ride(content_type, CHUNKED, body=chunked(body))
+
+
+@pytest_asyncio.fixture(scope="module")
+async def shared_address(cluster: LocalCluster) -> AsyncIterator[Address]:
+    """Run one server for all tests: it keeps nothing of what it refuses."""
+    board = await board_of_primary(cluster)
+    async with opened(cluster, board, lease_s=3600) as router, serving(router, Bounds()) as address:
+        yield address
+
+
+@pytest.fixture
+def address(shared_address: Address) -> Address:
+    """The address of the server for all tests."""
+    return shared_address
+
+
+@pytest_asyncio.fixture
+async def own_address(router: ComparisonRouter, bounds: Bounds) -> AsyncIterator[Address]:
+    """Run a server for one test: what it logs as it ends belongs to the test, too."""
+    async with serving(router, bounds) as address:
+        yield address
 
 
 @pytest_asyncio.fixture
@@ -698,10 +727,10 @@ class TestNotHttp:
     @pytest.mark.parametrize("chunk", [b"zz\r\n", b"5\r\nabcdefgh\r\n0\r\n\r\n"])
     @pytest.mark.parametrize("bounds", [Bounds(body_s=0.1)])
     async def test_chunks_that_go_wrong_later_are_refused(
-        self, address: Address, content_type: bytes, chunk: bytes
+        self, own_address: Address, content_type: bytes, chunk: bytes
     ) -> None:
         """A body that stops being one while it is waited for is the client's mistake, or never comes."""
-        async with connection(address) as (reader, writer):
+        async with connection(own_address) as (reader, writer):
             writer.write(new_ride(content_type, CHUNKED, b"Expect: 100-continue"))
             assert (await answer_from(reader)).status == 100
             writer.write(chunk)
@@ -710,17 +739,17 @@ class TestNotHttp:
     @pytest.mark.parametrize("content_type", [JSON, FORM, MULTIPART])
     @pytest.mark.parametrize("framing", [b"Content-Length: 100", CHUNKED])
     async def test_a_client_that_goes_away_is_no_error(
-        self, address: Address, content_type: bytes, framing: bytes
+        self, own_address: Address, content_type: bytes, framing: bytes
     ) -> None:
         """A client that hangs up before the body is complete leaves nothing in the log."""
-        async with connection(address) as (reader, writer):
+        async with connection(own_address) as (reader, writer):
             writer.write(new_ride(content_type, framing, b"Expect: 100-continue"))
             assert (await answer_from(reader)).status == 100
             writer.write(b"5\r\n")
             writer.close()
             await writer.wait_closed()
         # The server has seen it by the time it answers another client.
-        assert (await ask(address, request(b"GET /livez"))).status == 200
+        assert (await ask(own_address, request(b"GET /livez"))).status == 200
 
 
 class TestExpectations:

@@ -81,8 +81,8 @@ async def test_an_interrupted_run_resumes_the_replicas_of_a_running_cluster(kept
 
 async def test_no_process_outlives_it(kept_dir: Path) -> None:
     """Not even if it is killed, and cannot stop its children."""
-    async with running(kept_dir, "-m", "rocket", "bench", "--soak", "50000", "--replicas", "1") as program:
-        await program.prints("5000 of 50000 reads")
+    async with running(kept_dir, "-m", "rocket", "bench", "--soak", "10000", "--replicas", "1") as program:
+        await program.prints("1000 of 10000 reads")
         parent = psutil.Process(program.process.pid)
         children = parent.children(recursive=True)
         program.process.kill()

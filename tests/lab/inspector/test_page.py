@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,8 @@ async def system() -> AsyncIterator[str]:
         async with running(kept_dir, "-m", "rocket", "run-all", *flags) as program:
             match = await program.prints(r"inspector: (http://\S+)")
             yield match[1]
+            program.process.send_signal(signal.SIGINT)  # servers of a killed program would outlive it for a moment
+            await program.ends()  # with 1 if its simulator came across a stale read of the guided race
 
 
 @pytest_asyncio.fixture(scope="module")

@@ -24,6 +24,7 @@ async def torture(kept_dir: Path, *flags: str) -> tuple[int, str]:
     return await command(kept_dir, "-m", "rocket", "torture", *flags)
 
 
+@pytest.mark.long
 async def test_the_guarantee_holds_under_fire(kept_dir: Path) -> None:
     """Crashes, promotions, a lost tail and cut links: no read is stale, and nothing is left behind.
 
