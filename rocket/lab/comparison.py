@@ -245,6 +245,8 @@ class _ResettingPool(NodePool):
     async def _reset(self, connection: NodeConnection) -> None:
         connection.cut_off = connection.commits = False
         await connection.execute(connection.get_reset_query())
+        connection.changed = False
+        connection.not_due()
 
 
 class _WrongSession(Session):

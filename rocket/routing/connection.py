@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
@@ -16,7 +18,7 @@ from rocket.consistency import Epoch, Incarnation
 from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
 
 if TYPE_CHECKING:
@@ -31,12 +33,16 @@ ResultT = TypeVar("ResultT")
 Work: TypeAlias = Callable[[Connection], Awaitable[ResultT]]
 """What the router runs for a caller, perhaps more than once: its effects stay inside the database.
 
-On a replica the session is not reset after it (design fact F9), so a setting made there would reach later work.
-Make settings for one transaction only, by `SET LOCAL` or `set_config(..., true)`.
+What it sets in the session does not last. On a replica the session is reset only after statements whose text may
+change it: a function that does so by itself has to set things for its transaction only, as `SET LOCAL` and
+`set_config(..., true)` do.
 """
 
 CONNECT_TIMEOUT_S = 2.0
 """A server that takes longer to accept a connection is not one to read from."""
+
+_GIVING_BACK_S = 1.0
+"""How long the way back of a connection may take, once the time for what ran on it is over."""
 
 _CACHED_STATEMENTS = 100
 
@@ -56,6 +62,34 @@ CURRENT_EPOCH = f"""(
     SELECT epoch FROM epochs WHERE {OF_THIS_CLUSTER} AND timeline = {TIMELINE} ORDER BY generation DESC LIMIT 1
 )"""  # noqa: S608 - our own text
 """The epoch of the primary that is asked; fails on a replica."""
+
+_RESET = """
+    CLOSE ALL;
+    RESET SESSION AUTHORIZATION;
+    RESET ROLE;
+    RESET ALL;
+    UNLISTEN *;
+    SELECT pg_advisory_unlock_all();
+    DISCARD SEQUENCES;
+    DISCARD TEMP;
+    DO $$
+    DECLARE statement text;
+    BEGIN
+        FOR statement IN SELECT name FROM pg_prepared_statements WHERE from_sql LOOP
+            EXECUTE format('DEALLOCATE %I', statement);
+        END LOOP;
+    END $$;
+"""
+"""All that DISCARD ALL does, but for the statements that asyncpg has prepared."""
+
+_RESET_ON_REPLICA = f"""{_RESET}
+    SET default_transaction_read_only = on;
+    SET default_transaction_isolation = 'read committed';
+"""
+"""What `_WHERE` has set holds on."""
+
+_LOOK = "SELECT 1"
+"""Behind a pooler clients share the session, and nothing is reset in it."""
 
 _WHERE = f"""
     SELECT direct, in_recovery,
@@ -88,8 +122,8 @@ class NodeConnection(_PlainConnection):
     """
 
     __slots__ = (
-        "cancellations", "commits", "copies", "cut_off", "direct", "epoch", "incarnation", "left_clean",
-        "opened_at", "reported", "server_started", "to_replica",
+        "cancellations", "changed", "commits", "copies", "cut_off", "direct", "epoch", "incarnation", "left_clean",
+        "opened_at", "overdue", "prepared", "reported", "server_started", "to_replica",
     )  # fmt: skip
 
     direct: bool
@@ -105,17 +139,24 @@ class NodeConnection(_PlainConnection):
     opened_at: float
     """Monotonic seconds after which the server was asked."""
     left_clean: bool
-    """Whether nothing was left in its session: then it needs no reset."""
+    """Whether only statements of ours were sent, which leave nothing in the session: then it needs no reset."""
+    changed: bool
+    """Whether a statement was sent that may have left something in the session, or work has failed on it."""
+    overdue: asyncio.TimerHandle | None
+    """Ends it if it is not given back in time."""
     cut_off: bool
     """Whether a statement was given up before the server had answered it."""
     commits: bool
     """Whether that would be a COMMIT, which is never cancelled: it may wait for a replica's confirmation."""
+    prepared: set[str]
+    """The names of statements that were prepared since it was lent, and some others."""
     reported: tuple[str, int] | None
     """A read bound that work has reported, and `statements` at that time (see `rocket.routing.bound`)."""
     copies: int
     """How many COPYs were sent, which asyncpg does not count as statements."""
-    cancellations: Cancellations | None
+    cancellations: OwnedTasks | None
     """Who cancels a statement that was given up; None on a connection of the observer's."""
+    _loop: asyncio.AbstractEventLoop
     _addr: Any  # asyncpg's own, like the following
     _params: Any
     _top_xact: Any
@@ -123,13 +164,86 @@ class NodeConnection(_PlainConnection):
     _stmt_cache: Any
     _stmt_cache_enabled: bool
 
-    def _cancel_current_command(self, *waiters: Any) -> None:
-        self.cut_off = True
-        super()._cancel_current_command(*waiters)  # type: ignore[misc]
+    def due_after(self, seconds: float) -> None:
+        """End the connection unless it is given back soon after that.
 
-    async def _copy_out(self, *arguments: Any) -> Any:
+        Nothing that is awaited on it outlasts that: neither a ROLLBACK that work's own `transaction()` sends once
+        the time for it is over, nor what work does when it ignores that.
+        """
+        self.not_due()
+        self.overdue = self._loop.call_later(seconds + _GIVING_BACK_S, self._end_overdue)
+
+    def not_due(self) -> None:
+        """Do not end it: it is given back."""
+        if self.overdue is not None:
+            self.overdue.cancel()
+            self.overdue = None
+
+    def _end_overdue(self) -> None:
+        self.cut_off, self.commits = True, False
+        discard(self)
+
+    def _cancel_current_command(self, sent: asyncio.Future[None], *answered: Any) -> None:
+        self.cut_off = True
+        if self.commits:
+            sent.set_result(None)  # nothing is; `answered` tells once the server has answered
+        else:
+            super()._cancel_current_command(sent, *answered)  # type: ignore[misc]
+
+    async def _reset(self) -> None:
+        """Roll back what work has left open; asyncpg's pool calls it."""
+        try:
+            await super()._reset()
+        except asyncpg.InterfaceError:
+            self._end_busy()
+            raise
+
+    async def reset_session(self) -> None:
+        """Clear what work may have left behind, in one round trip; end the connection if that cannot be."""
+        query = _LOOK if not self.direct else _RESET_ON_REPLICA if self.to_replica else _RESET
+        try:
+            await super().execute(query)
+        except asyncpg.InterfaceError:
+            self._end_busy()
+            raise
+
+    def _end_busy(self) -> None:
+        """End a connection on which work has left a statement under way, and that statement."""
+        self.cut_off = not is_lost(self)
+        discard(self)
+
+    def _note(self, query: str) -> None:
+        """Note what a statement that is about to be sent may leave in the session."""
+        if effect := _effect(query) if len(query) <= _LONGEST_REMEMBERED else _effect.__wrapped__(query):
+            self.changed = True
+            if effect is _VOIDS:
+                cast("Any", self)._drop_local_statement_cache()  # noqa: SLF001
+
+    def keeps(self, query: str | None) -> bool:
+        """Return whether a statement (any, for None) has been kept prepared since before it was lent."""
+        return any(
+            query in {statement.query, None} and statement.name not in self.prepared
+            for statement in self._stmt_cache.iter_statements()
+        )
+
+    def _get_unique_id(self, prefix: str) -> str:
+        name: str = super()._get_unique_id(prefix)  # type: ignore[misc]
+        self.prepared.add(name)
+        return name
+
+    def execute(self, query: str, *arguments: Any, **options: Any) -> Coroutine[Any, Any, str]:
+        """Execute statements, as asyncpg does."""
+        self._note(query)
+        return super().execute(query, *arguments, **options)
+
+    def _get_statement(self, query: str, *arguments: Any, **options: Any) -> Any:
+        self._note(query)
+        return super()._get_statement(query, *arguments, **options)  # type: ignore[misc]
+
+    async def _copy_out(self, copy_statement: str, *arguments: Any) -> Any:
         self.copies += 1
-        return await super()._copy_out(*arguments)  # type: ignore[misc]
+        self._note(copy_statement)
+        return await super()._copy_out(copy_statement, *arguments)  # type: ignore[misc]
 
     async def _copy_in(self, *arguments: Any) -> Any:
         self.copies += 1
@@ -146,7 +260,31 @@ class NodeConnection(_PlainConnection):
         return self._protocol.queries_count + self.copies  # type: ignore[no-any-return]
 
 
-async def learn_where(connection: NodeConnection, cancellations: Cancellations | None = None) -> None:
+_CHANGES, _VOIDS = "changes the session", "voids prepared statements"
+_LONGEST_REMEMBERED = 4096
+_MAY_CHANGE = re.compile(
+    r"""(?: \A | ; | \*/ | --[^\n\r]*[\n\r] ) \s*  # where a statement can begin
+        (?: set \b (?! \s+ (?: local | transaction | constraints) \b )
+          | (?: reset | load | do | call | prepare | declare | listen | unlisten | (deallocate | discard) ) \b )
+      | \b set_config \b (?! \s* \( [^()]*, \s* true \s* \) )
+      | \b pg_ (?: try_ )? advisory_lock""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""Rather too much than too little: where a text in quotes looks like that, a round trip is lost."""
+
+
+@functools.lru_cache(maxsize=512)
+def _effect(query: str) -> str | None:
+    """Return what the text of a statement may leave in the session."""
+    effect = None
+    for word in _MAY_CHANGE.finditer(query):
+        if word[1]:
+            return _VOIDS
+        effect = _CHANGES
+    return effect
+
+
+async def learn_where(connection: NodeConnection, cancellations: OwnedTasks | None = None) -> None:
     """Ask a new connection what its server is, and make it read-only on a replica.
 
     Behind a transaction pooler a connection outlives its server: there the backend is not the one that the
@@ -156,10 +294,13 @@ async def learn_where(connection: NodeConnection, cancellations: Cancellations |
     connection.cancellations = cancellations
     connection.reported = None
     connection.copies = 0
-    connection.left_clean = connection.cut_off = connection.commits = False
+    connection.overdue = None
+    connection.prepared = set()
+    connection.changed = connection.left_clean = connection.cut_off = connection.commits = False
     connection.opened_at = time.monotonic()
     row = await connection.fetchrow(_WHERE, connection.get_server_pid(), timeout=CONNECT_TIMEOUT_S)
     assert row is not None  # noqa: S101 - it has one row
+    connection.changed = False  # by what is meant to last
     connection.direct = row["direct"]
     connection.to_replica = row["in_recovery"]
     connection.incarnation = Incarnation(row["incarnation"]) if row["incarnation"] else None
@@ -242,44 +383,75 @@ def answers(connection: NodeConnection) -> bool:
     return not (connection.cut_off or is_lost(connection))
 
 
+def runs_on(connection: NodeConnection) -> bool:
+    """Return whether a COMMIT that was given up may still run on the server, which no cancel request ends."""
+    return connection.cut_off and connection.commits and not connection.is_closed()
+
+
 def discard(connection: Connection) -> None:
     """Terminate a pooled connection without a Terminate message; the pool replaces it on demand.
 
     A statement that was given up is cancelled on the server, which would otherwise finish it and hold its locks
-    meanwhile. asyncpg's own attempt at that ends with the connection.
+    meanwhile. asyncpg's own attempt at that ends with the connection. A COMMIT is left to the pool.
     """
     inner = cast("NodeConnection | None", getattr(connection, "_con", connection))
-    if inner is not None and inner.cut_off and not inner.commits and not inner.is_closed():
-        assert inner.cancellations is not None  # noqa: S101 - it is pooled
-        inner.cancellations.begin(inner)
+    if inner is not None:
+        if runs_on(inner):
+            return
+        inner.not_due()
+        if inner.cut_off and not inner.is_closed():
+            assert inner.cancellations is not None  # noqa: S101 - it is pooled
+            protocol = inner._protocol  # noqa: SLF001 - whose key for that is gone once the connection is
+            inner.cancellations.start(
+                _cancel_statement(inner, protocol.backend_pid, protocol.backend_secret), "cancel a statement"
+            )
     with contextlib.suppress(asyncpg.InterfaceError):  # it has ended by itself, and left the pool
         connection.terminate()
 
 
-class Cancellations:
-    """Cancels statements of connections that are being discarded; a pool owns the tasks, and awaits them."""
+class OwnedTasks:
+    """Tasks that outlast the call that started them; a pool owns them, and ends them when it is closed."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def begin(self, connection: NodeConnection) -> None:
-        """Ask the server to cancel what the connection's backend is doing, in a task of its own."""
-        protocol = connection._protocol  # noqa: SLF001 - whose key for that is gone once the connection is
-        task = asyncio.create_task(
-            _cancel_statement(connection, protocol.backend_pid, protocol.backend_secret),
-            name=f"cancel a statement on {self._name}",
-        )
+    def start(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Run `work` in a task of its own."""
+        task = asyncio.create_task(work, name=f"{what} on {self._name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def finish(self, timeout_s: float) -> None:
-        """Wait until all servers were asked; give up those that do not listen in time."""
+        """Wait until they are done; cancel those that are not in time."""
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+
+async def answered(connection: NodeConnection) -> None:
+    """Wait until the server has answered a statement that was given up, or has ended the connection."""
+    await connection._protocol._wait_for_cancellation()  # noqa: SLF001
+
+
+_STILL_RUNS = "SELECT true FROM pg_stat_activity WHERE pid = $1 AND state IS DISTINCT FROM 'idle'"
+
+
+async def still_runs(dsn: str, pid: int) -> bool:
+    """Ask a server whether one of its backends still runs something; without an answer it may."""
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            other = await asyncpg.connect(
+                dsn, statement_cache_size=0, server_settings={"application_name": "rocket"}
+            )
+            try:
+                return await other.fetchval(_STILL_RUNS, pid) is True
+            finally:
+                other.terminate()
+    except (ValueError, *REFUSED):
+        return True
 
 
 async def _cancel_statement(connection: NodeConnection, backend_pid: int, backend_secret: int) -> None:

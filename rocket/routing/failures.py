@@ -10,7 +10,7 @@ import asyncpg
 from rocket.errors import NodesUnusable, TablesUnusable, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from rocket.consistency import Lsn
 
@@ -21,6 +21,15 @@ class NotAsObserved(Exception):
 
 class NodeChanged(NotAsObserved):
     """The server has taken another role or followed another primary since its connection was opened."""
+
+
+class StatementsOutdated(NotAsObserved):
+    """Statements that were prepared earlier do not fit the schema any more; by now they are forgotten."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"prepared statements are outdated: {describe(error)}")
+        self.error = error
+        """What work has raised, in case it does so again with fresh statements."""
 
 
 class OwnError(Exception):
@@ -60,6 +69,33 @@ _NODE_CLASSES = (
     "58",  # the system under it failed
     "XX",  # internal error, corrupted data
 )
+
+_OUTDATED = (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError)
+_MAYBE_OUTDATED = (
+    asyncpg.UndefinedFunctionError,  # an operator for the types that the parameters had
+    asyncpg.DatatypeMismatchError,
+    asyncpg.IndeterminateDatatypeError,
+    asyncpg.InvalidBinaryRepresentationError,
+    asyncpg.InternalServerError,  # a type that was dropped: "cache lookup failed"
+)
+"""What else may be said of a statement that fitted when it was prepared."""
+
+
+def may_be_outdated(error: Exception, is_kept: Callable[[str | None], bool]) -> bool:
+    """Return whether work may not fail again with fresh statements.
+
+    `is_kept` answers for one statement, or for any: was it prepared before that work ran?
+    """
+    if isinstance(error, asyncpg.InvalidSQLStatementNameError):
+        return "__asyncpg_" in str(error)
+    if isinstance(error, _OUTDATED):
+        return True
+    if isinstance(error, asyncpg.InternalServerError) and "cache lookup failed" not in str(error):
+        return False
+    if type(error) is asyncpg.DataError and error.severity is None:
+        return is_kept(None)  # from asyncpg itself: a value that the parameter's type does not take
+    return isinstance(error, _MAYBE_OUTDATED) and is_kept(getattr(error, "query", None))
+
 
 _COMMIT_IN_DOUBT = ("08", "57P")
 """Error codes after which a COMMIT that had been sent may have happened."""

@@ -119,12 +119,15 @@ class Nodes:
     # --- replicas ---
 
     @contextlib.asynccontextmanager
-    async def replica(self, name: str, status: ReplicaStatus | None) -> AsyncIterator[Connection]:
+    async def replica(
+        self, name: str, status: ReplicaStatus | None, within_s: float | None = None
+    ) -> AsyncIterator[Connection]:
         """Lend a connection of the incarnation that `status` was taken in, or any one without a status.
 
-        Raise `NotAsObserved` if it is of another incarnation, and `ConnectionError` if none can be opened.
+        It is ended if it is not given back soon after `within_s`. Raise `NotAsObserved` if it is of another
+        incarnation, and `ConnectionError` if none can be opened.
         """
-        async with self._lease(name) as connection:
+        async with self._lease(name, within_s) as connection:
             if status is not None and not status.vouches_for((opened := unwrap(connection)).incarnation):
                 if opened.opened_at < status.observed_at:
                     # A later incarnation was seen after it was opened: its own is over, though the network may
@@ -134,11 +137,11 @@ class Nodes:
                 raise NotAsObserved("it has restarted since it was last observed")
             yield connection
 
-    def _lease(self, name: str) -> AbstractAsyncContextManager[Connection]:
+    def _lease(self, name: str, within_s: float | None) -> AbstractAsyncContextManager[Connection]:
         pool = self._pools.get(name)
         if pool is None:
             raise NotAsObserved(f"{name} is not one of this router's nodes")
-        return pool.lease()
+        return pool.lease(within_s)
 
     # --- the primary ---
 
@@ -152,19 +155,24 @@ class Nodes:
         return primary
 
     @contextlib.asynccontextmanager
-    async def primary(self) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
+    async def primary(self, within_s: float | None = None) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
         """Lend a connection to the primary, of its current epoch, with its status; else raise `NotAsObserved`.
 
         Behind a pooler it is lent inside a transaction. Raise `Unavailable` where no current primary is known.
         """
-        async with self.primary_for_write() as (connection, primary), in_epoch(connection, primary.epoch):
+        async with (
+            self.primary_for_write(within_s) as (connection, primary),
+            in_epoch(connection, primary.epoch),
+        ):
             yield connection, primary
 
     @contextlib.asynccontextmanager
-    async def primary_for_write(self) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
+    async def primary_for_write(
+        self, within_s: float | None = None
+    ) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
         """Do the same outside of any transaction: behind a pooler, `in_epoch` has to prove the server in each."""
         primary = self.current_primary()
-        async with self._lease(primary.name) as connection:
+        async with self._lease(primary.name, within_s) as connection:
             if (opened := unwrap(connection)).direct and opened.epoch != primary.epoch:
                 discard(connection)
                 raise NotAsObserved(f"the connection is not to a primary of epoch {primary.epoch}")

@@ -8,6 +8,7 @@ import logging
 import time
 import weakref
 from collections import deque
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -16,22 +17,33 @@ import asyncpg
 from rocket.errors import describe
 from rocket.routing.connection import (
     CONNECT_TIMEOUT_S,
-    Cancellations,
     NodeConnection,
+    OwnedTasks,
+    answered,
     discard,
     is_lost,
     learn_where,
+    runs_on,
+    still_runs,
     unwrap,
 )
-from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged
+from rocket.routing.failures import (
+    REFUSED,
+    UNREACHABLE,
+    NodeChanged,
+    OwnError,
+    StatementsOutdated,
+    may_be_outdated,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from rocket.consistency import Incarnation
-    from rocket.routing.connection import Work
+    from rocket.routing.connection import Connection, Work
 
-_RELEASE_TIMEOUT_S = 1.0
+_LOOK_EVERY_S = 5.0
+"""How often the server is asked whether a COMMIT that was given up still runs: its answer may never come."""
 _INCARNATIONS_REMEMBERED = 32
 _IDLE_S = 300.0  # connections that were not used for so long are closed
 
@@ -53,7 +65,7 @@ class Limits:
     commit_s: float = 5.0
     """A COMMIT, and the statement that records the floor after it."""
     connections: int = 10
-    """Connections per node."""
+    """Connections per node, with those whose COMMIT was given up and still runs on the server."""
     queue: int = 100
     """Waiters per node before further requests are rejected."""
     primary_reads: int = 7
@@ -66,19 +78,60 @@ class TooManyWaiting(ConnectionError):
     """The queue for a connection is full."""
 
 
+class Place:
+    """One of a limiter's places, which is taken."""
+
+    __slots__ = ("_limiter", "_nested")
+
+    def __init__(self, limiter: CapacityLimiter) -> None:
+        self._limiter: CapacityLimiter | None = limiter
+        self._nested = 0
+
+    def give_back(self) -> None:
+        """Let another one have it."""
+        if (limiter := self._limiter) is not None:
+            self._limiter = None
+            limiter.inside -= 1
+            limiter._places.release()  # noqa: SLF001 - they are made for each other
+            limiter._stuck -= self._nested > 0  # noqa: SLF001
+
+    def is_of(self, limiter: CapacityLimiter) -> bool:
+        """Return whether it is still one of a limiter's."""
+        return self._limiter is limiter
+
+    @contextlib.contextmanager
+    def waiting_for_another(self) -> Iterator[None]:
+        """Count it among those that will not be given back until another one of the same limiter is."""
+        limiter = self._limiter
+        assert limiter is not None  # noqa: S101 - see `is_of`
+        self._nested += 1
+        limiter._stuck += self._nested == 1  # noqa: SLF001
+        try:
+            yield
+        finally:
+            self._nested -= 1
+            limiter._stuck -= self._nested == 0 and self._limiter is limiter  # noqa: SLF001
+
+
+_HELD: ContextVar[tuple[Place, ...]] = ContextVar("held", default=())
+"""The places that what is running now was given; a task that it starts inherits them."""
+
+
 class CapacityLimiter:
     """Lets `width` through at a time; `queue` more may wait, and further ones are rejected.
 
     An asynchronous context manager that many use at once: it waits for a place, keeps it for the body, and raises
-    `TooManyWaiting` at once if the queue is full.
+    `TooManyWaiting` at once if the queue is full. Where each place is held by something that waits for another one
+    of them, as work does that reads by another session, none would ever be free: raise `RuntimeError` then.
     """
 
-    __slots__ = ("_places", "_queue", "_what", "inside", "waiting", "width")
+    __slots__ = ("_places", "_queue", "_stuck", "_what", "inside", "waiting", "width")
 
     def __init__(self, what: str, *, width: int, queue: int) -> None:
         self._what = what
         self._queue = queue
         self._places = asyncio.Semaphore(width)
+        self._stuck = 0
         self.width = width
         """How many places there are."""
         self.waiting = 0
@@ -86,19 +139,46 @@ class CapacityLimiter:
         self.inside = 0
         """How many have one."""
 
-    async def __aenter__(self) -> None:
-        if self._places.locked() and self.waiting >= self._queue:
+    async def take(self) -> Place:
+        """Wait for a place."""
+        if self._places.locked():
+            await self._wait()
+        else:
+            await self._places.acquire()
+        self.inside += 1
+        place = Place(self)
+        _HELD.set((*_HELD.get(), place))
+        return place
+
+    async def _wait(self) -> None:
+        if self.waiting >= self._queue:
             raise TooManyWaiting(f"{self.waiting} wait already for {self._what}")
+        outer = next((place for place in _HELD.get() if place.is_of(self)), None)
         self.waiting += 1
         try:
-            await self._places.acquire()
+            with contextlib.nullcontext() if outer is None else outer.waiting_for_another():
+                if self._stuck >= self.width:
+                    raise RuntimeError(
+                        f"this read or write is nested in work that has {self._what}, and would wait for ever for "
+                        f"another one: all {self.width} are held by work like that. Use the connection that work "
+                        "is given, or do it before or after"
+                    )
+                await self._places.acquire()
         finally:
             self.waiting -= 1
-        self.inside += 1
+
+    async def __aenter__(self) -> None:
+        await self.take()
 
     async def __aexit__(self, *_: object) -> None:
-        self.inside -= 1
-        self._places.release()
+        self.leave()
+
+    def leave(self) -> None:
+        """Give back the place that was taken last."""
+        held = _HELD.get()
+        place = next(place for place in reversed(held) if place.is_of(self))
+        _HELD.set(tuple(other for other in held if other is not place))
+        place.give_back()
 
 
 class IncarnationHistory:
@@ -146,7 +226,9 @@ class NodePool:
         self._on_shared_address = on_shared_address
         self._init = init
         self._incarnations = IncarnationHistory()
-        self._cancellations = Cancellations(name)
+        self._longest_s = max(limits.read_s, limits.write_s + 2 * limits.commit_s)
+        self._cancellations = OwnedTasks(name)
+        self._commits = OwnedTasks(name)
         self._connections: weakref.WeakSet[NodeConnection] = weakref.WeakSet()
         self._pool: asyncpg.Pool[Any] = asyncpg.create_pool(
             dsn,
@@ -197,75 +279,129 @@ class NodePool:
         return self._pool.get_idle_size()
 
     @contextlib.asynccontextmanager
-    async def lease(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
+    async def lease(
+        self, within_s: float | None = None
+    ) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
         """Lend a connection; the caller sets the deadline.
 
-        One that was lost, or left in the middle of something, is discarded and not waited for. Raise
-        `ConnectionError` when no connection can be opened, or when it is lost while it is lent, and
-        `TooManyWaiting` when the queue for one is full.
+        One that was lost, left in the middle of something, or not given back soon after `within_s` is discarded
+        and not waited for. Raise `ConnectionError` when no connection can be opened, or when it is lost while
+        it is lent, `StatementsOutdated`, and `TooManyWaiting` when the queue for one is full.
         """
-        async with self.limiter:
+        place = await self.limiter.take()
+        held, outlasts = _HELD.get(), False
+        try:
             try:
                 connection = await self._pool.acquire()
             except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
                 # Whatever it says (a database that a replica has not replayed yet, say), it is the node's failure.
                 raise ConnectionError(f"no connection: {describe(error)}") from error
+            inner = unwrap(connection)
+            inner.due_after(self._longest_s if within_s is None else within_s)
+            task = asyncio.current_task()
+            cancelled_before = 0 if task is None else task.cancelling()
             try:
                 yield connection
-            except (asyncpg.InterfaceError, asyncpg.InternalClientError, AttributeError) as error:
-                # The second is what asyncpg says between a server's last message and the end of the connection,
-                # the third when a connection is ended right before an answer is looked at.
-                if isinstance(error, asyncpg.InternalClientError) or is_lost(connection):
-                    discard(connection)
-                    raise ConnectionError(f"connection lost: {describe(error)}") from error
-                await _discard_if_busy(connection)
-                raise
-            except (asyncio.CancelledError, NodeChanged, *UNREACHABLE):
+            except Exception as error:
+                raised = error.error if isinstance(error, OwnError) else error
+                failure = _speaks_of_connection(error, connection)
+                if failure is None:
+                    inner.changed = True  # to be looked at: something may be under way
+                    inner.due_after(0)
+                    if may_be_outdated(raised, inner.keeps):
+                        await inner.reload_schema_state()  # of all connections to the node
+                        raise StatementsOutdated(error) from error
+                    raise
+                discard(connection)
+                if task is not None and task.cancelling() > cancelled_before:
+                    # The connection has failed, or ended overdue, while work was being cancelled.
+                    raise asyncio.CancelledError from error
+                if failure is error:
+                    raise
+                raise failure from error
+            except BaseException:
                 discard(connection)
                 raise
-            except Exception:
-                await _discard_if_busy(connection)
-                raise
             finally:
-                await self._release(connection)
+                if runs_on(inner):
+                    outlasts = True
+                    inner.not_due()
+                    self._commits.start(self._outlast(inner, place), "wait for a COMMIT")
+                else:
+                    await self._release(connection)
+        finally:
+            _HELD.set(held[:-1])
+            if not outlasts:
+                place.give_back()
+
+    async def _outlast(self, connection: NodeConnection, place: Place) -> None:
+        """Keep a connection, and its place, for as long as a COMMIT that was given up runs on the server.
+
+        It may wait for a synchronous replica. To end the connection would not end it, and one more of them would
+        be on the server each time.
+        """
+        pid = connection.get_server_pid()
+        answer = asyncio.create_task(answered(connection), name=f"the answer to a COMMIT on {self.name}")
+        try:
+            while not answer.done():
+                await asyncio.wait((answer,), timeout=_LOOK_EVERY_S)
+                if not answer.done() and connection.direct and not await still_runs(self.dsn, pid):
+                    break
+        finally:
+            answer.cancel()
+            await asyncio.gather(answer, return_exceptions=True)
+            connection.commits = connection.cut_off = False
+            discard(connection)
+            place.give_back()
 
     async def _release(self, connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> None:
         """Give a connection back; the caller, who is done with it, never learns of a failure."""
         try:
-            await self._pool.release(connection, timeout=_RELEASE_TIMEOUT_S)
+            await self._pool.release(connection)
         except REFUSED as error:  # asyncpg has ended the connection
             _log.info("a connection to %s was lost when it was given back: %s", self.name, describe(error))
+        except asyncio.CancelledError:  # asyncpg goes on giving it back by itself
+            discard(connection)
+            raise
 
     async def _reset(self, connection: NodeConnection) -> None:
         """Clear what a piece of work may have left behind.
 
-        Read-only connections of our own hold no such state, nor do those that only had statements of ours: that
-        saves a round trip for each read (design fact F9).
+        A replica's connection holds something only if a statement's text has shown it, and one that only had
+        statements of ours holds nothing: that saves a round trip for each read (design fact F9).
         """
-        clean, connection.left_clean = connection.left_clean, False
-        connection.cut_off = connection.commits = False
-        if connection.epoch is not None and not clean:
-            await connection.execute(connection.get_reset_query())
+        clean = connection.left_clean or connection.to_replica or not connection.direct
+        connection.left_clean = connection.cut_off = connection.commits = False
+        if connection.changed or not clean:
+            connection.due_after(0)
+            await connection.reset_session()
+            connection.changed = False
+        if connection.prepared:
+            connection.prepared = set()
+        connection.not_due()
 
     async def close(self, timeout_s: float) -> None:
         """Close every connection, by force when `timeout_s` is over, or when the server has gone first."""
+        await self._commits.finish(0)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._pool.close()
         except REFUSED:
             self._pool.terminate()
+        await self._commits.finish(0)
         await self._cancellations.finish(timeout_s)
 
 
-async def _discard_if_busy(connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> None:
-    """Discard a connection on which work, which has failed, has left a statement under way."""
-    if is_lost(connection):
-        return
-    try:
-        await connection.execute("SELECT 1")
-    except asyncpg.InterfaceError:
-        if not is_lost(connection):
-            unwrap(connection).cut_off = True
-        discard(connection)
-    except REFUSED:
-        pass  # whatever it is: nothing else was under way
+def _speaks_of_connection(error: Exception, connection: Connection) -> Exception | None:
+    """Return what to raise for an error after which a connection is not used again, None if it may be."""
+    if isinstance(error, (NodeChanged, *UNREACHABLE)):
+        return error
+    if isinstance(error, asyncpg.OutdatedSchemaCacheError):
+        return None  # an InternalClientError, too
+    # asyncpg says the first between a server's last message and the end of the connection, the last when a
+    # connection is ended right before an answer is looked at.
+    if isinstance(error, asyncpg.InternalClientError) or (
+        isinstance(error, (asyncpg.InterfaceError, AttributeError)) and is_lost(connection)
+    ):
+        return ConnectionError(f"connection lost: {describe(error)}")
+    return None

@@ -28,7 +28,14 @@ from rocket.routing.answer import Answer, Role, Route
 from rocket.routing.bound import NoLongerReplica, ReadBound, ask_bound, run_bounded
 from rocket.routing.connection import in_one_piece, unwrap
 from rocket.routing.epochs import PossibleLoss, resolve_tokens
-from rocket.routing.failures import NotAsObserved, OwnError, asks_primary, may_pass, speaks_against_node
+from rocket.routing.failures import (
+    NotAsObserved,
+    OwnError,
+    StatementsOutdated,
+    asks_primary,
+    may_pass,
+    speaks_against_node,
+)
 from rocket.routing.pool import CapacityLimiter, TooManyWaiting
 from rocket.routing.watch import STATUS_QUERY, replica_status_from
 
@@ -194,7 +201,7 @@ class Reads:
         try:
             async with (
                 asyncio.timeout(attempt_s),
-                self._nodes.replica(name, None if incarnation is None else status) as connection,
+                self._nodes.replica(name, None if incarnation is None else status, attempt_s) as connection,
             ):
                 route.on = status
                 if incarnation is None:
@@ -328,16 +335,19 @@ class Reads:
         """Ask the primary something; raise `Unavailable` if it does not answer by the read's deadline."""
         try:
             async with asyncio.timeout(route.deadline - time.monotonic()):
-                return await self._on_primary_in_time(ask)
+                return await self._on_primary_in_time(ask, route)
         except TimeoutError:
             raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
 
-    async def _on_primary_in_time(self, ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]]) -> ResultT:
+    async def _on_primary_in_time(
+        self, ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]], route: Route
+    ) -> ResultT:
         """Try twice, since a connection that a restart has ended shows that only in use."""
         for last in (False, True):
             try:
                 self._nodes.current_primary()  # before anything is waited for
-                async with self._primary_reads, self._nodes.primary() as (connection, status):
+                within_s = route.deadline - time.monotonic()
+                async with self._primary_reads, self._nodes.primary(within_s) as (connection, status):
                     result = await ask(connection, status)
                 self._nodes.check_still_current(status.epoch)
             except OwnError as own:
@@ -346,6 +356,8 @@ class Reads:
             except Exception as error:
                 if not speaks_against_node(error):
                     raise
+                if last and isinstance(error, StatementsOutdated):
+                    raise error.error from error.error.__cause__
                 if last or isinstance(error, TimeoutError | TooManyWaiting):
                     raise Unavailable(f"the primary does not answer: {describe(error)}") from error
             else:

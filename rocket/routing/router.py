@@ -222,10 +222,11 @@ class Router:
     ) -> Answer[ResultT]:
         """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
 
-        Serialization failures and deadlocks are tried again; one that `work` raises by itself, a few times. Raise
-        `Unavailable` when nothing was written, `OutcomeUnknown` when that is not known, or when another primary
-        may have been promoted meanwhile, `TransactionEnded` when `work` has committed or rolled back by itself,
-        and `InvalidToken`. An error of `work` rolls back and is raised as it is; `on_error` is as for `read`.
+        Serialization failures and deadlocks are tried again, and what failed since the schema has changed; one
+        that `work` raises by itself, a few times. Raise `Unavailable` when nothing was written, `OutcomeUnknown`
+        when that is not known, or when another primary may have been promoted meanwhile, `TransactionEnded` when
+        `work` has committed or rolled back by itself, and `InvalidToken`. An error of `work` rolls back and is
+        raised as it is; `on_error` is as for `read`.
         """
         self._check_usable()
         return await self._writes.write(work, subject, token, on_error)

@@ -22,6 +22,7 @@ from rocket.routing.failures import (
     UNREACHABLE,
     NotAsObserved,
     OwnError,
+    StatementsOutdated,
     leaves_commit_in_doubt,
     speaks_against_node,
 )
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 _LONGEST_BACKOFF_S = 0.1
+_MOST_OUTDATED = 3
+"""How often a write is run again with fresh statements."""
 _OWN_REPEATED = 3
 """How many times work is run again that raises a serialization failure by itself."""
 _RAISED_BY_WORK = (None, "exec_stmt_raise")
@@ -85,6 +88,9 @@ class Writes:
                     if not attempt.is_repeated_after(own.error):
                         raise
                     error = own.error
+                except StatementsOutdated as outdated:
+                    attempt.count_outdated(outdated, deadline)
+                    continue
                 except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as of_router:
                     error = of_router
                 await attempt.back_off(error, deadline)
@@ -110,7 +116,9 @@ class Writes:
             async with contextlib.AsyncExitStack() as stack:
                 try:
                     async with asyncio.timeout(deadline - time.monotonic()):
-                        connection, primary = await stack.enter_async_context(self._nodes.primary_for_write())
+                        connection, primary = await stack.enter_async_context(
+                            self._nodes.primary_for_write(deadline - time.monotonic())
+                        )
                         epoch = primary.epoch
                         resolved = await self._resolve(connection, epoch, subject, tokens)
                         transaction = connection.transaction()
@@ -118,6 +126,7 @@ class Writes:
                         attempt.on = primary
                         value, commit = await self._up_to_commit(connection, transaction, epoch, work, subject)
                     commit_sent = unwrap(connection).commits = True
+                    unwrap(connection).due_after(2 * self._limits.commit_s)
                     async with asyncio.timeout(self._limits.commit_s):
                         await _commit(unwrap(connection), commit)
                 except OwnError as own:
@@ -133,7 +142,7 @@ class Writes:
                     lost = PossibleLoss(epoch, None, writes=bool(resolved.token.write_floor))
                 token = _next_token(resolved.token, epoch, floor)
                 return Answer(value, primary.name, Role.PRIMARY, Reason.WRITE, token, lost)
-        except (OwnError, asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
+        except (OwnError, StatementsOutdated, asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
             raise
         except Exception as error:
             if commit_sent and leaves_commit_in_doubt(error):
@@ -224,11 +233,13 @@ class Writes:
 class _Attempt:
     """What becomes of a write."""
 
-    __slots__ = ("number", "on")
+    __slots__ = ("number", "on", "outdated")
 
     def __init__(self) -> None:
         self.number = 0
         """How many times it was refused."""
+        self.outdated = 0
+        """How many times it failed with prepared statements that are outdated."""
         self.on: PrimaryStatus | None = None
         """Where work was run last; None if it was not."""
 
@@ -237,6 +248,12 @@ class _Attempt:
         if not isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError):
             return False
         return error.server_source_function not in _RAISED_BY_WORK or self.number < _OWN_REPEATED
+
+    def count_outdated(self, outdated: StatementsOutdated, deadline: float) -> None:
+        """Raise what work has raised, if fresh statements have not helped, or there is no more time."""
+        self.outdated += 1
+        if self.outdated > _MOST_OUTDATED or time.monotonic() > deadline:
+            raise outdated.error from outdated.error.__cause__
 
     async def back_off(self, error: Exception, deadline: float) -> None:
         """Wait a little before the next time; raise `Unavailable` if that would be too late."""

@@ -49,11 +49,20 @@ async def test_gate_turns_away_whoever_finds_the_queue_full() -> None:
 async def test_whoever_stops_waiting_leaves_the_queue() -> None:
     """A place in it is not lost with its owner."""
     gate = CapacityLimiter("it", width=1, queue=1)
-    async with gate:
-        for _ in range(3):
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01), gate:
-                    pytest.fail("two at a time")
+    leave = asyncio.Event()
+
+    async def hold() -> None:
+        async with gate:
+            await leave.wait()
+
+    holding = asyncio.create_task(hold())
+    await until(lambda: gate.inside == 1)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01), gate:
+                pytest.fail("two at a time")
+    leave.set()
+    await holding
     async with gate:
         pass
 
@@ -87,6 +96,56 @@ async def test_stampede_on_the_primary_is_shed_and_leaves_room_for_writes(
         answers = await asyncio.gather(*reads)
     await holder.close()
     assert (5, 3) == (answers.count("answered"), answers.count("refused"))
+
+
+@pytest.mark.parametrize("how", ["read", "write"])
+async def test_work_that_waits_for_its_own_connection_fails_at_once(
+    cluster: LocalCluster, board: Board, how: str
+) -> None:
+    """All connections are held by work that uses another session: no one of them would ever be free."""
+    limits = Limits(connections=2, primary_reads=2)
+    inside = asyncio.Barrier(2)
+    async with await Router.open(dsns(cluster, "primary"), None, board, limits=limits) as router:
+
+        async def nests(_db: Connection) -> int:
+            async with asyncio.timeout(2):
+                await inside.wait()
+            return await router.session("bob").read(lambda db: db.fetchval("SELECT 1"))
+
+        began = time.monotonic()
+        outcomes = await asyncio.gather(
+            *(getattr(router.session("ann"), how)(nests) for _ in range(2)), return_exceptions=True
+        )
+        assert time.monotonic() - began < 2
+        (failure,) = (outcome for outcome in outcomes if outcome != 1)  # which frees a connection for the other
+        assert isinstance(failure, RuntimeError)
+        assert "is nested in work" in str(failure)
+        assert 1 == await router.session("bob").read(lambda db: db.fetchval("SELECT 1"))
+
+
+async def test_work_may_use_another_session_while_there_are_connections(
+    cluster: LocalCluster, board: Board
+) -> None:
+    """Also when it has to wait for one that other work will give back."""
+    limits = Limits(connections=2, primary_reads=2)
+    free = asyncio.Event()
+    async with await Router.open(dsns(cluster, "primary"), None, board, limits=limits) as router:
+
+        async def nests(_db: Connection) -> int:
+            doing = asyncio.create_task(router.session("bob").read(lambda db: db.fetchval("SELECT 1")))
+            (pool,) = router.pools
+            await until(lambda: pool.limiter.waiting + router.primary_reads_waiting == 1)
+            free.set()
+            return int(await doing)
+
+        async def holds(_db: Connection) -> None:
+            await free.wait()
+
+        holding = asyncio.create_task(router.session("eve").write(holds))
+        (pool,) = router.pools
+        await until(lambda: pool.in_use == 1)
+        assert 1 == await router.session("ann").write(nests)
+        await holding
 
 
 async def test_busy_replica_costs_a_retry_elsewhere(

@@ -38,10 +38,12 @@ from rocket.consistency import (
 from rocket.consistency.origins import Origins
 from rocket.lab import cli, workers
 from rocket.lab.api.users import UserFloors
-from rocket.routing import epochs, heartbeat, reads, writes
+from rocket.routing import epochs, heartbeat, pool, reads, writes
 from rocket.routing.bound import ReadBound
+from rocket.routing.connection import NodeConnection, discard
 from rocket.routing.failures import NotAsObserved
 from rocket.routing.nodes import Nodes
+from rocket.routing.pool import NodePool, Place
 from rocket.routing.reads import Reads
 from rocket.routing.session import Session
 from rocket.routing.watch import NodeWatch
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
 
     from rocket.consistency import Epoch, Incarnation, Policy, PrimaryStatus, Tokens
     from rocket.routing.answer import Answer, Route
-    from rocket.routing.connection import Connection, NodeConnection
+    from rocket.routing.connection import Connection
     from rocket.routing.epochs import Resolved
 
 UNPATCHED = "unpatched"
@@ -502,6 +504,69 @@ def acknowledged_by_a_primary_that_was_replaced(patch: pytest.MonkeyPatch) -> No
     def any_primary(_self: Nodes, _epoch: Epoch) -> None: ...
 
     patch.setattr(Nodes, "check_still_current", any_primary)
+
+
+# --- the way back of connections ---
+
+_GIVING_BACK = "tests/routing/test_giving_back.py::"
+_LEFT = "tests/routing/test_left_behind.py::"
+
+
+@convicted_by(
+    f"{_LEFT}test_what_a_read_leaves_in_the_session_does_not_last",
+    f"{_LEFT}test_a_tenant_does_not_see_the_rows_of_the_one_before",
+)
+def state_left_over(patch: pytest.MonkeyPatch) -> None:
+    """A connection goes back with roles, temporary tables and what else RESET ALL leaves, to replicas with all.
+
+    Torture's clients set nothing.
+    """
+
+    async def reset_settings(self: NodeConnection) -> None:
+        if not self.to_replica:
+            await self.execute(self.get_reset_query())
+
+    patch.setattr(NodeConnection, "reset_session", reset_settings)
+
+
+@convicted_by(f"{_GIVING_BACK}test_commits_that_were_given_up_count_until_they_have_ended")
+def give_up_not_counted(patch: pytest.MonkeyPatch) -> None:
+    """The place of a COMMIT that is given up is free at once, though the server goes on with it (F22).
+
+    Torture has no synchronous standby that goes away.
+    """
+
+    async def at_once(_self: NodePool, connection: NodeConnection, place: Place) -> None:
+        connection.commits = connection.cut_off = False
+        discard(connection)
+        place.give_back()
+
+    patch.setattr(NodePool, "_outlast", at_once)
+
+
+@convicted_by(f"{_GIVING_BACK}test_a_write_that_fails_on_a_half_open_link_is_over_in_time")
+def look_without_a_deadline(patch: pytest.MonkeyPatch) -> None:
+    """What is awaited on a connection's way back may take as long as it likes.
+
+    Torture's clients do not raise, and its links are those between servers.
+    """
+
+    def never_due(_self: NodeConnection, _seconds: float) -> None: ...
+
+    patch.setattr(NodeConnection, "due_after", never_due)
+
+
+@convicted_by("tests/routing/test_schema_changes.py::test_no_call_fails_because_the_schema_has_changed")
+def cached_plan_not_run_again(patch: pytest.MonkeyPatch) -> None:
+    """An error of a statement that was prepared before the schema changed is raised as the caller's own.
+
+    Torture changes no schema.
+    """
+
+    def never(_error: Exception, _is_kept: object) -> bool:
+        return False
+
+    patch.setattr(pool, "may_be_outdated", never)
 
 
 # --- what reads have shown ---
