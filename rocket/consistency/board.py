@@ -336,6 +336,8 @@ class Board:
         before = self.primary
         if self.has_lost(status):
             return f"it lacks what was written in epoch {status.epoch}"
+        if rank_of(status.epoch) < self.origins.newest:
+            return f"epoch {status.epoch} is over"
         if before is not None and before.name != status.name:
             if rank_of(status.epoch) > rank_of(before.epoch):
                 return None
@@ -347,8 +349,6 @@ class Board:
                 )
             if not self.primary_is_lost:
                 return f"epoch {status.epoch} is over, or a copy"
-        if rank_of(status.epoch) < self.origins.newest:
-            return f"epoch {status.epoch} is over"
         return None
 
     def _succeed(self, before: PrimaryStatus, status: PrimaryStatus) -> None:

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rocket.consistency import Board, Epoch, Incarnation, Lsn, PrimaryStatus, ReplicaStatus, SessionToken
@@ -401,6 +401,7 @@ def test_the_same_node_in_another_epoch_is_news() -> None:
         max_size=16,
     )
 )
+@example(steps=[("a", "primary", EARLIER, 0), ("a", "replica", LATER, 0), ("b", "primary", EPOCH, 0)])
 @settings(max_examples=200)
 def test_the_epoch_never_goes_back_to_an_older_timeline(steps: list[tuple[str, str, Epoch, int]]) -> None:
     """However nodes answer, the current timeline only rises, and no primary below one that was seen is current."""
