@@ -332,8 +332,8 @@ class _NoFloor:
         return ""
 
     async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:  # noqa: ARG002
-        """Return a floor that means nothing."""
-        return Lsn(0)
+        """Return that no floor is known."""
+        return Lsn.PENDING
 
 
 class _FloorInside(_NoFloor):

@@ -36,7 +36,7 @@ from rocket.routing.failures import (
     may_pass,
     speaks_against_node,
 )
-from rocket.routing.pool import CapacityLimiter, TooManyWaiting
+from rocket.routing.pool import CapacityLimiter, Timeout, TooManyWaiting
 from rocket.routing.watch import STATUS_QUERY, replica_status_from
 
 if TYPE_CHECKING:
@@ -199,17 +199,16 @@ class Reads:
         name, incarnation = status.name, status.incarnation
         attempt_s = min(self._limits.attempt_s, (route.deadline - time.monotonic()) / 2)
         try:
-            async with (
-                asyncio.timeout(attempt_s),
-                self._nodes.replica(name, None if incarnation is None else status, attempt_s) as connection,
-            ):
-                route.on = status
-                if incarnation is None:
-                    value, route.bound, shown = await self._read_checked(name, work, token, connection)
-                else:
-                    value, route.bound, shown = await run_bounded(
-                        work, connection, ReadBound.on_replica, token.epoch
-                    )
+            with Timeout(attempt_s):
+                vouched = None if incarnation is None else status
+                async with self._nodes.replica(name, vouched, attempt_s) as connection:
+                    route.on = status
+                    if incarnation is None:
+                        value, route.bound, shown = await self._read_checked(name, work, token, connection)
+                    else:
+                        value, route.bound, shown = await run_bounded(
+                            work, connection, ReadBound.on_replica, token.epoch
+                        )
         except OwnError as own:
             if may_pass(own.error):
                 raise NodeFailed(describe(own.error)) from own.error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import ipaddress
 import logging
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from rocket import InvalidToken, OutcomeUnknown, Unavailable
+from rocket.routing.pool import Timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -90,7 +90,7 @@ def answer_problems(count_refused_token: Callable[[], None], timeout_s: float) -
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            with _Timeout(timeout_s):
+            with Timeout(timeout_s):
                 response = await handler(request)
         except Problem as problem:
             response = problem.response()
@@ -117,34 +117,6 @@ def answer_problems(count_refused_token: Callable[[], None], timeout_s: float) -
         return response
 
     return answer
-
-
-class _Timeout:
-    """`asyncio.timeout` for the current task at a third of its price, which every read pays."""
-
-    __slots__ = ("_is_over", "_task", "_timer")
-
-    def __init__(self, timeout_s: float) -> None:
-        self._is_over = False
-        self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(timeout_s, self._cancel)
-
-    def _cancel(self) -> None:
-        assert self._task is not None  # noqa: S101 - a coroutine runs in a task
-        self._is_over = True
-        self._task.cancel()
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._timer.cancel()
-        if (
-            self._is_over
-            and self._task is not None
-            and not self._task.uncancel()
-            and kind is asyncio.CancelledError
-        ):
-            raise TimeoutError
 
 
 def _request_line(request: web.BaseRequest) -> str:

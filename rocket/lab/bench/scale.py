@@ -148,6 +148,10 @@ class _SimulatedConnection:
             "epoch": _EPOCH,
             "flush_lsn": int(_FLOOR),
             "timeline": 1,
+            "system_id": 1,
+            "started": 1,
+            "restarted": False,
+            "checkpoint_lsn": int(_FLOOR),
         }
 
     async def fetchval(self, _query: str, *_: object, **__: object) -> bool:
