@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import NewType, TypeAlias
 
@@ -27,6 +28,7 @@ Rank: TypeAlias = tuple[int, int]
 """Orders the epochs of one cluster: the timeline, and how many epochs there were before on it."""
 
 
+@functools.lru_cache(maxsize=64)
 def timeline_of(epoch: Epoch) -> int:
     """Return the timeline that an epoch's primary writes."""
     return int(epoch.partition("-")[0].partition(".")[0])
