@@ -80,16 +80,19 @@ def wrong_idempotency_key(longest: int) -> Problem:
     return Problem(HTTPStatus.BAD_REQUEST, f"Idempotency-Key must be 1 to {longest} printable characters.")
 
 
-def answer_problems(count_refused_token: Callable[[], None], timeout_s: float) -> Middleware:
+def answer_problems(
+    count_refused_token: Callable[[], None], timeout_s: float, check_host: Callable[[web.Request], None]
+) -> Middleware:
     """Return a middleware that answers errors in JSON; an unexpected one is a 500, and logged with a traceback.
 
     A request that takes longer than `timeout_s` is cut off. `count_refused_token` is called for each session token
-    that is invalid.
+    that is invalid, `check_host` for each request.
     """
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
+            check_host(request)
             with Timeout(timeout_s):
                 response = await handler(request)
         except Problem as problem:
@@ -161,8 +164,8 @@ def _problem_of(error: web.HTTPException, request: web.Request) -> Problem:
 # --- hosts ---
 
 
-def known_hosts_only(names: Collection[str]) -> Middleware:
-    """Return a middleware that refuses requests for any host but loopback and `names`.
+def known_hosts_only(names: Collection[str]) -> Callable[[web.Request], None]:
+    """Return a function that raises a `Problem` for a request to any host but loopback and `names`.
 
     A page of another site can make a browser send requests here by pointing a name of its own at 127.0.0.1 (DNS
     rebinding). It cannot change the Host header, so checking that header keeps it out.
@@ -177,12 +180,10 @@ def known_hosts_only(names: Collection[str]) -> Middleware:
         name = _plain(match["address"] or match["name"])
         return name in known or _is_loopback(name)
 
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+    def check(request: web.Request) -> None:
         given = request.headers.get("Host", "")
         if not is_known(given):
             raise Problem(HTTPStatus.MISDIRECTED_REQUEST, f"Host '{given}' is not served here.")
-        return await handler(request)
 
     return check
 
