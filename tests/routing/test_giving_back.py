@@ -202,6 +202,7 @@ async def commits_wait(cluster: LocalCluster) -> AsyncIterator[asyncpg.Connectio
 _IN_COMMIT = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
 
+@pytest.mark.superuser  # it makes a table
 async def test_commits_that_were_given_up_count_until_they_have_ended(cluster: LocalCluster, board: Board) -> None:
     """There are never more connections on the server than the limit says; all are back once it confirms again."""
     table = f"confirmed_{secrets.token_hex(4)}"
@@ -232,6 +233,7 @@ async def test_commits_that_were_given_up_count_until_they_have_ended(cluster: L
         assert outcomes[-1] is None
 
 
+@pytest.mark.superuser  # it makes a table
 async def test_a_closed_router_waits_for_no_commit(cluster: LocalCluster, board: Board) -> None:
     """What was given up goes on by itself."""
     table = f"confirmed_{secrets.token_hex(4)}"
