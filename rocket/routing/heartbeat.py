@@ -17,15 +17,15 @@ WRITERS_LOCK = 0x726F636B6574
 """Key of the advisory lock that elects the one process that writes the table."""
 
 _ELECT = """
-    SELECT CASE WHEN pg_try_advisory_lock($1) THEN
-        set_config('idle_session_timeout',
-                   CASE pg_backend_pid() WHEN $2 THEN $3 ELSE current_setting('idle_session_timeout') END,
-                   false)
-    END IS NOT NULL
+    SELECT CASE WHEN pg_try_advisory_lock($1) THEN (
+        SELECT count(set_config(name, CASE pg_backend_pid() WHEN $2 THEN $3 ELSE current_setting(name) END, false))
+          FROM unnest('{idle_session_timeout, idle_in_transaction_session_timeout}'::text[]) AS silences(name)
+    ) END IS NOT NULL
 """
 """A holder of the lock that falls silent (halted, cut off, on a machine that is gone) loses it with its session.
 
-Behind a transaction pooler other clients share the session, which then must not be ended.
+It may do so between two statements of a transaction as well. Behind a transaction pooler other clients share the
+session, which then must not be ended.
 """
 
 _SILENT_BEATS = 3

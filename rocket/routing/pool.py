@@ -339,7 +339,7 @@ class NodePool:
                     inner.changed = True  # to be looked at: something may be under way
                     inner.due_after(0)
                     if may_be_outdated(raised, inner.keeps):
-                        await inner.reload_schema_state()  # of all connections to the node
+                        self._prepare_again()
                         raise StatementsOutdated(error) from error
                     raise
                 discard(connection)
@@ -363,6 +363,12 @@ class NodePool:
             _HELD.set(held[:-1])
             if not outlasts:
                 place.give_back()
+
+    def _prepare_again(self) -> None:
+        """Do on all connections what asyncpg's `reload_schema_state` does; the lent one may have ended."""
+        pool = cast("Any", self._pool)
+        pool._drop_type_cache()  # noqa: SLF001
+        pool._drop_statement_cache()  # noqa: SLF001
 
     async def _outlast(self, connection: NodeConnection, place: Place) -> None:
         """Keep a connection, and its place, for as long as a COMMIT that was given up runs on the server.

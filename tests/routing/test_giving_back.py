@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LIMITS = Limits(read_s=0.4, attempt_s=0.2, write_s=0.3, commit_s=0.2, connections=2, primary_reads=2, close_s=0.3)
 LONGEST_S = LIMITS.write_s + 2 * LIMITS.commit_s + 1.6
 """With what the way back may take, and some for a machine that is busy."""
-MOST_PIECES = 45
+MOST_PIECES = 60
 
 
 class WorkFailed(Exception):

@@ -109,6 +109,7 @@ async def test_what_a_read_leaves_in_the_session_does_not_last(opened: Router, l
     assert Role.REPLICA is session.last.role
 
 
+@pytest.mark.vouched
 async def test_a_read_that_changes_nothing_costs_no_reset(opened: Router) -> None:
     """Nor does one that sets something for its transaction only (design fact F9)."""
     session = await on_replica(opened)
@@ -140,6 +141,20 @@ async def test_prepared_statements_that_work_has_deallocated_are_prepared_again(
     await do(lambda db: db.execute(voids))
     for _ in range(5):
         assert 7 == await do(lambda db: db.fetchval(text))
+
+
+async def test_they_are_prepared_again_after_a_write_that_failed(opened: Router) -> None:
+    """What it had seen was asked for by a statement that is prepared, and is void like all others."""
+    session = opened.session("ann")
+
+    async def fails(_db: Connection) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await session.write(fails)
+    await session.write(lambda db: db.fetchval("SELECT 7"))
+    await session.write(lambda db: db.execute("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$"))
+    assert 7 == await session.write(lambda db: db.fetchval("SELECT 7"))
 
 
 @pytest.mark.superuser

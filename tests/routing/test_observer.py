@@ -13,7 +13,7 @@ from rocket.consistency import Board
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
 from rocket.lab.torture.faults import table_state
-from rocket.routing import connection
+from rocket.routing import connection, heartbeat
 from rocket.routing.observer import Observer
 from tests.support.servers import dsns, paused, recorded, table, until
 
@@ -93,6 +93,22 @@ async def test_only_one_observer_writes_the_table(cluster: LocalCluster, observe
     observer.close()
     await recorded(second, cluster, set())
     second.close()
+
+
+@pytest.mark.parametrize("last", ["SELECT 1", "BEGIN"])
+async def test_writer_that_falls_silent_gives_the_table_up(cluster: LocalCluster, last: str) -> None:
+    """Between two statements of a transaction as well: its process may halt anywhere."""
+    dsn = dsns(cluster, "primary")["primary"]
+    silent, other = await connection.connect(dsn), await connection.connect(dsn)
+    try:
+        assert await heartbeat.elect(silent, 0.05)
+        await silent.execute(last)
+        async with asyncio.timeout(10):
+            while not await heartbeat.elect(other, 0.05):
+                await asyncio.sleep(0.05)
+    finally:
+        silent.terminate()
+        other.terminate()
 
 
 async def test_primary_that_ended_a_silent_writers_session_stays_current(
