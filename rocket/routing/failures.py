@@ -203,6 +203,7 @@ def check_tables(failures: Mapping[str, Exception]) -> None:
             )
         if isinstance(failure, _ANOTHER_TABLE):
             raise TablesUnusable(
-                f"a table on {name} has the name of one of rocket's, and is another ({failure}): "
-                f"`{_SCHEMA_COMMAND}` prints what rocket's are; in a schema of their own they meet no others"
+                f"a table on {name} has the name of one of rocket's, and is another or of an earlier version "
+                f"({failure}): what `{_SCHEMA_COMMAND}` prints updates rocket's; in a schema of their own they "
+                "meet no others"
             )
