@@ -10,7 +10,7 @@ import pytest
 from rocket.lab.torture.faults import FAULTS
 from rocket.lab.torture.schedule import plan
 from tests.lab.torture.variants import VARIANTS, Variant, applied
-from tests.support.program import command
+from tests.support.program import ROOT, command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +49,15 @@ def test_each_variant_names_what_convicts_it(variant: Variant) -> None:
         for part in name.partition("[")[0].split("::"):
             found = getattr(found, part)
         assert callable(found)
+
+
+async def test_the_tests_that_convict_are_collected(kept_dir: Path) -> None:
+    """By their parameters as well, which a test may gain after it was named here."""
+    tests = sorted({str(ROOT / test) for variant in VARIANTS.values() for test in variant.tests})
+    code, told = await command(
+        kept_dir, "-m", "pytest", "--collect-only", "-q", "-n0", f"--rootdir={ROOT}", *tests
+    )
+    assert code == 0, told
 
 
 @pytest.mark.parametrize("variant", as_parameters())

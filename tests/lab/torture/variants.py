@@ -174,7 +174,7 @@ def elected_once_and_for_all(patch: pytest.MonkeyPatch) -> None:
 # --- the floor of a write ---
 
 _RACES = "tests/routing/test_races.py::"
-_INSIDE = f"{_RACES}test_floor_taken_inside_the_transaction_is_stale_and_ours_is_not[never-stale-True]"
+_INSIDE = f"{_RACES}test_floor_taken_inside_the_transaction_is_stale_and_ours_is_not[never-stale-True-wheel]"
 
 
 def _take_floor_before_commit(patch: pytest.MonkeyPatch, statement: str) -> None:
@@ -316,7 +316,7 @@ def off_by_one_record(patch: pytest.MonkeyPatch) -> None:
 
 
 @convicted_by(
-    f"{_RACES}test_replica_that_comes_back_behind_is_read_stale_as_published_and_not_by_us[never-stale-True]"
+    f"{_RACES}test_replica_that_comes_back_behind_is_read_stale_as_published_and_not_by_us[never-stale-True-wheel]"
 )
 def status_kept_across_a_restart(patch: pytest.MonkeyPatch) -> None:
     """What was seen of a replica counts until it is seen again, whichever life of its server that was in (F3).
