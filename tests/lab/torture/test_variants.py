@@ -54,10 +54,10 @@ def test_each_variant_names_what_convicts_it(variant: Variant) -> None:
 async def test_the_tests_that_convict_are_collected(kept_dir: Path) -> None:
     """By their parameters as well, which a test may gain after it was named here."""
     tests = sorted({str(ROOT / test) for variant in VARIANTS.values() for test in variant.tests})
-    code, told = await command(
+    code, output = await command(
         kept_dir, "-m", "pytest", "--collect-only", "-q", "-n0", f"--rootdir={ROOT}", *tests
     )
-    assert code == 0, told
+    assert code == 0, output
 
 
 @pytest.mark.parametrize("variant", as_parameters())
