@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rocket.routing.epochs import PossibleLoss
     from rocket.routing.explain import explain
     from rocket.routing.floors import FORCE_FLUSH, FloorStore, FloorTable, SubjectLocks
-    from rocket.routing.pool import Limits
+    from rocket.routing.limits import Limits
     from rocket.routing.router import Router
     from rocket.routing.session import Session
 else:  # a type checker that saw it would find any name
@@ -78,7 +78,7 @@ _MODULES = (
     "rocket.routing.epochs",
     "rocket.routing.explain",
     "rocket.routing.floors",
-    "rocket.routing.pool",
+    "rocket.routing.limits",
     "rocket.routing.router",
     "rocket.routing.session",
 )

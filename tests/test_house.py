@@ -77,7 +77,7 @@ ROOMS = {
             "rocket.metrics",
             "rocket.web",
             "rocket.lab.api",
-            "rocket.routing.pool.Timeout",
+            "rocket.routing.limits.Timeout",
             "rocket.lab.comparison",
             "rocket.lab.logs",
         )

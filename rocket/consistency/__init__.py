@@ -2,9 +2,8 @@
 
 from rocket.consistency.board import Board
 from rocket.consistency.choice import Choice, Policy, Reason, choose, obstacle, worth_waiting_for
-from rocket.consistency.lsn import Lsn
+from rocket.consistency.lsn import Lsn, switch_point
 from rocket.consistency.status import Epoch, Incarnation, PrimaryStatus, ReplicaStatus, rank_of, timeline_of
-from rocket.consistency.timeline import switch_point
 from rocket.consistency.token import NODE_NAME, SessionToken, Tokens, merged
 
 __all__ = [

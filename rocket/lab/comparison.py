@@ -16,7 +16,8 @@ from rocket.errors import OutcomeUnknown, Unavailable, describe
 from rocket.routing.answer import Answer, Role, Route
 from rocket.routing.failures import NotAsObserved, speaks_against_node
 from rocket.routing.floors import SubjectLocks
-from rocket.routing.pool import NodePool, TooManyWaiting
+from rocket.routing.limits import TooManyWaiting
+from rocket.routing.pool import NodePool
 from rocket.routing.router import Router
 from rocket.routing.session import Session
 
@@ -234,7 +235,6 @@ class ComparisonRouter(Router):
         pool = self._resetting_pools.get(dsn)
         if pool is None:
             pool = self._resetting_pools[dsn] = _ResettingPool(name, dsn, self._limits)
-            await pool.open()
         async with pool.lease() as connection:
             yield connection
 

@@ -17,7 +17,7 @@ from rocket.errors import OutcomeUnknown, Unavailable
 from rocket.metrics.nodes import NodeGauges
 from rocket.metrics.tallies import BOUNDS_S, Tally, as_histogram
 from rocket.routing.answer import Role
-from rocket.routing.pool import TooManyWaiting
+from rocket.routing.limits import TooManyWaiting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator

@@ -122,8 +122,8 @@ class NodeConnection(_PlainConnection):
     """
 
     __slots__ = (
-        "cancellations", "changed", "commits", "copies", "cut_off", "direct", "epoch", "incarnation", "left_clean",
-        "opened_at", "overdue", "prepared", "reported", "server_started", "to_replica",
+        "cancellations", "changed", "commits", "copies", "cut_off", "direct", "epoch", "idle_since", "incarnation",
+        "left_clean", "opened_at", "overdue", "prepared", "reported", "server_started", "to_replica",
     )  # fmt: skip
 
     direct: bool
@@ -138,6 +138,8 @@ class NodeConnection(_PlainConnection):
     """When the server was started, in microseconds by its own clock."""
     opened_at: float
     """Monotonic seconds after which the server was asked."""
+    idle_since: float
+    """Monotonic seconds at which it was given back to its pool."""
     left_clean: bool
     """Whether only statements of ours were sent, which leave nothing in the session: then it needs no reset."""
     changed: bool
@@ -160,6 +162,9 @@ class NodeConnection(_PlainConnection):
     _addr: Any  # asyncpg's own, like the following
     _params: Any
     _top_xact: Any
+    _listeners: Any
+    _log_listeners: Any
+    _proxy: Any
     _protocol: Any  # whose count of queries asyncpg's pool relies on as well
     _stmt_cache: Any
     _stmt_cache_enabled: bool
@@ -190,13 +195,25 @@ class NodeConnection(_PlainConnection):
         else:
             super()._cancel_current_command(sent, *answered)  # type: ignore[misc]
 
-    async def _reset(self) -> None:
-        """Roll back what work has left open; asyncpg's pool calls it."""
-        try:
-            await super()._reset()
-        except asyncpg.InterfaceError:
-            self._end_busy()
-            raise
+    def _cleanup(self) -> None:
+        super()._cleanup()  # type: ignore[misc]
+        if self._proxy is not None:
+            self._proxy._detach()  # noqa: SLF001 - as asyncpg's own pool does
+
+    async def end_transaction_left_open(self) -> None:
+        """Roll back what work has left open, and forget its listeners."""
+        if self._listeners:
+            self._listeners.clear()
+        if self._log_listeners:
+            self._log_listeners.clear()
+        if self._top_xact is not None or self._protocol.is_in_transaction():
+            self.due_after(0)
+            self._top_xact = None
+            try:
+                await super().execute("ROLLBACK")
+            except asyncpg.InterfaceError:
+                self._end_busy()
+                raise
 
     async def reset_session(self) -> None:
         """Clear what work may have left behind, in one round trip; end the connection if that cannot be."""
@@ -414,13 +431,14 @@ class OwnedTasks:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
-    def start(self, work: Coroutine[Any, Any, None], what: str) -> None:
-        """Run `work` in a task of its own."""
+    def start(self, work: Coroutine[Any, Any, ResultT], what: str) -> asyncio.Task[ResultT]:
+        """Run `work` in a task of its own; return that."""
         task = asyncio.create_task(work, name=f"{what} on {self._name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def finish(self, timeout_s: float) -> None:
         """Wait until they are done; cancel those that are not in time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from typing import TYPE_CHECKING, Self
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Board, Epoch, Policy, PrimaryStatus, ReplicaStatus
-    from rocket.routing.connection import Connection, Work
-    from rocket.routing.pool import Limits
+    from rocket.routing.connection import Connection, NodeConnection, Work
+    from rocket.routing.limits import Limits
+    from rocket.routing.pool import Lease
 
 
 _log = logging.getLogger("rocket.router")
@@ -76,7 +78,6 @@ class Nodes:
         """Add a node, or change the address of one; raise `ValueError` as `open` does."""
         _check_name_and_dsn(name, dsn)
         pool = NodePool(name, dsn, self._limits, on_shared_address=lambda: self._distrust(name), init=self._init)
-        await pool.open()
         before = self._pools.get(name)
         self._pools[name] = pool
         if before is not None:
@@ -118,30 +119,23 @@ class Nodes:
 
     # --- replicas ---
 
-    @contextlib.asynccontextmanager
-    async def replica(
-        self, name: str, status: ReplicaStatus | None, within_s: float | None = None
-    ) -> AsyncIterator[Connection]:
+    def replica(self, name: str, status: ReplicaStatus | None, within_s: float | None = None) -> Lease:
         """Lend a connection of the incarnation that `status` was taken in, or any one without a status.
 
         It is ended if it is not given back soon after `within_s`. Raise `NotAsObserved` if it is of another
         incarnation, and `ConnectionError` if none can be opened.
         """
-        async with self._lease(name, within_s) as connection:
-            if status is not None and not status.vouches_for((opened := unwrap(connection)).incarnation):
-                if opened.opened_at < status.observed_at:
-                    # A later incarnation was seen after it was opened: its own is over, though the network may
-                    # not have told us yet.
-                    discard(connection)
-                    raise NotAsObserved("the pooled connection is of an earlier incarnation")
-                raise NotAsObserved("it has restarted since it was last observed")
-            yield connection
+        return self._lease(
+            name, within_s, None if status is None else functools.partial(_check_incarnation, status)
+        )
 
-    def _lease(self, name: str, within_s: float | None) -> AbstractAsyncContextManager[Connection]:
+    def _lease(
+        self, name: str, within_s: float | None, check: Callable[[NodeConnection], None] | None = None
+    ) -> Lease:
         pool = self._pools.get(name)
         if pool is None:
             raise NotAsObserved(f"{name} is not one of this router's nodes")
-        return pool.lease(within_s)
+        return pool.lease(within_s, check)
 
     # --- the primary ---
 
@@ -198,6 +192,18 @@ class Nodes:
         """Raise `NotAsObserved` unless the primary of `epoch`, which has answered, is still the current one."""
         if not self.board.is_current_epoch(epoch, time.monotonic(), self.policy.primary_lease_s):
             raise NotAsObserved(f"the primary of epoch {epoch} was replaced, or not observed, meanwhile")
+
+
+def _check_incarnation(status: ReplicaStatus, connection: NodeConnection) -> None:
+    """Raise `NotAsObserved` unless a connection is of the incarnation that `status` was taken in."""
+    if status.vouches_for(connection.incarnation):
+        return
+    if connection.opened_at < status.observed_at:
+        # A later incarnation was seen after it was opened: its own is over, though the network may not have told
+        # us yet.
+        discard(connection)
+        raise NotAsObserved("the pooled connection is of an earlier incarnation")
+    raise NotAsObserved("it has restarted since it was last observed")
 
 
 def in_epoch(connection: Connection, epoch: Epoch) -> AbstractAsyncContextManager[None]:

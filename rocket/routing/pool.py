@@ -1,16 +1,16 @@
-"""The connections to one node, lent to one piece of work after another, and the limits to their number."""
+"""The connections to one node, lent to one piece of work after another."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 import weakref
 from collections import deque
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 
@@ -25,190 +25,33 @@ from rocket.routing.connection import (
     learn_where,
     runs_on,
     still_runs,
-    unwrap,
 )
 from rocket.routing.failures import (
     REFUSED,
     UNREACHABLE,
     NodeChanged,
+    NotAsObserved,
     OwnError,
     StatementsOutdated,
     may_be_outdated,
 )
+from rocket.routing.limits import HELD, CapacityLimiter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Callable
 
     from rocket.consistency import Incarnation
     from rocket.routing.connection import Connection, Work
+    from rocket.routing.limits import Limits, Place
 
 _LOOK_EVERY_S = 5.0
 """How often the server is asked whether a COMMIT that was given up still runs: its answer may never come."""
 _INCARNATIONS_REMEMBERED = 32
 _IDLE_S = 300.0  # connections that were not used for so long are closed
+_LIFETIME_S = 3600.0  # so are those that were opened so long ago, when they are given back: backends grow
+_proxy = cast("Any", asyncpg.pool.PoolConnectionProxy)
 
 _log = logging.getLogger("rocket.router")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long reads and writes may take, in seconds, and how many connections there may be."""
-
-    read_s: float = 5.0
-    """A read, with all its attempts."""
-    attempt_s: float = 1.0
-    """One attempt on one replica."""
-    replicas_tried: int = 2
-    """How many replicas may fail a read before it goes to the primary."""
-    write_s: float = 5.0
-    """A write until its COMMIT is sent, with all its attempts."""
-    commit_s: float = 5.0
-    """A COMMIT, and the statement that records the floor after it."""
-    connections: int = 10
-    """Connections per node, with those whose COMMIT was given up and still runs on the server."""
-    queue: int = 100
-    """Waiters per node before further requests are rejected."""
-    primary_reads: int = 7
-    """How many of the primary's connections reads may take: when all replicas lag, writes go on."""
-    close_s: float = 2.0
-    """Closing a pool gracefully."""
-
-
-class Timeout:
-    """What `asyncio.timeout` is, at a third of its cost, which every read pays; a plain context manager.
-
-    Cancels the current task once `timeout_s` is over, and raises `TimeoutError` in place of that cancellation.
-    """
-
-    __slots__ = ("_cancelled_before", "_is_over", "_task", "_timer")
-
-    def __init__(self, timeout_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
-        assert task is not None  # noqa: S101 - a coroutine runs in a task
-        self._task = task
-        self._cancelled_before = task.cancelling()
-        self._is_over = False
-        self._timer = loop.call_later(timeout_s, self._end)
-
-    def _end(self) -> None:
-        self._is_over = True
-        self._task.cancel()
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
-        self._timer.cancel()
-        # A cancellation by others, at the same time, stays one.
-        if self._is_over and self._task.uncancel() <= self._cancelled_before and kind is asyncio.CancelledError:
-            raise TimeoutError from error
-
-
-class TooManyWaiting(ConnectionError):
-    """The queue for a connection is full."""
-
-
-class Place:
-    """One of a limiter's places, which is taken."""
-
-    __slots__ = ("_limiter", "_nested")
-
-    def __init__(self, limiter: CapacityLimiter) -> None:
-        self._limiter: CapacityLimiter | None = limiter
-        self._nested = 0
-
-    def give_back(self) -> None:
-        """Let another one have it."""
-        if (limiter := self._limiter) is not None:
-            self._limiter = None
-            limiter.inside -= 1
-            limiter._places.release()  # noqa: SLF001 - they are made for each other
-            limiter._stuck -= self._nested > 0  # noqa: SLF001
-
-    def is_of(self, limiter: CapacityLimiter) -> bool:
-        """Return whether it is still one of a limiter's."""
-        return self._limiter is limiter
-
-    @contextlib.contextmanager
-    def waiting_for_another(self) -> Iterator[None]:
-        """Count it among those that will not be given back until another one of the same limiter is."""
-        limiter = self._limiter
-        assert limiter is not None  # noqa: S101 - see `is_of`
-        self._nested += 1
-        limiter._stuck += self._nested == 1  # noqa: SLF001
-        try:
-            yield
-        finally:
-            self._nested -= 1
-            limiter._stuck -= self._nested == 0 and self._limiter is limiter  # noqa: SLF001
-
-
-_HELD: ContextVar[tuple[Place, ...]] = ContextVar("held", default=())
-"""The places that what is running now was given; a task that it starts inherits them."""
-
-
-class CapacityLimiter:
-    """Lets `width` through at a time; `queue` more may wait, and further ones are rejected.
-
-    An asynchronous context manager that many use at once: it waits for a place, keeps it for the body, and raises
-    `TooManyWaiting` at once if the queue is full. Where each place is held by something that waits for another one
-    of them, as work does that reads by another session, none would ever be free: raise `RuntimeError` then.
-    """
-
-    __slots__ = ("_places", "_queue", "_stuck", "_what", "inside", "waiting", "width")
-
-    def __init__(self, what: str, *, width: int, queue: int) -> None:
-        self._what = what
-        self._queue = queue
-        self._places = asyncio.Semaphore(width)
-        self._stuck = 0
-        self.width = width
-        """How many places there are."""
-        self.waiting = 0
-        """How many wait for a place."""
-        self.inside = 0
-        """How many have one."""
-
-    async def take(self) -> Place:
-        """Wait for a place."""
-        if self._places.locked():
-            await self._wait()
-        else:
-            await self._places.acquire()
-        self.inside += 1
-        place = Place(self)
-        _HELD.set((*_HELD.get(), place))
-        return place
-
-    async def _wait(self) -> None:
-        if self.waiting >= self._queue:
-            raise TooManyWaiting(f"{self.waiting} wait already for {self._what}")
-        outer = next((place for place in _HELD.get() if place.is_of(self)), None)
-        self.waiting += 1
-        try:
-            with contextlib.nullcontext() if outer is None else outer.waiting_for_another():
-                if self._stuck >= self.width:
-                    raise RuntimeError(
-                        f"this read or write is nested in work that has {self._what}, and would wait for ever for "
-                        f"another one: all {self.width} are held by work like that. Use the connection that work "
-                        "is given, or do it before or after"
-                    )
-                await self._places.acquire()
-        finally:
-            self.waiting -= 1
-
-    async def __aenter__(self) -> None:
-        await self.take()
-
-    async def __aexit__(self, *_: object) -> None:
-        self.leave()
-
-    def leave(self) -> None:
-        """Give back the place that was taken last."""
-        held = _HELD.get()
-        place = next(place for place in reversed(held) if place.is_of(self))
-        _HELD.set(tuple(other for other in held if other is not place))
-        place.give_back()
 
 
 class IncarnationHistory:
@@ -244,7 +87,7 @@ class NodePool:
         on_shared_address: Callable[[], None] | None = None,
         init: Work[None] | None = None,
     ) -> None:
-        """Prepare a pool, for `open` to make ready.
+        """Begin without a connection.
 
         `on_shared_address` is called once several servers are found there, `init` with each new connection.
         """
@@ -259,44 +102,21 @@ class NodePool:
         self._longest_s = max(limits.read_s, limits.write_s + 2 * limits.commit_s)
         self._cancellations = OwnedTasks(name)
         self._commits = OwnedTasks(name)
+        self._openings = OwnedTasks(name)
         self._connections: weakref.WeakSet[NodeConnection] = weakref.WeakSet()
-        self._pool: asyncpg.Pool[Any] = asyncpg.create_pool(
-            dsn,
-            min_size=0,
-            max_size=limits.connections,
-            timeout=CONNECT_TIMEOUT_S,
-            max_inactive_connection_lifetime=_IDLE_S,
-            connection_class=NodeConnection,
-            init=cast("Any", self._learn),
-            reset=cast("Any", self._reset),
-            statement_cache_size=0,  # see `_cache_statements`
-            server_settings={"application_name": "rocket"},
-        )
-
-    async def open(self) -> Self:
-        """Make it ready, without opening a connection; return it."""
-        await self._pool
-        return self
-
-    async def _learn(self, connection: NodeConnection) -> None:
-        """Make a new connection fit to be lent."""
-        try:
-            await learn_where(connection, self._cancellations)
-            if self._init is not None:
-                await self._init(connection)
-        except BaseException:
-            connection.terminate()  # closing it would wait for a server that may have fallen silent
-            raise
-        self._connections.add(connection)
-        if self._on_shared_address is not None and self._incarnations.is_shared_address(connection):
-            self._on_shared_address()
-            self._on_shared_address = None
+        self._idle: list[NodeConnection] = []  # last used last
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._is_closing = False
+        self._all_back = asyncio.Event()
+        self.holder = cast("Any", SimpleNamespace(_pool=self))
+        """Where asyncpg looks for the pool of a connection that is lent."""
 
     def drop(self) -> None:
         """Terminate every connection, those in use included: the node is not what it was when they were opened."""
         for connection in list(self._connections):
             connection.terminate()
         self._connections.clear()
+        self._idle.clear()
 
     @property
     def in_use(self) -> int:
@@ -306,69 +126,128 @@ class NodePool:
     @property
     def idle(self) -> int:
         """How many open connections are unused."""
-        return self._pool.get_idle_size()
+        return sum(not connection.is_closed() for connection in self._idle)
 
-    @contextlib.asynccontextmanager
-    async def lease(
-        self, within_s: float | None = None
-    ) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
-        """Lend a connection; the caller sets the deadline.
+    # --- opening ---
+
+    async def _open(self) -> NodeConnection:
+        """Open a connection that is fit to be lent; raise `ConnectionError`, or what speaks against the node."""
+        try:
+            connection: NodeConnection = await asyncpg.connect(
+                self.dsn,
+                timeout=CONNECT_TIMEOUT_S,
+                connection_class=NodeConnection,
+                statement_cache_size=0,  # see `learn_where`
+                server_settings={"application_name": "rocket"},
+            )
+            try:
+                await learn_where(connection, self._cancellations)
+                self._connections.add(connection)
+                if self._init is not None:
+                    await self._init(connection)
+            except BaseException:
+                connection.terminate()  # closing it would wait for a server that may have fallen silent
+                raise
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            # Whatever it says (a database that a replica has not replayed yet, say), it is the node's failure.
+            raise ConnectionError(f"no connection: {describe(error)}") from error
+        if self._on_shared_address is not None and self._incarnations.is_shared_address(connection):
+            self._on_shared_address()
+            self._on_shared_address = None
+        return connection
+
+    def _opened_late(self, opening: asyncio.Task[NodeConnection], place: Place) -> None:
+        """Keep a connection that was opened after its caller had given up."""
+        if not opening.cancelled():
+            if (error := opening.exception()) is not None:
+                _log.info("a connection to %s was not opened: %s", self.name, describe(error))
+            else:
+                self._keep(opening.result())
+        self.free(place)
+
+    def _keep(self, connection: NodeConnection) -> None:
+        """Have a connection wait for its next use."""
+        if self._is_closing:
+            connection.terminate()
+            return
+        now = connection.idle_since = time.monotonic()
+        self._idle.append(connection)
+        if self._idle_timer is None:
+            self._end_idle_after(_IDLE_S + self._idle[0].idle_since - now)
+
+    def _end_idle_after(self, seconds: float) -> None:
+        self._idle_timer = asyncio.get_running_loop().call_later(seconds, self._end_idle)
+
+    def _end_idle(self) -> None:
+        """Terminate the connections that were not used for long."""
+        self._idle_timer = None
+        now = time.monotonic()
+        while self._idle:
+            if (left_s := self._idle[0].idle_since + _IDLE_S - now) > 0:
+                self._end_idle_after(left_s)
+                break
+            self._idle.pop(0).terminate()
+
+    def free(self, place: Place) -> None:
+        """Give back a place, unless it was passed on."""
+        place.give_back()
+        if self._is_closing and not self.limiter.inside:
+            self._all_back.set()
+
+    # --- lending ---
+
+    def lease(self, within_s: float | None = None, check: Callable[[NodeConnection], None] | None = None) -> Lease:
+        """Lend a connection, as a context manager; the caller sets the deadline, and `check` may refuse it.
 
         One that was lost, left in the middle of something, or not given back soon after `within_s` is discarded
-        and not waited for. Raise `ConnectionError` when no connection can be opened, or when it is lost while
-        it is lent, `StatementsOutdated`, and `TooManyWaiting` when the queue for one is full.
+        and not waited for. One that takes longer to open than its caller waits is kept for the next. Raise
+        `ConnectionError` when none can be opened, or when it is lost while it is lent, `StatementsOutdated`, and
+        `TooManyWaiting` when the queue for one is full.
         """
-        place = await self.limiter.take()
-        held, outlasts = _HELD.get(), False
-        try:
-            try:
-                connection = await self._pool.acquire()
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-                # Whatever it says (a database that a replica has not replayed yet, say), it is the node's failure.
-                raise ConnectionError(f"no connection: {describe(error)}") from error
-            inner = unwrap(connection)
-            inner.due_after(self._longest_s if within_s is None else within_s)
-            task = asyncio.current_task()
-            cancelled_before = 0 if task is None else task.cancelling()
-            try:
-                yield connection
-            except Exception as error:
-                raised = error.error if isinstance(error, OwnError) else error
-                failure = _speaks_of_connection(error, connection)
-                if failure is None:
-                    inner.changed = True  # to be looked at: something may be under way
-                    inner.due_after(0)
-                    if may_be_outdated(raised, inner.keeps):
-                        self._prepare_again()
-                        raise StatementsOutdated(error) from error
-                    raise
-                discard(connection)
-                if task is not None and task.cancelling() > cancelled_before:
-                    # The connection has failed, or ended overdue, while work was being cancelled.
-                    raise asyncio.CancelledError from error
-                if failure is error:
-                    raise
-                raise failure from error
-            except BaseException:
-                discard(connection)
-                raise
-            finally:
-                if runs_on(inner):
-                    outlasts = True
-                    inner.not_due()
-                    self._commits.start(self._outlast(inner, place), "wait for a COMMIT")
-                else:
-                    await self._release(connection)
-        finally:
-            _HELD.set(held[:-1])
-            if not outlasts:
-                place.give_back()
+        return Lease(self, self._longest_s if within_s is None else within_s, check)
 
-    def _prepare_again(self) -> None:
+    async def acquire(self, place: Place) -> NodeConnection:
+        """Return a connection for who has a place, which goes to the opening of one if that is cancelled."""
+        while self._idle:
+            if not (connection := self._idle.pop()).is_closed():
+                return connection
+        opening = None if self._is_closing else self._openings.start(self._open(), "open a connection")
+        if opening is not None:
+            try:
+                await asyncio.wait((opening,))
+            except asyncio.CancelledError:
+                opening.add_done_callback(functools.partial(self._opened_late, place=place.pass_on()))
+                raise
+            if not opening.cancelled():
+                return opening.result()
+        raise ConnectionError("no connection: its pool is closed")
+
+    async def give_back(self, connection: NodeConnection, place: Place) -> None:
+        """Take back what `acquire` returned, with its place."""
+        try:
+            if runs_on(connection):
+                connection.not_due()
+                self._commits.start(self._outlast(connection, place.pass_on()), "wait for a COMMIT")
+            elif not connection.is_closed():
+                await self._take_back(connection)
+        finally:
+            self.free(place)
+
+    def prepare_again(self) -> None:
         """Do on all connections what asyncpg's `reload_schema_state` does; the lent one may have ended."""
-        pool = cast("Any", self._pool)
-        pool._drop_type_cache()  # noqa: SLF001
-        pool._drop_statement_cache()  # noqa: SLF001
+        self._drop_type_cache()
+        self._drop_statement_cache()
+
+    def _drop_type_cache(self) -> None:  # asyncpg's connections call this and the next of their pool
+        for connection in self._open_connections():
+            connection._drop_local_type_cache()  # noqa: SLF001
+
+    def _drop_statement_cache(self) -> None:
+        for connection in self._open_connections():
+            connection._drop_local_statement_cache()  # noqa: SLF001
+
+    def _open_connections(self) -> list[Any]:
+        return [connection for connection in self._connections if not connection.is_closed()]
 
     async def _outlast(self, connection: NodeConnection, place: Place) -> None:
         """Keep a connection, and its place, for as long as a COMMIT that was given up runs on the server.
@@ -388,15 +267,26 @@ class NodePool:
             await asyncio.gather(answer, return_exceptions=True)
             connection.commits = connection.cut_off = False
             discard(connection)
-            place.give_back()
+            self.free(place)
 
-    async def _release(self, connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record]) -> None:
-        """Give a connection back; the caller, who is done with it, never learns of a failure."""
+    async def _take_back(self, connection: NodeConnection) -> None:
+        """Keep a connection for its next use; the caller, who is done with it, never learns of a failure."""
         try:
-            await self._pool.release(connection)
-        except REFUSED as error:  # asyncpg has ended the connection
+            if connection.cut_off:
+                connection.due_after(0)
+                await answered(connection)
+            await connection.end_transaction_left_open()
+            await self._reset(connection)
+            if self._is_closing or time.monotonic() > connection.opened_at + _LIFETIME_S:
+                connection.due_after(0)
+                await connection.close()
+                connection.not_due()
+            else:
+                self._keep(connection)
+        except REFUSED as error:
+            discard(connection)
             _log.info("a connection to %s was lost when it was given back: %s", self.name, describe(error))
-        except asyncio.CancelledError:  # asyncpg goes on giving it back by itself
+        except BaseException:
             discard(connection)
             raise
 
@@ -418,14 +308,86 @@ class NodePool:
 
     async def close(self, timeout_s: float) -> None:
         """Close every connection, by force when `timeout_s` is over, or when the server has gone first."""
+        self._is_closing = True
+        await self._openings.finish(0)
         await self._commits.finish(0)
-        try:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        idle, self._idle = self._idle, []
+        with contextlib.suppress(*REFUSED):
             async with asyncio.timeout(timeout_s):
-                await self._pool.close()
-        except REFUSED:
-            self._pool.terminate()
+                await asyncio.gather(*(connection.close() for connection in idle))
+                if self.limiter.inside:
+                    await self._all_back.wait()
+        self.drop()
         await self._commits.finish(0)
         await self._cancellations.finish(timeout_s)
+
+
+class Lease:
+    """The use of one connection, from `async with` to the end of its body."""
+
+    __slots__ = (
+        "_cancelled_before", "_check", "_held", "_inner", "_lent", "_place", "_pool", "_task", "_within_s",
+    )  # fmt: skip
+
+    def __init__(self, pool: NodePool, within_s: float, check: Callable[[NodeConnection], None] | None) -> None:
+        self._pool = pool
+        self._within_s = within_s
+        self._check = check
+
+    async def __aenter__(self) -> asyncpg.pool.PoolConnectionProxy[asyncpg.Record]:
+        pool = self._pool
+        held = HELD.get()
+        place = self._place = await pool.limiter.take()
+        self._held = held
+        try:
+            inner = self._inner = await pool.acquire(place)
+        except BaseException:
+            HELD.set(held)
+            pool.free(place)
+            raise
+        inner.due_after(self._within_s)
+        self._lent = _proxy(pool.holder, inner)
+        task = self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._cancelled_before = task.cancelling()
+        if self._check is not None:
+            try:
+                self._check(inner)
+            except NotAsObserved as error:
+                await self.__aexit__(None, error, None)
+                raise
+        return cast("asyncpg.pool.PoolConnectionProxy[asyncpg.Record]", self._lent)
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        try:
+            instead = None if error is None else self._after(error)
+            self._lent._detach()  # noqa: SLF001 - work cannot use it any more
+            await self._pool.give_back(self._inner, self._place)
+        finally:
+            HELD.set(self._held)
+        if instead is not None:
+            raise instead from error
+
+    def _after(self, error: BaseException) -> BaseException | None:
+        """Discard a connection that an error speaks against; return what to raise in place of the error."""
+        inner = self._inner
+        if not isinstance(error, Exception):
+            discard(inner)
+            return None
+        failure = _speaks_of_connection(error, inner)
+        if failure is None:
+            inner.changed = True  # to be looked at: something may be under way
+            inner.due_after(0)
+            if not may_be_outdated(error.error if isinstance(error, OwnError) else error, inner.keeps):
+                return None
+            self._pool.prepare_again()
+            return StatementsOutdated(error)
+        discard(inner)
+        if self._task.cancelling() > self._cancelled_before:
+            # The connection has failed, or ended overdue, while work was being cancelled.
+            return asyncio.CancelledError()
+        return None if failure is error else failure
 
 
 def _speaks_of_connection(error: Exception, connection: Connection) -> Exception | None:

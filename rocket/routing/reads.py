@@ -36,7 +36,7 @@ from rocket.routing.failures import (
     may_pass,
     speaks_against_node,
 )
-from rocket.routing.pool import CapacityLimiter, Timeout, TooManyWaiting
+from rocket.routing.limits import CapacityLimiter, Timeout, TooManyWaiting
 from rocket.routing.watch import STATUS_QUERY, replica_status_from
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from rocket.routing.catchup import CatchUp
     from rocket.routing.connection import Connection, Work
     from rocket.routing.floors import FloorStore
+    from rocket.routing.limits import Limits
     from rocket.routing.nodes import Nodes
-    from rocket.routing.pool import Limits
 
 ResultT = TypeVar("ResultT")
 

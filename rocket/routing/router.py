@@ -9,9 +9,9 @@ from rocket.consistency import Board, Policy
 from rocket.errors import Unavailable
 from rocket.routing.failures import REFUSED, NotAsObserved
 from rocket.routing.floors import SubjectLocks, check_floor_table
+from rocket.routing.limits import Limits
 from rocket.routing.nodes import Nodes
 from rocket.routing.observer import Observer
-from rocket.routing.pool import Limits
 from rocket.routing.reads import Reads
 from rocket.routing.session import Session
 from rocket.routing.writes import Writes

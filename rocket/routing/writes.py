@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from rocket.routing.connection import Connection, NodeConnection, Work
     from rocket.routing.epochs import Resolved
     from rocket.routing.floors import FloorStore
+    from rocket.routing.limits import Limits
     from rocket.routing.nodes import Nodes
-    from rocket.routing.pool import Limits
 
 ResultT = TypeVar("ResultT")
 

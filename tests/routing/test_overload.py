@@ -13,7 +13,7 @@ from rocket.consistency import SessionToken
 from rocket.lab.api.rides import SELECT_RIDE
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
-from rocket.routing.pool import CapacityLimiter, TooManyWaiting
+from rocket.routing.limits import CapacityLimiter, TooManyWaiting
 from tests.support.races import write_ride
 from tests.support.servers import dsns, until
 

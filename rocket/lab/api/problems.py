@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from rocket import InvalidToken, OutcomeUnknown, Unavailable
-from rocket.routing.pool import Timeout
+from rocket.routing.limits import Timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

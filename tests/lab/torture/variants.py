@@ -43,7 +43,7 @@ from rocket.routing.bound import ReadBound
 from rocket.routing.connection import NodeConnection, discard
 from rocket.routing.failures import NotAsObserved
 from rocket.routing.nodes import Nodes
-from rocket.routing.pool import NodePool, Place
+from rocket.routing.pool import NodePool
 from rocket.routing.reads import Reads
 from rocket.routing.session import Session
 from rocket.routing.watch import NodeWatch
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from rocket.routing.answer import Answer, Route
     from rocket.routing.connection import Connection
     from rocket.routing.epochs import Resolved
+    from rocket.routing.limits import Place
 
 UNPATCHED = "unpatched"
 
