@@ -88,6 +88,9 @@ _RESET_ON_REPLICA = f"""{_RESET}
 """
 """What `_WHERE` has set holds on."""
 
+_READ_ONLY = "SET default_transaction_read_only = on;"
+_WRITABLE = "SET default_transaction_read_only = off;"
+
 _LOOK = "SELECT 1"
 """Behind a pooler clients share the session, and nothing is reset in it."""
 
@@ -123,7 +126,7 @@ class NodeConnection(_PlainConnection):
 
     __slots__ = (
         "cancellations", "changed", "commits", "copies", "cut_off", "direct", "epoch", "idle_since", "incarnation",
-        "left_clean", "opened_at", "overdue", "prepared", "reported", "server_started", "to_replica",
+        "left_clean", "opened_at", "overdue", "prepared", "read_only", "reported", "server_started", "to_replica",
     )  # fmt: skip
 
     direct: bool
@@ -142,6 +145,8 @@ class NodeConnection(_PlainConnection):
     """Monotonic seconds at which it was given back to its pool."""
     left_clean: bool
     """Whether only statements of ours were sent, which leave nothing in the session: then it needs no reset."""
+    read_only: bool
+    """Whether its transactions are read-only; on the primary that goes from use to use (see `set_read_only`)."""
     changed: bool
     """Whether a statement was sent that may have left something in the session, or work has failed on it."""
     overdue: asyncio.TimerHandle | None
@@ -218,11 +223,19 @@ class NodeConnection(_PlainConnection):
     async def reset_session(self) -> None:
         """Clear what work may have left behind, in one round trip; end the connection if that cannot be."""
         query = _LOOK if not self.direct else _RESET_ON_REPLICA if self.to_replica else _RESET
+        if self.read_only and not self.to_replica:
+            query += _READ_ONLY
         try:
             await super().execute(query)
         except asyncpg.InterfaceError:
             self._end_busy()
             raise
+
+    async def set_read_only(self, wanted: bool) -> None:
+        """Have its transactions be read-only, or not. It stays so when it is given back, which spares the next."""
+        if self.read_only != wanted:
+            await super().execute(_READ_ONLY if wanted else _WRITABLE)
+            self.read_only = wanted
 
     def _end_busy(self) -> None:
         """End a connection on which work has left a statement under way, and that statement."""
@@ -318,6 +331,7 @@ async def learn_where(connection: NodeConnection, cancellations: OwnedTasks | No
     row = await connection.fetchrow(_WHERE, connection.get_server_pid(), timeout=CONNECT_TIMEOUT_S)
     assert row is not None  # noqa: S101 - it has one row
     connection.changed = False  # by what is meant to last
+    connection.read_only = row["direct"] and row["in_recovery"]
     connection.direct = row["direct"]
     connection.to_replica = row["in_recovery"]
     connection.incarnation = Incarnation(row["incarnation"]) if row["incarnation"] else None

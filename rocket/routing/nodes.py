@@ -130,12 +130,17 @@ class Nodes:
         )
 
     def _lease(
-        self, name: str, within_s: float | None, check: Callable[[NodeConnection], None] | None = None
+        self,
+        name: str,
+        within_s: float | None,
+        check: Callable[[NodeConnection], None] | None = None,
+        *,
+        read_only: bool | None = None,
     ) -> Lease:
         pool = self._pools.get(name)
         if pool is None:
             raise NotAsObserved(f"{name} is not one of this router's nodes")
-        return pool.lease(within_s, check)
+        return pool.lease(within_s, check, read_only=read_only)
 
     # --- the primary ---
 
@@ -149,30 +154,35 @@ class Nodes:
         return primary
 
     @contextlib.asynccontextmanager
-    async def primary(self, within_s: float | None = None) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
+    async def primary(
+        self, within_s: float | None = None, *, read_only: bool = False
+    ) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
         """Lend a connection to the primary, of its current epoch, with its status; else raise `NotAsObserved`.
 
-        Behind a pooler it is lent inside a transaction. Raise `Unavailable` where no current primary is known.
+        Behind a pooler it is lent inside a transaction, which may write in any case. Raise `Unavailable` where no
+        current primary is known.
         """
         async with (
-            self.primary_for_write(within_s) as (connection, primary),
+            self.primary_for_write(within_s, read_only=read_only) as (connection, primary),
             in_epoch(connection, primary.epoch),
         ):
             yield connection, primary
 
     @contextlib.asynccontextmanager
     async def primary_for_write(
-        self, within_s: float | None = None
+        self, within_s: float | None = None, *, read_only: bool = False
     ) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
         """Do the same outside of any transaction: behind a pooler, `in_epoch` has to prove the server in each."""
         primary = self.current_primary()
-        async with self._lease(primary.name, within_s) as connection:
+        async with self._lease(primary.name, within_s, read_only=read_only) as connection:
             if (opened := unwrap(connection)).direct and opened.epoch != primary.epoch:
                 discard(connection)
                 raise NotAsObserved(f"the connection is not to a primary of epoch {primary.epoch}")
             if opened.direct and primary.started not in {None, opened.server_started}:
                 discard(connection)  # whether it still has all that it had is for the observer to find out
                 raise NotAsObserved("the primary was restarted, and has not been observed since")
+            if opened.direct:
+                await opened.set_read_only(read_only)
             yield connection, primary
 
     def knows_no_later_epoch(self) -> bool:

@@ -196,20 +196,28 @@ class NodePool:
 
     # --- lending ---
 
-    def lease(self, within_s: float | None = None, check: Callable[[NodeConnection], None] | None = None) -> Lease:
+    def lease(
+        self,
+        within_s: float | None = None,
+        check: Callable[[NodeConnection], None] | None = None,
+        *,
+        read_only: bool | None = None,
+    ) -> Lease:
         """Lend a connection, as a context manager; the caller sets the deadline, and `check` may refuse it.
+
+        With `read_only` one that is like that is preferred.
 
         One that was lost, left in the middle of something, or not given back soon after `within_s` is discarded
         and not waited for. One that takes longer to open than its caller waits is kept for the next. Raise
         `ConnectionError` when none can be opened, or when it is lost while it is lent, `StatementsOutdated`, and
         `TooManyWaiting` when the queue for one is full.
         """
-        return Lease(self, self._longest_s if within_s is None else within_s, check)
+        return Lease(self, self._longest_s if within_s is None else within_s, check, read_only)
 
-    async def acquire(self, place: Place) -> NodeConnection:
+    async def acquire(self, place: Place, read_only: bool | None = None) -> NodeConnection:
         """Return a connection for who has a place, which goes to the opening of one if that is cancelled."""
         while self._idle:
-            if not (connection := self._idle.pop()).is_closed():
+            if not (connection := self._idle.pop(self._position(read_only))).is_closed():
                 return connection
         opening = None if self._is_closing else self._openings.start(self._open(), "open a connection")
         if opening is not None:
@@ -221,6 +229,14 @@ class NodePool:
             if not opening.cancelled():
                 return opening.result()
         raise ConnectionError("no connection: its pool is closed")
+
+    def _position(self, read_only: bool | None) -> int:
+        """Return which idle connection to use: the one used last of those preferred, or else of all."""
+        if read_only is not None:
+            for position in range(len(self._idle) - 1, -1, -1):
+                if self._idle[position].read_only == read_only:
+                    return position
+        return -1
 
     async def give_back(self, connection: NodeConnection, place: Place) -> None:
         """Take back what `acquire` returned, with its place."""
@@ -328,13 +344,21 @@ class Lease:
     """The use of one connection, from `async with` to the end of its body."""
 
     __slots__ = (
-        "_cancelled_before", "_check", "_held", "_inner", "_lent", "_place", "_pool", "_task", "_within_s",
+        "_cancelled_before", "_check", "_held", "_inner", "_lent", "_place", "_pool", "_read_only", "_task",
+        "_within_s",
     )  # fmt: skip
 
-    def __init__(self, pool: NodePool, within_s: float, check: Callable[[NodeConnection], None] | None) -> None:
+    def __init__(
+        self,
+        pool: NodePool,
+        within_s: float,
+        check: Callable[[NodeConnection], None] | None,
+        read_only: bool | None,
+    ) -> None:
         self._pool = pool
         self._within_s = within_s
         self._check = check
+        self._read_only = read_only
 
     async def __aenter__(self) -> asyncpg.pool.PoolConnectionProxy[asyncpg.Record]:
         pool = self._pool
@@ -342,7 +366,7 @@ class Lease:
         place = self._place = await pool.limiter.take()
         self._held = held
         try:
-            inner = self._inner = await pool.acquire(place)
+            inner = self._inner = await pool.acquire(place, self._read_only)
         except BaseException:
             HELD.set(held)
             pool.free(place)

@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
-_READ_ONLY = "SET default_transaction_read_only = on"
-"""On the primary as on a replica. The pool takes it back with the connection."""
 _READ_ONLY_NOW = "SET TRANSACTION READ ONLY"
 """Behind a pooler, where each read is in a transaction."""
 
@@ -284,14 +282,19 @@ class Reads:
     async def _read_on_primary(
         self, work: Work[ResultT], subject: str | None, reason: Reason, route: Route
     ) -> Answer[ResultT]:
+        has_seen_replica = any(token.node is not None for token in route.tokens)
+
         async def read(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
             epoch = status.epoch
             resolved = await resolve_tokens(
                 route.tokens, primary, epoch, is_last=self._nodes.knows_no_later_epoch()
             )
-            if any(token.node is not None for token in route.tokens):
+            if has_seen_replica:
                 await self._wait_for_writes(primary, subject)
-            await primary.execute(_READ_ONLY if unwrap(primary).direct else _READ_ONLY_NOW)
+            if unwrap(primary).direct:
+                await unwrap(primary).set_read_only(True)
+            else:
+                await primary.execute(_READ_ONLY_NOW)
             route.on = status
             try:
                 value, route.bound, flush_lsn = await run_bounded(work, primary, ReadBound.on_primary, epoch)
@@ -308,7 +311,7 @@ class Reads:
             token = token.after_primary_read(flush_lsn)
             return Answer(value, status.name, Role.PRIMARY, reason, token, lost, route)
 
-        return await self._on_primary(read, route)
+        return await self._on_primary(read, route, read_only=not has_seen_replica)
 
     async def _wait_for_writes(self, primary: Connection, subject: str | None) -> None:
         """Wait for writes that a replica may have shown; no lock outlives the wait, so none is held up."""
@@ -329,24 +332,32 @@ class Reads:
         return floor, status.epoch
 
     async def _on_primary(
-        self, ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]], route: Route
+        self,
+        ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]],
+        route: Route,
+        *,
+        read_only: bool = False,
     ) -> ResultT:
         """Ask the primary something; raise `Unavailable` if it does not answer by the read's deadline."""
         try:
             async with asyncio.timeout(route.deadline - time.monotonic()):
-                return await self._on_primary_in_time(ask, route)
+                return await self._on_primary_in_time(ask, route, read_only)
         except TimeoutError:
             raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
 
     async def _on_primary_in_time(
-        self, ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]], route: Route
+        self,
+        ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]],
+        route: Route,
+        read_only: bool,
     ) -> ResultT:
         """Try twice, since a connection that a restart has ended shows that only in use."""
         for last in (False, True):
             try:
                 self._nodes.current_primary()  # before anything is waited for
                 within_s = route.deadline - time.monotonic()
-                async with self._primary_reads, self._nodes.primary(within_s) as (connection, status):
+                lease = self._nodes.primary(within_s, read_only=read_only)
+                async with self._primary_reads, lease as (connection, status):
                     result = await ask(connection, status)
                 self._nodes.check_still_current(status.epoch)
             except OwnError as own:

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from rocket import Limits, Lsn, Router, SubjectLocks
+from rocket import Limits, Lsn, Router, SubjectLocks, WriteInRead
 from rocket.consistency import Board, SessionToken
 from rocket.lab.app import DATABASE
 from rocket.lab.torture.proxy import socket_path
@@ -193,3 +193,29 @@ async def test_a_connection_that_was_given_back_cannot_be_used(cluster: LocalClu
         await connection.fetchval("SELECT 1")
     assert pool.idle == 1
     await pool.close(1)
+
+
+async def test_a_connection_goes_from_reads_to_writes_and_back(cluster: LocalCluster, board: Board) -> None:
+    """What is read-only for a read stays so for the next one, and never for a write."""
+
+    async def is_read_only(db: Connection) -> bool:
+        return bool(await db.fetchval("SELECT current_setting('transaction_read_only')::bool"))
+
+    async with opened(cluster, board) as router:
+        primary = next(pool for pool in router.pools if pool.name == "primary")
+        for _ in range(2):
+            assert (await router.read(is_read_only, subject=None)).value is True
+            assert (await router.write(is_read_only, subject=None)).value is False
+            assert primary.idle == 1  # the same
+
+        with pytest.raises(WriteInRead):
+            await router.read(lambda db: db.execute("CREATE TEMP TABLE t ()"), subject=None)
+        async with primary.lease() as one, primary.lease() as other:
+            pids = {
+                await each.fetchval("SHOW default_transaction_read_only"): each.get_server_pid()
+                for each in (one, other)
+            }
+        assert set(pids) == {"on", "off"}
+        for wanted, setting in ((True, "on"), (False, "off")):
+            async with primary.lease(read_only=wanted) as connection:
+                assert connection.get_server_pid() == pids[setting]
