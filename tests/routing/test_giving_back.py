@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 LIMITS = Limits(read_s=0.4, attempt_s=0.2, write_s=0.3, commit_s=0.2, connections=2, primary_reads=2, close_s=0.3)
 LONGEST_S = LIMITS.write_s + 2 * LIMITS.commit_s + 1.6
 """With what the way back may take, and some for a machine that is busy."""
-MOST_PIECES = 60
+MOST_PIECES = 120
 AT_ONCE = 30
 """More of them would make the machine, and not the link, what calls wait for."""
+OVER = 4
+"""So many calls in a row that end before their link halts show that the exchange is over."""
 
 
 class WorkFailed(Exception):
@@ -153,18 +155,15 @@ async def test_each_call_ends_in_time_wherever_the_link_halts(cluster: LocalClus
         do = router.write if how.startswith("write") else router.read
         return await do(work, subject=None, token=token)
 
-    places = asyncio.Semaphore(AT_ONCE)
-
-    async def halted_after(pieces: int) -> bool:
-        async with places:
-            return await halts(cluster, board, name, call, pieces)
-
     before = await backends(cluster, name)
     tasks = asyncio.all_tasks()
-    async with asyncio.TaskGroup() as group:
-        cases = [group.create_task(halted_after(pieces)) for pieces in range(1, MOST_PIECES)]
-    assert any(case.result() for case in cases)
-    assert not cases[-1].result(), "the exchange is longer than that"
+    halted = [True]
+    while any(halted[-OVER:]):
+        assert len(halted) < MOST_PIECES, "the exchange is longer than that"
+        halted += await asyncio.gather(
+            *(halts(cluster, board, name, call, len(halted) + number) for number in range(AT_ONCE))
+        )
+    assert any(halted[1:])
     async with asyncio.timeout(5):
         while await backends(cluster, name) > before or asyncio.all_tasks() > tasks:
             await asyncio.sleep(0.02)
