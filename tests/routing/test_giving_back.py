@@ -33,7 +33,7 @@ MOST_PIECES = 120
 AT_ONCE = 30
 """More of them would make the machine, and not the link, what calls wait for."""
 OVER = 4
-"""So many calls in a row that end before their link halts show that the exchange is over."""
+"""Where this number of calls in a row ended before their link halted, the exchange is over."""
 
 
 class WorkFailed(Exception):
@@ -160,9 +160,12 @@ async def test_each_call_ends_in_time_wherever_the_link_halts(cluster: LocalClus
     halted = [True]
     while any(halted[-OVER:]):
         assert len(halted) < MOST_PIECES, "the exchange is longer than that"
-        halted += await asyncio.gather(
-            *(halts(cluster, board, name, call, len(halted) + number) for number in range(AT_ONCE))
-        )
+        async with asyncio.TaskGroup() as group:
+            cases = [
+                group.create_task(halts(cluster, board, name, call, pieces))
+                for pieces in range(len(halted), len(halted) + AT_ONCE)
+            ]
+        halted += [case.result() for case in cases]
     assert any(halted[1:])
     async with asyncio.timeout(5):
         while await backends(cluster, name) > before or asyncio.all_tasks() > tasks:
