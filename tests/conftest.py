@@ -40,14 +40,16 @@ hypothesis.settings.load_profile("rocket")
 LONGEST_FIRST = tuple(
     f"tests/{name}.py"
     for name in (
-        "lab/test_run_all", "cluster/test_healing", "consistency/test_simulation", "lab/inspector/test_page",
-        "lab/test_workers", "lab/bench/test_bench", "lab/torture/test_torture", "test_package",
-        "cluster/test_promotion", "cluster/test_any_postgres", "lab/inspector/test_scenarios",
-        "routing/test_promotion", "cluster/test_cluster", "lab/status/test_status", "lab/api/test_sessions",
-        "lab/test_takeover", "lab/patroni/test_switchover",
+        "cluster/test_healing", "lab/test_run_all", "lab/inspector/test_page", "test_package",
+        "routing/test_giving_back", "cluster/test_promotion", "lab/bench/test_bench",
+        "lab/inspector/test_scenarios", "consistency/test_simulation", "lab/torture/test_torture",
+        "routing/test_histories", "lab/patroni/test_switchover", "routing/test_observer", "lab/test_workers",
+        "cluster/test_any_postgres", "cluster/test_cluster", "lab/test_takeover", "routing/test_promotion",
+        "lab/torture/test_workload", "cluster/test_not_serving", "lab/status/test_status",
+        "lab/api/test_hostile_clients", "lab/torture/test_variants", "consistency/test_choice",
     )
 )  # fmt: skip
-"""Of ten seconds and more, so that no process works on one of them when the others are done."""
+"""Of five seconds and more, so that no process works on one of them when the others are done."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -192,6 +192,13 @@ async def lab(built: Built) -> AsyncIterator[Installed]:
         yield await install(home, built.wheel, "[lab]")
 
 
+@pytest.fixture(scope="session")
+def mypy_cache(pytestconfig: pytest.Config) -> Path:
+    """Where mypy keeps what it knows of the standard library and of frameworks, also for the next run."""
+    assert pytestconfig.cache is not None
+    return pytestconfig.cache.mkdir("mypy")
+
+
 @needs_uv
 async def test_the_library_brings_asyncpg_alone(library: Installed) -> None:
     """What a service that routes its reads installs; modules without input and output need not even that."""
@@ -276,12 +283,12 @@ async def test_it_prints_its_version(built: Built, library: Installed) -> None:
 
 
 @needs_uv
-async def test_types_are_seen_by_a_script_that_uses_it(library: Installed) -> None:
+async def test_types_are_seen_by_a_script_that_uses_it(library: Installed, mypy_cache: Path) -> None:
     """A script of three lines passes the strictest check against what is installed, and does what it says."""
     script = library.home / "script.py"
     script.write_text(USERS_SCRIPT)
     assert (0, "0/16B3748\n") == await done(library.home, str(library.python), str(script))
-    checker = (sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(library.home / "mypy"))
+    checker = (sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(mypy_cache))
     code, output = await done(library.home, *checker, "--python-executable", str(library.python), str(script))
     assert 0 == code, output
     script.write_text(USERS_SCRIPT.replace("floor: Lsn", "floor: str"))
@@ -289,13 +296,13 @@ async def test_types_are_seen_by_a_script_that_uses_it(library: Installed) -> No
     assert (1, True) == (code, 'variable has type "str"' in output), output
 
 
-def test_a_typed_service_passes(tmp_path: Path) -> None:
+def test_a_typed_service_passes(tmp_path: Path, mypy_cache: Path) -> None:
     """With a framework whose `add_middleware` knows no type of ours."""
     if not REQUIRED:
         pytest.importorskip("fastapi")
     (tmp_path / "service.py").write_text(USERS_SERVICE)
     said, complaints, code = mypy.api.run(
-        ["--strict", "--cache-dir", str(tmp_path / "mypy"), str(tmp_path / "service.py")]
+        ["--strict", "--cache-dir", str(mypy_cache), str(tmp_path / "service.py")]
     )
     assert 0 == code, said + complaints
 

@@ -86,6 +86,8 @@ class ClusterSettings:
     """SQL that makes the tables, harmless to apply again."""
     patience_s: float = PATIENCE_S
     """How long a replica that follows may let no client in before its start counts as over: it is recovering."""
+    retry_s: float = 1.0
+    """How long to wait before a replica that could not rejoin, as the primary is away, tries that again."""
     wal_segment_mib: int = 4
     """Of a new cluster. Each clone copies a whole segment, nearly empty; Postgres' own default is 16."""
 

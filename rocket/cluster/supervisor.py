@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from rocket.cluster.node import Node
 
 _CHECK_S = 0.2
-_RETRY_S = 1.0  # a primary that is away is not asked more often
 _ENOUGH = 5
 _LARGEST_READ = 256 * 1024
 _WAL_IS_GONE = "has already been removed"
@@ -346,7 +345,7 @@ async def _rejoined(cluster: LocalCluster, node: Node) -> bool | None:
             _log.info("%s is back after %.1f s", node.name, time.monotonic() - began)
     except (CommandFailed, OSError) as error:  # the primary is away, or another one now: it stays suspect
         _log.warning("%s cannot rejoin now: %s", node.name, error)
-        await asyncio.sleep(_RETRY_S)
+        await asyncio.sleep(cluster.settings.retry_s)
         return None
     except ServerFailedToStart as error:
         _log.warning("%s", error)

@@ -251,7 +251,7 @@ async def test_primary_is_never_cloned_anew(caplog: pytest.LogCaptureFixture) ->
 
 async def test_damaged_replica_waits_for_a_primary_that_is_away(caplog: pytest.LogCaptureFixture) -> None:
     """It is not given up meanwhile, however long that takes."""
-    async with supervised() as cluster:
+    async with supervised(retry_s=0.1) as cluster:
         node, primary = cluster.node("replica0"), cluster.primary
         await primary.stop()
         damaged(cluster, node, _garbage_in_control_file)

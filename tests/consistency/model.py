@@ -975,8 +975,10 @@ class World:
 
     def _publish(self) -> None:
         for process in self._processes:
+            replicas, primaries = process.replicas_on_the_way, process.primaries_on_the_way
             for node in [*self._some_nodes(), *self._foreign]:
-                self._publish_answers(process, node)
+                if node.name in replicas or node.name in primaries:
+                    self._publish_answers(process, node)
 
     def _publish_answers(self, process: Process, node: Node) -> None:
         replica = process.replicas_on_the_way.pop(node.name, None)

@@ -57,13 +57,19 @@ from rocket.consistency.origins import Origins
 from tests.consistency.model import Lost, Node, Played, Rules, Stale, simulate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 WORLDS = 250
 """In each of eight tests: a million steps in all."""
 TRIED = 8_000
 """Worlds in which a wrong rule is looked for; most are found in one of the first hundred."""
+
+
+def tried(first: int = 0) -> Iterator[int]:
+    """Yield the worlds in which a wrong rule is looked for: the same ones, from whichever they are begun with."""
+    yield from range(first, TRIED)
+    yield from range(first)
 
 
 @pytest.mark.parametrize("first", range(0, 8 * WORLDS, WORLDS))
@@ -655,12 +661,26 @@ CONVICTED = [
     (OwnLineOfTheHistoryAlone, "lost a write|lacks"),
 ]
 
+RARE: dict[type[Rules], int] = {
+    NoBoundIsNoFloor: 152,
+    BoundIsTheReplayLsn: 487,
+    MergeKeepsTheLife: 93,
+    EpochOfTheStatusAlone: 274,
+    BoundOfAnotherTimeline: 274,
+    RowOfALateTailTrusted: 700,
+    AllThatIsReplayedVouches: 176,
+    AllThatWasReceivedVouches: 606,
+    FirstLossReportedAlone: 705,
+    OwnLineOfTheHistoryAlone: 288,
+}
+"""The world that convicts a rule which only few of them do; it is tried first, which saves only time."""
+
 
 @pytest.mark.parametrize(("wrong", "verdict"), CONVICTED)
 def test_wrong_rules_are_convicted(wrong: type[Rules], verdict: str) -> None:
     """In one of the first few thousand worlds at the latest a read is stale, or was about to be."""
     with pytest.raises(Stale, match=verdict):
-        simulate(wrong, range(TRIED))
+        simulate(wrong, tried(RARE.get(wrong, 0)))
 
 
 WEATHERS = {
@@ -742,4 +762,4 @@ def test_an_old_primary_that_was_not_fenced_does_not_go_back_behind_writes_of_an
 
     That is not promised: rocket's own promotion begins with the fencing of the old primary.
     """
-    simulate(WritesBeforeTheEpochHasAName, range(6000))
+    simulate(WritesBeforeTheEpochHasAName, tried(2290))
