@@ -55,7 +55,7 @@ class Routing(enum.StrEnum):
     ARTICLE = "article"
     """As published: floor taken inside the transaction, replicas looked up in `replica_statuses`.
 
-    On asyncpg's pool as it comes, which resets each connection that is given back.
+    Each connection is reset when it is given back, as asyncpg's pool does unless it is told otherwise.
     """
     RANDOM = "random"
     """Any replica."""
@@ -240,7 +240,7 @@ class ComparisonRouter(Router):
 
 
 class _ResettingPool(NodePool):
-    """A pool that does what asyncpg's do unless they are told otherwise: it resets each connection."""
+    """A pool that resets each connection, by the statements that asyncpg's own sends."""
 
     async def _reset(self, connection: NodeConnection) -> None:
         connection.cut_off = connection.commits = False
