@@ -15,7 +15,7 @@ import asyncpg
 from asyncpg import connect_utils
 
 from rocket.consistency import Epoch, Incarnation
-from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged
+from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged, UnfitPooler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -100,6 +100,12 @@ _WHERE = f"""
            END AS incarnation,
            CASE WHEN direct AND NOT in_recovery THEN {CURRENT_EPOCH} END AS epoch,
            {SERVER_STARTED} AS server_started,
+           ARRAY[host(inet_client_addr()), inet_client_port()::text,
+                 host(inet_server_addr()), inet_server_port()::text] AS tcp_ends,
+           CASE WHEN inet_client_addr() IS NULL AND pg_has_role('pg_read_all_settings', 'usage')
+                THEN current_setting('unix_socket_directories')
+           END AS socket_directories,
+           current_setting('port') AS port,
            -- A replica that gets promoted does not take a write through here.
            CASE WHEN direct AND in_recovery
                 THEN set_config('default_transaction_read_only', 'on', false)
@@ -111,6 +117,9 @@ _WHERE = f"""
       FROM (SELECT pg_backend_pid() = $1 AS direct, pg_is_in_recovery() AS in_recovery OFFSET 0) AS here
 """  # noqa: S608 - our own text
 """Behind a pooler clients share the session, and nothing is set in it."""
+
+_PGPOOL = "SHOW pool_version"
+"""pgpool-II answers this by itself, if it comes as a simple query; for Postgres it is an error."""
 
 
 class NodeConnection(_PlainConnection):
@@ -306,8 +315,37 @@ async def learn_where(connection: NodeConnection, cancellations: OwnedTasks | No
     connection.incarnation = Incarnation(row["incarnation"]) if row["incarnation"] else None
     connection.epoch = Epoch(row["epoch"]) if row["epoch"] else None
     connection.server_started = row["server_started"]
+    if not _is_end_to_end(connection, row):
+        await _refuse_pgpool(connection)
     if connection.direct:
         _cache_statements(connection)
+
+
+def _is_end_to_end(connection: NodeConnection, where: asyncpg.Record) -> bool:
+    """Return whether the server has the other end of this very socket: then there is nothing in between."""
+    if isinstance(connection._addr, str):  # noqa: SLF001 - the path of a Unix socket
+        directories = (where["socket_directories"] or "").split(",")
+        name = f".s.PGSQL.{where['port']}"
+        return connection._addr in {f"{directory.strip()}/{name}" for directory in directories}  # noqa: SLF001
+    transport = cast("Any", connection)._transport  # noqa: SLF001
+    ends = (transport.get_extra_info(end) for end in ("sockname", "peername"))
+    return [str(part) for end in ends for part in end[:2]] == list(where["tcp_ends"])
+
+
+async def _refuse_pgpool(connection: NodeConnection) -> None:
+    """Raise `UnfitPooler` behind a pgpool-II, which sends the statements of one transaction to several servers.
+
+    That a server says it is the primary then proves nothing for the statement after it. Where the backend is the
+    one that the protocol announced, pgpool-II may still be in between.
+    """
+    try:
+        await connection.execute(_PGPOOL, timeout=CONNECT_TIMEOUT_S)
+    except asyncpg.SyntaxOrAccessError:
+        return
+    raise UnfitPooler(
+        "pgpool-II answers at its address: it may send statements of one transaction to different servers, so "
+        "nothing that is read there is proved to be fresh. Give the server's own address, or PgBouncer's"
+    )
 
 
 def _cache_statements(connection: NodeConnection) -> None:

@@ -23,6 +23,10 @@ class NodeChanged(NotAsObserved):
     """The server has taken another role or followed another primary since its connection was opened."""
 
 
+class UnfitPooler(ConnectionError):
+    """What answers at a node's address is no pooler through which reads and writes can prove where they run."""
+
+
 class StatementsOutdated(NotAsObserved):
     """Statements that were prepared earlier do not fit the schema any more; by now they are forgotten."""
 
@@ -150,11 +154,12 @@ class AddressUnusable(Exception):
 
 _LASTING = (
     AddressUnusable,
+    UnfitPooler,
     asyncpg.ClientConfigurationError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
-"""A wrong address, a role or password that is refused, a database that is not there."""
+"""A wrong address, a pooler that is refused, a role or password that is, a database that is not there."""
 
 
 @contextlib.contextmanager
