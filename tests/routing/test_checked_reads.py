@@ -334,7 +334,7 @@ async def test_through_pgpool_nothing_is_read_or_written(cluster: LocalCluster, 
 
 @pytest.mark.parametrize("others", [[], ["replica0"]], ids=["primary alone", "with a replica"])
 async def test_pgpool_is_refused_by_name(cluster: LocalCluster, others: list[str]) -> None:
-    """It announces the backend of its last server: if that one answers, there seems to be no pooler."""
+    """It announces the backend of its last server: if it is what answers, there seems to be no pooler."""
     refused = pytest.raises(NodesUnusable, match="primary: pgpool-II answers at its address")
     with pgpool(cluster, *others) as behind_it, refused:
         await Router.open({"primary": behind_it})
