@@ -149,8 +149,9 @@ class Nodes:
         """Return the primary that may be used; raise `Unavailable` at once where there is none."""
         primary = self.board.current_primary(time.monotonic(), self.policy.primary_lease_s)
         if primary is None:
-            refused = (f"{name}: {reason}" for name, reason in self.board.refused.items())
-            why = "; ".join(filter(None, (describe_failures(self._failures()), *refused)))
+            failures = self._failures()
+            refused = (f"{name}: {why}" for name, why in self.board.refused.items() if name not in failures)
+            why = "; ".join(filter(None, (describe_failures(failures), *refused)))
             raise Unavailable("no current primary is known" + (f" ({why})" if why else ""))
         return primary
 

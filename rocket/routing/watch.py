@@ -16,6 +16,7 @@ from rocket.consistency import Epoch, Lsn, PrimaryStatus, ReplicaStatus, timelin
 from rocket.errors import describe
 from rocket.routing import connection as connections
 from rocket.routing import heartbeat
+from rocket.routing.connection import SERVER_STARTED
 from rocket.routing.epochs import (
     NEWEST_SHOWN,
     abandon_epoch,
@@ -23,7 +24,7 @@ from rocket.routing.epochs import (
     have_timelines_noted,
     read_primary_state,
 )
-from rocket.routing.failures import ENDED, REFUSED, AddressUnusable, NotAsObserved, connecting
+from rocket.routing.failures import ENDED, REFUSED, AddressUnusable, NotAsObserved, UnfitPooler, connecting
 
 if TYPE_CHECKING:
     from asyncpg import Record
@@ -48,6 +49,9 @@ _NOTED_AGAIN_S = 15.0
 _LATELY_S = 2.0
 """A primary that was not seen for longer has to be confirmed again: there may have been another one meanwhile."""
 
+_MIXED_S = 30.0
+"""How long a pooler's address is not used after servers of different roles were found there."""
+
 MayBePrimary: TypeAlias = Callable[[str], Awaitable[bool]]
 """Returns whether a node, given by name, may be the primary as far as a cluster manager knows."""
 
@@ -61,7 +65,8 @@ STATUS_QUERY = f"""
            (SELECT pid IS NOT NULL AND status IS NULL FROM pg_stat_wal_receiver) AS receiver_is_hidden,
            {NEWEST_SHOWN} AS epoch,
            (SELECT min_recovery_end_timeline FROM pg_control_recovery()) AS applied_timeline,
-           (SELECT system_identifier FROM pg_control_system()) AS system_id
+           (SELECT system_identifier FROM pg_control_system()) AS system_id,
+           {SERVER_STARTED} AS started, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS clock
       FROM (SELECT pg_is_in_recovery() AS in_recovery,
                    pg_last_wal_replay_lsn() AS replay_lsn,
                    pg_last_wal_receive_lsn() AS receive_lsn
@@ -136,6 +141,7 @@ class NodeWatch:
         self._logged_why_checked = False
         self._writes = _StateLog(f"writing on {name}")
         self._state = _StateLog(name)
+        self._behind = _ServersBehind()
         self.failure: Exception | None = None
         """What kept the node from being observed when that was last tried; None if nothing did."""
 
@@ -152,7 +158,11 @@ class NodeWatch:
         except Exception as error:  # noqa: BLE001 - one node never ends the observation of the others
             self.failure = error
             self._board.forget(self.name)
-            self._state.lost(error)
+            if isinstance(error, UnfitPooler):
+                self._board.refused[self.name] = str(error)
+                self._state.refused("refused", str(error))
+            else:
+                self._state.lost(error)
             self.close()
             return False
         self.failure = None
@@ -196,6 +206,8 @@ class NodeWatch:
         async with _in_one_piece(connection):
             row = await connection.fetchrow(STATUS_QUERY, timeout=_ANSWER_TIMEOUT_S)
         assert row is not None  # noqa: S101 - it has no WHERE
+        if not connection.direct:
+            self._behind.check(row)
         if not row["in_recovery"]:
             await self._publish_primary(connection)
             return False
@@ -330,6 +342,35 @@ class NodeWatch:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+class _ServersBehind:
+    """Finds out whether servers of different roles answer behind a pooler, as they do if it has a list of hosts.
+
+    If another server answers in another role, and was running already when the first one answered, there are two,
+    and not one that was restarted. The next transaction may reach either of them.
+    """
+
+    def __init__(self) -> None:
+        self._last: Record | None = None
+        self._mixed_until = 0.0
+
+    def check(self, row: Record) -> None:
+        """Raise `UnfitPooler` if both roles were found lately; `row` is the newest answer to `STATUS_QUERY`."""
+        last, self._last = self._last, row
+        now = time.monotonic()
+        if (
+            last is not None
+            and row["in_recovery"] != last["in_recovery"]
+            and row["started"] != last["started"]
+            and row["started"] < last["clock"]
+        ):
+            self._mixed_until = now + _MIXED_S
+        if now < self._mixed_until:
+            raise UnfitPooler(
+                "a primary and a replica answer at its address in turn (a pooler with a list of hosts): give each "
+                "server an address of its own"
+            )
 
 
 class _StateLog:

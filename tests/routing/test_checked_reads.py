@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -16,13 +17,14 @@ import pytest
 from rocket import Lsn, Policy, Reason, Role, Router, Unavailable
 from rocket.consistency import Board
 from rocket.errors import NodesUnusable
+from rocket.health import examine
 from rocket.lab.api.rides import SELECT_RIDE
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.routing import reads
 from rocket.routing.connection import connect
 from rocket.routing.observer import Observer
-from tests.support.between import pgbouncer, pgpool, shared_address
+from tests.support.between import pgbouncer, pgbouncer_host_list, pgpool, shared_address
 from tests.support.races import come_back_behind, lose_a_backend, restart_point_now, write_ride
 from tests.support.servers import ROLES, dsns, paused, recorded
 
@@ -353,3 +355,28 @@ async def test_the_server_itself_is_not_asked_whether_it_is_pgpool(cluster: Loca
     connection.terminate()
     assert connection.direct
     assert "pool_version" not in "".join(log.log_lines(begin))
+
+
+async def test_a_poolers_list_of_a_primary_and_a_replica_is_refused(cluster: LocalCluster, email: str) -> None:
+    """Each transaction may reach the other one: it is no address of a primary, though each use proves itself."""
+    with pgbouncer_host_list(cluster, "primary", "replica0") as listed:
+        observer = Observer({"listed": listed}, board := Board(), interval_s=0.05)
+        other = await asyncpg.connect(listed, statement_cache_size=0)
+        try:
+            async with asyncio.timeout(15):
+                while "listed" not in board.refused:
+                    async with other.transaction():
+                        await other.fetchval("SELECT pg_is_in_recovery()")  # from here on it has one of both
+                        await observer.run_once()
+                    await observer.run_once()
+            for _ in range(10):
+                await observer.run_once()
+                assert (None, []) == (board.current_primary(time.monotonic(), 60.0), list(board.replicas))
+            assert "a primary and a replica answer at its address" in str(observer.failures()["listed"])
+            async with await Router.open({"listed": listed}, UserFloors(), board, observer=observer) as router:
+                with pytest.raises(Unavailable, match="listed: a primary and a replica answer at its address"):
+                    await write_ride(router, email)
+                assert ["node-refused"] == [finding.code for finding in (await examine(router)).degraded]
+        finally:
+            observer.close()
+            other.terminate()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
 PGPOOL = shutil.which("pgpool") or shutil.which("pgpool", path="/usr/sbin:/usr/local/sbin")
 UP_WITHIN_S = 10.0
+LIST_PORT = 5432
 
 
 def needs_pgbouncer() -> None:
@@ -64,6 +65,21 @@ def pgbouncer(
             shutil.copy(path, home / name)
         with _running([PROGRAM, "--quiet", str(file)], home, port, signal.SIGTERM):  # at once, unlike SIGINT
             yield {name: f"postgresql://{who}@127.0.0.1:{port}/{name}" for name in cluster.nodes}
+
+
+@contextlib.contextmanager
+def pgbouncer_host_list(cluster: LocalCluster, *names: str) -> Iterator[str]:
+    """Run a PgBouncer with a list of hosts, which its connections go to in turn; give its address."""
+    with fresh_dir() as hosts:
+        hosts.chmod(0o755)
+        for name in names:  # it takes one port for all of them
+            (hosts / name).mkdir(mode=0o755)
+            target = cluster.socket_dir / f".s.PGSQL.{cluster.node(name).port}"
+            (hosts / name / f".s.PGSQL.{LIST_PORT}").symlink_to(target)
+        listed = ",".join(str(hosts / name) for name in names)
+        entry = f"[databases]\nlisted = host={listed} port={LIST_PORT} dbname={DATABASE} user={ROLES['monitor']}"
+        with pgbouncer(cluster, ROLES["monitor"], entry) as nodes:
+            yield nodes["primary"].removesuffix("primary") + "listed"
 
 
 @contextlib.contextmanager
