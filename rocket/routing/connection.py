@@ -15,7 +15,7 @@ import asyncpg
 from asyncpg import connect_utils
 
 from rocket.consistency import Epoch, Incarnation
-from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged, UnfitPooler
+from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged, is_end_to_end, refuse_pgpool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -91,6 +91,8 @@ _RESET_ON_REPLICA = f"""{_RESET}
 _LOOK = "SELECT 1"
 """Behind a pooler clients share the session, and nothing is reset in it."""
 
+_EPOCH_OR_NULL = f"CASE WHEN direct AND NOT in_recovery THEN {CURRENT_EPOCH} END"
+
 _WHERE = f"""
     SELECT direct, in_recovery,
            CASE WHEN direct AND in_recovery THEN
@@ -98,7 +100,7 @@ _WHERE = f"""
                   FROM pg_stat_activity
                  WHERE backend_type = 'startup')
            END AS incarnation,
-           CASE WHEN direct AND NOT in_recovery THEN {CURRENT_EPOCH} END AS epoch,
+           {_EPOCH_OR_NULL} AS epoch,
            {SERVER_STARTED} AS server_started,
            ARRAY[host(inet_client_addr()), inet_client_port()::text,
                  host(inet_server_addr()), inet_server_port()::text] AS tcp_ends,
@@ -118,8 +120,13 @@ _WHERE = f"""
 """  # noqa: S608 - our own text
 """Behind a pooler clients share the session, and nothing is set in it."""
 
-_PGPOOL = "SHOW pool_version"
-"""pgpool-II answers this by itself, if it comes as a simple query; for Postgres it is an error."""
+_WHERE_IF_LOCKED = _WHERE.replace(
+    _EPOCH_OR_NULL, f"NULL::text AS epoch, CASE WHEN direct AND NOT in_recovery THEN {TIMELINE} END"
+).replace("AS epoch,\n", "AS timeline,\n")
+"""The same without the table `epochs`, which another session has locked: a statement that names it would wait."""
+
+_UNLOCKED_WITHIN_S = 0.5
+"""How long a lock on `epochs` is waited for when a connection is opened."""
 
 
 class NodeConnection(_PlainConnection):
@@ -132,7 +139,7 @@ class NodeConnection(_PlainConnection):
 
     __slots__ = (
         "cancellations", "changed", "commits", "copies", "cut_off", "direct", "epoch", "incarnation", "left_clean",
-        "opened_at", "overdue", "prepared", "reported", "server_started", "to_replica",
+        "opened_at", "overdue", "prepared", "reported", "server_started", "timeline", "to_replica",
     )  # fmt: skip
 
     direct: bool
@@ -143,6 +150,8 @@ class NodeConnection(_PlainConnection):
     """The incarnation of the startup process; None on a primary, and where it is unknown."""
     epoch: Epoch | None
     """The primary's epoch; None on a replica, on a primary whose epoch has no name yet, and behind a pooler."""
+    timeline: int | None
+    """The timeline of a primary whose epoch cannot be read, since another session has locked the table."""
     server_started: int
     """When the server was started, in microseconds by its own clock."""
     opened_at: float
@@ -307,45 +316,27 @@ async def learn_where(connection: NodeConnection, cancellations: OwnedTasks | No
     connection.prepared = set()
     connection.changed = connection.left_clean = connection.cut_off = connection.commits = False
     connection.opened_at = time.monotonic()
-    row = await connection.fetchrow(_WHERE, connection.get_server_pid(), timeout=CONNECT_TIMEOUT_S)
+    connection.timeline = None
+    pid = connection.get_server_pid()
+    try:
+        row = await connection.fetchrow(_WHERE, pid, timeout=_UNLOCKED_WITHIN_S)
+    except TimeoutError:
+        async with asyncio.timeout(
+            CONNECT_TIMEOUT_S - _UNLOCKED_WITHIN_S
+        ):  # until the first one is cancelled, too
+            row = await connection.fetchrow(_WHERE_IF_LOCKED, pid)
+        connection.timeline = None if row is None else row["timeline"]
     assert row is not None  # noqa: S101 - it has one row
-    connection.changed = False  # by what is meant to last
+    connection.changed = connection.cut_off = False  # by what is meant to last
     connection.direct = row["direct"]
     connection.to_replica = row["in_recovery"]
     connection.incarnation = Incarnation(row["incarnation"]) if row["incarnation"] else None
     connection.epoch = Epoch(row["epoch"]) if row["epoch"] else None
     connection.server_started = row["server_started"]
-    if not _is_end_to_end(connection, row):
-        await _refuse_pgpool(connection)
+    if not is_end_to_end(connection, row):
+        await refuse_pgpool(connection, CONNECT_TIMEOUT_S)
     if connection.direct:
         _cache_statements(connection)
-
-
-def _is_end_to_end(connection: NodeConnection, where: asyncpg.Record) -> bool:
-    """Return whether the server has the other end of this very socket: then there is nothing in between."""
-    if isinstance(connection._addr, str):  # noqa: SLF001 - the path of a Unix socket
-        directories = (where["socket_directories"] or "").split(",")
-        name = f".s.PGSQL.{where['port']}"
-        return connection._addr in {f"{directory.strip()}/{name}" for directory in directories}  # noqa: SLF001
-    transport = cast("Any", connection)._transport  # noqa: SLF001
-    ends = (transport.get_extra_info(end) for end in ("sockname", "peername"))
-    return [str(part) for end in ends for part in end[:2]] == list(where["tcp_ends"])
-
-
-async def _refuse_pgpool(connection: NodeConnection) -> None:
-    """Raise `UnfitPooler` behind a pgpool-II, which sends the statements of one transaction to several servers.
-
-    That a server says it is the primary then proves nothing for the statement after it. Where the backend is the
-    one that the protocol announced, pgpool-II may still be in between.
-    """
-    try:
-        await connection.execute(_PGPOOL, timeout=CONNECT_TIMEOUT_S)
-    except asyncpg.SyntaxOrAccessError:
-        return
-    raise UnfitPooler(
-        "pgpool-II answers at its address: it may send statements of one transaction to different servers, so "
-        "nothing that is read there is proved to be fresh. Give the server's own address, or PgBouncer's"
-    )
 
 
 def _cache_statements(connection: NodeConnection) -> None:

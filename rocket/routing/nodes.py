@@ -8,7 +8,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Self
 
-from rocket.consistency import NODE_NAME
+from rocket.consistency import NODE_NAME, timeline_of
 from rocket.dsn import parse_dsn
 from rocket.errors import Unavailable
 from rocket.routing.connection import discard, in_one_piece, unwrap
@@ -174,7 +174,10 @@ class Nodes:
         """Do the same outside of any transaction: behind a pooler, `in_epoch` has to prove the server in each."""
         primary = self.current_primary()
         async with self._lease(primary.name, within_s) as connection:
-            if (opened := unwrap(connection)).direct and opened.epoch != primary.epoch:
+            opened = unwrap(connection)
+            # Where the epoch cannot be read the server is known by its start, as `started` below.
+            unread = primary.started is not None and opened.timeline == timeline_of(primary.epoch)
+            if opened.direct and opened.epoch != primary.epoch and not unread:
                 discard(connection)
                 raise NotAsObserved(f"the connection is not to a primary of epoch {primary.epoch}")
             if opened.direct and primary.started not in {None, opened.server_started}:
