@@ -303,6 +303,7 @@ async def test_primary_that_cannot_be_written_to_stays_current(
     await recorded(observer, cluster, {"replica0", "replica1"})
 
 
+@pytest.mark.vouched
 async def test_a_lock_on_epochs_holds_up_no_read_and_no_write(cluster: LocalCluster, email: str) -> None:
     """ALTER TABLE that hangs, say: replicas replay its lock, and new connections are opened meanwhile."""
     policy = Policy(lease_s=1.5, primary_lease_s=1.5)
