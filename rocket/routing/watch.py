@@ -79,12 +79,14 @@ STATUS_QUERY = f"""
 """  # noqa: S608 - our own text
 """The positions come first: a timeline that is streamed after they were read is, at the earliest, theirs."""
 
+_HOLDER = """(
+    SELECT pid FROM pg_locks
+     WHERE locktype = 'relation' AND relation = to_regclass('epochs') AND mode = 'AccessExclusiveLock'
+     ORDER BY granted DESC LIMIT 1
+)"""
 _IF_LOCKED = STATUS_QUERY.replace(
     _EPOCH_COLUMN,
-    """$1::text AS epoch,
-           (SELECT pid FROM pg_locks
-             WHERE locktype = 'relation' AND relation = to_regclass('epochs') AND mode = 'AccessExclusiveLock'
-             ORDER BY granted DESC LIMIT 1) AS locked_by""",
+    f"$1::text AS epoch, {_HOLDER} AS locked_by",
 )
 """The same without the table `epochs`, which another session has locked: a statement that names it would wait.
 
@@ -242,8 +244,15 @@ class NodeWatch:
                 async with _in_one_piece(connection):
                     row = await connection.fetchrow(STATUS_QUERY, timeout=_ANSWER_TIMEOUT_S)
             except TimeoutError:
-                if read is None or not connection.direct:
+                if not connection.direct:
                     raise
+                if read is None:
+                    holder = await connection.fetchval(f"SELECT {_HOLDER}", timeout=_ANSWER_TIMEOUT_S)
+                    if holder is None:
+                        raise
+                    raise NotAsObserved(
+                        f"the table epochs is locked, by process {holder} there, and was not read before"
+                    ) from None
             else:
                 assert row is not None  # noqa: S101 - it has no WHERE
                 self._read = (connection, row)

@@ -331,5 +331,22 @@ async def test_a_lock_on_epochs_holds_up_no_read_and_no_write(cluster: LocalClus
         await write_ride(router, email)
 
 
+async def test_an_observer_that_begins_under_a_lock_says_who_holds_it(cluster: LocalCluster) -> None:
+    """It has never read which epoch there is, so there is nothing to go by."""
+    other = await cluster.primary.connect(DATABASE)
+    observer = Observer(dsns(cluster, "primary"), Board(), interval_s=0.05)
+    try:
+        async with asyncio.timeout(30), other.transaction():
+            await other.execute("LOCK TABLE epochs IN ACCESS EXCLUSIVE MODE")
+            await observer.run_once()
+            says = f"the table epochs is locked, by process {other.get_server_pid()} there"
+            assert says in str(observer.failures()["primary"])
+        await observer.run_once()
+        assert {} == observer.failures()
+    finally:
+        observer.close()
+        await other.close()
+
+
 async def _count(node: Connection) -> int:
     return int(await node.fetchval("SELECT count(*) FROM rides"))
