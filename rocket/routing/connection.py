@@ -15,7 +15,7 @@ import asyncpg
 from asyncpg import connect_utils
 
 from rocket.consistency import Epoch, Incarnation
-from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged
+from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged, is_end_to_end, refuse_pgpool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -94,6 +94,8 @@ _WRITABLE = "SET default_transaction_read_only = off;"
 _LOOK = "SELECT 1"
 """Behind a pooler clients share the session, and nothing is reset in it."""
 
+_EPOCH_OR_NULL = f"CASE WHEN direct AND NOT in_recovery THEN {CURRENT_EPOCH} END"
+
 _WHERE = f"""
     SELECT direct, in_recovery,
            CASE WHEN direct AND in_recovery THEN
@@ -101,8 +103,14 @@ _WHERE = f"""
                   FROM pg_stat_activity
                  WHERE backend_type = 'startup')
            END AS incarnation,
-           CASE WHEN direct AND NOT in_recovery THEN {CURRENT_EPOCH} END AS epoch,
+           {_EPOCH_OR_NULL} AS epoch,
            {SERVER_STARTED} AS server_started,
+           ARRAY[host(inet_client_addr()), inet_client_port()::text,
+                 host(inet_server_addr()), inet_server_port()::text] AS tcp_ends,
+           CASE WHEN inet_client_addr() IS NULL AND pg_has_role('pg_read_all_settings', 'usage')
+                THEN current_setting('unix_socket_directories')
+           END AS socket_directories,
+           current_setting('port') AS port,
            -- A replica that gets promoted does not take a write through here.
            CASE WHEN direct AND in_recovery
                 THEN set_config('default_transaction_read_only', 'on', false)
@@ -115,6 +123,14 @@ _WHERE = f"""
 """  # noqa: S608 - our own text
 """Behind a pooler clients share the session, and nothing is set in it."""
 
+_WHERE_IF_LOCKED = _WHERE.replace(
+    _EPOCH_OR_NULL, f"NULL::text AS epoch, CASE WHEN direct AND NOT in_recovery THEN {TIMELINE} END"
+).replace("AS epoch,\n", "AS timeline,\n")
+"""The same without the table `epochs`, which another session has locked: a statement that names it would wait."""
+
+_UNLOCKED_WITHIN_S = 0.5
+"""How long a lock on `epochs` is waited for when a connection is opened."""
+
 
 class NodeConnection(_PlainConnection):
     """A connection that knows what its server was when it was opened.
@@ -126,7 +142,8 @@ class NodeConnection(_PlainConnection):
 
     __slots__ = (
         "cancellations", "changed", "commits", "copies", "cut_off", "direct", "epoch", "idle_since", "incarnation",
-        "left_clean", "opened_at", "overdue", "prepared", "read_only", "reported", "server_started", "to_replica",
+        "left_clean", "opened_at", "overdue", "prepared", "read_only", "reported", "server_started", "timeline",
+        "to_replica",
     )  # fmt: skip
 
     direct: bool
@@ -137,6 +154,8 @@ class NodeConnection(_PlainConnection):
     """The incarnation of the startup process; None on a primary, and where it is unknown."""
     epoch: Epoch | None
     """The primary's epoch; None on a replica, on a primary whose epoch has no name yet, and behind a pooler."""
+    timeline: int | None
+    """The timeline of a primary whose epoch cannot be read, since another session has locked the table."""
     server_started: int
     """When the server was started, in microseconds by its own clock."""
     opened_at: float
@@ -328,15 +347,26 @@ async def learn_where(connection: NodeConnection, cancellations: OwnedTasks | No
     connection.prepared = set()
     connection.changed = connection.left_clean = connection.cut_off = connection.commits = False
     connection.opened_at = time.monotonic()
-    row = await connection.fetchrow(_WHERE, connection.get_server_pid(), timeout=CONNECT_TIMEOUT_S)
+    connection.timeline = None
+    pid = connection.get_server_pid()
+    try:
+        row = await connection.fetchrow(_WHERE, pid, timeout=_UNLOCKED_WITHIN_S)
+    except TimeoutError:
+        async with asyncio.timeout(
+            CONNECT_TIMEOUT_S - _UNLOCKED_WITHIN_S
+        ):  # until the first one is cancelled, too
+            row = await connection.fetchrow(_WHERE_IF_LOCKED, pid)
+        connection.timeline = None if row is None else row["timeline"]
     assert row is not None  # noqa: S101 - it has one row
-    connection.changed = False  # by what is meant to last
+    connection.changed = connection.cut_off = False  # by what is meant to last
     connection.read_only = row["direct"] and row["in_recovery"]
     connection.direct = row["direct"]
     connection.to_replica = row["in_recovery"]
     connection.incarnation = Incarnation(row["incarnation"]) if row["incarnation"] else None
     connection.epoch = Epoch(row["epoch"]) if row["epoch"] else None
     connection.server_started = row["server_started"]
+    if not is_end_to_end(connection, row):
+        await refuse_pgpool(connection, CONNECT_TIMEOUT_S)
     if connection.direct:
         _cache_statements(connection)
 

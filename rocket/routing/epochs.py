@@ -47,6 +47,13 @@ _PRIMARY_STATE = f"""
 """  # noqa: S608 - the same
 """Fails on a replica."""
 
+_PRIMARY_STATE_IF_LOCKED = f"""
+    SELECT pg_current_wal_flush_lsn() AS flush_lsn, {TIMELINE} AS timeline, {SERVER_STARTED} AS started,
+           (SELECT system_identifier FROM pg_control_system()) AS system_id,
+           (SELECT checkpoint_lsn FROM pg_control_checkpoint()) AS checkpoint_lsn
+"""  # noqa: S608 - the same
+"""The same without the table `epochs`, which another session has locked."""
+
 _EPOCH_IF_PRIMARY = f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN {CURRENT_EPOCH} END"
 
 _NAME_EPOCH = """
@@ -136,6 +143,25 @@ async def read_primary_state(primary: Connection) -> PrimaryState:
             )
         await _name(primary, row["timeline"], 0)
         named = True
+
+
+async def read_known_primary_state(primary: Connection, epoch: Epoch, *, restarted: bool) -> PrimaryState:
+    """Return the state of a primary whose epoch was read on this very connection, while the table is locked.
+
+    Raise `NotAsObserved` if it writes another timeline.
+    """
+    row = await primary.fetchrow(_PRIMARY_STATE_IF_LOCKED)
+    assert row is not None  # noqa: S101 - it has no WHERE
+    if row["timeline"] != timeline_of(epoch):
+        raise NotAsObserved(f"it writes timeline {row['timeline']} and not that of epoch {epoch}")
+    return PrimaryState(
+        epoch=epoch,
+        flush_lsn=Lsn.from_wire(row["flush_lsn"]),
+        system_id=row["system_id"],
+        started=row["started"],
+        checkpoint_lsn=Lsn.from_wire(row["checkpoint_lsn"]),
+        restarted=restarted,
+    )
 
 
 async def begin_epoch_anew(primary: Connection, epoch: Epoch, newest: Rank) -> None:

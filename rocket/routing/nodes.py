@@ -9,7 +9,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Self
 
-from rocket.consistency import NODE_NAME
+from rocket.consistency import NODE_NAME, timeline_of
 from rocket.dsn import parse_dsn
 from rocket.errors import Unavailable
 from rocket.routing.connection import discard, in_one_piece, unwrap
@@ -148,8 +148,9 @@ class Nodes:
         """Return the primary that may be used; raise `Unavailable` at once where there is none."""
         primary = self.board.current_primary(time.monotonic(), self.policy.primary_lease_s)
         if primary is None:
-            refused = (f"{name}: {reason}" for name, reason in self.board.refused.items())
-            why = "; ".join(filter(None, (describe_failures(self._failures()), *refused)))
+            failures = self._failures()
+            refused = (f"{name}: {why}" for name, why in self.board.refused.items() if name not in failures)
+            why = "; ".join(filter(None, (describe_failures(failures), *refused)))
             raise Unavailable("no current primary is known" + (f" ({why})" if why else ""))
         return primary
 
@@ -175,7 +176,10 @@ class Nodes:
         """Do the same outside of any transaction: behind a pooler, `in_epoch` has to prove the server in each."""
         primary = self.current_primary()
         async with self._lease(primary.name, within_s, read_only=read_only) as connection:
-            if (opened := unwrap(connection)).direct and opened.epoch != primary.epoch:
+            opened = unwrap(connection)
+            # Where the epoch cannot be read the server is known by its start, as `started` below.
+            unread = primary.started is not None and opened.timeline == timeline_of(primary.epoch)
+            if opened.direct and opened.epoch != primary.epoch and not unread:
                 discard(connection)
                 raise NotAsObserved(f"the connection is not to a primary of epoch {primary.epoch}")
             if opened.direct and primary.started not in {None, opened.server_started}:

@@ -16,20 +16,23 @@ from rocket.consistency import Epoch, Lsn, PrimaryStatus, ReplicaStatus, timelin
 from rocket.errors import describe
 from rocket.routing import connection as connections
 from rocket.routing import heartbeat
+from rocket.routing.connection import SERVER_STARTED
 from rocket.routing.epochs import (
     NEWEST_SHOWN,
     abandon_epoch,
     begin_epoch_anew,
     have_timelines_noted,
+    read_known_primary_state,
     read_primary_state,
 )
-from rocket.routing.failures import ENDED, REFUSED, AddressUnusable, NotAsObserved, connecting
+from rocket.routing.failures import ENDED, REFUSED, AddressUnusable, NotAsObserved, UnfitPooler, connecting
 
 if TYPE_CHECKING:
     from asyncpg import Record
 
     from rocket.consistency import Board, Incarnation
     from rocket.routing.connection import NodeConnection
+    from rocket.routing.epochs import PrimaryState
 
 _ANSWER_TIMEOUT_S = 1.0
 """A node that takes longer to answer the status query is out of reach."""
@@ -48,26 +51,48 @@ _NOTED_AGAIN_S = 15.0
 _LATELY_S = 2.0
 """A primary that was not seen for longer has to be confirmed again: there may have been another one meanwhile."""
 
+_MIXED_S = 30.0
+"""How long a pooler's address is not used after servers of different roles were found there."""
+
 MayBePrimary: TypeAlias = Callable[[str], Awaitable[bool]]
 """Returns whether a node, given by name, may be the primary as far as a cluster manager knows."""
 
 Connect: TypeAlias = "Callable[[str], Awaitable[NodeConnection]]"
 """Opens a connection to the node at a DSN."""
 
+_EPOCH_COLUMN = f"{NEWEST_SHOWN} AS epoch"
 STATUS_QUERY = f"""
     SELECT now.in_recovery, now.replay_lsn, now.receive_lsn,
            (SELECT CASE WHEN status = 'streaming' THEN received_tli END FROM pg_stat_wal_receiver
            ) AS streamed_timeline,
            (SELECT pid IS NOT NULL AND status IS NULL FROM pg_stat_wal_receiver) AS receiver_is_hidden,
-           {NEWEST_SHOWN} AS epoch,
+           {_EPOCH_COLUMN},
+           (SELECT pid FROM pg_stat_wal_receiver) AS receiver,
            (SELECT min_recovery_end_timeline FROM pg_control_recovery()) AS applied_timeline,
-           (SELECT system_identifier FROM pg_control_system()) AS system_id
+           (SELECT system_identifier FROM pg_control_system()) AS system_id,
+           {SERVER_STARTED} AS started,
+           (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS clock
       FROM (SELECT pg_is_in_recovery() AS in_recovery,
                    pg_last_wal_replay_lsn() AS replay_lsn,
                    pg_last_wal_receive_lsn() AS receive_lsn
             OFFSET 0) AS now
 """  # noqa: S608 - our own text
 """The positions come first: a timeline that is streamed after they were read is, at the earliest, theirs."""
+
+_HOLDER = """(
+    SELECT pid FROM pg_locks
+     WHERE locktype = 'relation' AND relation = to_regclass('epochs') AND mode = 'AccessExclusiveLock'
+     ORDER BY granted DESC LIMIT 1
+)"""
+_IF_LOCKED = STATUS_QUERY.replace(
+    _EPOCH_COLUMN,
+    f"$1::text AS epoch, {_HOLDER} AS locked_by",
+)
+"""The same without the table `epochs`, which another session has locked: a statement that names it would wait.
+
+The epoch is what it was when it was last read on the same connection, and so from the same server. A replica that
+has the same WAL receiver ever since follows the same run of the same primary.
+"""
 
 _ENTERED_NO_LATER = r"""
     SELECT NOT EXISTS (SELECT FROM pg_ls_waldir()
@@ -136,6 +161,10 @@ class NodeWatch:
         self._logged_why_checked = False
         self._writes = _StateLog(f"writing on {name}")
         self._state = _StateLog(name)
+        self._behind = _ServersBehind()
+        self._read: tuple[NodeConnection, Record] | None = None
+        self._state_read: tuple[NodeConnection, PrimaryState] | None = None
+        self._is_locked = False
         self.failure: Exception | None = None
         """What kept the node from being observed when that was last tried; None if nothing did."""
 
@@ -152,7 +181,11 @@ class NodeWatch:
         except Exception as error:  # noqa: BLE001 - one node never ends the observation of the others
             self.failure = error
             self._board.forget(self.name)
-            self._state.lost(error)
+            if isinstance(error, UnfitPooler):
+                self._board.refused[self.name] = str(error)
+                self._state.refused("refused", str(error))
+            else:
+                self._state.lost(error)
             self.close()
             return False
         self.failure = None
@@ -193,14 +226,55 @@ class NodeWatch:
 
     async def _ask(self, connection: NodeConnection) -> bool:
         asked_at = time.monotonic()
-        async with _in_one_piece(connection):
-            row = await connection.fetchrow(STATUS_QUERY, timeout=_ANSWER_TIMEOUT_S)
-        assert row is not None  # noqa: S101 - it has no WHERE
+        row = await self._ask_status(connection)
+        if not connection.direct:
+            self._behind.check(row)
         if not row["in_recovery"]:
             await self._publish_primary(connection)
             return False
         await self._publish_replica(connection, row, asked_at)
         return True
+
+    async def _ask_status(self, connection: NodeConnection) -> Record:
+        """Ask for the status: without the table `epochs` while it is locked, where the epoch is known already."""
+        read = self._read if self._read is not None and self._read[0] is connection else None
+        if not self._is_locked or read is None:
+            self._is_locked = False
+            try:
+                async with _in_one_piece(connection):
+                    row = await connection.fetchrow(STATUS_QUERY, timeout=_ANSWER_TIMEOUT_S)
+            except TimeoutError:
+                if not connection.direct:
+                    raise
+                if read is None:
+                    holder = await connection.fetchval(f"SELECT {_HOLDER}", timeout=_ANSWER_TIMEOUT_S)
+                    if holder is None:
+                        raise
+                    raise NotAsObserved(
+                        f"the table epochs is locked, by process {holder} there, and was not read before"
+                    ) from None
+            else:
+                assert row is not None  # noqa: S101 - it has no WHERE
+                self._read = (connection, row)
+                return row
+        assert read is not None  # noqa: S101 - else it was raised above
+        row = await connection.fetchrow(_IF_LOCKED, read[1]["epoch"], timeout=_ANSWER_TIMEOUT_S)
+        assert row is not None  # noqa: S101 - it has no WHERE
+        if row["locked_by"] is None:
+            self._is_locked = False
+            return await self._ask_status(connection)
+        if not self._is_locked:
+            _log.warning(
+                "the table epochs is locked on %s, by process %s there (on a replica, by one of its primary's)",
+                self.name, row["locked_by"],
+            )  # fmt: skip
+        self._is_locked = True
+        if row["in_recovery"] and (row["receiver"] is None or row["receiver"] != read[1]["receiver"]):
+            raise NotAsObserved(
+                f"the table epochs is locked, by process {row['locked_by']} there, and its WAL receiver is a new "
+                "one: which primary it follows is unknown"
+            )
+        return row
 
     async def _publish_replica(self, connection: NodeConnection, row: Record, asked_at: float) -> None:
         status = replica_status_from(self.name, row, connection.incarnation, asked_at)
@@ -270,8 +344,12 @@ class NodeWatch:
 
     async def _ask_primary(self, connection: NodeConnection) -> PrimaryStatus:
         asked_at = time.monotonic()
-        async with _in_one_piece(connection, read_only=False):
-            state = await read_primary_state(connection)
+        if self._is_locked:
+            state = await self._ask_known_primary(connection)
+        else:
+            async with _in_one_piece(connection, read_only=False):
+                state = await read_primary_state(connection)
+            self._state_read = (connection, state)
         self._to_be_noted |= state.is_new
         return PrimaryStatus(
             self.name,
@@ -283,6 +361,13 @@ class NodeWatch:
             checkpoint_lsn=state.checkpoint_lsn,
             restarted=state.restarted,
         )
+
+    async def _ask_known_primary(self, connection: NodeConnection) -> PrimaryState:
+        """Ask a primary whose epoch was read on the same connection, before the table was locked."""
+        if self._state_read is None or self._state_read[0] is not connection:
+            raise NotAsObserved("its epoch is unknown: the table epochs is locked there")
+        known = self._state_read[1]
+        return await read_known_primary_state(connection, known.epoch, restarted=known.restarted)
 
     async def _is_accepted(self) -> bool:
         """Return whether it was the current primary lately, or else whether the cluster manager accepts it."""
@@ -330,6 +415,35 @@ class NodeWatch:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+class _ServersBehind:
+    """Finds out whether servers of different roles answer behind a pooler, as they do if it has a list of hosts.
+
+    If another server answers in another role, and was running already when the first one answered, there are two,
+    and not one that was restarted. The next transaction may reach either of them.
+    """
+
+    def __init__(self) -> None:
+        self._last: Record | None = None
+        self._mixed_until = 0.0
+
+    def check(self, row: Record) -> None:
+        """Raise `UnfitPooler` if both roles were found lately; `row` is the newest answer to `STATUS_QUERY`."""
+        last, self._last = self._last, row
+        now = time.monotonic()
+        if (
+            last is not None
+            and row["in_recovery"] != last["in_recovery"]
+            and row["started"] != last["started"]
+            and row["started"] < last["clock"]
+        ):
+            self._mixed_until = now + _MIXED_S
+        if now < self._mixed_until:
+            raise UnfitPooler(
+                "a primary and a replica answer at its address in turn (a pooler with a list of hosts): give each "
+                "server an address of its own"
+            )
 
 
 class _StateLog:

@@ -7,18 +7,24 @@ import contextlib
 import dataclasses
 import logging
 import math
+import time
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import asyncpg
 import pytest
 
 from rocket import Lsn, Policy, Reason, Role, Router, Unavailable
 from rocket.consistency import Board
+from rocket.errors import NodesUnusable
+from rocket.health import examine
 from rocket.lab.api.rides import SELECT_RIDE
 from rocket.lab.api.users import UserFloors
+from rocket.lab.app import DATABASE
 from rocket.routing import reads
+from rocket.routing.connection import connect
 from rocket.routing.observer import Observer
-from tests.support.between import pgbouncer, shared_address
+from tests.support.between import pgbouncer, pgbouncer_host_list, pgpool, shared_address
 from tests.support.races import come_back_behind, lose_a_backend, restart_point_now, write_ride
 from tests.support.servers import ROLES, dsns, paused, recorded
 
@@ -299,3 +305,78 @@ async def test_another_server_behind_the_pooler_takes_nothing(cluster: LocalClus
                     await session.write()
                 with pytest.raises(Unavailable, match="behind the pooler there is no primary"):
                     await session.read()
+
+
+@pytest.mark.parametrize("writes", ["off", "dml_adaptive"])
+async def test_through_pgpool_nothing_is_read_or_written(cluster: LocalCluster, email: str, writes: str) -> None:
+    """It splits transactions: the proof goes to the primary, and the SELECT after it to a replica that is late."""
+    with pgpool(cluster, "replica0", writes=writes) as behind_it:
+        async with attached(dsns(cluster, who=ROLES["monitor"]), email) as session:
+            await cluster.wait_for_catchup()
+            async with paused(cluster, "replica0"):
+                await session.write()
+                through = {"primary": behind_it}
+                async with await Router.open(through, UserFloors(), session.router.board) as session.router:
+                    seen: set[bool | str] = set()
+
+                    async def look(node: asyncpg.Connection[asyncpg.Record]) -> bool:
+                        return (
+                            await node.fetchval("SELECT id FROM rides WHERE id = $1", session.ride_id) is not None
+                        )
+
+                    for _ in range(10):
+                        try:
+                            seen.add((await session.router.read(look, subject=email)).value)  # type: ignore[arg-type]
+                        except Unavailable as error:
+                            seen.add("refused" if "pgpool-II answers at its address" in str(error) else str(error))
+                    assert {"refused"} == seen
+                    with pytest.raises(Unavailable, match="pgpool-II answers at its address"):
+                        await session.write()
+
+
+@pytest.mark.parametrize("others", [[], ["replica0"]], ids=["primary alone", "with a replica"])
+async def test_pgpool_is_refused_by_name(cluster: LocalCluster, others: list[str]) -> None:
+    """It announces the backend of its last server: if it is what answers, there seems to be no pooler."""
+    refused = pytest.raises(NodesUnusable, match="primary: pgpool-II answers at its address")
+    with pgpool(cluster, *others) as behind_it, refused:
+        await Router.open({"primary": behind_it})
+
+
+@pytest.mark.parametrize("by", ["socket", "TCP"])
+async def test_the_server_itself_is_not_asked_whether_it_is_pgpool(cluster: LocalCluster, by: str) -> None:
+    """For Postgres that is an error, which its log would show for each connection."""
+    dsn = dsns(cluster, who=ROLES["monitor"])["primary"]
+    if by == "TCP":
+        password = quote(cluster.password(), safe="")
+        dsn = f"postgresql://postgres:{password}@127.0.0.1:{cluster.primary.port}/{DATABASE}"
+    log = cluster.primary.directory
+    begin = log.log_size
+    connection = await connect(dsn)
+    connection.terminate()
+    assert connection.direct
+    assert "pool_version" not in "".join(log.log_lines(begin))
+
+
+async def test_a_poolers_list_of_a_primary_and_a_replica_is_refused(cluster: LocalCluster, email: str) -> None:
+    """Each transaction may reach the other one: it is no address of a primary, though each use proves itself."""
+    with pgbouncer_host_list(cluster, "primary", "replica0") as listed:
+        observer = Observer({"listed": listed}, board := Board(), interval_s=0.05)
+        other = await asyncpg.connect(listed, statement_cache_size=0)
+        try:
+            async with asyncio.timeout(15):
+                while "listed" not in board.refused:
+                    async with other.transaction():
+                        await other.fetchval("SELECT pg_is_in_recovery()")  # from here on it has one of both
+                        await observer.run_once()
+                    await observer.run_once()
+            for _ in range(10):
+                await observer.run_once()
+                assert (None, []) == (board.current_primary(time.monotonic(), 60.0), list(board.replicas))
+            assert "a primary and a replica answer at its address" in str(observer.failures()["listed"])
+            async with await Router.open({"listed": listed}, UserFloors(), board, observer=observer) as router:
+                with pytest.raises(Unavailable, match="listed: a primary and a replica answer at its address"):
+                    await write_ride(router, email)
+                assert ["node-refused"] == [finding.code for finding in (await examine(router)).degraded]
+        finally:
+            observer.close()
+            other.terminate()

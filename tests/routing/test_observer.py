@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from rocket import Policy, Role, Router
 from rocket.consistency import Board
+from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
 from rocket.lab.torture.faults import table_state
 from rocket.routing import connection, heartbeat
 from rocket.routing.observer import Observer
+from tests.support.races import write_ride
 from tests.support.servers import dsns, paused, recorded, table, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rocket.cluster.cluster import LocalCluster
+    from rocket.routing.connection import Connection
 
 
 @pytest.mark.vouched
@@ -296,3 +301,52 @@ async def test_primary_that_cannot_be_written_to_stays_current(
         assert not board.primary_is_lost
     await holder.close()
     await recorded(observer, cluster, {"replica0", "replica1"})
+
+
+@pytest.mark.vouched
+async def test_a_lock_on_epochs_holds_up_no_read_and_no_write(cluster: LocalCluster, email: str) -> None:
+    """ALTER TABLE that hangs, say: replicas replay its lock, and new connections are opened meanwhile."""
+    policy = Policy(lease_s=1.5, primary_lease_s=1.5)
+    other = await cluster.primary.connect(DATABASE)
+    async with await Router.open(dsns(cluster), UserFloors(), policy=policy, observer_interval_s=0.05) as router:
+        await write_ride(router, email)
+        await cluster.wait_for_catchup()
+        board = router.board
+        served: Counter[str] = Counter()
+        async with asyncio.timeout(30), other.transaction():
+            await other.execute("LOCK TABLE epochs IN ACCESS EXCLUSIVE MODE")
+            await cluster.wait_for_catchup()
+            for notify in board.on_new_role:
+                for name in cluster.nodes:
+                    notify(name)  # so that no connection is left
+            over_at = time.monotonic() + 2 * policy.lease_s
+            while any(
+                status is None or status.observed_at < over_at for status in (board.primary, *board.replicas)
+            ) or len(board.replicas) < len(cluster.replicas):
+                token = (await router.write(_count, subject=email)).token
+                answer = await router.read(_count, subject=email, token=token)
+                served[answer.role] += 1
+        assert served[Role.REPLICA] > 0
+        await other.close()
+        await write_ride(router, email)
+
+
+async def test_an_observer_that_begins_under_a_lock_says_who_holds_it(cluster: LocalCluster) -> None:
+    """It has never read which epoch there is, so there is nothing to go by."""
+    other = await cluster.primary.connect(DATABASE)
+    observer = Observer(dsns(cluster, "primary"), Board(), interval_s=0.05)
+    try:
+        async with asyncio.timeout(30), other.transaction():
+            await other.execute("LOCK TABLE epochs IN ACCESS EXCLUSIVE MODE")
+            await observer.run_once()
+            says = f"the table epochs is locked, by process {other.get_server_pid()} there"
+            assert says in str(observer.failures()["primary"])
+        await observer.run_once()
+        assert {} == observer.failures()
+    finally:
+        observer.close()
+        await other.close()
+
+
+async def _count(node: Connection) -> int:
+    return int(await node.fetchval("SELECT count(*) FROM rides"))

@@ -1,4 +1,4 @@
-"""What may stand between a router and its servers: a real PgBouncer, and an address that several servers share."""
+"""What may stand between a router and its servers: real poolers, and an address that several servers share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from rocket.cluster.cluster import LocalCluster
 
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+PGPOOL = shutil.which("pgpool") or shutil.which("pgpool", path="/usr/sbin:/usr/local/sbin")
 UP_WITHIN_S = 10.0
+LIST_PORT = 5432
 
 
 def needs_pgbouncer() -> None:
@@ -35,6 +37,14 @@ def needs_pgbouncer() -> None:
         if os.environ.get("PGBOUNCER_REQUIRED"):
             pytest.fail("there is no pgbouncer, and PGBOUNCER_REQUIRED is set")
         pytest.skip("there is no pgbouncer (Debian's package of that name)")
+
+
+def needs_pgpool() -> None:
+    """Skip a test where there is no pgpool-II; fail where there has to be one."""
+    if PGPOOL is None:
+        if os.environ.get("PGPOOL_REQUIRED"):
+            pytest.fail("there is no pgpool, and PGPOOL_REQUIRED is set")
+        pytest.skip("there is no pgpool (Debian's package pgpool2)")
 
 
 @contextlib.contextmanager
@@ -47,30 +57,96 @@ def pgbouncer(
     """
     needs_pgbouncer()
     assert PROGRAM is not None
-    account = server_account()
     with fresh_dir() as home, PortReservations() as reservations:
         port = reservations.reserve_any()
         file = home / "pgbouncer.ini"
         file.write_text(_configuration(cluster, who, port, home, settings))
         for name, path in (files or {}).items():
             shutil.copy(path, home / name)
-        if account is not None:
-            for path in (home, *home.iterdir()):
-                account.own(path)
-        log = (home / "log").open("wb")
-        process = subprocess.Popen(  # noqa: S603 - the one that was found above
-            [PROGRAM, "--quiet", file],
+        with _running([PROGRAM, "--quiet", str(file)], home, port, signal.SIGTERM):  # at once, unlike SIGINT
+            yield {name: f"postgresql://{who}@127.0.0.1:{port}/{name}" for name in cluster.nodes}
+
+
+@contextlib.contextmanager
+def pgbouncer_host_list(cluster: LocalCluster, *names: str) -> Iterator[str]:
+    """Run a PgBouncer with a list of hosts, which its connections go to in turn; give its address."""
+    with fresh_dir() as hosts:
+        hosts.chmod(0o755)
+        for name in names:  # it takes one port for all of them
+            (hosts / name).mkdir(mode=0o755)
+            target = cluster.socket_dir / f".s.PGSQL.{cluster.node(name).port}"
+            (hosts / name / f".s.PGSQL.{LIST_PORT}").symlink_to(target)
+        listed = ",".join(str(hosts / name) for name in names)
+        entry = f"[databases]\nlisted = host={listed} port={LIST_PORT} dbname={DATABASE} user={ROLES['monitor']}"
+        with pgbouncer(cluster, ROLES["monitor"], entry) as nodes:
+            yield nodes["primary"].removesuffix("primary") + "listed"
+
+
+@contextlib.contextmanager
+def pgpool(cluster: LocalCluster, *replicas: str, writes: str = "off") -> Iterator[str]:
+    """Run a pgpool-II before the primary and some replicas, to which all SELECTs go that may; give its address.
+
+    `writes` is its setting `disable_load_balance_on_write`.
+    """
+    needs_pgpool()
+    assert PGPOOL is not None
+    who = ROLES["monitor"]
+    with fresh_dir() as home, PortReservations() as reservations:
+        port = reservations.reserve_any()
+        lines = [
+            "backend_clustering_mode = streaming_replication",
+            "listen_addresses = '127.0.0.1'",
+            f"port = {port}",
+            f"socket_dir = '{home}'",
+            f"pcp_socket_dir = '{home}'",
+            "pcp_listen_addresses = ''",
+            f"pid_file_name = '{home / 'pid'}'",
+            f"logdir = '{home}'",
+            "num_init_children = 30",
+            "load_balance_mode = on",
+            f"disable_load_balance_on_write = '{writes}'",
+            f"sr_check_user = '{who}'",
+            f"sr_check_database = '{DATABASE}'",
+            "health_check_period = 0",
+            "pool_passwd = ''",
+        ]
+        for number, name in enumerate((cluster.primary.name, *replicas)):
+            lines += [
+                f"backend_hostname{number} = '{cluster.socket_dir}'",
+                f"backend_port{number} = {cluster.node(name).port}",
+                f"backend_weight{number} = {min(number, 1)}",
+                f"backend_flag{number} = 'DISALLOW_TO_FAILOVER'",
+            ]
+        file = home / "pgpool.conf"
+        file.write_text("\n".join([*lines, ""]))
+        command = [PGPOOL, "-n", "-f", str(file), "-F", str(home / "none"), "-a", str(home / "none")]
+        with _running(command, home, port, signal.SIGINT):  # it ends its sessions
+            yield f"postgresql://{who}@127.0.0.1:{port}/{DATABASE}"
+
+
+@contextlib.contextmanager
+def _running(command: list[str], home: Path, port: int, end: signal.Signals) -> Iterator[None]:
+    account = server_account()
+    if account is not None:
+        for path in (home, *home.iterdir()):
+            account.own(path)
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 - one that was found above
+            command,
             stdout=log,
             stderr=subprocess.STDOUT,
             preexec_fn=None if account is None else account.become,  # noqa: PLW1509 - it refuses root
         )
+    try:
+        _wait_for(port, process, home / "log")
+        yield
+    finally:
+        process.send_signal(end)
         try:
-            _wait_for(port, process, home / "log")
-            yield {name: f"postgresql://{who}@127.0.0.1:{port}/{name}" for name in cluster.nodes}
-        finally:
-            process.send_signal(signal.SIGTERM)  # at once, unlike SIGINT
             process.wait(10)
-            log.close()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
 
 
 def _configuration(cluster: LocalCluster, who: str, port: int, home: Path, settings: tuple[str, ...]) -> str:
@@ -104,7 +180,7 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.05)
             break
-    pytest.fail(f"pgbouncer did not come up: {log.read_text()}")
+    pytest.fail(f"{process.args!r} did not come up: {log.read_text()}")
 
 
 @contextlib.asynccontextmanager
