@@ -18,7 +18,7 @@ import asyncpg
 
 from rocket.consistency import Epoch, Lsn, timeline_of
 from rocket.errors import TransactionEnded
-from rocket.routing.connection import MAYBE_OWN, answers, is_lost, unwrap
+from rocket.routing.connection import answers, is_lost, unwrap
 from rocket.routing.epochs import NEWEST_SHOWN
 from rocket.routing.failures import NodeChanged, OwnError, speaks_against_node
 
@@ -182,12 +182,15 @@ def is_own(error: Exception, connection: NodeConnection) -> bool:
         if error.severity_en in _CONNECTION_ENDED:
             return False
         return not (is_lost(connection) and speaks_against_node(error))
-    if isinstance(error, MAYBE_OWN):
+    if isinstance(error, _MAYBE_OWN):
         return answers(connection)
     if isinstance(error, asyncpg.InterfaceError | AttributeError):
         return not is_lost(connection)
     return not isinstance(error, asyncpg.InternalClientError | NodeChanged)
 
+
+_MAYBE_OWN = (OSError, TimeoutError)
+"""What work may raise by itself, and asyncpg as well where a node fails."""
 
 _CONNECTION_ENDED = ("FATAL", "PANIC")
 """Severities after which the server ends the connection."""

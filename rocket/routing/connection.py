@@ -352,9 +352,7 @@ async def learn_where(connection: NodeConnection, cancellations: OwnedTasks | No
     try:
         row = await connection.fetchrow(_WHERE, pid, timeout=_UNLOCKED_WITHIN_S)
     except TimeoutError:
-        async with asyncio.timeout(
-            CONNECT_TIMEOUT_S - _UNLOCKED_WITHIN_S
-        ):  # until the first one is cancelled, too
+        async with asyncio.timeout(CONNECT_TIMEOUT_S - _UNLOCKED_WITHIN_S):  # with cancelling the first one
             row = await connection.fetchrow(_WHERE_IF_LOCKED, pid)
         connection.timeline = None if row is None else row["timeline"]
     assert row is not None  # noqa: S101 - it has one row
@@ -435,10 +433,6 @@ def is_lost(connection: Connection) -> bool:
         return True
 
 
-MAYBE_OWN = (OSError, TimeoutError)
-"""What work may raise by itself, and asyncpg as well where a node fails."""
-
-
 def answers(connection: NodeConnection) -> bool:
     """Return whether a connection was neither lost nor left without an answer: the error is then work's own."""
     return not (connection.cut_off or is_lost(connection))
@@ -491,29 +485,6 @@ class OwnedTasks:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-
-
-async def answered(connection: NodeConnection) -> None:
-    """Wait until the server has answered a statement that was given up, or has ended the connection."""
-    await connection._protocol._wait_for_cancellation()  # noqa: SLF001
-
-
-_STILL_RUNS = "SELECT true FROM pg_stat_activity WHERE pid = $1 AND state IS DISTINCT FROM 'idle'"
-
-
-async def still_runs(dsn: str, pid: int) -> bool:
-    """Ask a server whether one of its backends still runs something; without an answer it may."""
-    try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            other = await asyncpg.connect(
-                dsn, statement_cache_size=0, server_settings={"application_name": "rocket"}
-            )
-            try:
-                return await other.fetchval(_STILL_RUNS, pid) is True
-            finally:
-                other.terminate()
-    except (ValueError, *REFUSED):
-        return True
 
 
 async def _cancel_statement(connection: NodeConnection, backend_pid: int, backend_secret: int) -> None:

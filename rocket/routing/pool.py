@@ -19,12 +19,10 @@ from rocket.routing.connection import (
     CONNECT_TIMEOUT_S,
     NodeConnection,
     OwnedTasks,
-    answered,
     discard,
     is_lost,
     learn_where,
     runs_on,
-    still_runs,
 )
 from rocket.routing.failures import (
     REFUSED,
@@ -272,11 +270,11 @@ class NodePool:
         be on the server each time.
         """
         pid = connection.get_server_pid()
-        answer = asyncio.create_task(answered(connection), name=f"the answer to a COMMIT on {self.name}")
+        answer = asyncio.create_task(_answered(connection), name=f"the answer to a COMMIT on {self.name}")
         try:
             while not answer.done():
                 await asyncio.wait((answer,), timeout=_LOOK_EVERY_S)
-                if not answer.done() and connection.direct and not await still_runs(self.dsn, pid):
+                if not answer.done() and connection.direct and not await _still_runs(self.dsn, pid):
                     break
         finally:
             answer.cancel()
@@ -290,7 +288,7 @@ class NodePool:
         try:
             if connection.cut_off:
                 connection.due_after(0)
-                await answered(connection)
+                await _answered(connection)
             await connection.end_transaction_left_open()
             await self._reset(connection)
             if self._is_closing or time.monotonic() > connection.opened_at + _LIFETIME_S:
@@ -427,3 +425,26 @@ def _speaks_of_connection(error: Exception, connection: Connection) -> Exception
     ):
         return ConnectionError(f"connection lost: {describe(error)}")
     return None
+
+
+async def _answered(connection: NodeConnection) -> None:
+    """Wait until the server has answered a statement that was given up, or has ended the connection."""
+    await cast("Any", connection)._protocol._wait_for_cancellation()  # noqa: SLF001
+
+
+_RUNS = "SELECT true FROM pg_stat_activity WHERE pid = $1 AND state IS DISTINCT FROM 'idle'"
+
+
+async def _still_runs(dsn: str, pid: int) -> bool:
+    """Ask a server whether one of its backends still runs something; without an answer it may."""
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            other = await asyncpg.connect(
+                dsn, statement_cache_size=0, server_settings={"application_name": "rocket"}
+            )
+            try:
+                return await other.fetchval(_RUNS, pid) is True
+            finally:
+                other.terminate()
+    except (ValueError, *REFUSED):
+        return True
