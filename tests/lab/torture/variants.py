@@ -515,12 +515,10 @@ _LEFT = "tests/routing/test_left_behind.py::"
 @convicted_by(
     f"{_LEFT}test_what_a_read_leaves_in_the_session_does_not_last",
     f"{_LEFT}test_a_tenant_does_not_see_the_rows_of_the_one_before",
+    conditions=LAG,
 )
 def state_left_over(patch: pytest.MonkeyPatch) -> None:
-    """A connection goes back with roles, temporary tables and what else RESET ALL leaves, to replicas with all.
-
-    Torture's clients set nothing.
-    """
+    """A connection goes back with roles, temporary tables and what else RESET ALL leaves, to replicas with all."""
 
     async def reset_settings(self: NodeConnection) -> None:
         if not self.to_replica:
@@ -548,7 +546,7 @@ def give_up_not_counted(patch: pytest.MonkeyPatch) -> None:
 def look_without_a_deadline(patch: pytest.MonkeyPatch) -> None:
     """What is awaited on a connection's way back may take as long as it likes.
 
-    Torture's clients do not raise, and its links are those between servers.
+    Torture's links are those between servers.
     """
 
     def never_due(_self: NodeConnection, _seconds: float) -> None: ...
@@ -586,12 +584,11 @@ def token_not_raised_on_reads(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SessionToken, "after_replica_read", as_before)
 
 
-@convicted_by("tests/routing/test_outcomes.py::test_what_work_had_read_before_it_raised_is_never_taken_back")
+@convicted_by(
+    "tests/routing/test_outcomes.py::test_what_work_had_read_before_it_raised_is_never_taken_back", conditions=LAG
+)
 def token_not_raised_on_errors(patch: pytest.MonkeyPatch) -> None:
-    """Work that raises has told nothing: the session goes on with the token that it had.
-
-    Torture's clients never raise in work.
-    """
+    """Work that raises has told nothing: the session goes on with the token that it had."""
 
     def as_before(_self: Session, _left: Answer[BaseException]) -> None: ...
 
