@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from rocket.lab.subprocesses import Parent
     from rocket.lab.torture.workload import Account
 
-_MODULE = "rocket.lab.torture.clients"
+COMMAND = ("rocket.lab.torture.clients",)
+"""The module that is a client process, with its arguments."""
+
 _COUNTS_S = 0.5
 _FIRST_READ_S = 30.0
 _POLL_S = 0.05
@@ -44,11 +46,15 @@ _END_S = 5.0
 _OF_LIBRARY = 0.34
 """Sessions that use the library itself, beside the others, as a share of them."""
 _LIMITS = Limits(connections=6, primary_reads=4)
-_WRITES = 0.15
+_WRITES, _WRITES_WHERE_READS_RAISE = 0.15, 0.04
+"""The share of writes: where all reads raise, a write is the only answer without an error, and has to be rare."""
+_WRITES_PER_SESSION, _WRITES_PER_SESSION_WHERE_READS_RAISE = (5, 20), (2, 5)
 _READS_OF_ONE = 0.4
 _RAISING = 0.5
 _IN_WRITE = 0.4
 """The share of lists that are read in a write, and so on the primary."""
+_RAISING_KINDS = ("raises", "cancelled")
+_KINDS = (*_RAISING_KINDS, "returns", "nests", "swallows", "sets state")
 _LONGEST_PAUSE_S = 0.03
 _AFTER_FAILURE_S = 0.05
 _CANCELLED_AFTER_S = (0.0005, 0.03)
@@ -149,7 +155,7 @@ async def running(jobs: Sequence[Job]) -> AsyncIterator[Clients]:
         clients = Clients(processes)
         stack.push_async_callback(clients.end)
         for job in jobs:
-            process = await Subprocess.start(f"client process {job.process}", _MODULE)
+            process = await Subprocess.start(f"client process {job.process}", *COMMAND)
             processes.append(process)
             process.send(asdict(job))
         yield clients
@@ -223,34 +229,43 @@ class LibrarySessions:
         """Make traffic until cancelled."""
         async with asyncio.TaskGroup() as group:
             for number in range(self._sessions):
-                group.create_task(self._run_sessions(), name=f"sessions of the library {number}")
+                group.create_task(
+                    self._run_sessions(raising=number % 2 == 1), name=f"sessions of the library {number}"
+                )
 
-    async def _run_sessions(self) -> None:
+    async def _run_sessions(self, *, raising: bool) -> None:
         """Run one session after the other; they share a user, so that each sees what others write."""
         while True:
             if self._account.full:
                 self._account = self._workload.new_account()
-            await LibrarySession(self._workload, self._router, self._account).run()
+            await LibrarySession(self._workload, self._router, self._account, raising=raising).run()
 
 
 class LibrarySession:
-    """One client of the library: one read or write after the other, each with work of some kind."""
+    """One client of the library: one read or write after the other, each with work of some kind.
 
-    def __init__(self, workload: Workload, router: Router, account: Account) -> None:
+    If it is `raising`, its reads show what they have seen by errors alone.
+    """
+
+    def __init__(self, workload: Workload, router: Router, account: Account, *, raising: bool) -> None:
         self._workload = workload
         self._chance = workload.chance
         self._account = account
         self._name = workload.session_name()
         self._session = router.session(account.email)
+        self._raising = raising
         self._over = False
 
     async def run(self) -> None:
         """Read and write until the session has begun all its writes."""
         while not await self._record(Request.JOIN, "returns", self._session.write, self._join):  # noqa: ASYNC110
             await asyncio.sleep(_AFTER_FAILURE_S)
-        writes_left = self._chance.randint(5, 20)
+        writes_left = self._chance.randint(
+            *(_WRITES_PER_SESSION_WHERE_READS_RAISE if self._raising else _WRITES_PER_SESSION)
+        )
+        writes = _WRITES_WHERE_READS_RAISE if self._raising else _WRITES
         while writes_left and not (self._account.full or self._over):
-            if self._chance.random() < _WRITES:
+            if self._chance.random() < writes:
                 writes_left -= 1
                 good = await self._write()
             elif self._account.rides and self._chance.random() < _READS_OF_ONE:
@@ -287,7 +302,7 @@ class LibrarySession:
 
     async def _read_one(self) -> bool:
         ride = self._chance.choice(self._account.rides)
-        raises = self._chance.random() < _RAISING
+        raises = self._raising or self._chance.random() < _RAISING
 
         async def work(node: Connection) -> list[Record]:
             found = await node.fetch(_ONE, self._account.email, ride)
@@ -300,7 +315,7 @@ class LibrarySession:
         )
 
     async def _list(self) -> bool:
-        kind = self._chance.choice(("returns", "raises", "cancelled", "nests", "swallows", "sets state"))
+        kind = self._chance.choice(_RAISING_KINDS if self._raising else _KINDS)
         writes = self._chance.random() < _IN_WRITE
         seen: list[Sequence[Record]] = []
 
@@ -429,5 +444,10 @@ def _route(last: Answer[Any] | None) -> dict[str, Any]:
     return {"node": last.node, "role": Role(last.role), "reason": str(last.reason)}
 
 
+def main() -> int:
+    """Run until asked to end; return the exit code."""
+    return run_child(work)
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_child(work))
+    raise SystemExit(main())

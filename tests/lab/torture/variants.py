@@ -38,6 +38,7 @@ from rocket.consistency import (
 from rocket.consistency.origins import Origins
 from rocket.lab import cli, workers
 from rocket.lab.api.users import UserFloors
+from rocket.lab.torture import clients
 from rocket.routing import epochs, heartbeat, pool, reads, writes
 from rocket.routing.bound import ReadBound
 from rocket.routing.connection import NodeConnection, discard
@@ -138,6 +139,7 @@ def applied(name: str) -> Iterator[None]:
         if name != UNPATCHED:
             VARIANTS[name].apply(patch)
             patch.setattr(workers, "COMMAND", ("tests.lab.torture.variants", name, "--worker"))
+            patch.setattr(clients, "COMMAND", ("tests.lab.torture.variants", name, "--client"))
         yield
 
 
@@ -646,12 +648,13 @@ def fallback_without_the_lock(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(UserFloors, "wait_for_writes", wait_for_nobody)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one for each way to be run
     """Run torture or tests on one variant, or the campaign; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.lab.torture.variants", description=__doc__)
     parser.add_argument("name", nargs="?", choices=[UNPATCHED, *VARIANTS], metavar="NAME")
     parser.add_argument("--all", action="store_true", help="convict every variant")
     parser.add_argument("--worker", action="store_true", help="be a process of an API that has several")
+    parser.add_argument("--client", action="store_true", help="be one of torture's client processes")
     parser.add_argument("--pytest", nargs="+", metavar="TEST", help="run these tests instead of torture")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -669,6 +672,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with applied(given.name):
         if given.worker:
             return workers.main()
+        if given.client:
+            return clients.main()
         if given.pytest:
             return int(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *given.pytest]))
         return cli.main(["torture", *arguments[end + 1 :]])
