@@ -87,7 +87,7 @@ def _left(route: Route, error: BaseException, shown: Lsn | None, reason: Reason)
     if isinstance(on, PrimaryStatus):
         token = SessionToken(on.epoch, Lsn(0), shown)
         reason = Reason.REPLICAS_FAILED if route.failed else reason
-        return Answer(error, on.name, Role.PRIMARY, reason, token, None, route)
+        return Answer(error, on.name, Role.PRIMARY, reason, token, route.lost, route)
     # A read that is cancelled may have failed elsewhere before, and have shown something there.
     incarnation = None if shown is None and route.failed else on.incarnation
     token = route.tokens[0].after_replica_read(on.name, incarnation, shown)
@@ -292,7 +292,7 @@ class Reads:
             if any(token.node is not None for token in route.tokens):
                 await self._wait_for_writes(primary, subject)
             await primary.execute(_READ_ONLY if unwrap(primary).direct else _READ_ONLY_NOW)
-            route.on = status
+            route.on, route.lost = status, resolved.lost
             try:
                 value, route.bound, flush_lsn = await run_bounded(work, primary, ReadBound.on_primary, epoch)
             except OwnError:
