@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import signal
 import time
@@ -64,6 +65,8 @@ _CANCEL_AS_EVER = "ALTER SYSTEM RESET max_standby_streaming_delay"
 _RELOAD = "SELECT pg_reload_conf()"
 _LOCK_RIDES = "LOCK TABLE rides IN ACCESS EXCLUSIVE MODE"
 """Reaches the replicas as WAL; replay cancels reads that are in its way."""
+_CHANGE_BACK = "ALTER TABLE rides ALTER COLUMN idempotency_key TYPE text"
+_CHANGE_RIDES = ("ALTER TABLE rides ALTER COLUMN idempotency_key TYPE varchar", _CHANGE_BACK)
 _IMPATIENT = "SET LOCAL lock_timeout = '100ms'"
 _CONFLICTS = "SELECT sum(confl_lock + confl_snapshot)::int FROM pg_stat_database_conflicts"
 _TABLE_STATE = """
@@ -281,7 +284,7 @@ async def _recovery_conflict(target: Target, _node: Node, _length_s: float) -> A
     before = {node.name: await _conflicts(node, target, _CANCEL_AT_ONCE) for node in replicas}
     detail: Detail = {"locks": 0, "cancelled": 0}
     try:
-        async with background(_locks(target, detail), "locks on rides"):
+        async with background(_again(target, detail, "locks", [_LOCK_RIDES]), "locks on rides"):
             yield detail
     finally:
         for node in replicas:
@@ -307,8 +310,28 @@ async def _conflicts(node: Node, target: Target, statement: str) -> int:
     return cancelled
 
 
-async def _locks(target: Target, detail: Detail) -> None:
-    """Lock the rides for a moment, again and again, until cancelled; wait while the primary is away."""
+@contextlib.asynccontextmanager
+async def _schema_changes(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
+    """Change the type of a column that is read and written, so that prepared statements are outdated."""
+    detail: Detail = {"changes": 0}
+    try:
+        async with background(_again(target, detail, "changes", _CHANGE_RIDES), "schema changes"):
+            yield detail
+    finally:
+        await _healed(lambda: _execute(node, target, _CHANGE_BACK), node)
+
+
+async def _execute(node: Node, target: Target, statement: str) -> None:
+    connection = await node.connect(target.cluster.settings.database)
+    try:
+        await connection.execute(statement)
+    finally:
+        connection.terminate()
+
+
+async def _again(target: Target, detail: Detail, counted: str, statements: Sequence[str]) -> None:
+    """Take one statement after the other that locks the rides, until cancelled; wait while the primary is away."""
+    rest = itertools.cycle(statements)
     while True:
         with contextlib.suppress(*FAILURES):
             connection = await target.cluster.primary.connect(target.cluster.settings.database)
@@ -317,8 +340,8 @@ async def _locks(target: Target, detail: Detail) -> None:
                     with contextlib.suppress(asyncpg.LockNotAvailableError):
                         async with connection.transaction():
                             await connection.execute(_IMPATIENT)
-                            await connection.execute(_LOCK_RIDES)
-                        detail["locks"] += 1
+                            await connection.execute(next(rest))
+                        detail[counted] += 1
                     await asyncio.sleep(_LOCK_EVERY_S)
             finally:
                 connection.terminate()
@@ -464,6 +487,7 @@ FAULTS: Mapping[str, FaultKind] = {
     "promotion": FaultKind(_promotion, REPLICA, 2.0, PRIMARY),
     "promotion-lossy": FaultKind(_promotion_lossy, REPLICA, 2.5, PRIMARY),
     "recovery-conflict": FaultKind(_recovery_conflict, PRIMARY, 2.0),
+    "schema-changes": FaultKind(_schema_changes, PRIMARY, 2.0),
     "pool-exhaustion": FaultKind(_pool_exhaustion, API, 1.5),
     "clients-hang-up": FaultKind(_clients_hang_up, API, 2.0),
     "api-killed": FaultKind(_process_killed, PROCESS, 2.0),

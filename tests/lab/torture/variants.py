@@ -92,6 +92,8 @@ LAG_AND_CRASHES = Conditions(
 """One replica stands still while reads fail on another."""
 LOST_TAIL = Conditions("promotion-lossy", duration_s=3, replicas=2, seeds=(1, 2, 3))
 """A promotion that loses acknowledged writes."""
+SCHEMA_CHANGES = Conditions("schema-changes,replay-slow", duration_s=6, replicas=3, seeds=(1, 2, 3))
+"""Statements that were prepared before are outdated, on a late replica as well."""
 SEVERAL_PROCESSES = Conditions(
     "writer-killed,writer-frozen,replay-slow", 6, replicas=2, seeds=(1, 2, 3), processes=2
 )
@@ -556,12 +558,12 @@ def look_without_a_deadline(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(NodeConnection, "due_after", never_due)
 
 
-@convicted_by("tests/routing/test_schema_changes.py::test_no_call_fails_because_the_schema_has_changed")
+@convicted_by(
+    "tests/routing/test_schema_changes.py::test_no_call_fails_because_the_schema_has_changed",
+    conditions=SCHEMA_CHANGES,
+)
 def cached_plan_not_run_again(patch: pytest.MonkeyPatch) -> None:
-    """An error of a statement that was prepared before the schema changed is raised as the caller's own.
-
-    Torture changes no schema.
-    """
+    """An error of a statement that was prepared before the schema changed is raised as the caller's own."""
 
     def never(_error: Exception, _is_kept: object) -> bool:
         return False
@@ -572,6 +574,19 @@ def cached_plan_not_run_again(patch: pytest.MonkeyPatch) -> None:
 # --- what reads have shown ---
 
 _SESSIONS = "tests/lab/api/test_sessions.py::"
+
+
+@convicted_by(
+    "tests/routing/test_foreign_histories.py::test_a_loss_is_reported_by_work_that_raises", conditions=LOST_TAIL
+)
+def loss_not_reported_by_errors(patch: pytest.MonkeyPatch) -> None:
+    """A session learns of a loss with the next value alone, not by an error that may say what is not there."""
+    take_over = Session._take_over  # noqa: SLF001 - it is what is patched
+
+    def without_loss(self: Session, left: Answer[BaseException]) -> None:
+        take_over(self, left._replace(lost=None))
+
+    patch.setattr(Session, "_take_over", without_loss)
 
 
 @convicted_by(
