@@ -535,7 +535,7 @@ def state_left_over(patch: pytest.MonkeyPatch) -> None:
 def give_up_not_counted(patch: pytest.MonkeyPatch) -> None:
     """The place of a COMMIT that is given up is free at once, though the server goes on with it (F22).
 
-    Torture has no synchronous standby that goes away.
+    Torture's synchronous standby is away for less time than a COMMIT may take.
     """
 
     async def at_once(_self: NodePool, connection: NodeConnection, place: Place) -> None:
