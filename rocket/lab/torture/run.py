@@ -130,7 +130,7 @@ def _jobs(settings: TortureSettings, system: System, url: str, zero: float) -> l
             processes=CLIENT_PROCESSES,
             sessions=len(range(number, settings.sessions, CLIENT_PROCESSES)),
             reconnecting=settings.processes > 1,
-            nodes=system.dsns,
+            nodes=dict(system.dsns),
         )
         for number in range(CLIENT_PROCESSES)
     ]
