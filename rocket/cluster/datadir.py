@@ -132,6 +132,8 @@ class NodeDirectory:
             timeout_s=_CLONE_TIMEOUT_S,
         )
         self._mark_standby(fresh)
+        # What ALTER SYSTEM has set on the source may be for a moment only.
+        (fresh / "postgresql.auto.conf").write_bytes(b"")
         # A program that dies here leaves the old directory, none, or the new one, never half of one.
         old = await self._free_name_for_old()
         if self.exists:

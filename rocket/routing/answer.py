@@ -45,6 +45,8 @@ class Route:
     """What the node that served it said of itself then (see `rocket.READ_BOUND`)."""
     on: ReplicaStatus | PrimaryStatus | None = None
     """Where work was run last; None if it was not."""
+    lost: PossibleLoss | None = None
+    """What the session's tokens had come to on the primary, if work was run there."""
 
 
 class Answer(NamedTuple, Generic[ResultT]):
@@ -61,7 +63,10 @@ class Answer(NamedTuple, Generic[ResultT]):
     token: SessionToken | None = None
     """What the session must bring with its next request; None from a routing that promises nothing."""
     lost: PossibleLoss | None = None
-    """Set, once for a token, if a promotion may have cost the session what it was promised."""
+    """Set, once for a token, if a promotion may have cost the session what it was promised.
+
+    What work has left by, in place of a value, sets it as well; the next value then sets it again.
+    """
     route: Route | None = None
     """How a read came to its node; None for a write."""
 

@@ -227,7 +227,11 @@ async def ask_bound(connection: Connection) -> ReadBound:
 async def _with_epoch(connection: Connection, bound: ReadBound) -> ReadBound:
     """Add the newest epoch's row, which says what a replica that does not stream follows.
 
-    It may be asked for afterwards: a replica never goes back.
+    It may be asked for afterwards: a replica never goes back. Raise `EpochChanged` where work has set a role or a
+    `search_path` that hides the row: another node has to answer then.
     """
-    epoch: str | None = await connection.fetchval(_NEWEST_EPOCH)
+    try:
+        epoch: str | None = await connection.fetchval(_NEWEST_EPOCH)
+    except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError) as error:
+        raise EpochChanged(f"which epoch it shows is hidden by what work has set: {error}") from error
     return dataclasses.replace(bound, epoch=None if epoch is None else Epoch(epoch))

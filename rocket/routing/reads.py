@@ -85,7 +85,7 @@ def _left(route: Route, error: BaseException, shown: Lsn | None, reason: Reason)
     if isinstance(on, PrimaryStatus):
         token = SessionToken(on.epoch, Lsn(0), shown)
         reason = Reason.REPLICAS_FAILED if route.failed else reason
-        return Answer(error, on.name, Role.PRIMARY, reason, token, None, route)
+        return Answer(error, on.name, Role.PRIMARY, reason, token, route.lost, route)
     # A read that is cancelled may have failed elsewhere before, and have shown something there.
     incarnation = None if shown is None and route.failed else on.incarnation
     token = route.tokens[0].after_replica_read(on.name, incarnation, shown)
@@ -295,7 +295,7 @@ class Reads:
                 await unwrap(primary).set_read_only(True)
             else:
                 await primary.execute(_READ_ONLY_NOW)
-            route.on = status
+            route.on, route.lost = status, resolved.lost
             try:
                 value, route.bound, flush_lsn = await run_bounded(work, primary, ReadBound.on_primary, epoch)
             except OwnError:

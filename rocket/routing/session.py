@@ -114,8 +114,7 @@ class Session:
     def _advance(self, sent: Sequence[SessionToken], answer: Answer[ResultT]) -> ResultT:
         """Take over what an answer says of the session; return its value."""
         self.last = answer
-        if answer.lost is not None and (self.lost is None or answer.lost.writes):
-            self.lost = answer.lost
+        self._note_loss(answer)
         if answer.token is None:
             pass  # from one of the lab's wrong routings, which promise nothing
         elif self._tokens is sent:
@@ -130,6 +129,11 @@ class Session:
             self._tokens = merged((*self._tokens, left.token))
             left = left._replace(token=self._tokens[0])
         self.last = left
+        self._note_loss(left)
+
+    def _note_loss(self, answer: Answer[Any]) -> None:
+        if answer.lost is not None and (self.lost is None or answer.lost.writes):
+            self.lost = answer.lost
 
 
 def tokens_from(

@@ -123,7 +123,7 @@ class Writes:
                         resolved = await self._resolve(connection, epoch, subject, tokens)
                         transaction = connection.transaction()
                         await transaction.start()
-                        attempt.on = primary
+                        attempt.on, attempt.lost = primary, resolved.lost
                         value, commit = await self._up_to_commit(connection, transaction, epoch, work, subject)
                     commit_sent = unwrap(connection).commits = True
                     unwrap(connection).due_after(2 * self._limits.commit_s)
@@ -233,7 +233,7 @@ class Writes:
 class _Attempt:
     """What becomes of a write."""
 
-    __slots__ = ("number", "on", "outdated")
+    __slots__ = ("lost", "number", "on", "outdated")
 
     def __init__(self) -> None:
         self.number = 0
@@ -242,6 +242,8 @@ class _Attempt:
         """How many times it failed with prepared statements that are outdated."""
         self.on: PrimaryStatus | None = None
         """Where work was run last; None if it was not."""
+        self.lost: PossibleLoss | None = None
+        """What the session's tokens had come to there."""
 
     def is_repeated_after(self, error: Exception) -> bool:
         """Return whether work is run again: as long as there is time after what Postgres itself has raised."""
@@ -270,7 +272,7 @@ class _Attempt:
         if isinstance(error, TransactionEnded):
             written = Lsn.PENDING if shown is None else shown
         token = SessionToken(self.on.epoch, written, shown)
-        return Answer(error, self.on.name, Role.PRIMARY, Reason.WRITE, token)
+        return Answer(error, self.on.name, Role.PRIMARY, Reason.WRITE, token, self.lost)
 
 
 async def _commit(connection: NodeConnection, statements: str) -> None:

@@ -171,15 +171,17 @@ async def test_replica_with_a_damaged_directory_comes_back(damage: Callable[[Nod
 
 
 async def test_replica_is_cloned_anew_after_two_failed_starts(caplog: pytest.LogCaptureFixture) -> None:
-    """No earlier, no later, and it says so."""
+    """No earlier, no later, and it says so; what ALTER SYSTEM has set on the primary stays there."""
     caplog.set_level("INFO", "rocket.cluster")
     async with supervised() as cluster:
         node = cluster.node("replica0")
+        await fetch(cluster.primary, "ALTER SYSTEM SET cluster_name = 'for a moment'")
         damaged(cluster, node, _garbage_in_control_file)
         async with asyncio.timeout(20):
             while not node.unfit:
                 await asyncio.sleep(0.01)
         await all_have(cluster, set())
+        assert "for a moment" not in (node.data_dir / "postgresql.auto.conf").read_text()
     assert 2 == caplog.text.count("replica0 died while starting")
     assert "replica0 died again (while starting): it is cloned anew from primary" in caplog.text
     assert 1 == caplog.text.count("replica0 is cloned anew from primary")

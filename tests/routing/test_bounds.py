@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -11,12 +11,12 @@ from rocket import Lsn, Reason, Router, Unavailable
 from rocket.consistency import Epoch, SessionToken
 from rocket.lab.api.users import SELECT_USER
 from rocket.lab.app import DATABASE
-from rocket.routing.bound import READ_BOUND, EpochChanged, NoLongerReplica, ReadBound
+from rocket.routing.bound import READ_BOUND, EpochChanged, NoLongerReplica, ReadBound, ask_bound
 from tests.support.races import come_back_behind, restart_point_now, write_ride
 from tests.support.servers import paused
 
 if TYPE_CHECKING:
-    from rocket import Answer
+    from rocket import Answer, Connection
     from rocket.cluster.cluster import LocalCluster
     from rocket.consistency import Board
     from rocket.routing.observer import Observer
@@ -159,3 +159,26 @@ async def test_read_that_cannot_be_bounded_ties_the_session_to_its_replica(
             elsewhere = await read(router, "earlier-" + email, token)
             assert "primary" == elsewhere.node
             assert token_of(elsewhere).read_floor is not None
+
+
+class DoesNotStream:
+    """A connection to a replica whose upstream is away."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def fetchval(self, query: str) -> object:
+        """Answer as a replica does that does not stream."""
+        return "replica 0/10 - 0" if query == ASK else await self._connection.fetchval(query)
+
+
+@pytest.mark.parametrize("state", ["SET search_path = pg_catalog", "SET ROLE pg_monitor"])
+async def test_what_work_has_set_is_not_the_callers_error(cluster: LocalCluster, state: str) -> None:
+    """If it hides which epoch the replica shows, another node answers."""
+    replica = await cluster.node("replica0").connect(DATABASE)
+    try:
+        await replica.execute(state)
+        with pytest.raises(EpochChanged, match="what work has set"):
+            await ask_bound(cast("Connection", DoesNotStream(replica)))
+    finally:
+        await replica.close()

@@ -17,7 +17,7 @@ from tests.support.between import pgbouncer
 from tests.support.servers import dsns, paused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from rocket import Connection, Session
     from rocket.cluster.cluster import LocalCluster
@@ -140,6 +140,44 @@ async def test_a_foreign_token_hides_no_loss(cluster: LocalCluster, opened: Rout
         await admin.close()
     assert session.lost is not None
     assert earlier == session.lost.epoch
+
+
+async def raises(_db: Connection) -> None:
+    """Refuse, as a service does that finds nothing."""
+    raise LookupError
+
+
+async def cancels(_db: Connection) -> None:
+    """Be cancelled, as by a client that hangs up."""
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("inside", ["read", "write"])
+@pytest.mark.parametrize(("work", "error"), [(raises, LookupError), (cancels, asyncio.CancelledError)])
+async def test_a_loss_is_reported_by_work_that_raises(
+    cluster: LocalCluster,
+    opened: Router,
+    inside: str,
+    work: Callable[[Connection], Awaitable[None]],
+    error: type[BaseException],
+) -> None:
+    """Its error may say that something is not there any more; the next answer reports the loss again."""
+    earlier = "0-aaaaaaaaaa"
+    admin = await cluster.primary.connect(DATABASE)
+    await admin.execute("INSERT INTO epochs (timeline, epoch) VALUES (0, $1)", earlier)
+    try:
+        session = opened.session("ann", SessionToken(Epoch(earlier), Lsn(2**40)))
+        with pytest.raises(error):
+            await (session.read(work) if inside == "read" else session.write(work))
+        after_error = session.lost
+        session.lost = None
+        assert 1 == await session.read(answer)
+    finally:
+        await admin.execute("DELETE FROM epochs WHERE timeline = 0")
+        await admin.close()
+    for lost in (after_error, session.lost):
+        assert lost is not None
+        assert earlier == lost.epoch
 
 
 async def test_a_loss_is_reported_behind_a_pooler_to_a_role_that_may_not_read_the_history(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rocket.lab.checker.history import Fault, History
 
 NEVER_STALE = "never-stale"
+_CHOSEN = {Reason.ASKED, Reason.WRITE}
+"""Why a read is on the primary although a replica may serve it: the client has asked for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,10 @@ class Figures:
     """The longest stretch in which no read was answered."""
     outages: Outages | None
     """None where the API has a single process."""
+    library: Mapping[tuple[str, Outcome], int]
+    """Reads and writes of sessions that use the library itself, by the kind of work."""
+    raised: Mapping[str, int]
+    """Answers that work gave by raising an error, or was cancelled with."""
 
 
 def figures_of(history: History, *, lost_and_reported: int = 0, lost_without_token: int = 0) -> Figures:
@@ -72,7 +78,7 @@ def figures_of(history: History, *, lost_and_reported: int = 0, lost_without_tok
         requests=dict(Counter((op.request, op.outcome) for op in history.ops)),
         reads=dict(Counter((op.node or "?", op.role) for op in reads if op.role is not None)),
         fallbacks=dict(
-            Counter(op.reason or "?" for op in reads if op.role is Role.PRIMARY and op.reason != Reason.ASKED)
+            Counter(op.reason or "?" for op in reads if op.role is Role.PRIMARY and op.reason not in _CHOSEN)
         ),
         waits=sum(op.reason == Reason.WAITED for op in reads),
         lost_and_reported=lost_and_reported,
@@ -82,6 +88,8 @@ def figures_of(history: History, *, lost_and_reported: int = 0, lost_without_tok
         read_p99_ms=_quantile_ms(latencies, 0.99),
         longest_without_read_s=max(later - earlier for earlier, later in pairwise(moments)),
         outages=outages_of(history),
+        library=dict(Counter((op.work, op.outcome) for op in history.ops if op.work is not None)),
+        raised=dict(Counter(op.raised for op in reads if op.raised is not None)),
     )
 
 
@@ -126,6 +134,8 @@ def shortcomings(history: History, figures: Figures) -> Iterator[str]:
             yield "no read fell back to the primary"
         if not figures.waits:
             yield "no read waited for a replica to catch up"
+    if history.run.library and not figures.raised:
+        yield "no error of work showed anything"
     yield from _untried_faults(history, figures)
 
 

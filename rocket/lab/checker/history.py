@@ -104,6 +104,8 @@ class Run(_Line, frozen=True, kw_only=True):
     """Wall clock, ISO 8601."""
     processes: int = 1
     """How many the API has."""
+    library: bool = False
+    """Whether some of the sessions use the library itself."""
     version: int = VERSION
 
     @property
@@ -113,7 +115,10 @@ class Run(_Line, frozen=True, kw_only=True):
 
 
 class Op(_Line, frozen=True, kw_only=True, gc=False):
-    """One request of a session and its result. The requests of one session never overlap."""
+    """One request of a session and its result. The requests of one session never overlap.
+
+    A session that uses the library itself records the status that a service would answer with.
+    """
 
     session: str
     user: str
@@ -148,6 +153,10 @@ class Op(_Line, frozen=True, kw_only=True, gc=False):
     error: str | None = None
     again: bool = False
     """Whether it was sent again, on a new connection, since the first one was lost before the answer came."""
+    work: str | None = None
+    """The kind of work that the library was given; None for a request to the API."""
+    raised: str | None = None
+    """How work ended, if by an error or cancelled: what it had seen by then counts as an answer does."""
 
     @property
     def acknowledged_write(self) -> bool:

@@ -72,6 +72,7 @@ def excerpt(violation: Violation) -> list[str]:
 
 def _of_op(op: Op, about: float | None) -> Iterator[str]:
     asked = _ASKED[op.request].format(ride=op.ride)
+    asked += f" by the library, work {op.work}" if op.work else ""
     asked += f" distance={op.distance:.1f}" if op.request is Request.WRITE and op.distance is not None else ""
     yield f"  {_stretch(op.at, op.done)}  {op.session}  {asked}  ->  {_answer(op, about)}"
     yield f"{_INDENT}{op.user}, {'with' if op.tokens else 'without'} tokens; {_route(op)}"
@@ -85,6 +86,7 @@ def _of_op(op: Op, about: float | None) -> Iterator[str]:
 
 def _answer(op: Op, about: float | None) -> str:
     said = f"{op.outcome}" + (f" {op.status}" if op.status is not None else "")
+    said += f", {op.raised}" if op.raised else ""
     if op.outcome is not Outcome.OK or op.request is Request.JOIN:
         return said
     if op.request is Request.WRITE:
@@ -133,6 +135,10 @@ def _table(figures: Figures) -> Iterator[tuple[str, str, str]]:
         yield "reads not answered", outcome, f"{count}"
     yield "rides lost by promotion", "and reported", f"{figures.lost_and_reported}"
     yield "rides lost by promotion", "of sessions without tokens", f"{figures.lost_without_token}"
+    for (work, outcome), count in sorted(figures.library.items()):
+        yield "through the library", f"{work}: {outcome}", f"{count}"
+    for how, count in sorted(figures.raised.items()):
+        yield "answers by work that raised", how, f"{count}"
     if figures.outages is not None:
         yield from _of_outages(figures.outages)
     for name, fault in figures.faults.items():
@@ -179,6 +185,7 @@ def _violation_as_json(violation: Violation) -> dict[str, Any]:
 def _figures_as_json(figures: Figures) -> dict[str, Any]:
     values = asdict(figures)
     values["requests"] = {f"{request} {outcome}": count for (request, outcome), count in figures.requests.items()}
+    values["library"] = {f"{work} {outcome}": count for (work, outcome), count in figures.library.items()}
     values["reads"] = {f"{node} as {role}": count for (node, role), count in figures.reads.items()}
     return values
 

@@ -10,27 +10,73 @@ import asyncio
 import contextlib
 from collections import Counter, defaultdict
 from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rocket.errors import TaskDied, unwrapping_group
-from rocket.lab.checker.history import HistoryWriter
+import asyncpg
+
+from rocket import InvalidToken, Limits, OutcomeUnknown, Router, Unavailable
+from rocket.errors import TaskDied, describe, unwrapping_group
+from rocket.lab.api.rides import INSERT_RIDE
+from rocket.lab.api.users import INSERT_USER
+from rocket.lab.checker.history import READS, HistoryWriter, Op, Outcome, Request, Role
 from rocket.lab.client import Api
 from rocket.lab.shutdown import background
 from rocket.lab.subprocesses import Subprocess, SubprocessFailed, run_child
 from rocket.lab.torture.workload import API_TIMEOUT_S, Job, Workload
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from asyncpg import Record
+
+    from rocket import Answer, Connection, Session, Work
     from rocket.lab.subprocesses import Parent
+    from rocket.lab.torture.workload import Account
 
-_MODULE = "rocket.lab.torture.clients"
+COMMAND = ("rocket.lab.torture.clients",)
+"""The module that is a client process, with its arguments."""
+
 _COUNTS_S = 0.5
 _FIRST_READ_S = 30.0
 _POLL_S = 0.05
 _END_S = 5.0
 """How long a client may take to write down what it has."""
+_OF_LIBRARY = 0.34
+"""Sessions that use the library itself, beside the others, as a share of them."""
+_LIMITS = Limits(connections=6, primary_reads=4)
+_WRITES, _WRITES_WHERE_READS_RAISE = 0.15, 0.04
+"""The share of writes: where all reads raise, a write is the only answer without an error, and has to be rare."""
+_WRITES_PER_SESSION, _WRITES_PER_SESSION_WHERE_READS_RAISE = (5, 20), (2, 5)
+_READS_OF_ONE = 0.4
+_RAISING = 0.5
+_IN_WRITE = 0.4
+"""The share of lists that are read in a write, and so on the primary."""
+_RAISING_KINDS = ("raises", "cancelled")
+_KINDS = (*_RAISING_KINDS, "returns", "nests", "swallows", "sets state")
+_LONGEST_PAUSE_S = 0.03
+_AFTER_FAILURE_S = 0.05
+_CANCELLED_AFTER_S = (0.0005, 0.03)
+_LONGEST_S = 20.0
+"""More than a write may take with its COMMIT and its floor; to take longer is an error of the library."""
+_ALL = """
+    SELECT rides.* FROM users JOIN rides ON rides.user_id = users.id
+     WHERE users.email = $1 ORDER BY rides.id DESC
+"""
+_ONE = """
+    SELECT rides.* FROM users JOIN rides ON rides.user_id = users.id
+     WHERE users.email = $1 AND rides.id = $2
+"""
+_WRONG = "SELECT 1 / 0"
+_STATE = ("SET ROLE pg_monitor", "SET search_path = pg_catalog", "PREPARE torture AS SELECT 1", "DEALLOCATE ALL")
+"""What the next work on the connection must not meet."""
+_STATE_OF_WRITES = (
+    *_STATE,
+    "CREATE TEMP TABLE rides (LIKE public.rides INCLUDING ALL)",
+    "SET SESSION AUTHORIZATION pg_monitor",
+)
+"""With the table, the next write would be acknowledged and go there."""
 _FLOOD_SESSIONS = 240
 """More, all clients together, than a pool admits and lets wait; not enough to overload the machine."""
 
@@ -109,7 +155,7 @@ async def running(jobs: Sequence[Job]) -> AsyncIterator[Clients]:
         clients = Clients(processes)
         stack.push_async_callback(clients.end)
         for job in jobs:
-            process = await Subprocess.start(f"client process {job.process}", _MODULE)
+            process = await Subprocess.start(f"client process {job.process}", *COMMAND)
             processes.append(process)
             process.send(asdict(job))
         yield clients
@@ -127,7 +173,13 @@ async def work(parent: Parent) -> None:
             Api(job.url, timeout_s=API_TIMEOUT_S, retries=False, reconnect=True) as fresh,
         ):
             workload = Workload(job, api, fresh, history)
-            async with background(workload.run(), "sessions"), background(_count(workload, parent), "counts"):
+            async with contextlib.AsyncExitStack() as stack:
+                if job.nodes:
+                    router = await stack.enter_async_context(await Router.open(job.nodes, limits=_LIMITS))
+                    sessions = LibrarySessions(workload, router, max(1, int(job.sessions * _OF_LIBRARY)))
+                    await stack.enter_async_context(background(sessions.run(), "sessions of the library"))
+                await stack.enter_async_context(background(workload.run(), "sessions"))
+                await stack.enter_async_context(background(_count(workload, parent), "counts"))
                 await _follow(parent, workload)
         parent.send(workload.counts)
 
@@ -150,5 +202,252 @@ async def _count(workload: Workload, parent: Parent) -> None:
         await asyncio.sleep(_COUNTS_S)
 
 
+# --- sessions that use the library itself ---
+
+
+class Refused(Exception):
+    """What work raises by itself, as a service's "not found" or "sold out": it shows what work has seen."""
+
+    def __init__(self, seen: Sequence[Record]) -> None:
+        super().__init__("work refuses")
+        self.seen = seen
+
+
+class LibrarySessions:
+    """Sessions that use a `Router` in this process: their work raises, is cancelled, nests, sets state.
+
+    They all bring their tokens. What an error of work shows is recorded as an answer.
+    """
+
+    def __init__(self, workload: Workload, router: Router, sessions: int) -> None:
+        self._workload = workload
+        self._router = router
+        self._sessions = sessions
+        self._account = workload.new_account()
+
+    async def run(self) -> None:
+        """Make traffic until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(self._sessions):
+                group.create_task(
+                    self._run_sessions(raising=number % 2 == 1), name=f"sessions of the library {number}"
+                )
+
+    async def _run_sessions(self, *, raising: bool) -> None:
+        """Run one session after the other; they share a user, so that each sees what others write."""
+        while True:
+            if self._account.full:
+                self._account = self._workload.new_account()
+            await LibrarySession(self._workload, self._router, self._account, raising=raising).run()
+
+
+class LibrarySession:
+    """One client of the library: one read or write after the other, each with work of some kind.
+
+    If it is `raising`, its reads show what they have seen by errors alone.
+    """
+
+    def __init__(self, workload: Workload, router: Router, account: Account, *, raising: bool) -> None:
+        self._workload = workload
+        self._chance = workload.chance
+        self._account = account
+        self._name = workload.session_name()
+        self._session = router.session(account.email)
+        self._raising = raising
+        self._over = False
+
+    async def run(self) -> None:
+        """Read and write until the session has begun all its writes."""
+        while not await self._record(Request.JOIN, "returns", self._session.write, self._join):  # noqa: ASYNC110
+            await asyncio.sleep(_AFTER_FAILURE_S)
+        writes_left = self._chance.randint(
+            *(_WRITES_PER_SESSION_WHERE_READS_RAISE if self._raising else _WRITES_PER_SESSION)
+        )
+        writes = _WRITES_WHERE_READS_RAISE if self._raising else _WRITES
+        while writes_left and not (self._account.full or self._over):
+            if self._chance.random() < writes:
+                writes_left -= 1
+                good = await self._write()
+            elif self._account.rides and self._chance.random() < _READS_OF_ONE:
+                good = await self._read_one()
+            else:
+                good = await self._list()
+            await asyncio.sleep(self._chance.uniform(0, _LONGEST_PAUSE_S) if good else _AFTER_FAILURE_S)
+
+    # --- reads and writes ---
+
+    async def _join(self, primary: Connection) -> None:
+        await primary.execute(INSERT_USER, self._account.email)
+
+    async def _write(self) -> bool:
+        self._account.writes += 1
+        distance = self._workload.distance()
+        kind = self._chance.choice(("returns", "returns", "raises", "nests", "swallows"))
+
+        async def work(primary: Connection) -> Record | None:
+            if kind == "nests":
+                with contextlib.suppress(Refused):
+                    async with primary.transaction():
+                        await primary.fetchrow(INSERT_RIDE, self._account.email, distance, None)
+                        raise Refused(())
+            ride = await primary.fetchrow(INSERT_RIDE, self._account.email, distance, None)
+            if kind == "raises":
+                raise Refused(())
+            if kind == "swallows":
+                with contextlib.suppress(asyncpg.DivisionByZeroError):
+                    await primary.execute(_WRONG)
+            return ride
+
+        return await self._record(Request.WRITE, kind, self._session.write, work, distance=distance)
+
+    async def _read_one(self) -> bool:
+        ride = self._chance.choice(self._account.rides)
+        raises = self._raising or self._chance.random() < _RAISING
+
+        async def work(node: Connection) -> list[Record]:
+            found = await node.fetch(_ONE, self._account.email, ride)
+            if raises:
+                raise Refused(found)
+            return found
+
+        return await self._record(
+            Request.READ, "raises" if raises else "returns", self._session.read, work, ride=ride
+        )
+
+    async def _list(self) -> bool:
+        kind = self._chance.choice(_RAISING_KINDS if self._raising else _KINDS)
+        writes = self._chance.random() < _IN_WRITE
+        seen: list[Sequence[Record]] = []
+
+        async def work(node: Connection) -> list[Record]:
+            seen.clear()
+            if kind == "swallows":
+                with contextlib.suppress(asyncpg.DivisionByZeroError):
+                    async with node.transaction():
+                        await node.execute(_WRONG)
+            if kind == "nests":
+                async with node.transaction(), node.transaction():
+                    return await node.fetch(_ALL, self._account.email)
+            found = await node.fetch(_ALL, self._account.email)
+            if kind == "raises":
+                raise Refused(found)
+            if kind == "cancelled":
+                seen.append(found)
+                await asyncio.Event().wait()
+            if kind == "sets state":
+                await node.execute(self._chance.choice(_STATE_OF_WRITES if writes else _STATE))
+            return found
+
+        run = self._session.write if writes else self._session.read
+        within_s = self._chance.uniform(*_CANCELLED_AFTER_S) if kind == "cancelled" else _LONGEST_S
+        what = f"{kind} in a write" if writes else kind
+        return await self._record(Request.LIST, what, run, work, seen=seen, within_s=within_s)
+
+    # --- the record ---
+
+    async def _record(
+        self,
+        request: Request,
+        kind: str,
+        run: Callable[[Work[Any]], Awaitable[Any]],
+        work: Work[Any],
+        *,
+        ride: int | None = None,
+        distance: float | None = None,
+        seen: Sequence[Sequence[Record]] = (),
+        within_s: float = _LONGEST_S,
+    ) -> bool:
+        """Run work, record what it showed, by a value or an error, and return whether that was an answer."""
+        session, before = self._session, self._session.last
+        session.lost = None  # it is of one answer here
+        sent, at = session.token, self._workload.now()
+        fields: dict[str, Any] = {"outcome": Outcome.UNKNOWN, "error": "cut off"}
+        try:
+            async with asyncio.timeout(within_s):
+                fields = _shown(request, await run(work))
+        except TimeoutError:  # our own
+            fields = {"outcome": Outcome.UNKNOWN, "error": f"hung up after {within_s:.4f} s"}
+            if seen:
+                fields = _shown(request, seen[0]) | {"raised": "cancelled"}
+            elif within_s == _LONGEST_S:
+                fields |= {"status": HTTPStatus.INTERNAL_SERVER_ERROR}
+        except Refused as refused:
+            if request is Request.WRITE:
+                fields = {"outcome": Outcome.FAIL, "error": describe(refused)}
+            else:
+                fields = _shown(request, refused.seen) | {"raised": "error"}
+        except Exception as error:  # noqa: BLE001 - which ones are allowed is for the checker
+            fields = _failed(request, kind, error)
+        finally:  # cancelled: it is recorded all the same
+            last = None if session.last is before else session.last
+            got = session.token
+            op = Op(
+                session=self._name,
+                user=self._account.email,
+                tokens=True,
+                request=request,
+                at=round(at, 6),
+                done=round(self._workload.now(), 6),
+                sent=None if sent is None else sent.replace(",", ", "),
+                got=None if got is None or "," in got else got,  # several: until a primary resolves them
+                lost=_lost(session),
+                work=kind,
+                **{"ride": ride, "distance": distance} | _route(last) | fields,
+            )
+            self._workload.record(op)
+        if op.acknowledged_write and op.ride is not None:
+            self._account.rides.append(op.ride)
+        self._over = op.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED}
+        return op.outcome is Outcome.OK
+
+
+def _shown(request: Request, value: Any) -> dict[str, Any]:
+    """Return the fields of an `Op` that are filled by what work returned, or raised."""
+    ok: dict[str, Any] = {"outcome": Outcome.OK, "status": HTTPStatus.OK}
+    match request:
+        case Request.JOIN:
+            return ok
+        case Request.WRITE if value is None:
+            return {"outcome": Outcome.FAIL, "status": HTTPStatus.UNAUTHORIZED}
+        case Request.WRITE:
+            return ok | {"status": HTTPStatus.CREATED, "ride": value["id"]}
+        case Request.READ if value:
+            return ok | {"distance": value[0]["distance"]}
+        case Request.READ:
+            return ok | {"status": HTTPStatus.NOT_FOUND}
+        case Request.LIST:
+            return ok | {"complete": True, "rides": tuple((ride["id"], ride["distance"]) for ride in value)}
+
+
+def _failed(request: Request, kind: str, error: Exception) -> dict[str, Any]:
+    """Return the fields of an `Op` that are filled by an error of the library."""
+    fields: dict[str, Any] = {"outcome": Outcome.FAIL, "error": f"{type(error).__name__}: {error}"[:200]}
+    match error:
+        case OutcomeUnknown() if request not in READS:
+            return fields | {"outcome": Outcome.UNKNOWN, "status": HTTPStatus.GATEWAY_TIMEOUT}
+        case Unavailable() | OutcomeUnknown():
+            return fields | {"status": HTTPStatus.SERVICE_UNAVAILABLE}
+        case InvalidToken():
+            return fields | {"status": HTTPStatus.BAD_REQUEST}
+        case asyncpg.InFailedSQLTransactionError() if kind == "swallows" and request is Request.WRITE:
+            return fields
+    return fields | {"status": HTTPStatus.INTERNAL_SERVER_ERROR}
+
+
+def _lost(session: Session) -> str | None:
+    return None if session.lost is None else str(session.lost)
+
+
+def _route(last: Answer[Any] | None) -> dict[str, Any]:
+    if last is None:
+        return {}
+    return {"node": last.node, "role": Role(last.role), "reason": str(last.reason)}
+
+
+def main() -> int:
+    """Run until asked to end; return the exit code."""
+    return run_child(work)
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_child(work))
+    raise SystemExit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import signal
 import time
@@ -61,9 +62,13 @@ FAILURES = (RocketError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.
 
 _CANCEL_AT_ONCE = "ALTER SYSTEM SET max_standby_streaming_delay = 0"
 _CANCEL_AS_EVER = "ALTER SYSTEM RESET max_standby_streaming_delay"
+_AWAIT_STANDBY = "ALTER SYSTEM SET synchronous_standby_names = 'away'"
+_AWAIT_NONE = "ALTER SYSTEM RESET synchronous_standby_names"
 _RELOAD = "SELECT pg_reload_conf()"
 _LOCK_RIDES = "LOCK TABLE rides IN ACCESS EXCLUSIVE MODE"
 """Reaches the replicas as WAL; replay cancels reads that are in its way."""
+_CHANGE_BACK = "ALTER TABLE rides ALTER COLUMN idempotency_key TYPE text"
+_CHANGE_RIDES = ("ALTER TABLE rides ALTER COLUMN idempotency_key TYPE varchar", _CHANGE_BACK)
 _IMPATIENT = "SET LOCAL lock_timeout = '100ms'"
 _CONFLICTS = "SELECT sum(confl_lock + confl_snapshot)::int FROM pg_stat_database_conflicts"
 _TABLE_STATE = """
@@ -149,21 +154,20 @@ def _replay_delayed(delay_ms: int) -> Injection:
 
 
 @contextlib.asynccontextmanager
-async def _backend_killed(_target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
-    await faults.kill_backend(node)
+async def _killed(
+    _target: Target, node: Node, _length_s: float, *, backend: bool = False
+) -> AsyncIterator[Detail]:
+    if backend:
+        await faults.kill_backend(node)
+    else:
+        node.kill()
     try:
         yield {}
     finally:
         await _back(node)
 
 
-@contextlib.asynccontextmanager
-async def _killed(_target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
-    node.kill()
-    try:
-        yield {}
-    finally:
-        await _back(node)
+_backend_killed = partial(_killed, backend=True)
 
 
 @contextlib.asynccontextmanager
@@ -175,9 +179,11 @@ async def _frozen(_target: Target, node: Node, _length_s: float) -> AsyncIterato
         node.thaw()
 
 
-def _link(mode: Mode) -> Injection:
+def _link(mode: Mode, *, kills_sender: bool = False) -> Injection:
     @contextlib.asynccontextmanager
     async def turned(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
+        if kills_sender:
+            await faults.cut_sender(target.cluster, node)
         link = target.links[node.name]
         link.turn(mode, delay_s=_LINK_DELAY_S)
         try:
@@ -186,18 +192,6 @@ def _link(mode: Mode) -> Injection:
             link.turn(Mode.PASS)
 
     return turned
-
-
-@contextlib.asynccontextmanager
-async def _walsender_killed(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
-    """Terminate the WAL sender of a replica, and keep the replica from connecting for a while."""
-    await faults.cut_sender(target.cluster, node)
-    link = target.links[node.name]
-    link.turn(Mode.CUT)
-    try:
-        yield {}
-    finally:
-        link.turn(Mode.PASS)
 
 
 def _halted(kind: faults.ReplicationProcess) -> Injection:
@@ -281,7 +275,7 @@ async def _recovery_conflict(target: Target, _node: Node, _length_s: float) -> A
     before = {node.name: await _conflicts(node, target, _CANCEL_AT_ONCE) for node in replicas}
     detail: Detail = {"locks": 0, "cancelled": 0}
     try:
-        async with background(_locks(target, detail), "locks on rides"):
+        async with background(_again(target, detail, "locks", [_LOCK_RIDES]), "locks on rides"):
             yield detail
     finally:
         for node in replicas:
@@ -295,20 +289,45 @@ async def _conflicts(node: Node, target: Target, statement: str) -> int:
 
     async def change() -> None:
         nonlocal cancelled
-        connection = await node.connect(target.cluster.settings.database)
-        try:
-            await connection.execute(statement)
-            await connection.execute(_RELOAD)
-            cancelled = await connection.fetchval(_CONFLICTS)
-        finally:
-            connection.terminate()
+        cancelled = await _execute(node, target, statement, _RELOAD, _CONFLICTS)
 
     await _healed(change, node)
     return cancelled
 
 
-async def _locks(target: Target, detail: Detail) -> None:
-    """Lock the rides for a moment, again and again, until cancelled; wait while the primary is away."""
+@contextlib.asynccontextmanager
+async def _schema_changes(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
+    """Change the type of a column that is read and written, so that prepared statements are outdated."""
+    detail: Detail = {"changes": 0}
+    try:
+        async with background(_again(target, detail, "changes", _CHANGE_RIDES), "schema changes"):
+            yield detail
+    finally:
+        await _healed(lambda: _execute(node, target, _CHANGE_BACK), node)
+
+
+@contextlib.asynccontextmanager
+async def _standby_away(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
+    """Have each COMMIT wait for a synchronous standby that is not there, and comes back."""
+    await _execute(node, target, _AWAIT_STANDBY, _RELOAD)
+    try:
+        yield {}
+    finally:
+        await _healed(lambda: _execute(node, target, _AWAIT_NONE, _RELOAD), node)
+
+
+async def _execute(node: Node, target: Target, *statements: str) -> Any:
+    """Execute statements one by one; return what the last one gives."""
+    connection = await node.connect(target.cluster.settings.database)
+    try:
+        return [await connection.fetchval(statement) for statement in statements][-1]
+    finally:
+        connection.terminate()
+
+
+async def _again(target: Target, detail: Detail, counted: str, statements: Sequence[str]) -> None:
+    """Take one statement after the other that locks the rides, until cancelled; wait while the primary is away."""
+    rest = itertools.cycle(statements)
     while True:
         with contextlib.suppress(*FAILURES):
             connection = await target.cluster.primary.connect(target.cluster.settings.database)
@@ -317,8 +336,8 @@ async def _locks(target: Target, detail: Detail) -> None:
                     with contextlib.suppress(asyncpg.LockNotAvailableError):
                         async with connection.transaction():
                             await connection.execute(_IMPATIENT)
-                            await connection.execute(_LOCK_RIDES)
-                        detail["locks"] += 1
+                            await connection.execute(next(rest))
+                        detail[counted] += 1
                     await asyncio.sleep(_LOCK_EVERY_S)
             finally:
                 connection.terminate()
@@ -451,7 +470,7 @@ FAULTS: Mapping[str, FaultKind] = {
     "commit-stuck": FaultKind(_replay_delayed(_STUCK_MS), REPLICA, 2.0),
     "startup-frozen": FaultKind(_halted("startup"), REPLICA, 3.0),
     "receiver-frozen": FaultKind(_halted("walreceiver"), REPLICA, 3.0),
-    "walsender-killed": FaultKind(_walsender_killed, REPLICA, 2.0),
+    "walsender-killed": FaultKind(_link(Mode.CUT, kills_sender=True), REPLICA, 2.0),
     "link-cut": FaultKind(_link(Mode.CUT), REPLICA, 3.0),
     "link-delayed": FaultKind(_link(Mode.DELAYED), REPLICA, 4.0),
     "link-half-open": FaultKind(_link(Mode.SILENT_PRIMARY), REPLICA, 7.0),
@@ -464,6 +483,8 @@ FAULTS: Mapping[str, FaultKind] = {
     "promotion": FaultKind(_promotion, REPLICA, 2.0, PRIMARY),
     "promotion-lossy": FaultKind(_promotion_lossy, REPLICA, 2.5, PRIMARY),
     "recovery-conflict": FaultKind(_recovery_conflict, PRIMARY, 2.0),
+    "standby-away": FaultKind(_standby_away, PRIMARY, 2.0),
+    "schema-changes": FaultKind(_schema_changes, PRIMARY, 2.0),
     "pool-exhaustion": FaultKind(_pool_exhaustion, API, 1.5),
     "clients-hang-up": FaultKind(_clients_hang_up, API, 2.0),
     "api-killed": FaultKind(_process_killed, PROCESS, 2.0),

@@ -11,12 +11,14 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from itertools import cycle, islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 import psutil
 
 from rocket.lab import app
+from rocket.lab.checker.coverage import NEVER_STALE
 from rocket.lab.checker.history import READS, End, Healed, HistoryWriter, Request, Run
 from rocket.lab.patroni.cluster import PatroniSettings, patroni_cluster
 from rocket.lab.settings import Settings
@@ -30,7 +32,7 @@ from rocket.lab.torture.workload import Job
 from rocket.schema import schema_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from contextlib import AsyncExitStack
     from pathlib import Path
 
@@ -67,6 +69,7 @@ async def torture(settings: TortureSettings) -> None:
         faults=tuple(sorted(set(system.faults))),
         nodes=system.nodes,
         processes=settings.processes,
+        library=system.has_library_clients,
         started_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
     with HistoryWriter.create(settings.history, run) as history:
@@ -76,7 +79,9 @@ async def torture(settings: TortureSettings) -> None:
                 traces.url, traces.run_dir = await system.start(shutdown, stack)
                 if settings.processes == 1:
                     _log.info("inspector: %s/inspector", traces.url)
-                running = await stack.enter_async_context(clients.running(_jobs(settings, traces.url, zero)))
+                running = await stack.enter_async_context(
+                    clients.running(_jobs(settings, system, traces.url, zero))
+                )
                 traces.clients = running.pids
                 await stack.enter_async_context(background(running.watch(), "clients"))
                 nemesis = system.nemesis(running, history, zero)
@@ -113,7 +118,7 @@ async def _log_progress(nemesis: AnyNemesis, running: Clients, zero: float) -> N
         )
 
 
-def _jobs(settings: TortureSettings, url: str, zero: float) -> list[Job]:
+def _jobs(settings: TortureSettings, system: System, url: str, zero: float) -> list[Job]:
     """Return what each client process does."""
     return [
         Job(
@@ -125,6 +130,7 @@ def _jobs(settings: TortureSettings, url: str, zero: float) -> list[Job]:
             processes=CLIENT_PROCESSES,
             sessions=len(range(number, settings.sessions, CLIENT_PROCESSES)),
             reconnecting=settings.processes > 1,
+            nodes=dict(system.dsns),
         )
         for number in range(CLIENT_PROCESSES)
     ]
@@ -139,6 +145,9 @@ class System(ABC):
     nodes: tuple[str, ...]
     faults: tuple[str, ...]
     """Names of the faults that will happen."""
+    has_library_clients = False
+    dsns: Mapping[str, str] = MappingProxyType({})
+    """The nodes, for clients that use the library itself; none where there are no such clients."""
 
     @abstractmethod
     async def start(self, shutdown: Shutdown, stack: AsyncExitStack) -> tuple[str, Path]:
@@ -169,6 +178,8 @@ class LocalSystem(System):
         self._cluster: LocalCluster
         self._links: dict[str, Proxy] = {}
         self._processes: list[Worker] = []
+        # Where processes are killed, one of them writes the table of statuses, and no client may.
+        self.has_library_clients = settings.processes == 1 and settings.routing == NEVER_STALE
 
     async def start(self, shutdown: Shutdown, stack: AsyncExitStack) -> tuple[str, Path]:
         """Start it, and let the replicas follow through the proxies."""
@@ -186,6 +197,8 @@ class LocalSystem(System):
             observers=OBSERVERS if self._settings.processes > 1 else 0,
         )
         self._processes = list(workers or ())
+        if self.has_library_clients:
+            self.dsns = {name: node.dsn(app.DATABASE) for name, node in self._cluster.nodes.items()}
         await self._start_links(stack)
         return url, self._cluster.run_dir
 

@@ -59,6 +59,8 @@ class Job:
     sessions: int
     reconnecting: bool = False
     """Whether some requests go over a connection of their own, so that each process of the API gets some."""
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """The DSNs of the nodes, for sessions that use the library itself; none: there are no such sessions."""
 
 
 @dataclass(slots=True)
@@ -97,7 +99,7 @@ class Workload:
         self.chance = random.Random(f"{job.seed} {job.process}")  # noqa: S311 - no secrets here
         self._names = iter(range(2**62))
         self._writes = iter(range(2**62))
-        self._shared = self._new_account()
+        self._shared = self.new_account()
         self._accounts = [self._shared]
 
     def now(self) -> float:
@@ -148,15 +150,16 @@ class Workload:
 
     def _account(self, *, sharing: bool) -> Account:
         if not sharing:
-            account = self._new_account()
+            account = self.new_account()
         else:
             if self._shared.full:
-                self._shared = self._new_account()
+                self._shared = self.new_account()
             account = self._shared
         self._accounts.append(account)
         return account
 
-    def _new_account(self) -> Account:
+    def new_account(self) -> Account:
+        """Return an account that no session of this run has had."""
         return Account(f"u{self._job.process}.{next(self._names)}@torture.example")
 
 

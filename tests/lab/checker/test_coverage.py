@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from rocket.lab.checker.check import Judgement, check
+from rocket.lab.checker.coverage import figures_of
 from rocket.lab.checker.history import Fault, Op, Outcome, Request, Role
 from tests.support.histories import (
     FRAME,
@@ -120,3 +121,21 @@ def test_the_figures_count_what_happened() -> None:
     assert (1, 1) == (figures.faults["promotion-lossy"].times, figures.faults["promotion-lossy"].ops_overlapped)
     assert 95.99 == pytest.approx(figures.longest_without_read_s, abs=0.02)
     assert 10 == pytest.approx(figures.read_p50_ms)
+
+
+def test_sessions_of_the_library_have_to_show_something_by_errors() -> None:
+    """Otherwise nothing is known of what errors show; how often they did is counted by the kind of work."""
+    run = replace(RUN, library=True)
+    shown = read("frame9", 5.0, 900_001, 99_000.1, work="raises", raised="error")
+
+    void(history_of(run=run), "no error of work showed anything")
+    held(history_of(shown, run=run))
+    figures = figures_of(history_of(shown))
+    assert ({("raises", Outcome.OK): 1}, {"error": 1}) == (figures.library, figures.raised)
+
+
+def test_a_read_inside_a_write_is_no_fallback() -> None:
+    """It asked for the primary."""
+    inside = on_primary(page("frame9", 5.0, (900_001, 99_000.1), work="raises"), "write")
+
+    assert figures_of(history_of()).fallbacks == figures_of(history_of(inside)).fallbacks

@@ -234,3 +234,33 @@ def test_an_id_used_again_after_a_loss_is_another_ride() -> None:
 
     held(history_of(lost, promotion(2.0, 3.0), notified, again, read("s1", 6.0, 7, 1.7)))
     convicted(history_of(lost, promotion(2.0, 3.0), notified, again, gone), Rule.READ_YOUR_WRITES, again, gone)
+
+
+# --- work that raises ---
+
+
+@pytest.mark.parametrize("raised", ["error", "cancelled"])
+def test_what_an_error_of_work_has_shown_is_shown_again(raised: str) -> None:
+    """It counts as an answer: a later read of the session must not lack it."""
+    written = write("other1", 1.0, 7, 0.7)
+    shown = on_primary(page("s1", 2.0, (7, 0.7), work="raises", raised=raised), "write")
+    stale = page("s1", 3.0, work="returns")
+
+    convicted(history_of(written, shown, stale), Rule.MONOTONIC_READS, written, shown, stale)
+    held(history_of(written, shown, replace(stale, rides=((7, 0.7),))))
+
+
+def test_an_error_of_work_is_judged_itself() -> None:
+    """That a ride is not there may be stale as well, if an error says so."""
+    written = write("s1", 1.0, 7, 0.7)
+    stale = read("s1", 2.0, 7, None, work="raises", raised="error")
+
+    convicted(history_of(written, stale), Rule.READ_YOUR_WRITES, written, stale)
+
+
+def test_a_write_whose_work_raised_never_shows() -> None:
+    """It was rolled back."""
+    refused = failed(write("s1", 1.0, None, 0.7, work="raises"), Outcome.FAIL)
+    shown = page("s1", 2.0, (7, 0.7), work="returns")
+
+    convicted(history_of(refused, shown), Rule.FAILED_YET_THERE, refused, shown)

@@ -193,3 +193,16 @@ def test_distances_have_one_decimal() -> None:
     entry = parse_line(changed(OK_PAGE, rides=[[7, 0.7000000001], [8, 1]]))
 
     assert page("s1", 1.0, (7, 0.7), (8, 1.0)) == entry
+
+
+def test_a_history_from_before_the_sessions_of_the_library_is_read() -> None:
+    """Its lines lack the fields that came with them."""
+    line = line_of(read("s1", 1.0, 7, 0.7))
+    for field in ('"work":null,', '"raised":null,', ',"work":null', ',"raised":null'):
+        line = line.replace(field, "")
+
+    assert "raised" not in line
+    assert parse_line(line) == read("s1", 1.0, 7, 0.7)
+    earlier = line_of(RUN).replace(',"library":false', "").replace('"library":false,', "")
+    assert "library" not in earlier
+    assert parse_line(earlier) == RUN

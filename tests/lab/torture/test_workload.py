@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING
 import psutil
 from aiohttp import web
 
+from rocket import Router
+from rocket.cluster.binaries import SUPERUSER
+from rocket.lab.checker.check import check
 from rocket.lab.checker.history import HistoryWriter, Op, Outcome, Request, Role, Run, read_history
 from rocket.lab.client import Api
 from rocket.lab.torture import clients
+from rocket.lab.torture.clients import LibrarySessions
 from rocket.lab.torture.workload import MOST_RIDES, Job, Workload
+from tests.support.servers import dsns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,11 +28,13 @@ if TYPE_CHECKING:
     from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
+    from rocket.cluster.cluster import LocalCluster
     from rocket.routing.observer import Observer
 
     Client = TestClient[web.Request, web.Application]
 
 
+WANTED = ((Request.JOIN, Outcome.OK), (Request.WRITE, Outcome.OK), (Request.WRITE, Outcome.FAIL))
 RUN = Run(seed=1, duration_s=1, routing="never-stale", sessions=8, faults=(), nodes=("primary",), started_at="now")
 
 
@@ -163,3 +170,38 @@ async def test_client_processes_flood_and_end(client: Client, observer: Observer
         (pid,) = running.pids
     await watching
     assert not psutil.pid_exists(pid)
+
+
+async def test_sessions_of_the_library_record_what_errors_show(
+    cluster: LocalCluster, observer: Observer, kept_dir: Path
+) -> None:
+    """Work of each kind ends as it should: what is rolled back never shows, what is set is gone, tokens rise."""
+    await observer.run_once()
+    path = kept_dir / "history.jsonl"
+    router = await Router.open(dsns(cluster, who=SUPERUSER))
+    with HistoryWriter.create(path, RUN) as history:
+        async with router, Api("http://127.0.0.1:1", retries=False) as api:
+            workload = Workload(job_for("", path), api, api, history)
+            sessions = asyncio.create_task(LibrarySessions(workload, router, 4).run(), name="sessions")
+            async with asyncio.timeout(30):
+                while not {f"{request} {outcome}" for request, outcome in WANTED} <= workload.counts.keys() or (
+                    workload.counts["list ok"] < 200
+                ):
+                    await asyncio.sleep(0.02)
+            sessions.cancel()
+            await asyncio.wait([sessions])
+    recorded_run = read_history(path)
+    ops = recorded_run.ops
+
+    assert not [op for op in ops if op.status not in {None, 200, 201, 404}]
+    assert {"error", "cancelled"} == {op.raised for op in ops if op.raised is not None}
+    written = {op.distance for op in ops if op.acknowledged_write}
+    refused = {op.distance for op in ops if op.request is Request.WRITE and op.work in {"raises", "swallows"}}
+    assert written
+    assert refused
+    assert not written & refused
+    assert {Outcome.FAIL, Outcome.UNKNOWN} >= {op.outcome for op in ops if op.distance in refused}
+    by_error = [op for op in ops if op.raised == "error"]
+    assert {Role.PRIMARY, Role.REPLICA} == {op.role for op in by_error}
+    assert any(op.got != op.sent for op in by_error)
+    assert not check(recorded_run).counts
