@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter, defaultdict
 from dataclasses import asdict
 from http import HTTPStatus
@@ -167,6 +168,7 @@ async def running(jobs: Sequence[Job]) -> AsyncIterator[Clients]:
 async def work(parent: Parent) -> None:
     """Make traffic until the parent asks for the end."""
     job = Job(**await parent.receive())
+    logging.getLogger("rocket").addHandler(logging.NullHandler())  # the program itself says what it observes
     with HistoryWriter(Path(job.history)) as history:
         async with (
             Api(job.url, timeout_s=API_TIMEOUT_S, retries=False) as api,
