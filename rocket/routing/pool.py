@@ -384,10 +384,10 @@ class Lease:
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         try:
             instead = None if error is None else self._after(error)
-            self._lent._detach()  # noqa: SLF001 - work cannot use it any more
-            await self._pool.give_back(self._inner, self._place)
         finally:
             HELD.set(self._held)
+            self._lent._detach()  # noqa: SLF001 - work cannot use it any more
+            await self._pool.give_back(self._inner, self._place)
         if instead is not None:
             raise instead from error
 
