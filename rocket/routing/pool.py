@@ -270,15 +270,14 @@ class NodePool:
         be on the server each time.
         """
         pid = connection.get_server_pid()
-        answer = asyncio.create_task(_answered(connection), name=f"the answer to a COMMIT on {self.name}")
+        answer = self._commits.start(_answered_or_lost(connection), "wait for the answer to a COMMIT")
         try:
             while not answer.done():
                 await asyncio.wait((answer,), timeout=_LOOK_EVERY_S)
                 if not answer.done() and connection.direct and not await _still_runs(self.dsn, pid):
                     break
-        finally:
+        finally:  # without an await: a pool that is closed may cancel this at any
             answer.cancel()
-            await asyncio.gather(answer, return_exceptions=True)
             connection.commits = connection.cut_off = False
             discard(connection)
             self.free(place)
@@ -430,6 +429,11 @@ def _speaks_of_connection(error: Exception, connection: Connection) -> Exception
 async def _answered(connection: NodeConnection) -> None:
     """Wait until the server has answered a statement that was given up, or has ended the connection."""
     await cast("Any", connection)._protocol._wait_for_cancellation()  # noqa: SLF001
+
+
+async def _answered_or_lost(connection: NodeConnection) -> None:
+    with contextlib.suppress(*REFUSED):
+        await _answered(connection)
 
 
 _RUNS = "SELECT true FROM pg_stat_activity WHERE pid = $1 AND state IS DISTINCT FROM 'idle'"
