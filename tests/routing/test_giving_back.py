@@ -123,7 +123,8 @@ async def halts(
 ) -> tuple[bool, str]:
     """Make a call over a link that halts after `pieces`; return whether it got so far, and how it ended.
 
-    A call whose link did not halt, and that took as long as a limit, is made again: it shows no end of the exchange.
+    A call whose link did not halt, and that took as long as a limit, is made again: it shows no end of the
+    exchange.
     """
     for _ in range(TRIES):
         halted, took_s, how = await halts_once(cluster, board, name, call, pieces)
