@@ -217,6 +217,11 @@ class LocalSystem(System):
         self._processes = list(workers or ())
         if self.has_library_clients:
             self.dsns = {name: node.dsn(app.DATABASE) for name, node in self._cluster.nodes.items()}
+            connection = await self._cluster.primary.connect(app.DATABASE)
+            try:
+                await connection.execute(clients.TENANTS)
+            finally:
+                connection.terminate()
         await self._start_links(stack)
         return url, self._cluster.run_dir
 
