@@ -181,9 +181,11 @@ async def signal_removed(cluster: LocalCluster, node: Node) -> AsyncIterator[dic
     """Restart a replica as the primary by removing its standby.signal, with the old primary stopped.
 
     The old primary comes back at once, as its replica and a fresh copy; then the new one is followed. The other
-    replicas go on as they are until the fault is over.
+    replicas go on as they are until the fault is over, and are not copied before it is followed: until then a
+    router takes a fresh copy for what it had been, since nothing in it names another epoch.
     """
     old = cluster.primary
+    epochs = await _count_epochs(cluster)
     async with cluster.promotion_lock:
         await node.stop(CRASH)
         try:
@@ -201,6 +203,22 @@ async def signal_removed(cluster: LocalCluster, node: Node) -> AsyncIterator[dic
                     await healed(partial(bring_up, cluster, each), each)
     try:
         await healed(partial(bring_up, cluster, old), old)
+        await healed(partial(_check_epoch_has_begun, cluster, epochs), node)
+        await asyncio.sleep(_KEPT_S)  # until all routers have seen it
         yield {"old": old.name}
     finally:
         await _cloned_anew(cluster)
+
+
+async def _count_epochs(cluster: LocalCluster) -> int:
+    connection = await cluster.primary.connect(cluster.settings.database)
+    try:
+        return int(await connection.fetchval("SELECT count(*) FROM epochs"))
+    finally:
+        connection.terminate()
+
+
+async def _check_epoch_has_begun(cluster: LocalCluster, before: int) -> None:
+    """Raise `NodeNotRunning` unless the primary has the name of one more epoch."""
+    if await _count_epochs(cluster) <= before:
+        raise NodeNotRunning(f"{cluster.primary.name} is not followed")
