@@ -497,8 +497,8 @@ def lsns_may_fall(patch: pytest.MonkeyPatch) -> None:
 def an_epoch_is_any_servers(patch: pytest.MonkeyPatch) -> None:
     """Two servers that write one timeline are taken for one.
 
-    The fault `signal-removed` convicts it, and the unpatched code as well: a fresh copy of such a server is read
-    before the server is followed.
+    The fault `signal-removed` convicts it, and the unpatched code as well: a fresh copy of that server is
+    read before the server is followed.
     """
 
     def any_server(_self: Board, _status: PrimaryStatus, _before: PrimaryStatus) -> bool:
