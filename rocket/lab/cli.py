@@ -200,7 +200,7 @@ def _add_check_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(given: argparse.Namespace) -> int:
-    from rocket.lab.torture.command import judge
+    from rocket.lab.torture.run import judge
 
     return judge(given.file, as_text=not given.json)
 
@@ -212,7 +212,7 @@ def _add_torture_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _torture(given: argparse.Namespace) -> int:
-    from rocket.lab.torture.command import torture_and_judge
+    from rocket.lab.torture.run import torture_and_judge
 
     return torture_and_judge(given)
 

@@ -30,6 +30,8 @@ _EXCUSES = frozenset(
         "promotion",
         "promotion-lossy",
         "replica-restarted-without-primary",
+        "restored-snapshot",
+        "signal-removed",
     }
 )
 """Faults that may leave no node to answer: then a 503 is what is promised."""

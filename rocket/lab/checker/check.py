@@ -12,7 +12,7 @@ from rocket.lab.checker.coverage import figures_of, shortcomings
 from rocket.lab.checker.expectations import Expectations
 from rocket.lab.checker.findings import Findings, Rule
 from rocket.lab.checker.history import Request
-from rocket.lab.checker.rules import check_answers, check_rides, check_tokens
+from rocket.lab.checker.rules import check_answers, check_other_clusters, check_rides, check_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -67,6 +67,7 @@ def check(history: History) -> Verdict:
         check_tokens(session, findings)
     check_rides(history, findings)
     check_answers(history, findings)
+    check_other_clusters(history, findings)
     check_outages(history, findings)
     expectations = Expectations(history, findings)
     expectations.check(sessions)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rocket.consistency import Reason
 from rocket.lab.checker.availability import outages_of
-from rocket.lab.checker.history import Outcome, Request, Role
+from rocket.lab.checker.history import TENANT, Outcome, Request, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -136,6 +136,8 @@ def shortcomings(history: History, figures: Figures) -> Iterator[str]:
             yield "no read waited for a replica to catch up"
     if history.run.library and not figures.raised:
         yield "no error of work showed anything"
+    if history.run.library and not figures.library.get((TENANT, Outcome.OK)):
+        yield "no work was a tenant's"
     yield from _untried_faults(history, figures)
 
 

@@ -21,6 +21,8 @@ PROMOTIONS = frozenset(
     {
         "promotion",
         "promotion-lossy",
+        "restored-snapshot",
+        "signal-removed",
         # Patroni makes another member the leader.
         "leader-killed",
         "leader-frozen",
@@ -39,6 +41,12 @@ TAKEN_OVER = "taken_over_s"
 
 None: no other process did.
 """
+
+TAKEN_BY_ANOTHER = "taken_by_another"
+"""A detail of a server of another cluster: how many users and rides it was given, of which there must be none."""
+
+TENANT = "tenant"
+"""The kind of work that takes the role of a tenant, to which row-level security shows its own rows alone."""
 
 
 class GarbledHistory(RocketError):
@@ -157,6 +165,9 @@ class Op(_Line, frozen=True, kw_only=True, gc=False):
     """The kind of work that the library was given; None for a request to the API."""
     raised: str | None = None
     """How work ended, if by an error or cancelled: what it had seen by then counts as an answer does."""
+
+    left: str | None = None
+    """What work has found in its session that it had not brought itself; None if that is nothing."""
 
     @property
     def acknowledged_write(self) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rocket.consistency import Lsn, SessionToken
 from rocket.lab.checker.findings import Rule
-from rocket.lab.checker.history import SETTLED_S, Outcome, Request
+from rocket.lab.checker.history import SETTLED_S, TAKEN_BY_ANOTHER, Outcome, Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,13 +31,22 @@ _DOCUMENTED = {
 
 
 def check_answers(history: History, findings: Findings) -> None:
-    """Find undocumented statuses, users that are no longer known, and losses reported without a promotion."""
+    """Find undocumented statuses, users that are no longer known, and losses reported without a promotion.
+
+    And what earlier work has left to work of the same connection.
+    """
     of_users: dict[str, list[Op]] | None = None
     for op in history.ops:
         if op.lost is not None and not history.promotions(0.0, op.done):
             findings.add(
                 Rule.LOSS_INVENTED,
                 f"Session {op.session} was notified of a loss, and there had been no promotion at all.",
+                op,
+            )
+        if op.left is not None:
+            findings.add(
+                Rule.STATE_LEFT_OVER,
+                f"Work of session {op.session} found what earlier work had left: {op.left}.",
                 op,
             )
         if op.status is None or op.status in _DOCUMENTED[op.request] - {HTTPStatus.UNAUTHORIZED}:
@@ -58,6 +67,17 @@ def check_answers(history: History, findings: Findings) -> None:
                 f"{op.user} was refused as unknown, and had been known before; no promotion in between.",
                 known_by,
                 op,
+            )
+
+
+def check_other_clusters(history: History, findings: Findings) -> None:
+    """Find servers of another cluster that were given something to write."""
+    for fault in history.faults:
+        if taken := fault.detail.get(TAKEN_BY_ANOTHER):
+            findings.add(
+                Rule.TAKEN_BY_ANOTHER_CLUSTER,
+                f"The server of another cluster at the address of {fault.node} has {taken} users and rides.",
+                faults=[fault],
             )
 
 

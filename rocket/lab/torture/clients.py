@@ -21,7 +21,7 @@ from rocket import InvalidToken, Limits, OutcomeUnknown, Router, Unavailable
 from rocket.errors import TaskDied, describe, unwrapping_group
 from rocket.lab.api.rides import INSERT_RIDE
 from rocket.lab.api.users import INSERT_USER
-from rocket.lab.checker.history import READS, HistoryWriter, Op, Outcome, Request, Role
+from rocket.lab.checker.history import READS, TENANT, HistoryWriter, Op, Outcome, Request, Role
 from rocket.lab.client import Api
 from rocket.lab.shutdown import background
 from rocket.lab.subprocesses import Subprocess, SubprocessFailed, run_child
@@ -46,7 +46,8 @@ _END_S = 5.0
 """How long a client may take to write down what it has."""
 _OF_LIBRARY = 0.34
 """Sessions that use the library itself, beside the others, as a share of them."""
-_LIMITS = Limits(connections=6, primary_reads=4)
+_LIMITS = Limits(connections=6, primary_reads=4, commit_s=2.0)
+"""Less time than a synchronous standby is away: COMMITs are given up."""
 _WRITES, _WRITES_WHERE_READS_RAISE = 0.15, 0.04
 """The share of writes: where all reads raise, a write is the only answer without an error, and has to be rare."""
 _WRITES_PER_SESSION, _WRITES_PER_SESSION_WHERE_READS_RAISE = (5, 20), (2, 5)
@@ -55,7 +56,7 @@ _RAISING = 0.5
 _IN_WRITE = 0.4
 """The share of lists that are read in a write, and so on the primary."""
 _RAISING_KINDS = ("raises", "cancelled")
-_KINDS = (*_RAISING_KINDS, "returns", "nests", "swallows", "sets state")
+_KINDS = (*_RAISING_KINDS, "returns", "nests", "swallows", "sets state", TENANT)
 _LONGEST_PAUSE_S = 0.03
 _AFTER_FAILURE_S = 0.05
 _CANCELLED_AFTER_S = (0.0005, 0.03)
@@ -69,6 +70,30 @@ _ONE = """
     SELECT rides.* FROM users JOIN rides ON rides.user_id = users.id
      WHERE users.email = $1 AND rides.id = $2
 """
+TENANTS = """
+    CREATE ROLE torture_tenant;
+    GRANT SELECT ON users TO torture_tenant;
+    GRANT SELECT, INSERT ON rides TO torture_tenant;
+    CREATE POLICY of_tenant ON rides
+     USING (user_id = (SELECT id FROM users WHERE email = current_setting('torture.tenant', true)));
+    ALTER TABLE rides ENABLE ROW LEVEL SECURITY;
+"""
+"""Makes the role of tenants, to which row-level security shows the rides of the user that a setting names."""
+_LEFT = """
+    SELECT nullif(concat_ws(', ',
+        'the role ' || nullif(current_user, session_user)::text,
+        'the session user ' || nullif(session_user, 'postgres')::text,
+        'the tenant ' || nullif(current_setting('torture.tenant', true), ''),
+        'the search path ' || nullif(current_setting('search_path'), '"$user", public'),
+        'a table ' || to_regclass('pg_temp.rides')::text,
+        (SELECT 'a prepared statement ' || name FROM pg_prepared_statements WHERE name = 'torture')
+    ), '')
+"""
+"""What is left in the session of earlier work; NULL for nothing."""
+_BE_TENANT = "SET ROLE torture_tenant"
+_NAME_TENANT = "SELECT set_config('torture.tenant', $1, false)"
+_COUNT_VISIBLE = "SELECT count(*) FROM rides"
+_ALL_VISIBLE = "SELECT * FROM rides ORDER BY id DESC"
 _WRONG = "SELECT 1 / 0"
 _STATE = ("SET ROLE pg_monitor", "SET search_path = pg_catalog", "PREPARE torture AS SELECT 1", "DEALLOCATE ALL")
 """What the next work on the connection must not meet."""
@@ -257,6 +282,7 @@ class LibrarySession:
         self._session = router.session(account.email)
         self._raising = raising
         self._over = False
+        self._left: str | None = None
 
     async def run(self) -> None:
         """Read and write until the session has begun all its writes."""
@@ -284,9 +310,11 @@ class LibrarySession:
     async def _write(self) -> bool:
         self._account.writes += 1
         distance = self._workload.distance()
-        kind = self._chance.choice(("returns", "returns", "raises", "nests", "swallows"))
+        kind = self._chance.choice(("returns", "returns", "raises", "nests", "swallows", TENANT))
 
         async def work(primary: Connection) -> Record | None:
+            if kind == TENANT:
+                await self._become_tenant(primary)
             if kind == "nests":
                 with contextlib.suppress(Refused):
                     async with primary.transaction():
@@ -327,6 +355,9 @@ class LibrarySession:
                 with contextlib.suppress(asyncpg.DivisionByZeroError):
                     async with node.transaction():
                         await node.execute(_WRONG)
+            if kind == TENANT:
+                await self._become_tenant(node)
+                return await node.fetch(_ALL_VISIBLE)
             if kind == "nests":
                 async with node.transaction(), node.transaction():
                     return await node.fetch(_ALL, self._account.email)
@@ -345,6 +376,15 @@ class LibrarySession:
         what = f"{kind} in a write" if writes else kind
         return await self._record(Request.LIST, what, run, work, seen=seen, within_s=within_s)
 
+    async def _become_tenant(self, node: Connection) -> None:
+        """Become a tenant for good, as some services do; note what earlier work has left, and would show."""
+        left = await node.fetchval(_LEFT)
+        await node.execute(_BE_TENANT)
+        if visible := await node.fetchval(_COUNT_VISIBLE):
+            left = f"{left}: {visible} rides of others are visible"
+        self._left = self._left or left
+        await node.fetchval(_NAME_TENANT, self._account.email)
+
     # --- the record ---
 
     async def _record(
@@ -361,7 +401,7 @@ class LibrarySession:
     ) -> bool:
         """Run work, record what it showed, by a value or an error, and return whether that was an answer."""
         session, before = self._session, self._session.last
-        session.lost = None  # it is of one answer here
+        session.lost = self._left = None  # they are of one answer here
         sent, at = session.token, self._workload.now()
         fields: dict[str, Any] = {"outcome": Outcome.UNKNOWN, "error": "cut off"}
         try:
@@ -394,6 +434,7 @@ class LibrarySession:
                 got=None if got is None or "," in got else got,  # several: until a primary resolves them
                 lost=_lost(session),
                 work=kind,
+                left=self._left,
                 **{"ride": ride, "distance": distance} | _route(last) | fields,
             )
             self._workload.record(op)

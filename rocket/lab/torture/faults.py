@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -17,18 +16,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import asyncpg
 
 from rocket.cluster import faults
-from rocket.cluster.errors import NodeNotRunning, NotAReplica
+from rocket.cluster.errors import NodeNotRunning
 from rocket.cluster.node import Fault
 from rocket.cluster.promotion import promote
 from rocket.cluster.rejoin import bring_up
-from rocket.errors import RocketError, describe
 from rocket.lab.checker.history import TAKEN_OVER
 from rocket.lab.shutdown import background
+from rocket.lab.torture.histories import (
+    CRASH,
+    FAILURES,
+    HEAL_S,
+    POLL_S,
+    all_back,
+    foreign_cluster,
+    healed,
+    restored_snapshot,
+    signal_removed,
+)
 from rocket.lab.torture.proxy import Mode
 from rocket.routing.heartbeat import WRITERS_LOCK
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator
 
     from rocket import Connection
     from rocket.cluster.cluster import LocalCluster
@@ -45,10 +54,6 @@ _STUCK_MS = 5_000
 but its commit, which is what a floor that was read too early calls enough. No longer, since a server that is
 restarted meanwhile may accept no connection before it is over."""
 _LINK_DELAY_S = 0.15
-_CRASH = ((signal.SIGQUIT, 2.0), (signal.SIGKILL, 5.0))
-"""Stops a server at once; a fast shutdown would wait for replicas."""
-_HEAL_S = 30.0
-_POLL_S = 0.05
 _UNSENT_S = 0.4
 """How long writes go on that no replica receives."""
 _ALONE_S = 3.0
@@ -57,8 +62,6 @@ _LOCK_EVERY_S = 0.01
 _TABLE_POLL_S = 0.01
 _TAKEOVER_S = 8.0
 """How long another process may take to write the table of statuses before the answer is: never."""
-FAILURES = (RocketError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-"""Errors that a fault, or healing one, can run into while other faults are on."""
 
 _CANCEL_AT_ONCE = "ALTER SYSTEM SET max_standby_streaming_delay = 0"
 _CANCEL_AS_EVER = "ALTER SYSTEM RESET max_standby_streaming_delay"
@@ -102,22 +105,6 @@ Injection = Callable[[Target, Any, float], AbstractAsyncContextManager[Detail]]
 """Injects a fault into a node, for this many seconds; the context gives its details."""
 
 
-async def _healed(act: Callable[[], Awaitable[object]], node: Node) -> None:
-    """Undo a fault, retrying until that succeeds; a node that has become the primary no longer has it."""
-    deadline = time.monotonic() + _HEAL_S
-    while True:
-        try:
-            await act()
-        except NotAReplica:
-            return
-        except FAILURES as error:
-            if time.monotonic() > deadline:
-                raise NodeNotRunning(f"{node.name} cannot be healed: {describe(error)}") from error
-            await asyncio.sleep(_POLL_S)
-        else:
-            return
-
-
 async def _back(node: Node) -> None:
     """Wait until a node answers again."""
 
@@ -125,7 +112,7 @@ async def _back(node: Node) -> None:
         connection = await node.connect()
         connection.terminate()
 
-    await _healed(answers, node)
+    await healed(answers, node)
 
 
 # --- faults of a replica ---
@@ -137,7 +124,7 @@ async def _replay_paused(_target: Target, node: Node, _length_s: float) -> Async
     try:
         yield {}
     finally:
-        await _healed(lambda: faults.resume(node), node)
+        await healed(lambda: faults.resume(node), node)
 
 
 def _replay_delayed(delay_ms: int) -> Injection:
@@ -148,7 +135,7 @@ def _replay_delayed(delay_ms: int) -> Injection:
             yield {"delay_ms": delay_ms}
         finally:
             node.lift(Fault.DELAYED)  # whatever becomes of it: its next start is an undelayed one
-            await _healed(lambda: faults.delay(node, 0, target.cluster.upstream_port(node)), node)
+            await healed(lambda: faults.delay(node, 0, target.cluster.upstream_port(node)), node)
 
     return delayed
 
@@ -220,7 +207,7 @@ async def _replica_restarted_without_primary(
     await node.stop()
     try:
         await asyncio.sleep(_UNSENT_S)  # writes that this replica has not received
-        await primary.stop(_CRASH)
+        await primary.stop(CRASH)
         try:
             async with asyncio.timeout(_ALONE_S):
                 await bring_up(cluster, node)
@@ -231,7 +218,7 @@ async def _replica_restarted_without_primary(
     finally:
         for each in (primary, node):
             if each.pid is None:
-                await _healed(partial(bring_up, cluster, each), each)
+                await healed(partial(bring_up, cluster, each), each)
 
 
 @contextlib.asynccontextmanager
@@ -239,7 +226,7 @@ async def _promotion(target: Target, node: Node, _length_s: float) -> AsyncItera
     old = target.cluster.primary
     await promote(target.cluster, node.name)
     yield {"old": old.name, "timeline": target.cluster.timeline}
-    await _all_back(target)
+    await all_back(target.cluster)
 
 
 @contextlib.asynccontextmanager
@@ -256,16 +243,7 @@ async def _promotion_lossy(target: Target, node: Node, _length_s: float) -> Asyn
         for link in target.links.values():
             link.turn(Mode.PASS)
     yield {"old": old.name, "timeline": target.cluster.timeline}
-    await _all_back(target)
-
-
-async def _all_back(target: Target) -> None:
-    """Wait until the nodes that had to be rejoined are up again."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_HEAL_S):
-            nodes = target.cluster.nodes.values()
-            while not all(node.up.is_set() or not node.wanted for node in nodes):  # noqa: ASYNC110 - of all nodes
-                await asyncio.sleep(_POLL_S)
+    await all_back(target.cluster)
 
 
 @contextlib.asynccontextmanager
@@ -291,7 +269,7 @@ async def _conflicts(node: Node, target: Target, statement: str) -> int:
         nonlocal cancelled
         cancelled = await _execute(node, target, statement, _RELOAD, _CONFLICTS)
 
-    await _healed(change, node)
+    await healed(change, node)
     return cancelled
 
 
@@ -303,7 +281,7 @@ async def _schema_changes(target: Target, node: Node, _length_s: float) -> Async
         async with background(_again(target, detail, "changes", _CHANGE_RIDES), "schema changes"):
             yield detail
     finally:
-        await _healed(lambda: _execute(node, target, _CHANGE_BACK), node)
+        await healed(lambda: _execute(node, target, _CHANGE_BACK), node)
 
 
 @contextlib.asynccontextmanager
@@ -313,7 +291,7 @@ async def _standby_away(target: Target, node: Node, _length_s: float) -> AsyncIt
     try:
         yield {}
     finally:
-        await _healed(lambda: _execute(node, target, _AWAIT_NONE, _RELOAD), node)
+        await healed(lambda: _execute(node, target, _AWAIT_NONE, _RELOAD), node)
 
 
 async def _execute(node: Node, target: Target, *statements: str) -> Any:
@@ -341,7 +319,18 @@ async def _again(target: Target, detail: Detail, counted: str, statements: Seque
                     await asyncio.sleep(_LOCK_EVERY_S)
             finally:
                 connection.terminate()
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(POLL_S)
+
+
+def _of_history(
+    fault: Callable[[LocalCluster, Node], AbstractAsyncContextManager[Detail]],
+) -> Injection:
+    """Return as an injection what needs the cluster alone."""
+
+    def inject(target: Target, node: Node, _length_s: float) -> AbstractAsyncContextManager[Detail]:
+        return fault(target.cluster, node)
+
+    return inject
 
 
 # --- faults that come in by the API ---
@@ -369,9 +358,9 @@ async def _process_killed(_target: Target, process: Worker, _length_s: float) ->
         yield {}
     finally:
         try:
-            async with asyncio.timeout(_HEAL_S):
+            async with asyncio.timeout(HEAL_S):
                 while not process.up:  # noqa: ASYNC110 - its supervisor starts it again
-                    await asyncio.sleep(_POLL_S)
+                    await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise NodeNotRunning(f"{process.name} does not come back") from None
 
@@ -452,6 +441,10 @@ class FaultKind(NamedTuple):
     longest_s: float
     """How long it lasts at the most, where it is not over by itself."""
     own_lane: str | None = None
+    slots: int = 1
+    """How much of its lane's time it gets, compared with others."""
+    by_name: bool = False
+    """Whether it happens only where it is named, since it costs a run all its replicas."""
 
     @property
     def lane(self) -> str:
@@ -483,8 +476,11 @@ FAULTS: Mapping[str, FaultKind] = {
     "promotion": FaultKind(_promotion, REPLICA, 2.0, PRIMARY),
     "promotion-lossy": FaultKind(_promotion_lossy, REPLICA, 2.5, PRIMARY),
     "recovery-conflict": FaultKind(_recovery_conflict, PRIMARY, 2.0),
-    "standby-away": FaultKind(_standby_away, PRIMARY, 2.0),
+    "standby-away": FaultKind(_standby_away, PRIMARY, 8.0, slots=3),
     "schema-changes": FaultKind(_schema_changes, PRIMARY, 2.0),
+    "foreign-cluster": FaultKind(_of_history(foreign_cluster), REPLICA, 3.0),
+    "restored-snapshot": FaultKind(_of_history(restored_snapshot), PRIMARY, 5.0, slots=3, by_name=True),
+    "signal-removed": FaultKind(_of_history(signal_removed), REPLICA, 5.0, PRIMARY, slots=3, by_name=True),
     "pool-exhaustion": FaultKind(_pool_exhaustion, API, 1.5),
     "clients-hang-up": FaultKind(_clients_hang_up, API, 2.0),
     "api-killed": FaultKind(_process_killed, PROCESS, 2.0),

@@ -13,7 +13,8 @@ from rocket.cluster.cluster import CarriedOut
 from rocket.cluster.errors import NodeNotRunning
 from rocket.errors import describe, unwrapping_group
 from rocket.lab.checker.history import Fault
-from rocket.lab.torture.faults import FAILURES, FAULTS, PRIMARY, PROCESS, REPLICA
+from rocket.lab.torture.faults import FAULTS, PRIMARY, PROCESS, REPLICA
+from rocket.lab.torture.histories import FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

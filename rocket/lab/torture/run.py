@@ -1,10 +1,11 @@
-"""One torture run: a cluster, the API, clients and faults, all recorded in a history."""
+"""The commands `torture` and `check`: one run with clients and faults, recorded in a history, which is judged."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import datetime as dt
+import json
 import logging
 import random
 import socket
@@ -17,32 +18,49 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from rocket.lab import app
+from rocket.lab import app, logs
+from rocket.lab.checker.availability import failover_targets, missed_targets
+from rocket.lab.checker.check import Judgement, Verdict, check
 from rocket.lab.checker.coverage import NEVER_STALE
-from rocket.lab.checker.history import READS, End, Healed, HistoryWriter, Request, Run
+from rocket.lab.checker.history import (
+    READS,
+    End,
+    GarbledHistory,
+    Healed,
+    HistoryWriter,
+    Request,
+    Run,
+    read_history,
+)
+from rocket.lab.checker.report import as_json, report
 from rocket.lab.patroni.cluster import PatroniSettings, patroni_cluster
 from rocket.lab.settings import Settings
 from rocket.lab.shutdown import ShutdownStack, background, shutdown_on_signals
+from rocket.lab.shutdown import run as run_to_its_end
 from rocket.lab.torture import clients
 from rocket.lab.torture.faults import Target
 from rocket.lab.torture.nemesis import Nemesis
 from rocket.lab.torture.patroni_faults import PARTITION, PROXY_HOSTS, Links, PatroniNemesis
 from rocket.lab.torture.proxy import Proxy, socket_path
+from rocket.lab.torture.settings import TortureSettings
 from rocket.lab.torture.workload import Job
 from rocket.schema import schema_sql
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Mapping
     from contextlib import AsyncExitStack
     from pathlib import Path
 
     from rocket.cluster.cluster import LocalCluster
+    from rocket.lab.checker.availability import Target as FailoverTarget
     from rocket.lab.patroni.cluster import PatroniCluster
     from rocket.lab.shutdown import Shutdown
     from rocket.lab.torture.clients import Clients
-    from rocket.lab.torture.settings import TortureSettings
     from rocket.lab.workers import Worker
 
+_ONE_LINE_PER_READ = ("rocket.api", "rocket.router")
+"""Loggers of which only errors are shown beside torture's own."""
 CLIENT_PROCESSES = 2
 OBSERVERS = 2
 """Processes that only observe, beside those of an API that has several."""
@@ -199,6 +217,11 @@ class LocalSystem(System):
         self._processes = list(workers or ())
         if self.has_library_clients:
             self.dsns = {name: node.dsn(app.DATABASE) for name, node in self._cluster.nodes.items()}
+            connection = await self._cluster.primary.connect(app.DATABASE)
+            try:
+                await connection.execute(clients.TENANTS)
+            finally:
+                connection.terminate()
         await self._start_links(stack)
         return url, self._cluster.run_dir
 
@@ -301,3 +324,41 @@ class Traces:
             address = urlsplit(self.url)
             with contextlib.suppress(OSError), socket.create_connection((address.hostname, address.port), 0.2):
                 yield f"a server on {self.url}"
+
+
+# --- the commands ---
+
+
+def torture_and_judge(given: argparse.Namespace) -> int:
+    """Torture as the command line says, and judge the history; return the exit code."""
+    settings = TortureSettings.read(given)
+    logs.configure("text")
+    for name in _ONE_LINE_PER_READ:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    print(f"seed {settings.seed}, history in {settings.history}", flush=True)
+    run_to_its_end(torture(settings))
+    targets: list[FailoverTarget] = []
+    if settings.patroni:
+        targets = list(failover_targets(read_history(settings.history)))
+        print("\n".join(f"{'    ' if target.met else '  ! '}{target.text}" for target in targets), end="\n\n")
+    exit_code = judge(settings.history, as_text=True)
+    if exit_code == 0 and any(target.promised and not target.met for target in targets):
+        exit_code = Judgement.VIOLATED.exit_code
+    missed = missed_targets(targets)
+    if exit_code == 0 and not settings.keeps_history and not missed:
+        settings.history.unlink()
+    else:
+        print(f"\nThe history is in {settings.history}; the seed was {settings.seed}.")
+    if missed:
+        print("", *missed, sep="\n")
+    return exit_code
+
+
+def judge(file: Path, *, as_text: bool) -> int:
+    """Judge a history and print the verdict; return the exit code."""
+    try:
+        verdict = check(read_history(file))
+    except GarbledHistory as error:
+        verdict = Verdict(Judgement.VOID, reasons=(str(error),))
+    print(report(verdict) if as_text else json.dumps(as_json(verdict), indent=2))
+    return verdict.judgement.exit_code

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rocket.lab.torture.faults import API, FAULTS, PRIMARY, PROCESS, REPLICA
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 ROUND_S = 10.0
 """About how long a round is: faults, and then a moment without any."""
@@ -48,9 +48,13 @@ class PlannedFault:
 
 def shortest_duration_s(names: Collection[str]) -> float:
     """Return how many seconds a schedule with each of these faults once takes."""
-    busiest = max((sum(FAULTS[name].lane == lane for name in names) for lane in _SINGLE_LANES), default=0)
-    of_replicas = -(-sum(FAULTS[name].lane == REPLICA for name in names) // _LANES_FOR_REPLICAS)
+    busiest = max(_slots_of(name for name in names if FAULTS[name].lane == lane) for lane in _SINGLE_LANES)
+    of_replicas = -(-_slots_of(name for name in names if FAULTS[name].lane == REPLICA) // _LANES_FOR_REPLICAS)
     return _CALM_S + max(busiest, of_replicas) * SHORTEST_SLOT_S
+
+
+def _slots_of(names: Iterable[str]) -> int:
+    return sum(FAULTS[name].slots for name in names)
 
 
 def plan(seed: int, duration_s: float, names: Collection[str], replicas: int) -> tuple[PlannedFault, ...]:
@@ -98,18 +102,23 @@ def _lanes(names: list[str], replicas: int) -> Iterator[tuple[str, list[str]]]:
 def _lane(
     lane: str, names: list[str], round_s: float, rounds: int, chance: random.Random
 ) -> Iterator[PlannedFault]:
-    """Plan one sequence: each round is cut into slots of the same length, with one fault in each."""
+    """Plan one sequence: each round is cut into slots of the same length, of which a fault takes one or more."""
     slots = [max(1, round((round_s - _CALM_S) / _SLOT_S))] * rounds
-    for number in range(max(0, len(names) - sum(slots))):  # more faults than slots: shorter ones
+    for number in range(max(0, _slots_of(names) - sum(slots))):  # more faults than slots: shorter ones
         slots[number % rounds] += 1
     queue = _shuffled(names, chance)
     for number, count in enumerate(slots):
-        slot_s = (round_s - _CALM_S) / count
-        for slot in range(count):
+        of_round: list[str] = []
+        while _slots_of(of_round) < count:
             queue = queue or _shuffled(names, chance)
-            name = queue.pop()
-            at = number * round_s + slot * slot_s + chance.uniform(0, min(_LONGEST_START_S, slot_s / 4))
-            length_s = min(slot_s * chance.uniform(0.5, 0.7), FAULTS[name].longest_s)
+            of_round.append(queue.pop())
+        slot_s = (round_s - _CALM_S) / _slots_of(of_round)  # the last one may take more than there were
+        begins = number * round_s
+        for name in of_round:
+            own_s = slot_s * FAULTS[name].slots
+            at = begins + chance.uniform(0, min(_LONGEST_START_S, own_s / 4))
+            length_s = min(own_s * chance.uniform(0.5, 0.7), FAULTS[name].longest_s)
+            begins += own_s
             yield PlannedFault(name, round(at, 3), round(at + length_s, 3), lane, chance.random())
 
 

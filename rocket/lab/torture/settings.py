@@ -115,7 +115,8 @@ def _faults(settings: TortureSettings) -> tuple[str, ...]:
     unavailable = {name for name, kind in FAULTS.items() if kind.needs_processes and settings.processes == 1}
     names = set(settings.faults)
     if names == {"all"}:
-        names = set(PATRONI_FAULTS if settings.patroni else FAULTS.keys() - unavailable)
+        by_name = {name for name, kind in FAULTS.items() if kind.by_name}
+        names = set(PATRONI_FAULTS if settings.patroni else FAULTS.keys() - unavailable - by_name)
     elif names == {"none"}:
         names = set()
     if missing := sorted(names & unavailable):

@@ -128,8 +128,11 @@ def test_sessions_of_the_library_have_to_show_something_by_errors() -> None:
     run = replace(RUN, library=True)
     shown = read("frame9", 5.0, 900_001, 99_000.1, work="raises", raised="error")
 
-    void(history_of(run=run), "no error of work showed anything")
-    held(history_of(shown, run=run))
+    tenants = read("frame9", 6.0, 900_001, 99_000.1, work="tenant")
+
+    void(history_of(tenants, run=run), "no error of work showed anything")
+    void(history_of(shown, run=run), "no work was a tenant's")
+    held(history_of(shown, tenants, run=run))
     figures = figures_of(history_of(shown))
     assert ({("raises", Outcome.OK): 1}, {"error": 1}) == (figures.library, figures.raised)
 

@@ -6,8 +6,41 @@ import pytest
 from msgspec.structs import replace
 
 from rocket.lab.checker.findings import Rule
-from rocket.lab.checker.history import Op, Outcome
+from rocket.lab.checker.history import TAKEN_BY_ANOTHER, Fault, Op, Outcome
 from tests.support.histories import convicted, failed, held, history_of, join, page, promotion, read, token, write
+
+# --- what work finds, and what another cluster gets ---
+
+
+def test_work_finds_nothing_that_other_work_has_left() -> None:
+    """Whatever it showed besides."""
+    tenants = read("s1", 2.0, 7, None, work="tenant")
+    found = replace(tenants, left="the role torture_tenant")
+
+    held(history_of(tenants))
+    convicted(history_of(found), Rule.STATE_LEFT_OVER, found)
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_a_server_of_another_cluster_is_given_nothing(rows: int) -> None:
+    """Not even where no read shows it."""
+    visit = Fault(name="foreign-cluster", node="replica1", at=2.0, until=3.0, detail={TAKEN_BY_ANOTHER: rows})
+
+    if rows:
+        convicted(history_of(visit), Rule.TAKEN_BY_ANOTHER_CLUSTER)
+    else:
+        held(history_of(visit))
+
+
+@pytest.mark.parametrize("name", ["restored-snapshot", "signal-removed"])
+def test_a_primary_that_lacks_what_was_written_may_lose_it_with_a_notice(name: str) -> None:
+    """As a promotion may."""
+    written, fault = write("s1", 1.0, 7, 0.7), Fault(name=name, node="primary", at=2.0, until=3.0)
+    notified, silent = page("s1", 4.0, lost="may be lost"), page("s1", 4.0)
+
+    held(history_of(written, fault, notified))
+    convicted(history_of(written, fault, silent), Rule.LOSS_NOT_REPORTED, written, silent)
+
 
 # --- where rides come from ---
 

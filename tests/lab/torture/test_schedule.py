@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,10 @@ from hypothesis import strategies as st
 
 from rocket.lab.torture.faults import FAULTS
 from rocket.lab.torture.schedule import PlannedFault, plan, shortest_duration_s
+from rocket.lab.torture.settings import TortureSettings, add_arguments
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SEEDS = st.integers(min_value=0, max_value=2**64)
 NAMES = st.sets(st.sampled_from(sorted(FAULTS)), min_size=1)
@@ -58,6 +64,30 @@ def test_faults_overlap() -> None:
     faults = plan(1, 60, FAULTS, 5)
 
     assert any(faulty_replicas(faults, fault.at) for fault in faults if fault.lane == "primary")
+
+
+@given(SEEDS)
+def test_a_fault_that_takes_more_time_gets_it(seed: int) -> None:
+    """A synchronous standby is away for longer than a COMMIT of the library's sessions may take."""
+    names = ["standby-away", "primary-killed", "promotion", "recovery-conflict"]
+    faults = plan(seed, 60, names, 5)
+
+    assert all(fault.length_s > 2.5 for fault in faults if fault.name == "standby-away")
+
+
+def test_faults_that_cost_all_replicas_happen_by_name_alone(tmp_path: Path) -> None:
+    """`all` leaves them out."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    destructive = {name for name, kind in FAULTS.items() if kind.by_name}
+
+    def chosen(*flags: str) -> set[str]:
+        given = parser.parse_args([*flags, "--history", str(tmp_path / "history")])
+        return set(TortureSettings.read(given).faults)
+
+    assert {"restored-snapshot", "signal-removed"} == destructive
+    assert not destructive & chosen()
+    assert destructive == chosen("--faults", ",".join(destructive))
 
 
 def test_no_faults_are_an_empty_plan() -> None:

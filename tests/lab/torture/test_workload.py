@@ -10,10 +10,13 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import psutil
+import pytest
+import pytest_asyncio
 from aiohttp import web
 
 from rocket import Router
 from rocket.cluster.binaries import SUPERUSER
+from rocket.lab.app import DATABASE
 from rocket.lab.checker.check import check
 from rocket.lab.checker.history import HistoryWriter, Op, Outcome, Request, Role, Run, read_history
 from rocket.lab.client import Api
@@ -23,6 +26,7 @@ from rocket.lab.torture.workload import MOST_RIDES, Job, Workload
 from tests.support.servers import dsns
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from aiohttp.test_utils import TestClient
@@ -172,6 +176,25 @@ async def test_client_processes_flood_and_end(client: Client, observer: Observer
     assert not psutil.pid_exists(pid)
 
 
+NO_TENANTS = """
+    DROP POLICY of_tenant ON rides;
+    ALTER TABLE rides DISABLE ROW LEVEL SECURITY;
+    DROP OWNED BY torture_tenant;
+    DROP ROLE torture_tenant;
+"""
+
+
+@pytest_asyncio.fixture
+async def tenants(cluster: LocalCluster) -> AsyncIterator[None]:
+    """Row-level security on the rides, for a role of tenants."""
+    admin = await cluster.primary.connect(DATABASE)
+    await admin.execute(clients.TENANTS)
+    yield
+    await admin.execute(NO_TENANTS)
+    await admin.close()
+
+
+@pytest.mark.usefixtures("tenants")
 async def test_sessions_of_the_library_record_what_errors_show(
     cluster: LocalCluster, observer: Observer, kept_dir: Path
 ) -> None:
@@ -201,6 +224,7 @@ async def test_sessions_of_the_library_record_what_errors_show(
     assert refused
     assert not written & refused
     assert {Outcome.FAIL, Outcome.UNKNOWN} >= {op.outcome for op in ops if op.distance in refused}
+    assert {"tenant", "tenant in a write"} <= {op.work for op in ops if op.rides}
     by_error = [op for op in ops if op.raised == "error"]
     assert {Role.PRIMARY, Role.REPLICA} == {op.role for op in by_error}
     assert any(op.got != op.sent for op in by_error)

@@ -95,6 +95,10 @@ LOST_TAIL = Conditions("promotion-lossy", duration_s=3, replicas=2, seeds=(1, 2,
 """A promotion that loses acknowledged writes."""
 SCHEMA_CHANGES = Conditions("schema-changes,replay-slow", duration_s=6, replicas=3, seeds=(1, 2, 3))
 """Statements that were prepared before are outdated, on a late replica as well."""
+FOREIGN = Conditions("foreign-cluster", duration_s=6, replicas=3, seeds=(1, 2, 3))
+"""A server of another cluster at the address of a replica."""
+RESTORED = Conditions("restored-snapshot", duration_s=6, replicas=2, seeds=(1, 2, 3))
+"""A primary that is set back, while its replicas go on."""
 SEVERAL_PROCESSES = Conditions(
     "writer-killed,writer-frozen,replay-slow", 6, replicas=2, seeds=(1, 2, 3), processes=2
 )
@@ -463,7 +467,7 @@ def old_primary_still_used(patch: pytest.MonkeyPatch) -> None:
 _HISTORIES = "tests/routing/test_histories.py::"
 
 
-@convicted_by(f"{_HISTORIES}test_servers_of_another_cluster_take_nothing")
+@convicted_by(f"{_HISTORIES}test_servers_of_another_cluster_take_nothing", conditions=FOREIGN)
 def system_identifier_ignored(patch: pytest.MonkeyPatch) -> None:
     """A server of any cluster is taken for one of ours: the later timeline wins."""
 
@@ -479,7 +483,7 @@ def removed_nodes_still_count(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Board, "remove", Board.forget)
 
 
-@convicted_by(f"{_HISTORIES}test_a_primary_set_back_to_a_snapshot_has_lost[seen]")
+@convicted_by(f"{_HISTORIES}test_a_primary_set_back_to_a_snapshot_has_lost[seen]", conditions=RESTORED)
 def lsns_may_fall(patch: pytest.MonkeyPatch) -> None:
     """A primary that was set back to a snapshot goes on in its epoch."""
 
@@ -491,7 +495,11 @@ def lsns_may_fall(patch: pytest.MonkeyPatch) -> None:
 
 @convicted_by(f"{_HISTORIES}test_a_server_that_takes_the_epoch_without_a_timeline_of_its_own_is_refused")
 def an_epoch_is_any_servers(patch: pytest.MonkeyPatch) -> None:
-    """Two servers that write one timeline are taken for one."""
+    """Two servers that write one timeline are taken for one.
+
+    The fault `signal-removed` convicts it, and the unpatched code as well: a fresh copy of that server is
+    read before the server is followed.
+    """
 
     def any_server(_self: Board, _status: PrimaryStatus, _before: PrimaryStatus) -> bool:
         return True
@@ -536,7 +544,7 @@ def state_left_over(patch: pytest.MonkeyPatch) -> None:
 def give_up_not_counted(patch: pytest.MonkeyPatch) -> None:
     """The place of a COMMIT that is given up is free at once, though the server goes on with it (F22).
 
-    Torture's synchronous standby is away for less time than a COMMIT may take.
+    Torture gives up COMMITs, and does not count the backends that they keep.
     """
 
     async def at_once(_self: NodePool, connection: NodeConnection, place: Place) -> None:
