@@ -29,6 +29,8 @@ class Code(enum.StrEnum):
     """The observer has not seen the primary for longer than the lease: it does not run, or is stuck."""
     NO_REPLICA_FIT = "no-replica-fit"
     """No replica may serve: every read goes to the primary."""
+    NODE_CLOSED = "node-closed"
+    """A node is observed, and lets no further connection in, or takes long to: reads go elsewhere."""
     NODE_REFUSED = "node-refused"
     """A node answers and is left alone: it is of another cluster, or claims to be the primary and is not."""
 
@@ -65,7 +67,7 @@ async def examine(router: Router) -> Health:
         primary = router.board.primary
         name = "" if primary is None else f", {primary.name},"
         missing = Finding(Code.PRIMARY_SILENT, f"the primary{name} does not answer")
-    degraded = (_of_replicas(router, now), _of_refused(router.board))
+    degraded = (_of_replicas(router, now), _of_refused(router.board), _of_left_alone(router))
     return Health(
         () if missing is None else (missing,), tuple(finding for finding in degraded if finding is not None)
     )
@@ -114,6 +116,14 @@ def _of_refused(board: Board) -> Finding | None:
         return None
     why = "; ".join(f"{name}: {reason}" for name, reason in board.refused.items())
     return Finding(Code.NODE_REFUSED, f"some nodes are left alone ({why})")
+
+
+def _of_left_alone(router: Router) -> Finding | None:
+    observed = {name: why for name, why in router.left_alone.items() if router.board.replica(name) is not None}
+    if not observed:
+        return None
+    why = "; ".join(f"{name}: {reason}" for name, reason in observed.items())
+    return Finding(Code.NODE_CLOSED, f"some nodes let no further connection in ({why})")
 
 
 def obstacle_of(name: str, board: Board, policy: Policy, now: float) -> Reason | None:

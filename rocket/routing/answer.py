@@ -41,6 +41,10 @@ class Route:
     """How long it waited for a replica to catch up; None if it did not."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """The replicas that failed it, and how."""
+    left_alone: Mapping[str, str] = field(default_factory=dict)
+    """The nodes to which no connection could be opened at the decision, and why."""
+    attempts: int = 0
+    """How many replicas failed it once there was a connection to them."""
     bound: ReadBound | None = None
     """What the node that served it said of itself then (see `rocket.READ_BOUND`)."""
     on: ReplicaStatus | PrimaryStatus | None = None

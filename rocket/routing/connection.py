@@ -250,6 +250,10 @@ class NodeConnection(_PlainConnection):
             self._end_busy()
             raise
 
+    async def look(self, timeout_s: float) -> None:
+        """Find out whether the server still answers; raise what speaks against that."""
+        await super().execute(_LOOK, timeout=timeout_s)
+
     async def set_read_only(self, wanted: bool) -> None:
         """Have its transactions be read-only, or not. It stays so when it is given back, which spares the next."""
         if self.read_only != wanted:
@@ -470,6 +474,9 @@ class OwnedTasks:
     def __init__(self, name: str) -> None:
         self._name = name
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
 
     def start(self, work: Coroutine[Any, Any, ResultT], what: str) -> asyncio.Task[ResultT]:
         """Run `work` in a task of its own; return that."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +30,8 @@ class Limits:
     """Connections per node, with those whose COMMIT was given up and still runs on the server."""
     queue: int = 100
     """Waiters per node before further requests are rejected."""
+    warm: int = 1
+    """Connections per node that are opened before they are needed, and not closed for want of use."""
     primary_reads: int = 7
     """How many of the primary's connections reads may take: when all replicas lag, writes go on."""
     close_s: float = 2.0
@@ -57,7 +59,14 @@ class Timeout:
         self._is_over = True
         self._task.cancel()
 
-    def __enter__(self) -> None: ...
+    def restart(self, timeout_s: float) -> None:
+        """Let the time begin anew."""
+        self._timer.cancel()
+        if not self._is_over:
+            self._timer = asyncio.get_running_loop().call_later(timeout_s, self._end)
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         self._timer.cancel()
@@ -136,6 +145,11 @@ class CapacityLimiter:
         """How many wait for a place."""
         self.inside = 0
         """How many have one."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next one has to wait."""
+        return self._places.locked()
 
     async def take(self) -> Place:
         """Wait for a place."""

@@ -53,6 +53,8 @@ class Nodes:
         self._init = init
         self._failures = failures
         self._pools: dict[str, NodePool] = {}
+        self._refusing: dict[str, str] = {}
+        self._is_warm = False
         board.on_new_role.append(self._drop)
 
     @classmethod
@@ -77,16 +79,33 @@ class Nodes:
     async def add(self, name: str, dsn: str) -> None:
         """Add a node, or change the address of one; raise `ValueError` as `open` does."""
         _check_name_and_dsn(name, dsn)
-        pool = NodePool(name, dsn, self._limits, on_shared_address=lambda: self._distrust(name), init=self._init)
+        pool = NodePool(
+            name,
+            dsn,
+            self._limits,
+            on_shared_address=lambda: self._distrust(name),
+            init=self._init,
+            refusing=self._refusing,
+        )
         before = self._pools.get(name)
         self._pools[name] = pool
+        self._refusing.pop(name, None)
+        if self._is_warm:
+            pool.warm_up()
         if before is not None:
             self.board.trust(name)
             await before.close(self._limits.attempt_s + self._limits.close_s)
 
+    def warm_up(self) -> None:
+        """Open the connections that are kept ready, in the background, to later nodes as well."""
+        self._is_warm = True
+        for pool in self.pools:
+            pool.warm_up()
+
     async def remove(self, name: str) -> None:
         """Remove a node; what runs there is finished. Raise `KeyError` if there is none of that name."""
         pool = self._pools.pop(name)
+        self._refusing.pop(name, None)
         self.board.trust(name)
         await pool.close(self._limits.attempt_s + self._limits.close_s)
 
@@ -108,10 +127,16 @@ class Nodes:
         """The connections to each node."""
         return list(self._pools.values())
 
-    def in_use(self, name: str) -> int:
-        """Return how many connections to a node are in use."""
+    def load(self, name: str) -> int:
+        """Return how many reads and writes use a node's connections, or wait for one."""
         pool = self._pools.get(name)
-        return 0 if pool is None else pool.limiter.inside
+        return 0 if pool is None else pool.limiter.inside + pool.limiter.waiting
+
+    def left_alone(self) -> Mapping[str, str]:
+        """Return why no connection to a node can be opened, by name, for those that have no idle one either."""
+        if not self._refusing:
+            return self._refusing
+        return {name: why for name, why in self._refusing.items() if not self._pools[name].has_idle}
 
     def _drop(self, name: str) -> None:
         if (pool := self._pools.get(name)) is not None:

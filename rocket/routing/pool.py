@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
+import random
 import time
 import weakref
 from collections import deque
@@ -47,6 +47,14 @@ _LOOK_EVERY_S = 5.0
 _INCARNATIONS_REMEMBERED = 32
 _IDLE_S = 300.0  # connections that were not used for so long are closed
 _LIFETIME_S = 3600.0  # so are those that were opened so long ago, when they are given back: backends grow
+_LOOK_AFTER_S = 10.0
+"""A connection that was idle for longer is looked at before it is used: a firewall may have forgotten it."""
+_LOOK_S = 0.5
+"""How long it has to answer then."""
+_SLOW_S = 0.25
+"""Reads go elsewhere while opening a connection takes longer than that, if they can."""
+_FIRST_PROBE_S, _LAST_PROBE_S = 0.1, 5.0
+"""How soon a node that has refused a connection is asked for one again, at first and after many failures."""
 _proxy = cast("Any", asyncpg.pool.PoolConnectionProxy)
 
 _log = logging.getLogger("rocket.router")
@@ -84,10 +92,12 @@ class NodePool:
         *,
         on_shared_address: Callable[[], None] | None = None,
         init: Work[None] | None = None,
+        refusing: dict[str, str] | None = None,
     ) -> None:
         """Begin without a connection.
 
         `on_shared_address` is called once several servers are found there, `init` with each new connection.
+        `refusing` holds, by its name, why no connection to the node can be opened, for as long as that is so.
         """
         self.name = name
         self.dsn = dsn
@@ -104,6 +114,12 @@ class NodePool:
         self._connections: weakref.WeakSet[NodeConnection] = weakref.WeakSet()
         self._idle: list[NodeConnection] = []  # last used last
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._waiters: deque[asyncio.Future[NodeConnection]] = deque()  # each has a place, and an opening
+        self._warm = min(limits.warm, limits.connections)
+        self._suspected_at = 0.0
+        self._refusing = {} if refusing is None else refusing
+        self._probe_after_s = _FIRST_PROBE_S
+        self._probe_timer: asyncio.TimerHandle | None = None
         self._is_closing = False
         self._all_back = asyncio.Event()
         self.holder = cast("Any", SimpleNamespace(_pool=self))
@@ -120,6 +136,11 @@ class NodePool:
     def in_use(self) -> int:
         """How many of its connections are lent, or being opened to be."""
         return self.limiter.inside
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether a connection is unused; it may have ended."""
+        return bool(self._idle)
 
     @property
     def idle(self) -> int:
@@ -154,21 +175,64 @@ class NodePool:
             self._on_shared_address = None
         return connection
 
-    def _opened_late(self, opening: asyncio.Task[NodeConnection], place: Place) -> None:
-        """Keep a connection that was opened after its caller had given up."""
-        if not opening.cancelled():
-            if (error := opening.exception()) is not None:
-                _log.info("a connection to %s was not opened: %s", self.name, describe(error))
-            else:
-                self._keep(opening.result())
-        self.free(place)
+    def warm_up(self) -> None:
+        """Open the connections that are kept ready (see `Limits.warm`), in the background."""
+        for _ in range(self._warm):
+            self._open_another()
+
+    def _open_another(self) -> None:
+        """Open a connection in the background, if there may be one more; the first who waits gets it."""
+        if len(self._open_connections()) + len(self._openings) < self.limiter.width:
+            self._openings.start(self._open(), "open a connection").add_done_callback(self._opened)
+
+    def _opened(self, opening: asyncio.Task[NodeConnection]) -> None:
+        if opening.cancelled():
+            error: BaseException = ConnectionError(_CLOSED)
+        elif (failure := opening.exception()) is not None:
+            error = failure
+            self._note_refused(describe(failure))
+        else:
+            self._refusing.pop(self.name, None)
+            self._probe_after_s = _FIRST_PROBE_S
+            self._keep(opening.result())
+            return
+        if (waiter := self._next_waiter()) is not None:
+            waiter.set_exception(error)
+
+    def _next_waiter(self) -> asyncio.Future[NodeConnection] | None:
+        while self._waiters:
+            if not (waiter := self._waiters.popleft()).done():
+                return waiter
+        return None
+
+    def _note_refused(self, why: str) -> None:
+        """Have reads go elsewhere; find out by another connection, after a growing while, if that is over."""
+        if self._is_closing:
+            return
+        if self.name not in self._refusing:
+            _log.info("connections to %s cannot be opened: %s", self.name, why)
+        self._refusing[self.name] = why
+        if self._probe_timer is None:
+            after_s = self._probe_after_s * random.uniform(0.5, 1.0)  # noqa: S311 - many processes, not at once
+            self._probe_timer = asyncio.get_running_loop().call_later(after_s, self._probe)
+            self._probe_after_s = min(2 * self._probe_after_s, _LAST_PROBE_S)
+
+    def _probe(self) -> None:
+        self._probe_timer = None
+        if (why := self._refusing.get(self.name)) is not None and not self._openings:
+            self._open_another()
+            if not self._openings:  # all that there may be are open
+                self._note_refused(why)
 
     def _keep(self, connection: NodeConnection) -> None:
-        """Have a connection wait for its next use."""
+        """Hand a connection to the first who waits for one, or have it wait for its next use."""
         if self._is_closing:
             connection.terminate()
             return
         now = connection.idle_since = time.monotonic()
+        if (waiter := self._next_waiter()) is not None:
+            waiter.set_result(connection)
+            return
         self._idle.append(connection)
         if self._idle_timer is None:
             self._end_idle_after(_IDLE_S + self._idle[0].idle_since - now)
@@ -177,10 +241,10 @@ class NodePool:
         self._idle_timer = asyncio.get_running_loop().call_later(seconds, self._end_idle)
 
     def _end_idle(self) -> None:
-        """Terminate the connections that were not used for long."""
+        """Terminate the connections that were not used for long, but for those that are kept ready."""
         self._idle_timer = None
         now = time.monotonic()
-        while self._idle:
+        while len(self._idle) > self._warm:
             if (left_s := self._idle[0].idle_since + _IDLE_S - now) > 0:
                 self._end_idle_after(left_s)
                 break
@@ -212,21 +276,49 @@ class NodePool:
         """
         return Lease(self, self._longest_s if within_s is None else within_s, check, read_only)
 
-    async def acquire(self, place: Place, read_only: bool | None = None) -> NodeConnection:
-        """Return a connection for who has a place, which goes to the opening of one if that is cancelled."""
+    async def acquire(self, read_only: bool | None = None) -> NodeConnection:
+        """Return a connection for who has a place: one that is idle, or the next that is given back or opened."""
         while self._idle:
-            if not (connection := self._idle.pop(self._position(read_only))).is_closed():
+            connection = self._idle.pop(self._position(read_only))
+            if not connection.is_closed() and (
+                connection.idle_since > max(time.monotonic() - _LOOK_AFTER_S, self._suspected_at)
+                or await self._answers(connection)
+            ):
                 return connection
-        opening = None if self._is_closing else self._openings.start(self._open(), "open a connection")
-        if opening is not None:
-            try:
-                await asyncio.wait((opening,))
-            except asyncio.CancelledError:
-                opening.add_done_callback(functools.partial(self._opened_late, place=place.pass_on()))
-                raise
-            if not opening.cancelled():
-                return opening.result()
-        raise ConnectionError("no connection: its pool is closed")
+        if self._is_closing:
+            raise ConnectionError(_CLOSED)
+        waiter: asyncio.Future[NodeConnection] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._open_another()
+        began = time.monotonic()
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled():
+                if time.monotonic() - began > _SLOW_S and self._openings:
+                    self._note_refused("opening a connection takes long")
+            elif waiter.exception() is None:  # at the same time
+                self._keep(waiter.result())
+            raise
+
+    async def _answers(self, connection: NodeConnection) -> bool:
+        """Look at a connection that was idle for long; when it is dead, end all the idle ones with it."""
+        try:
+            await connection.look(_LOOK_S)
+        except REFUSED as error:
+            _log.info("an idle connection to %s has died: %s", self.name, describe(error))
+            for other in (connection, *self._idle):
+                other.terminate()
+            self._idle.clear()
+            return False
+        except BaseException:
+            connection.terminate()
+            raise
+        return True
+
+    def suspect_idle(self) -> None:
+        """Have the connections that are idle now looked at before they are used: another one fell silent."""
+        self._suspected_at = time.monotonic()
 
     def _position(self, read_only: bool | None) -> int:
         """Return which idle connection to use: the one used last of those preferred, or else of all."""
@@ -324,8 +416,9 @@ class NodePool:
         self._is_closing = True
         await self._openings.finish(0)
         await self._commits.finish(0)
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
+        for timer in (self._idle_timer, self._probe_timer):
+            if timer is not None:
+                timer.cancel()
         idle, self._idle = self._idle, []
         with contextlib.suppress(*REFUSED):
             async with asyncio.timeout(timeout_s):
@@ -342,7 +435,7 @@ class Lease:
 
     __slots__ = (
         "_cancelled_before", "_check", "_held", "_inner", "_lent", "_place", "_pool", "_read_only", "_task",
-        "_within_s",
+        "was_idle", "within_s",
     )  # fmt: skip
 
     def __init__(
@@ -353,22 +446,48 @@ class Lease:
         read_only: bool | None,
     ) -> None:
         self._pool = pool
-        self._within_s = within_s
+        self.within_s = within_s
+        """How long it may last, in seconds."""
         self._check = check
         self._read_only = read_only
+        self._place: Place | None = None
+        self._inner: NodeConnection | None = None
+        self.was_idle = False
+        """Whether there was a connection that did not have to be waited for."""
+
+    @property
+    def has_to_queue(self) -> bool:
+        """Whether all connections are in use."""
+        return self._pool.limiter.is_full
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether it came to be."""
+        return self._inner is not None
+
+    async def queue(self) -> None:
+        """Wait until a connection is free, before it is used by `async with`, or left; raise `TooManyWaiting`."""
+        held = HELD.get()
+        self._place = await self._pool.limiter.take()
+        self._held = held
+
+    def leave(self) -> None:
+        """Do not use what was waited for."""
+        assert self._place is not None  # noqa: S101 - see `queue`
+        HELD.set(self._held)
+        self._pool.free(self._place)
 
     async def __aenter__(self) -> asyncpg.pool.PoolConnectionProxy[asyncpg.Record]:
         pool = self._pool
-        held = HELD.get()
-        place = self._place = await pool.limiter.take()
-        self._held = held
+        if self._place is None:
+            await self.queue()
+        self.was_idle = pool.has_idle
         try:
-            inner = self._inner = await pool.acquire(place, self._read_only)
+            inner = self._inner = await pool.acquire(self._read_only)
         except BaseException:
-            HELD.set(held)
-            pool.free(place)
+            self.leave()
             raise
-        inner.due_after(self._within_s)
+        inner.due_after(self.within_s)
         self._lent = _proxy(pool.holder, inner)
         task = self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._cancelled_before = task.cancelling()
@@ -384,6 +503,8 @@ class Lease:
         try:
             instead = None if error is None else self._after(error)
         finally:
+            assert self._inner is not None  # noqa: S101 - it was lent
+            assert self._place is not None  # noqa: S101
             HELD.set(self._held)
             self._lent._detach()  # noqa: SLF001 - work cannot use it any more
             await self._pool.give_back(self._inner, self._place)
@@ -393,7 +514,10 @@ class Lease:
     def _after(self, error: BaseException) -> BaseException | None:
         """Discard a connection that an error speaks against; return what to raise in place of the error."""
         inner = self._inner
+        assert inner is not None  # noqa: S101 - it was lent
         if not isinstance(error, Exception):
+            if inner.cut_off:
+                self._pool.suspect_idle()
             discard(inner)
             return None
         failure = _speaks_of_connection(error, inner)
@@ -404,6 +528,7 @@ class Lease:
                 return None
             self._pool.prepare_again()
             return StatementsOutdated(error)
+        self._pool.suspect_idle()
         discard(inner)
         if self._task.cancelling() > self._cancelled_before:
             # The connection has failed, or ended overdue, while work was being cancelled.
@@ -436,6 +561,7 @@ async def _answered_or_lost(connection: NodeConnection) -> None:
         await _answered(connection)
 
 
+_CLOSED = "no connection: its pool is closed"
 _RUNS = "SELECT true FROM pg_stat_activity WHERE pid = $1 AND state IS DISTINCT FROM 'idle'"
 
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from rocket.routing.floors import FloorStore
     from rocket.routing.limits import Limits
     from rocket.routing.nodes import Nodes
+    from rocket.routing.pool import Lease
 
 ResultT = TypeVar("ResultT")
 
@@ -60,6 +61,11 @@ _log = logging.getLogger("rocket.router")
 
 class NodeFailed(Exception):
     """A replica could not serve a read that another node may."""
+
+    def __init__(self, why: str, *, was_reached: bool = True) -> None:
+        super().__init__(why)
+        self.was_reached = was_reached
+        """Whether there was a connection to it."""
 
 
 def _tell(error: BaseException, route: Route, reason: Reason, on_error: OnError | None) -> None:
@@ -110,7 +116,7 @@ class Reads:
         """How many reads wait until the primary may take them."""
         return self._primary_reads.waiting
 
-    async def read(
+    async def read(  # noqa: C901 - the way of every read, in one piece
         self, work: Work[ResultT], subject: str | None, tokens: Tokens, on_error: OnError | None = None
     ) -> Answer[ResultT]:
         """Read where the session's floors are respected, or those of `subject` where it brings none.
@@ -127,18 +133,22 @@ class Reads:
                     return await self._read_on_primary(work, subject, reason, route)
                 route.tokens = (SessionToken(epoch, floor),)
                 route.floor_looked_up = True
-            while len(route.tokens) == 1 and len(route.failed) < self._limits.replicas_tried:
+            while len(route.tokens) == 1 and route.attempts < self._limits.replicas_tried:
                 choice = self._choice(route)
                 if choice.reason is Reason.NOT_CAUGHT_UP and not route.failed:
                     choice = await self._after_waiting(choice, route)
                 status, reason = choice.status, choice.reason
                 if status is None:
                     break
+                lease = self._lease(status, route)
+                if lease.has_to_queue and not await self._has_queued(lease, status, route):
+                    continue
                 try:
-                    value, next_token = await self._read_on_replica(status, work, route)
+                    value, next_token = await self._read_on_replica(status, lease, work, route)
                 except NodeFailed as failure:
                     _log.info("%s failed a read, trying elsewhere: %s", status.name, failure)
                     route.failed = {**route.failed, status.name: str(failure)}
+                    route.attempts += failure.was_reached
                     reason = Reason.REPLICAS_FAILED
                 except OwnError as own:
                     return await self._second_opinion(own, status, work, subject, route)
@@ -154,14 +164,17 @@ class Reads:
     def _choice(self, route: Route) -> Choice:
         route.decided_at = now = time.monotonic()
         route.statuses = self._board.replicas
+        without = route.left_alone = self._nodes.left_alone()
+        if route.failed:
+            without = {**without, **route.failed}
         return choose(
             route.tokens[0],
             self._board,
             self._nodes.policy,
             now=now,
             start=random.getrandbits(16),
-            load=self._nodes.in_use,
-            without=route.failed,
+            load=self._nodes.load,
+            without=without,
         )
 
     async def _after_waiting(self, choice: Choice, route: Route) -> Choice:
@@ -185,21 +198,51 @@ class Reads:
 
     # --- on a replica ---
 
+    def _lease(self, status: ReplicaStatus, route: Route) -> Lease:
+        """Return the use of a connection that `status` vouches for.
+
+        It takes no more than half of the time that is left, so that there is some for another node.
+        """
+        attempt_s = min(self._limits.attempt_s, (route.deadline - time.monotonic()) / 2)
+        return self._nodes.replica(status.name, None if status.incarnation is None else status, attempt_s)
+
+    async def _has_queued(self, lease: Lease, status: ReplicaStatus, route: Route) -> bool:
+        """Wait for a connection to a replica that is busy, which is no failure, and no reason to ask the primary.
+
+        Return whether it is still fit then. Raise `Unavailable` where too many wait, or for too long.
+        """
+        try:
+            with Timeout(route.deadline - time.monotonic()):
+                await lease.queue()
+        except TimeoutError:
+            busy = TooManyWaiting(f"no connection to {status.name} was free within {self._limits.read_s:g} s")
+            raise Unavailable(f"too many reads: {busy}") from busy
+        except TooManyWaiting as busy:
+            raise Unavailable(f"too many reads: {busy}") from busy
+        newest = self._board.replica(status.name)
+        is_fit = (
+            newest is not None
+            and newest.incarnation == status.incarnation
+            and obstacle(newest, route.tokens[0], self._board, self._nodes.policy, time.monotonic()) is None
+        )
+        if not is_fit:
+            lease.leave()
+        return is_fit
+
     async def _read_on_replica(
-        self, status: ReplicaStatus, work: Work[ResultT], route: Route
+        self, status: ReplicaStatus, lease: Lease, work: Work[ResultT], route: Route
     ) -> tuple[ResultT, SessionToken]:
         """Run work on a connection that `status` vouches for; return the result and the session's next token.
 
-        Takes no more than half of the time that is left, so that there is some for another node. Raise
-        `NodeFailed` if what happens speaks against the replica.
+        Raise `NodeFailed` if what happens speaks against the replica.
         """
         token = route.tokens[0]
         name, incarnation = status.name, status.incarnation
-        attempt_s = min(self._limits.attempt_s, (route.deadline - time.monotonic()) / 2)
         try:
-            with Timeout(attempt_s):
-                vouched = None if incarnation is None else status
-                async with self._nodes.replica(name, vouched, attempt_s) as connection:
+            with Timeout(lease.within_s) as timer:
+                async with lease as connection:
+                    if not lease.was_idle:
+                        timer.restart(lease.within_s)
                     route.on = status
                     if incarnation is None:
                         value, route.bound, shown = await self._read_checked(name, work, token, connection)
@@ -213,7 +256,7 @@ class Reads:
             raise
         except Exception as error:
             if speaks_against_node(error):
-                raise NodeFailed(describe(error)) from error
+                raise NodeFailed(describe(error), was_reached=lease.is_lent) from error
             raise
         if incarnation is None and shown is None:
             shown = await self._shown_by_any_replica(token.epoch, route)

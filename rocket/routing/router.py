@@ -117,6 +117,7 @@ class Router:
             if observer is not None and owns_observer:
                 await observer.start()
                 await check_floor_table(floors, router._nodes, limits.attempt_s)
+            router._nodes.warm_up()  # not before: until then an epoch may have no name
         except BaseException:
             await router.aclose()
             raise
@@ -188,6 +189,11 @@ class Router:
         now or once the primary finds it foreign: for cookies, which a browser keeps sending.
         """
         return Session(self, subject, token, lenient=lenient)
+
+    @property
+    def left_alone(self) -> Mapping[str, str]:
+        """Why no connection to a node can be opened, by its name: reads go elsewhere, without trying it."""
+        return self._nodes.left_alone()
 
     @property
     def policy(self) -> Policy:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from rocket import Limits, Reason, Router, Unavailable
+from rocket import Answer, Limits, Role, Router, Unavailable
 from rocket.consistency import SessionToken
 from rocket.lab.api.rides import SELECT_RIDE
 from rocket.lab.api.users import UserFloors
@@ -148,11 +149,11 @@ async def test_work_may_use_another_session_while_there_are_connections(
         await holding
 
 
-async def test_busy_replica_costs_a_retry_elsewhere(
+async def test_busy_replicas_are_waited_for(
     cluster: LocalCluster, observer: Observer, board: Board, email: str
 ) -> None:
-    """A pool that is exhausted is no reason to fail, or to wait for ever."""
-    limits = Limits(connections=1, queue=0, attempt_s=0.3)
+    """That all connections are in use is no failure, and no reason to ask the primary."""
+    limits = Limits(connections=1, queue=1, attempt_s=0.3, read_s=2)
     async with await Router.open(
         dsns(cluster),
         UserFloors(),
@@ -163,9 +164,27 @@ async def test_busy_replica_costs_a_retry_elsewhere(
         await cluster.wait_for_catchup()
         await observer.run_once()
         pools = [pool for pool in router.pools if pool.name != "primary"]
+
+        def read() -> asyncio.Task[Answer[int]]:
+            return asyncio.create_task(router.read(lambda node: node.fetchval("SELECT 1"), subject=email))
+
+        async with contextlib.AsyncExitStack() as leases:
+            for pool in pools:
+                await leases.enter_async_context(pool.lease())
+            waiting = []
+            for number in (1, 2):  # the second one goes where the first does not wait
+                waiting.append(read())
+                await until(lambda number=number: sum(pool.limiter.waiting for pool in pools) == number)
+            with pytest.raises(Unavailable, match="too many reads: 1 wait already"):
+                await read()
+            await asyncio.sleep(2 * limits.attempt_s)  # it is not an attempt
+            assert not any(task.done() for task in waiting)
+        answers = await asyncio.gather(*waiting)
+        assert {Role.REPLICA} == {answer.role for answer in answers}
+
         async with pools[0].lease(), pools[1].lease():
-            answer = await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
-    assert ("primary", Reason.REPLICAS_FAILED) == (answer.node, answer.reason)
+            with pytest.raises(Unavailable, match="was free within 2 s"):
+                await read()
 
 
 @pytest.mark.vouched

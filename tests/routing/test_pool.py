@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rocket import Connection
     from rocket.cluster.cluster import LocalCluster
 
-LIMITS = Limits(connections=2, primary_reads=2)
+LIMITS = Limits(connections=2, primary_reads=2, warm=0)
 MOST_SUSPENSIONS = 60
 
 
@@ -147,7 +147,7 @@ async def test_a_connection_that_opens_late_is_kept(cluster: LocalCluster) -> No
             async with asyncio.timeout(0.1), pool.lease():
                 pass
         assert link.halted
-        assert (pool.in_use, pool.idle) == (1, 0)
+        assert (pool.in_use, pool.idle) == (0, 0)
         link.heal()
         await until(lambda: (pool.in_use, pool.idle) == (0, 1))
         link.halt_after(4)  # not enough to open another one
@@ -219,3 +219,52 @@ async def test_a_connection_goes_from_reads_to_writes_and_back(cluster: LocalClu
         for wanted, setting in ((True, "on"), (False, "off")):
             async with primary.lease(read_only=wanted) as connection:
                 assert connection.get_server_pid() == pids[setting]
+
+
+async def test_a_node_that_refuses_connections_is_left_alone(cluster: LocalCluster, board: Board) -> None:
+    """Reads go elsewhere without trying it, and none to the primary; a connection in the background ends that."""
+    observer = Observer(dsns(cluster), board, interval_s=1)
+    await observer.run_once()
+    observer.close()
+    link = HaltingLink(socket_path(cluster.socket_dir, cluster.node("replica0").port), role(), DATABASE)
+    async with link.listening():
+        refused = link.dsn
+    assert board.epoch is not None
+    token = SessionToken(board.epoch, Lsn(0))
+    nodes = dsns(cluster) | {"replica0": refused}
+    async with await Router.open(nodes, SubjectLocks(), board, limits=LIMITS) as router:
+        answers = [await router.read(plain, subject=None, token=token) for _ in range(40)]
+        assert {"replica1"} == {answer.node for answer in answers}
+        assert sum("replica0" in answer.route.failed for answer in answers if answer.route is not None) <= 2
+        assert "replica0" in router.left_alone
+        async with link.listening():
+            await router.add("replica0", link.dsn)
+            assert "replica0" not in router.left_alone
+
+    refusing: dict[str, str] = {}
+    pool = NodePool("replica0", refused, LIMITS, refusing=refusing)
+    with pytest.raises(OSError, match="refused"):
+        async with pool.lease():
+            pass
+    assert list(refusing) == ["replica0"]
+    async with link.listening(refused):
+        await until(lambda: (dict(refusing), pool.idle) == ({}, 1))
+        await pool.close(1)
+
+
+async def test_connections_that_fell_silent_are_found_before_they_are_used(cluster: LocalCluster) -> None:
+    """Once one of them has, the others are looked at, and end together."""
+    link = HaltingLink(socket_path(cluster.socket_dir, cluster.node("replica0").port), role(), DATABASE)
+    async with link.listening():
+        pool = NodePool("replica0", link.dsn, Limits(connections=3, warm=0))
+        async with pool.lease() as one, pool.lease() as other, pool.lease() as third:
+            silent = {each.get_server_pid() for each in (one, other, third)}
+        link.forget()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2), pool.lease() as connection:
+                await connection.fetchval("SELECT 1")
+        async with asyncio.timeout(2), pool.lease() as connection:
+            assert connection.get_server_pid() not in silent
+            assert 1 == await connection.fetchval("SELECT 1")
+        assert pool.idle == 1
+        await pool.close(1)

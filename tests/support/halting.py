@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -21,12 +22,13 @@ class HaltingLink:
         self.dsn = ""
         self._upstream, self._user, self._database = upstream, user, database
         self._healed = asyncio.Event()
+        self._remembered = 0
         self._pipes: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
-    async def listening(self) -> AsyncIterator[HaltingLink]:
-        """Accept connections for as long as the context lasts."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def listening(self, dsn: str = "") -> AsyncIterator[HaltingLink]:
+        """Accept connections for as long as the context lasts, at the address of an earlier time if one is given."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", urlsplit(dsn).port or 0)
         port = server.sockets[0].getsockname()[1]
         self.dsn = f"postgresql://{self._user}@127.0.0.1:{port}/{self._database}"
         try:
@@ -41,6 +43,10 @@ class HaltingLink:
         """Let that number of pieces through from now on, and then nothing."""
         self.passed, self.halts_at = 0, pieces
         self._healed.clear()
+
+    def forget(self) -> None:
+        """Let nothing through on the connections that there are, as a firewall does; new ones are passed."""
+        self._remembered += 1
 
     def heal(self) -> None:
         """Let everything through, what was held back first."""
@@ -60,10 +66,13 @@ class HaltingLink:
             pipe.add_done_callback(self._pipes.discard)
 
     async def _pipe(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        since = self._remembered
         with contextlib.suppress(OSError):
             try:
                 while True:
                     piece = await source.read(2**16)
+                    if since != self._remembered:
+                        await asyncio.Event().wait()
                     if self.halted:
                         await self._healed.wait()
                     self.passed += 1

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from rocket.routing.connection import Connection
     from rocket.routing.epochs import Resolved
     from rocket.routing.limits import Place
+    from rocket.routing.pool import Lease
 
 UNPATCHED = "unpatched"
 
@@ -272,13 +273,15 @@ def check_in_the_reads_own_statement(patch: pytest.MonkeyPatch) -> None:
     def choose_any(token: SessionToken, board: Board, policy: Policy, **more: Any) -> Choice:
         return choose(replace(token, write_floor=Lsn(0), read_floor=Lsn(0)), board, policy, **more)
 
-    async def checked(self: Reads, status: ReplicaStatus, work: Any, route: Route) -> tuple[Any, SessionToken]:
+    async def checked(
+        self: Reads, status: ReplicaStatus, lease: Lease, work: Any, route: Route
+    ) -> tuple[Any, SessionToken]:
         floor = route.tokens[0].floor_on(status.name, status.incarnation)
 
         async def inside(node: Connection) -> Any:
             return await work(_CheckedInTheStatement(node, floor))
 
-        return await read(self, status, inside, route)
+        return await read(self, status, lease, inside, route)
 
     patch.setattr(reads, "choose", choose_any)
     patch.setattr(Reads, "_read_on_replica", checked)
