@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import re
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import asyncpg
 from asyncpg import connect_utils
 
-from rocket.consistency import Epoch, Incarnation
-from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged, is_end_to_end, refuse_pgpool
+from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
+
+    from rocket.consistency import Epoch, Incarnation
 
 
 if TYPE_CHECKING:
@@ -38,13 +37,11 @@ change it: a function that does so by itself has to set things for its transacti
 `set_config(..., true)` do.
 """
 
-CONNECT_TIMEOUT_S = 2.0
-"""A server that takes longer to accept a connection is not one to read from."""
+_CANCEL_TIMEOUT_S = 2.0
+"""How long a server may take to accept a cancel request."""
 
 _GIVING_BACK_S = 1.0
 """How long the way back of a connection may take, once the time for what ran on it is over."""
-
-_CACHED_STATEMENTS = 100
 
 OF_THIS_CLUSTER = "system_id = (SELECT system_identifier FROM pg_control_system())"
 """Selects the rows of `epochs` that belong to this cluster; a dump or pg_upgrade may have brought others."""
@@ -86,50 +83,13 @@ _RESET_ON_REPLICA = f"""{_RESET}
     SET default_transaction_read_only = on;
     SET default_transaction_isolation = 'read committed';
 """
-"""What `_WHERE` has set holds on."""
+"""What `opening` has set holds on."""
 
 _READ_ONLY = "SET default_transaction_read_only = on;"
 _WRITABLE = "SET default_transaction_read_only = off;"
 
 _LOOK = "SELECT 1"
 """Behind a pooler clients share the session, and nothing is reset in it."""
-
-_EPOCH_OR_NULL = f"CASE WHEN direct AND NOT in_recovery THEN {CURRENT_EPOCH} END"
-
-_WHERE = f"""
-    SELECT direct, in_recovery,
-           CASE WHEN direct AND in_recovery THEN
-               (SELECT pid || '@' || (extract(epoch FROM backend_start) * 1000000)::bigint
-                  FROM pg_stat_activity
-                 WHERE backend_type = 'startup')
-           END AS incarnation,
-           {_EPOCH_OR_NULL} AS epoch,
-           {SERVER_STARTED} AS server_started,
-           ARRAY[host(inet_client_addr()), inet_client_port()::text,
-                 host(inet_server_addr()), inet_server_port()::text] AS tcp_ends,
-           CASE WHEN inet_client_addr() IS NULL AND pg_has_role('pg_read_all_settings', 'usage')
-                THEN current_setting('unix_socket_directories')
-           END AS socket_directories,
-           current_setting('port') AS port,
-           -- A replica that gets promoted does not take a write through here.
-           CASE WHEN direct AND in_recovery
-                THEN set_config('default_transaction_read_only', 'on', false)
-           END,
-           -- The snapshot of a read must be younger than its check.
-           CASE WHEN direct AND in_recovery
-                THEN set_config('default_transaction_isolation', 'read committed', false)
-           END
-      FROM (SELECT pg_backend_pid() = $1 AS direct, pg_is_in_recovery() AS in_recovery OFFSET 0) AS here
-"""  # noqa: S608 - our own text
-"""Behind a pooler clients share the session, and nothing is set in it."""
-
-_WHERE_IF_LOCKED = _WHERE.replace(
-    _EPOCH_OR_NULL, f"NULL::text AS epoch, CASE WHEN direct AND NOT in_recovery THEN {TIMELINE} END"
-).replace("AS epoch,\n", "AS timeline,\n")
-"""The same without the table `epochs`, which another session has locked: a statement that names it would wait."""
-
-_UNLOCKED_WITHIN_S = 0.5
-"""How long a lock on `epochs` is waited for when a connection is opened."""
 
 
 class NodeConnection(_PlainConnection):
@@ -337,51 +297,6 @@ def _effect(query: str) -> str | None:
     return effect
 
 
-async def learn_where(connection: NodeConnection, cancellations: OwnedTasks | None = None) -> None:
-    """Ask a new connection what its server is, and make it read-only on a replica.
-
-    Behind a transaction pooler a connection outlives its server: there the backend is not the one that the
-    protocol announced, and neither incarnation nor epoch is known.
-    """
-    # asyncpg makes it; it has no __init__ of its own.
-    connection.cancellations = cancellations
-    connection.reported = None
-    connection.copies = 0
-    connection.overdue = None
-    connection.prepared = set()
-    connection.changed = connection.left_clean = connection.cut_off = connection.commits = False
-    connection.opened_at = time.monotonic()
-    connection.timeline = None
-    pid = connection.get_server_pid()
-    try:
-        row = await connection.fetchrow(_WHERE, pid, timeout=_UNLOCKED_WITHIN_S)
-    except TimeoutError:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S - _UNLOCKED_WITHIN_S):  # with cancelling the first one
-            row = await connection.fetchrow(_WHERE_IF_LOCKED, pid)
-        connection.timeline = None if row is None else row["timeline"]
-    assert row is not None  # noqa: S101 - it has one row
-    connection.changed = connection.cut_off = False  # by what is meant to last
-    connection.read_only = row["direct"] and row["in_recovery"]
-    connection.direct = row["direct"]
-    connection.to_replica = row["in_recovery"]
-    connection.incarnation = Incarnation(row["incarnation"]) if row["incarnation"] else None
-    connection.epoch = Epoch(row["epoch"]) if row["epoch"] else None
-    connection.server_started = row["server_started"]
-    if not is_end_to_end(connection, row):
-        await refuse_pgpool(connection, CONNECT_TIMEOUT_S)
-    if connection.direct:
-        _cache_statements(connection)
-
-
-def _cache_statements(connection: NodeConnection) -> None:
-    """Keep statements prepared on the server; asyncpg takes that setting only before it connects.
-
-    At that time it is unknown whether there is a pooler, which would mix up the statements of its clients.
-    """
-    connection._stmt_cache_enabled = True  # noqa: SLF001
-    connection._stmt_cache.set_max_size(_CACHED_STATEMENTS)  # noqa: SLF001
-
-
 @contextlib.asynccontextmanager
 async def in_one_piece(connection: Connection, *, read_only: bool = True) -> AsyncIterator[None]:
     """Run all statements of the body on one backend, and so in one incarnation of one server.
@@ -400,24 +315,6 @@ async def in_one_piece(connection: Connection, *, read_only: bool = True) -> Asy
             await transaction.rollback()
         raise
     await transaction.commit()
-
-
-async def connect(dsn: str) -> NodeConnection:
-    """Open a connection outside of any pool, to observe with."""
-    connection: NodeConnection = await asyncpg.connect(
-        dsn,
-        connection_class=NodeConnection,
-        timeout=CONNECT_TIMEOUT_S,
-        command_timeout=CONNECT_TIMEOUT_S,
-        statement_cache_size=0,  # see `_cache_statements`
-        server_settings={"application_name": f"rocket observer, process {os.getpid()}"},
-    )
-    try:
-        await learn_where(connection)
-    except BaseException:
-        connection.terminate()
-        raise
-    return connection
 
 
 def unwrap(connection: Connection) -> NodeConnection:
@@ -497,7 +394,7 @@ class OwnedTasks:
 async def _cancel_statement(connection: NodeConnection, backend_pid: int, backend_secret: int) -> None:
     """Send a cancel request for one backend; a server that does not take it is left alone."""
     with contextlib.suppress(OSError, TimeoutError):
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        async with asyncio.timeout(_CANCEL_TIMEOUT_S):
             await cast("Any", connect_utils)._cancel(  # noqa: SLF001
                 loop=asyncio.get_running_loop(),
                 addr=connection._addr,  # noqa: SLF001

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import asyncpg
 
@@ -174,37 +174,6 @@ def connecting() -> Iterator[None]:
         raise
     except ValueError:
         raise AddressUnusable("its address cannot be used") from None
-
-
-_PGPOOL = "SHOW pool_version"
-"""pgpool-II answers this by itself, if it comes as a simple query; for Postgres it is an error."""
-
-
-def is_end_to_end(connection: asyncpg.Connection[asyncpg.Record], where: asyncpg.Record) -> bool:
-    """Return whether the server has the other end of this very socket: then there is nothing in between."""
-    inner = cast("Any", connection)
-    address = inner._addr  # noqa: SLF001
-    if isinstance(address, str):  # the path of a Unix socket
-        directories = (where["socket_directories"] or "").split(",")
-        return address in {f"{directory.strip()}/.s.PGSQL.{where['port']}" for directory in directories}
-    ends = (inner._transport.get_extra_info(end) for end in ("sockname", "peername"))  # noqa: SLF001
-    return [str(part) for end in ends for part in end[:2]] == list(where["tcp_ends"])
-
-
-async def refuse_pgpool(connection: asyncpg.Connection[asyncpg.Record], timeout_s: float) -> None:
-    """Raise `UnfitPooler` behind a pgpool-II, which sends the statements of one transaction to several servers.
-
-    That a server says it is the primary then proves nothing for the statement after it. Where the backend is the
-    one that the protocol announced, pgpool-II may still be in between.
-    """
-    try:
-        await connection.execute(_PGPOOL, timeout=timeout_s)
-    except asyncpg.SyntaxOrAccessError:
-        return
-    raise UnfitPooler(
-        "pgpool-II answers at its address: it may send statements of one transaction to different servers, so "
-        "nothing that is read there is proved to be fresh. Give the server's own address, or PgBouncer's"
-    )
 
 
 def describe_failures(failures: Mapping[str, Exception]) -> str:

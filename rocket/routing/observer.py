@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rocket.errors import TaskDied, unwrapping_group
 from rocket.routing.catchup import CatchUp
-from rocket.routing.connection import connect
 from rocket.routing.failures import check_reachable, check_tables
+from rocket.routing.opening import connect
 from rocket.routing.watch import NodeWatch
 
 if TYPE_CHECKING:

@@ -15,15 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import asyncpg
 
 from rocket.errors import describe
-from rocket.routing.connection import (
-    CONNECT_TIMEOUT_S,
-    NodeConnection,
-    OwnedTasks,
-    discard,
-    is_lost,
-    learn_where,
-    runs_on,
-)
+from rocket.routing.connection import NodeConnection, OwnedTasks, discard, is_lost, runs_on
 from rocket.routing.failures import (
     REFUSED,
     UNREACHABLE,
@@ -34,6 +26,7 @@ from rocket.routing.failures import (
     may_be_outdated,
 )
 from rocket.routing.limits import HELD, CapacityLimiter
+from rocket.routing.opening import CONNECT_TIMEOUT_S, learn_where
 
 if TYPE_CHECKING:
     from collections.abc import Callable

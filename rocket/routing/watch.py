@@ -15,7 +15,7 @@ import asyncpg
 from rocket.consistency import Epoch, Lsn, PrimaryStatus, ReplicaStatus, timeline_of
 from rocket.errors import describe
 from rocket.routing import connection as connections
-from rocket.routing import heartbeat
+from rocket.routing import heartbeat, opening
 from rocket.routing.connection import SERVER_STARTED
 from rocket.routing.epochs import (
     NEWEST_SHOWN,
@@ -143,7 +143,7 @@ class NodeWatch:
         may_be_primary: MayBePrimary | None = None,
         roles_only: bool = False,
         takes_reads: bool = True,
-        connect: Connect = connections.connect,
+        connect: Connect = opening.connect,
     ) -> None:
         self.name = name
         self._dsn = dsn
@@ -176,7 +176,7 @@ class NodeWatch:
     async def observe(self) -> bool:
         """Publish the node's status, or remove it if it gives none; return whether it answered as a replica."""
         try:
-            async with asyncio.timeout(connections.CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
+            async with asyncio.timeout(opening.CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
                 is_replica = await (self._observe_as_writer() if self._elected else self._observe())
         except Exception as error:  # noqa: BLE001 - one node never ends the observation of the others
             self.failure = error
@@ -194,7 +194,7 @@ class NodeWatch:
     async def find_system(self) -> int | None:
         """Return the system identifier of the cluster that the node belongs to; None if it gives none."""
         try:
-            async with asyncio.timeout(connections.CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
+            async with asyncio.timeout(opening.CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
                 self._connection = self._connection or await self._connect()
                 return await self._connection.fetchval(_SYSTEM_ID, timeout=_ANSWER_TIMEOUT_S)  # type: ignore[no-any-return]
         except Exception:  # noqa: BLE001 - `observe` finds the same, and says so

@@ -22,8 +22,8 @@ from rocket.lab.api.rides import SELECT_RIDE
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.routing import reads
-from rocket.routing.connection import connect
 from rocket.routing.observer import Observer
+from rocket.routing.opening import connect
 from tests.support.between import pgbouncer, pgbouncer_host_list, pgpool, shared_address
 from tests.support.races import come_back_behind, lose_a_backend, restart_point_now, write_ride
 from tests.support.servers import ROLES, dsns, paused, recorded

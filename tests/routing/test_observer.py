@@ -16,7 +16,7 @@ from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
 from rocket.lab.torture.faults import table_state
-from rocket.routing import connection, heartbeat
+from rocket.routing import connection, heartbeat, opening
 from rocket.routing.observer import Observer
 from tests.support.races import write_ride
 from tests.support.servers import dsns, paused, recorded, table, until
@@ -104,7 +104,7 @@ async def test_only_one_observer_writes_the_table(cluster: LocalCluster, observe
 async def test_writer_that_falls_silent_gives_the_table_up(cluster: LocalCluster, last: str) -> None:
     """Between two statements of a transaction as well: its process may halt anywhere."""
     dsn = dsns(cluster, "primary")["primary"]
-    silent, other = await connection.connect(dsn), await connection.connect(dsn)
+    silent, other = await opening.connect(dsn), await opening.connect(dsn)
     try:
         assert await heartbeat.elect(silent, 0.05)
         await silent.execute(last)
@@ -244,7 +244,7 @@ async def test_whatever_a_node_does_the_observer_goes_on(
             raise KeyError("cannot switch to state 12")
 
     async def connect(dsn: str) -> connection.NodeConnection:
-        opened = await connection.connect(dsn)
+        opened = await opening.connect(dsn)
         if is_odd and dsn == nodes["replica0"]:
             opened.__class__ = Odd
         return opened

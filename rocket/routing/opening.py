@@ -1,0 +1,153 @@
+"""How a connection is opened: what is asked of its server first, and what is set in its session."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import asyncpg
+
+from rocket.consistency import Epoch, Incarnation
+from rocket.routing.connection import CURRENT_EPOCH, SERVER_STARTED, TIMELINE, NodeConnection
+from rocket.routing.failures import UnfitPooler
+
+if TYPE_CHECKING:
+    from rocket.routing.connection import OwnedTasks
+
+CONNECT_TIMEOUT_S = 2.0
+"""A server that takes longer to accept a connection is not one to read from."""
+
+_CACHED_STATEMENTS = 100
+
+_EPOCH_OR_NULL = f"CASE WHEN direct AND NOT in_recovery THEN {CURRENT_EPOCH} END"
+
+_WHERE = f"""
+    SELECT direct, in_recovery,
+           CASE WHEN direct AND in_recovery THEN
+               (SELECT pid || '@' || (extract(epoch FROM backend_start) * 1000000)::bigint
+                  FROM pg_stat_activity
+                 WHERE backend_type = 'startup')
+           END AS incarnation,
+           {_EPOCH_OR_NULL} AS epoch,
+           {SERVER_STARTED} AS server_started,
+           ARRAY[host(inet_client_addr()), inet_client_port()::text,
+                 host(inet_server_addr()), inet_server_port()::text] AS tcp_ends,
+           CASE WHEN inet_client_addr() IS NULL AND pg_has_role('pg_read_all_settings', 'usage')
+                THEN current_setting('unix_socket_directories')
+           END AS socket_directories,
+           current_setting('port') AS port,
+           -- A replica that gets promoted does not take a write through here.
+           CASE WHEN direct AND in_recovery
+                THEN set_config('default_transaction_read_only', 'on', false)
+           END,
+           -- The snapshot of a read must be younger than its check.
+           CASE WHEN direct AND in_recovery
+                THEN set_config('default_transaction_isolation', 'read committed', false)
+           END
+      FROM (SELECT pg_backend_pid() = $1 AS direct, pg_is_in_recovery() AS in_recovery OFFSET 0) AS here
+"""  # noqa: S608 - our own text
+"""Behind a pooler clients share the session, and nothing is set in it."""
+
+_WHERE_IF_LOCKED = _WHERE.replace(
+    _EPOCH_OR_NULL, f"NULL::text AS epoch, CASE WHEN direct AND NOT in_recovery THEN {TIMELINE} END"
+).replace("AS epoch,\n", "AS timeline,\n")
+"""The same without the table `epochs`, which another session has locked: a statement that names it would wait."""
+
+_UNLOCKED_WITHIN_S = 0.5
+"""How long a lock on `epochs` is waited for when a connection is opened."""
+
+
+async def connect(dsn: str) -> NodeConnection:
+    """Open a connection outside of any pool, to observe with."""
+    connection: NodeConnection = await asyncpg.connect(
+        dsn,
+        connection_class=NodeConnection,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=CONNECT_TIMEOUT_S,
+        statement_cache_size=0,  # see `_cache_statements`
+        server_settings={"application_name": f"rocket observer, process {os.getpid()}"},
+    )
+    try:
+        await learn_where(connection)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def learn_where(connection: NodeConnection, cancellations: OwnedTasks | None = None) -> None:
+    """Ask a new connection what its server is, and make it read-only on a replica.
+
+    Behind a transaction pooler a connection outlives its server: there the backend is not the one that the
+    protocol announced, and neither incarnation nor epoch is known.
+    """
+    # asyncpg makes it; it has no __init__ of its own.
+    connection.cancellations = cancellations
+    connection.reported = None
+    connection.copies = 0
+    connection.overdue = None
+    connection.prepared = set()
+    connection.changed = connection.left_clean = connection.cut_off = connection.commits = False
+    connection.opened_at = time.monotonic()
+    connection.timeline = None
+    pid = connection.get_server_pid()
+    try:
+        row = await connection.fetchrow(_WHERE, pid, timeout=_UNLOCKED_WITHIN_S)
+    except TimeoutError:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S - _UNLOCKED_WITHIN_S):  # with cancelling the first one
+            row = await connection.fetchrow(_WHERE_IF_LOCKED, pid)
+        connection.timeline = None if row is None else row["timeline"]
+    assert row is not None  # noqa: S101 - it has one row
+    connection.changed = connection.cut_off = False  # by what is meant to last
+    connection.read_only = row["direct"] and row["in_recovery"]
+    connection.direct = row["direct"]
+    connection.to_replica = row["in_recovery"]
+    connection.incarnation = Incarnation(row["incarnation"]) if row["incarnation"] else None
+    connection.epoch = Epoch(row["epoch"]) if row["epoch"] else None
+    connection.server_started = row["server_started"]
+    if not is_end_to_end(connection, row):
+        await refuse_pgpool(connection, CONNECT_TIMEOUT_S)
+    if connection.direct:
+        _cache_statements(connection)
+
+
+def _cache_statements(connection: NodeConnection) -> None:
+    """Keep statements prepared on the server; asyncpg takes that setting only before it connects.
+
+    At that time it is unknown whether there is a pooler, which would mix up the statements of its clients.
+    """
+    connection._stmt_cache_enabled = True  # noqa: SLF001
+    connection._stmt_cache.set_max_size(_CACHED_STATEMENTS)  # noqa: SLF001
+
+
+_PGPOOL = "SHOW pool_version"
+"""pgpool-II answers this by itself, if it comes as a simple query; for Postgres it is an error."""
+
+
+def is_end_to_end(connection: asyncpg.Connection[asyncpg.Record], where: asyncpg.Record) -> bool:
+    """Return whether the server has the other end of this very socket: then there is nothing in between."""
+    inner = cast("Any", connection)
+    address = inner._addr  # noqa: SLF001
+    if isinstance(address, str):  # the path of a Unix socket
+        directories = (where["socket_directories"] or "").split(",")
+        return address in {f"{directory.strip()}/.s.PGSQL.{where['port']}" for directory in directories}
+    ends = (inner._transport.get_extra_info(end) for end in ("sockname", "peername"))  # noqa: SLF001
+    return [str(part) for end in ends for part in end[:2]] == list(where["tcp_ends"])
+
+
+async def refuse_pgpool(connection: asyncpg.Connection[asyncpg.Record], timeout_s: float) -> None:
+    """Raise `UnfitPooler` behind a pgpool-II, which sends the statements of one transaction to several servers.
+
+    That a server says it is the primary then proves nothing for the statement after it. Where the backend is the
+    one that the protocol announced, pgpool-II may still be in between.
+    """
+    try:
+        await connection.execute(_PGPOOL, timeout=timeout_s)
+    except asyncpg.SyntaxOrAccessError:
+        return
+    raise UnfitPooler(
+        "pgpool-II answers at its address: it may send statements of one transaction to different servers, so "
+        "nothing that is read there is proved to be fresh. Give the server's own address, or PgBouncer's"
+    )
