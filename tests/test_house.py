@@ -22,7 +22,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LONGEST_MODULE = 500
 """Lines; a longer file holds more than one noun."""
-MOST_MODULES = 136
+MOST_MODULES = 135
 
 
 class Room(NamedTuple):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 import asyncpg
 from asyncpg import connect_utils
 
+from rocket.errors import describe
 from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged
 
 if TYPE_CHECKING:
@@ -363,6 +364,32 @@ def discard(connection: Connection) -> None:
             )
     with contextlib.suppress(asyncpg.InterfaceError):  # it has ended by itself, and left the pool
         connection.terminate()
+
+
+def speaks_of_connection(error: Exception, connection: Connection) -> Exception | None:
+    """Return what to raise for an error after which a connection is not used again, None if it may be."""
+    if isinstance(error, (NodeChanged, *UNREACHABLE)):
+        return error
+    if isinstance(error, asyncpg.OutdatedSchemaCacheError):
+        return None  # an InternalClientError, too
+    # asyncpg says the first between a server's last message and the end of the connection, the last when a
+    # connection is ended right before an answer is looked at.
+    if isinstance(error, asyncpg.InternalClientError) or (
+        isinstance(error, (asyncpg.InterfaceError, AttributeError)) and is_lost(connection)
+    ):
+        return ConnectionError(f"connection lost: {describe(error)}")
+    return None
+
+
+async def answered(connection: NodeConnection) -> None:
+    """Wait until the server has answered a statement that was given up, or has ended the connection."""
+    await cast("Any", connection)._protocol._wait_for_cancellation()  # noqa: SLF001
+
+
+async def answered_or_lost(connection: NodeConnection) -> None:
+    """Wait for that, and raise nothing."""
+    with contextlib.suppress(*REFUSED):
+        await answered(connection)
 
 
 class OwnedTasks:

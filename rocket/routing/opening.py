@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 
 from rocket.consistency import Epoch, Incarnation
 from rocket.routing.connection import CURRENT_EPOCH, SERVER_STARTED, TIMELINE, NodeConnection
-from rocket.routing.failures import UnfitPooler
+from rocket.routing.failures import REFUSED, UnfitPooler
 
 if TYPE_CHECKING:
     from rocket.routing.connection import OwnedTasks
@@ -20,6 +21,7 @@ CONNECT_TIMEOUT_S = 2.0
 """A server that takes longer to accept a connection is not one to read from."""
 
 _CACHED_STATEMENTS = 100
+_INCARNATIONS_REMEMBERED = 32
 
 _EPOCH_OR_NULL = f"CASE WHEN direct AND NOT in_recovery THEN {CURRENT_EPOCH} END"
 
@@ -151,3 +153,42 @@ async def refuse_pgpool(connection: asyncpg.Connection[asyncpg.Record], timeout_
         "pgpool-II answers at its address: it may send statements of one transaction to different servers, so "
         "nothing that is read there is proved to be fresh. Give the server's own address, or PgBouncer's"
     )
+
+
+class IncarnationHistory:
+    """The incarnations found behind one address: a single server has them one after another."""
+
+    def __init__(self) -> None:
+        self._present: Incarnation | None = None
+        self._since = 0.0
+        self._past: deque[Incarnation] = deque(maxlen=_INCARNATIONS_REMEMBERED)
+
+    def is_shared_address(self, connection: NodeConnection) -> bool:
+        """Record a connection's incarnation; return whether it has returned, as none of a single server does."""
+        found = connection.incarnation
+        if found is None or found == self._present:
+            return False
+        if found in self._past:
+            return connection.opened_at > self._since
+        if self._present is not None:
+            self._past.append(self._present)
+        self._present, self._since = found, time.monotonic()
+        return False
+
+
+_RUNS = "SELECT true FROM pg_stat_activity WHERE pid = $1 AND state IS DISTINCT FROM 'idle'"
+
+
+async def still_runs(dsn: str, pid: int) -> bool:
+    """Ask a server whether one of its backends still runs something; without an answer it may."""
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            other = await asyncpg.connect(
+                dsn, statement_cache_size=0, server_settings={"application_name": "rocket"}
+            )
+            try:
+                return await other.fetchval(_RUNS, pid) is True
+            finally:
+                other.terminate()
+    except (ValueError, *REFUSED):
+        return True

@@ -15,29 +15,33 @@ from typing import TYPE_CHECKING, Any, cast
 import asyncpg
 
 from rocket.errors import describe
-from rocket.routing.connection import NodeConnection, OwnedTasks, discard, is_lost, runs_on
+from rocket.routing.connection import (
+    NodeConnection,
+    OwnedTasks,
+    answered,
+    answered_or_lost,
+    discard,
+    runs_on,
+    speaks_of_connection,
+)
 from rocket.routing.failures import (
     REFUSED,
-    UNREACHABLE,
-    NodeChanged,
     NotAsObserved,
     OwnError,
     StatementsOutdated,
     may_be_outdated,
 )
 from rocket.routing.limits import HELD, CapacityLimiter
-from rocket.routing.opening import CONNECT_TIMEOUT_S, learn_where
+from rocket.routing.opening import CONNECT_TIMEOUT_S, IncarnationHistory, learn_where, still_runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rocket.consistency import Incarnation
-    from rocket.routing.connection import Connection, Work
+    from rocket.routing.connection import Work
     from rocket.routing.limits import Limits, Place
 
 _LOOK_EVERY_S = 5.0
 """How often the server is asked whether a COMMIT that was given up still runs: its answer may never come."""
-_INCARNATIONS_REMEMBERED = 32
 _IDLE_S = 300.0  # connections that were not used for so long are closed
 _LIFETIME_S = 3600.0  # so are those that were opened so long ago, when they are given back: backends grow
 _LOOK_AFTER_S = 10.0
@@ -48,30 +52,10 @@ _SLOW_S = 0.25
 """Reads go elsewhere while opening a connection takes longer than that, if they can."""
 _FIRST_PROBE_S, _LAST_PROBE_S = 0.1, 5.0
 """How soon a node that has refused a connection is asked for one again, at first and after many failures."""
+_CLOSED = "no connection: its pool is closed"
 _proxy = cast("Any", asyncpg.pool.PoolConnectionProxy)
 
 _log = logging.getLogger("rocket.router")
-
-
-class IncarnationHistory:
-    """The incarnations found behind one address: a single server has them one after another."""
-
-    def __init__(self) -> None:
-        self._present: Incarnation | None = None
-        self._since = 0.0
-        self._past: deque[Incarnation] = deque(maxlen=_INCARNATIONS_REMEMBERED)
-
-    def is_shared_address(self, connection: NodeConnection) -> bool:
-        """Record a connection's incarnation; return whether it has returned, as none of a single server does."""
-        found = connection.incarnation
-        if found is None or found == self._present:
-            return False
-        if found in self._past:
-            return connection.opened_at > self._since
-        if self._present is not None:
-            self._past.append(self._present)
-        self._present, self._since = found, time.monotonic()
-        return False
 
 
 class NodePool:
@@ -131,6 +115,10 @@ class NodePool:
         return self.limiter.inside
 
     @property
+    def _alive(self) -> list[Any]:
+        return [connection for connection in self._connections if not connection.is_closed()]
+
+    @property
     def has_idle(self) -> bool:
         """Whether a connection is unused; it may have ended."""
         return bool(self._idle)
@@ -175,20 +163,17 @@ class NodePool:
 
     def _open_another(self) -> None:
         """Open a connection in the background, if there may be one more; the first who waits gets it."""
-        if len(self._open_connections()) + len(self._openings) < self.limiter.width:
+        if len(self._alive) + len(self._openings) < self.limiter.width:
             self._openings.start(self._open(), "open a connection").add_done_callback(self._opened)
 
     def _opened(self, opening: asyncio.Task[NodeConnection]) -> None:
-        if opening.cancelled():
-            error: BaseException = ConnectionError(_CLOSED)
-        elif (failure := opening.exception()) is not None:
-            error = failure
-            self._note_refused(describe(failure))
-        else:
+        error = ConnectionError(_CLOSED) if opening.cancelled() else opening.exception()
+        if error is None:
             self._refusing.pop(self.name, None)
             self._probe_after_s = _FIRST_PROBE_S
             self._keep(opening.result())
             return
+        self._note_refused(describe(error))
         if (waiter := self._next_waiter()) is not None:
             waiter.set_exception(error)
 
@@ -315,11 +300,8 @@ class NodePool:
 
     def _position(self, read_only: bool | None) -> int:
         """Return which idle connection to use: the one used last of those preferred, or else of all."""
-        if read_only is not None:
-            for position in range(len(self._idle) - 1, -1, -1):
-                if self._idle[position].read_only == read_only:
-                    return position
-        return -1
+        positions = range(len(self._idle) - 1, -1, -1)
+        return next((i for i in positions if read_only in {None, self._idle[i].read_only}), -1)
 
     async def give_back(self, connection: NodeConnection, place: Place) -> None:
         """Take back what `acquire` returned, with its place."""
@@ -338,15 +320,12 @@ class NodePool:
         self._drop_statement_cache()
 
     def _drop_type_cache(self) -> None:  # asyncpg's connections call this and the next of their pool
-        for connection in self._open_connections():
+        for connection in self._alive:
             connection._drop_local_type_cache()  # noqa: SLF001
 
     def _drop_statement_cache(self) -> None:
-        for connection in self._open_connections():
+        for connection in self._alive:
             connection._drop_local_statement_cache()  # noqa: SLF001
-
-    def _open_connections(self) -> list[Any]:
-        return [connection for connection in self._connections if not connection.is_closed()]
 
     async def _outlast(self, connection: NodeConnection, place: Place) -> None:
         """Keep a connection, and its place, for as long as a COMMIT that was given up runs on the server.
@@ -355,11 +334,11 @@ class NodePool:
         be on the server each time.
         """
         pid = connection.get_server_pid()
-        answer = self._commits.start(_answered_or_lost(connection), "wait for the answer to a COMMIT")
+        answer = self._commits.start(answered_or_lost(connection), "wait for the answer to a COMMIT")
         try:
             while not answer.done():
                 await asyncio.wait((answer,), timeout=_LOOK_EVERY_S)
-                if not answer.done() and connection.direct and not await _still_runs(self.dsn, pid):
+                if not answer.done() and connection.direct and not await still_runs(self.dsn, pid):
                     break
         finally:  # without an await: a pool that is closed may cancel this at any
             answer.cancel()
@@ -372,7 +351,7 @@ class NodePool:
         try:
             if connection.cut_off:
                 connection.due_after(0)
-                await _answered(connection)
+                await answered(connection)
             await connection.end_transaction_left_open()
             await self._reset(connection)
             if self._is_closing or time.monotonic() > connection.opened_at + _LIFETIME_S:
@@ -427,8 +406,8 @@ class Lease:
     """The use of one connection, from `async with` to the end of its body."""
 
     __slots__ = (
-        "_cancelled_before", "_check", "_held", "_inner", "_lent", "_place", "_pool", "_read_only", "_task",
-        "was_idle", "within_s",
+        "_cancelled_before", "_check", "_has_queued", "_held", "_inner", "_lent", "_place", "_pool", "_read_only",
+        "_task", "is_lent", "was_idle", "within_s",
     )  # fmt: skip
 
     def __init__(
@@ -443,8 +422,9 @@ class Lease:
         """How long it may last, in seconds."""
         self._check = check
         self._read_only = read_only
-        self._place: Place | None = None
-        self._inner: NodeConnection | None = None
+        self._has_queued = False
+        self.is_lent = False
+        """Whether there was a connection."""
         self.was_idle = False
         """Whether there was a connection that did not have to be waited for."""
 
@@ -453,26 +433,20 @@ class Lease:
         """Whether all connections are in use."""
         return self._pool.limiter.is_full
 
-    @property
-    def is_lent(self) -> bool:
-        """Whether it came to be."""
-        return self._inner is not None
-
     async def queue(self) -> None:
         """Wait until a connection is free, before it is used by `async with`, or left; raise `TooManyWaiting`."""
         held = HELD.get()
         self._place = await self._pool.limiter.take()
-        self._held = held
+        self._held, self._has_queued = held, True
 
     def leave(self) -> None:
         """Do not use what was waited for."""
-        assert self._place is not None  # noqa: S101 - see `queue`
         HELD.set(self._held)
         self._pool.free(self._place)
 
     async def __aenter__(self) -> asyncpg.pool.PoolConnectionProxy[asyncpg.Record]:
         pool = self._pool
-        if self._place is None:
+        if not self._has_queued:
             await self.queue()
         self.was_idle = pool.has_idle
         try:
@@ -480,6 +454,7 @@ class Lease:
         except BaseException:
             self.leave()
             raise
+        self.is_lent = True
         inner.due_after(self.within_s)
         self._lent = _proxy(pool.holder, inner)
         task = self._task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -496,8 +471,6 @@ class Lease:
         try:
             instead = None if error is None else self._after(error)
         finally:
-            assert self._inner is not None  # noqa: S101 - it was lent
-            assert self._place is not None  # noqa: S101
             HELD.set(self._held)
             self._lent._detach()  # noqa: SLF001 - work cannot use it any more
             await self._pool.give_back(self._inner, self._place)
@@ -507,13 +480,12 @@ class Lease:
     def _after(self, error: BaseException) -> BaseException | None:
         """Discard a connection that an error speaks against; return what to raise in place of the error."""
         inner = self._inner
-        assert inner is not None  # noqa: S101 - it was lent
         if not isinstance(error, Exception):
             if inner.cut_off:
                 self._pool.suspect_idle()
             discard(inner)
             return None
-        failure = _speaks_of_connection(error, inner)
+        failure = speaks_of_connection(error, inner)
         if failure is None:
             inner.changed = True  # to be looked at: something may be under way
             inner.due_after(0)
@@ -527,47 +499,3 @@ class Lease:
             # The connection has failed, or ended overdue, while work was being cancelled.
             return asyncio.CancelledError()
         return None if failure is error else failure
-
-
-def _speaks_of_connection(error: Exception, connection: Connection) -> Exception | None:
-    """Return what to raise for an error after which a connection is not used again, None if it may be."""
-    if isinstance(error, (NodeChanged, *UNREACHABLE)):
-        return error
-    if isinstance(error, asyncpg.OutdatedSchemaCacheError):
-        return None  # an InternalClientError, too
-    # asyncpg says the first between a server's last message and the end of the connection, the last when a
-    # connection is ended right before an answer is looked at.
-    if isinstance(error, asyncpg.InternalClientError) or (
-        isinstance(error, (asyncpg.InterfaceError, AttributeError)) and is_lost(connection)
-    ):
-        return ConnectionError(f"connection lost: {describe(error)}")
-    return None
-
-
-async def _answered(connection: NodeConnection) -> None:
-    """Wait until the server has answered a statement that was given up, or has ended the connection."""
-    await cast("Any", connection)._protocol._wait_for_cancellation()  # noqa: SLF001
-
-
-async def _answered_or_lost(connection: NodeConnection) -> None:
-    with contextlib.suppress(*REFUSED):
-        await _answered(connection)
-
-
-_CLOSED = "no connection: its pool is closed"
-_RUNS = "SELECT true FROM pg_stat_activity WHERE pid = $1 AND state IS DISTINCT FROM 'idle'"
-
-
-async def _still_runs(dsn: str, pid: int) -> bool:
-    """Ask a server whether one of its backends still runs something; without an answer it may."""
-    try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            other = await asyncpg.connect(
-                dsn, statement_cache_size=0, server_settings={"application_name": "rocket"}
-            )
-            try:
-                return await other.fetchval(_RUNS, pid) is True
-            finally:
-                other.terminate()
-    except (ValueError, *REFUSED):
-        return True

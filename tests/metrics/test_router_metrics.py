@@ -19,7 +19,7 @@ from rocket.consistency import Board, Epoch
 from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
 from rocket.metrics import RouterMetrics
-from rocket.metrics.tallies import BOUNDS_S, Tally, as_histogram
+from rocket.metrics.router import BOUNDS_S, Tally, as_histogram
 from rocket.routing.observer import Observer
 from tests.support.races import write_ride
 from tests.support.servers import dsns, paused, until

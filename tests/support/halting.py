@@ -27,7 +27,7 @@ class HaltingLink:
 
     @contextlib.asynccontextmanager
     async def listening(self, dsn: str = "") -> AsyncIterator[HaltingLink]:
-        """Accept connections for as long as the context lasts, at the address of an earlier time if one is given."""
+        """Accept connections for as long as the context lasts, at an earlier address if one is given."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", urlsplit(dsn).port or 0)
         port = server.sockets[0].getsockname()[1]
         self.dsn = f"postgresql://{self._user}@127.0.0.1:{port}/{self._database}"
