@@ -40,14 +40,13 @@ hypothesis.settings.load_profile("rocket")
 LONGEST_FIRST = tuple(
     f"tests/{name}.py"
     for name in (
-        "lab/test_run_all", "routing/test_giving_back", "cluster/test_healing", "lab/inspector/test_page",
-        "routing/test_promotion", "lab/inspector/test_scenarios", "cluster/test_promotion",
-        "routing/test_observer", "consistency/test_simulation", "test_package", "lab/torture/test_workload",
-        "lab/bench/test_bench", "cluster/test_any_postgres", "lab/patroni/test_switchover",
-        "routing/test_histories", "cluster/test_cluster", "cluster/test_not_serving",
-        "lab/torture/test_torture", "lab/test_workers", "lab/api/test_hostile_clients", "lab/api/test_sessions",
-        "lab/test_takeover", "lab/status/test_status", "routing/test_checked_reads", "routing/test_session",
-        "lab/torture/test_variants",
+        "cluster/test_healing", "lab/test_run_all", "lab/inspector/test_page", "test_package",
+        "routing/test_giving_back", "cluster/test_promotion", "lab/bench/test_bench",
+        "lab/inspector/test_scenarios", "consistency/test_simulation", "lab/torture/test_torture",
+        "routing/test_histories", "lab/patroni/test_switchover", "routing/test_observer", "lab/test_workers",
+        "cluster/test_any_postgres", "cluster/test_cluster", "lab/test_takeover", "routing/test_promotion",
+        "lab/torture/test_workload", "cluster/test_not_serving", "lab/status/test_status",
+        "lab/api/test_hostile_clients", "lab/torture/test_variants", "consistency/test_choice",
     )
 )  # fmt: skip
 """Of five seconds and more, so that no process works on one of them when the others are done."""

@@ -46,8 +46,7 @@ _IDLE_S = 300.0  # connections that were not used for so long are closed
 _LIFETIME_S = 3600.0  # so are those that were opened so long ago, when they are given back: backends grow
 _LOOK_AFTER_S = 10.0
 """A connection that was idle for longer is looked at before it is used: a firewall may have forgotten it."""
-_LOOK_S = 0.5
-"""How long it has to answer then."""
+_LOOK_S = 0.5  # how long it has to answer then
 _SLOW_S = 0.25
 """Reads go elsewhere while opening a connection takes longer than that, if they can."""
 _FIRST_PROBE_S, _LAST_PROBE_S = 0.1, 5.0
@@ -111,7 +110,7 @@ class NodePool:
 
     @property
     def in_use(self) -> int:
-        """How many of its connections are lent, or being opened to be."""
+        """How many of its connections are lent, or waited for."""
         return self.limiter.inside
 
     @property

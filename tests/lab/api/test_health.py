@@ -309,7 +309,7 @@ class TestMetrics:
         assert all(seen[named(gauge, node=name)] >= 0 for name in REPLICAS)
 
     async def test_connections_are_gauged(self, client: Client, user: str) -> None:
-        """Connections are counted by node and state, those not opened yet as none."""
+        """Connections are counted by node and state, and one to each node is kept ready."""
         await read_as(client, user)
         seen = await samples(client)
         connections = {
@@ -317,7 +317,7 @@ class TestMetrics:
             for name in NODES
             for state in ("in_use", "idle")
         }
-        assert {which for which, count in connections.items() if count} == {("primary", "idle")}
+        assert {which for which, count in connections.items() if count} == {(name, "idle") for name in NODES}
 
     async def test_no_address_appears_in_the_metrics(self, client: Client, user: str) -> None:
         """Monitoring needs no addresses, which would make a label for each user."""
