@@ -311,13 +311,18 @@ class TestMetrics:
     async def test_connections_are_gauged(self, client: Client, user: str) -> None:
         """Connections are counted by node and state, and one to each node is kept ready."""
         await read_as(client, user)
-        seen = await samples(client)
-        connections = {
-            (name, state): seen[named("rocket_pool_connections", node=name, state=state)]
-            for name in NODES
-            for state in ("in_use", "idle")
-        }
-        assert {which for which, count in connections.items() if count} == {(name, "idle") for name in NODES}
+        wanted = {(name, "idle") for name in NODES}
+        async with asyncio.timeout(10):  # they are opened in the background
+            while True:
+                seen = await samples(client)
+                connections = {
+                    (name, state): seen[named("rocket_pool_connections", node=name, state=state)]
+                    for name in NODES
+                    for state in ("in_use", "idle")
+                }
+                if {which for which, count in connections.items() if count} == wanted:
+                    break
+                await asyncio.sleep(0.01)
 
     async def test_no_address_appears_in_the_metrics(self, client: Client, user: str) -> None:
         """Monitoring needs no addresses, which would make a label for each user."""
