@@ -47,7 +47,12 @@ class Board:
         self._distrusted: set[str] = set()
         self._readdressed: set[str] = set()
         self._strayed: dict[str, Incarnation | None] = {}
-        """Replicas that passed the beginning of the epoch without its row, and in which incarnation."""
+        """Replicas that follow another history of the epoch's timeline, and in which incarnation."""
+        self._followers: dict[str, tuple[Incarnation | None, Lsn]] | None = None
+        """Who followed the primary until it was lost, or a rival was seen: in which incarnation, and how far what
+        it has replayed is the epoch's WAL. None while the primary is well and has no rival."""
+        self._has_rival = False
+        """Whether another server claims the current epoch, by its word or since its holder is a replica."""
         self._began_lsn = Lsn(0)
         """The current epoch's row lies at or below this."""
         self._seen_lsn, self._seen_at = Lsn(0), 0.0
@@ -113,9 +118,9 @@ class Board:
             if self.epoch is None and epoch is not None and rank_of(epoch) == self.origins.newest:
                 self.epoch = epoch
         elif self.primary.name == name and name not in self._replicas:
-            self.primary_is_lost = True
+            self._lose_primary(to_rival=epoch == self.epoch)
             self._notify(name)
-        status = self._as_it_counts(status)
+        status = self.as_it_counts(status)
         if name in self._distrusted:
             status = replace(status, incarnation=None)
         self._replicas[name] = status
@@ -124,17 +129,33 @@ class Board:
             notify(status)
         return True
 
-    def _as_it_counts(self, status: ReplicaStatus) -> ReplicaStatus:
-        """Return a status without its epoch if the replica follows another history of the same timeline.
+    def as_it_counts(self, status: ReplicaStatus) -> ReplicaStatus:
+        """Return a status without its epoch, or vouching for less, if the replica may follow another history.
 
-        It has replayed beyond the beginning of an epoch, and had the earlier one's row: should it get the row
-        later in the same incarnation, then by going on, past the fork, with WAL that is not its own.
+        There are two histories of one timeline once a primary has lost WAL: then a replica that has replayed
+        beyond the beginning of an epoch had the earlier one's row, and should it get the row later in the same
+        incarnation, then by going on, past the fork, with WAL that is not its own. And there are two while another
+        server claims the epoch: what comes from there has the row, too. So only the incarnations count that
+        followed the epoch's primary, and what they had replayed. While the primary is lost, there may be a rival
+        that was not seen yet: a new incarnation may be its copy.
         """
         if status.epoch is None or self.epoch is None or timeline_of(status.epoch) != timeline_of(self.epoch):
             return status
         if rank_of(status.epoch) < rank_of(self.epoch) and status.replay_lsn > self._began_lsn:
             self._strayed[status.name] = status.incarnation
-        elif self._strayed.get(status.name, "") == status.incarnation:
+            return status
+        if self._followers is not None:
+            incarnation, lsn = self._followers.get(status.name, (None, Lsn(0)))
+            is_known = status.vouches_for(incarnation)
+            if self._has_rival and is_known:
+                status = replace(status, streaming=False, streamed_lsn=min(lsn, status.vouched_lsn))
+            elif self._has_rival:
+                self._strayed[status.name] = status.incarnation
+            elif is_known:
+                self._followers[status.name] = incarnation, status.vouched_lsn
+            elif status.incarnation is not None:
+                return replace(status, epoch=None, streaming=False)
+        if self._strayed.get(status.name, "") == status.incarnation:
             return replace(status, epoch=None, streaming=False)
         return status
 
@@ -164,6 +185,7 @@ class Board:
         self.primary = self.epoch = None
         self.primary_is_lost = self._holder_is_gone = False
         self.flush_lsn = Lsn(0)
+        self._forget_followers()
         self._advances.clear()
 
     def _readmit(self, name: str) -> None:
@@ -199,7 +221,7 @@ class Board:
             self._ring = None
         if self.primary is not None and self.primary.name == name:
             known = known or not self.primary_is_lost
-            self.primary_is_lost = True
+            self._lose_primary()
         if known:
             for notify in self.on_gone:
                 notify(name)
@@ -310,8 +332,11 @@ class Board:
             self.refused[name] = why
             self.claimants.add(name)
             self._notify(name)
+            self._note_followers(has_rival=status.epoch == self.epoch)
             return False
         self._readmit(name)
+        if not self.claimants:
+            self._forget_followers()
         before = self.primary
         self.origins.has_shown(name, status.epoch)
         self.abandoned.discard(status.epoch)
@@ -361,9 +386,25 @@ class Board:
     def _begin_epoch(self, status: PrimaryStatus) -> None:
         self._began_lsn, self._claimed_lsn = status.flush_lsn, Lsn(0)
         self._seen_lsn, self._seen_at = status.flush_lsn, status.observed_at
+        self._forget_followers()
         self._strayed.clear()
         for replica in self.replicas:
-            self._as_it_counts(replica)
+            self.as_it_counts(replica)
+
+    def _lose_primary(self, *, to_rival: bool = False) -> None:
+        self.primary_is_lost = True
+        self._note_followers(has_rival=to_rival)
+
+    def _note_followers(self, *, has_rival: bool) -> None:
+        """Note who follows the primary as long as that is certain."""
+        if self._followers is None and (has_rival or self.primary_is_lost):
+            self._followers = {
+                replica.name: (replica.incarnation, replica.vouched_lsn) for replica in self.replicas
+            }
+        self._has_rival |= has_rival
+
+    def _forget_followers(self) -> None:
+        self._followers, self._has_rival = None, False
 
     def _notify(self, name: str) -> None:
         for notify in self.on_new_role:

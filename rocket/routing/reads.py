@@ -277,7 +277,7 @@ class Reads:
             assert row is not None  # noqa: S101 - it has no WHERE
             if not row["in_recovery"]:
                 raise NoLongerReplica("the server is no replica")
-            status = replica_status_from(name, row, None, asked_at)
+            status = self._board.as_it_counts(replica_status_from(name, row, None, asked_at))
             found = obstacle(status, token, self._board, self._nodes.policy, time.monotonic())
             if found is not None:
                 raise NotAsObserved(f"where it was asked, it was not fit: {found}")

@@ -549,6 +549,54 @@ def test_a_replica_that_passed_the_beginning_of_an_epoch_without_its_row_is_neve
     assert rebuilt.epoch == board.replica("ahead").epoch  # type: ignore[union-attr]
 
 
+def test_while_another_server_claims_the_epoch_only_what_was_replayed_before_is_of_it() -> None:
+    """What is copied from that server, or follows it from now on, shows the epoch's row, and LSNs beyond all."""
+    board = ours_with_a_primary()
+    rival = replace(primary("rival", flush_lsn=99, observed_at=2.0), system_id=OURS, started=5)
+    board.publish(replace(replica("left", replay_lsn=45, observed_at=1.0), system_id=OURS))
+    board.publish(replace(replica("copied", replay_lsn=45, observed_at=1.0), system_id=OURS))
+    board.forget("primary")
+    assert not board.publish_primary(rival)
+
+    def seen(name: str, life: str, observed_at: float) -> tuple[Epoch | None, int]:
+        answer = replica(name, replay_lsn=90, observed_at=observed_at)
+        board.publish(replace(answer, incarnation=Incarnation(life), system_id=OURS))
+        counted = board.replica(name)
+        assert counted is not None
+        return counted.epoch, int(counted.vouched_lsn)
+
+    for observed_at in (3.0, 4.0):
+        assert (EPOCH, 45) == seen("left", "first life", observed_at)
+        assert (None, 0) == seen("copied", "second life", observed_at)
+        assert (None, 0) == seen("primary", "first life", observed_at)
+        assert not board.publish_primary(replace(rival, observed_at=observed_at))
+
+    board.forget("rival")
+    assert board.publish_primary(replace(primary(flush_lsn=91, observed_at=5.0), system_id=OURS, started=1))
+    assert [(EPOCH, 90), (None, 0)] == [seen("left", "first life", 6.0), seen("copied", "second life", 6.0)]
+    assert (EPOCH, 90) == seen("copied", "third life", 7.0)
+
+
+def test_a_replica_that_starts_anew_while_the_primary_is_lost_counts_once_there_is_one() -> None:
+    """It may be the copy of a server that claims the epoch and was not seen yet; others go on replaying."""
+    board = ours_with_a_primary()
+    board.publish(replace(replica("left", replay_lsn=45, observed_at=1.0), system_id=OURS))
+    board.publish(replace(replica("anew", replay_lsn=45, observed_at=1.0), system_id=OURS))
+    board.forget("primary")
+    board.forget("anew")
+    board.publish(replace(replica("left", replay_lsn=50, observed_at=2.0), system_id=OURS))
+    anew = replace(replica("anew", replay_lsn=50, observed_at=2.0), incarnation=Incarnation("2"), system_id=OURS)
+
+    def epochs() -> list[Epoch | None]:
+        board.publish(anew)
+        return [status.epoch for status in board.replicas if status.name in {"left", "anew"}]
+
+    assert [EPOCH, None] == epochs()
+    assert Lsn(50) == board.replica("left").vouched_lsn  # type: ignore[union-attr]
+    assert board.publish_primary(replace(primary(flush_lsn=60, observed_at=3.0), system_id=OURS, started=1))
+    assert [EPOCH, EPOCH] == epochs()
+
+
 def test_an_epoch_goes_to_another_server_only_once_its_own_is_off_the_list() -> None:
     """And not as it is: what the other one lacks of it is lost. The same server under another name goes on."""
     board = ours_with_a_primary()

@@ -182,7 +182,7 @@ class TextLsn(Lsn):
     __slots__ = ()
 
     def __lt__(self, other: int) -> bool:
-        return str(self) < str(Lsn(other))
+        return str(self) < str(Lsn(int(other)))
 
 
 class LsnsComparedAsText(Rules):

@@ -327,6 +327,37 @@ async def test_a_server_that_takes_the_epoch_without_a_timeline_of_its_own_is_re
             assert session.lost.writes
 
 
+async def test_a_copy_of_a_server_that_takes_the_epoch_is_not_taken_for_the_replica_that_it_was() -> None:
+    """It has the epoch's row and an LSN beyond every floor, and lacks what was acknowledged."""
+    async with a_cluster(2) as ours:
+        old, new, copy = ours.nodes.values()
+        async with await open_router(dsns(ours)) as router:
+            await writable(router)
+            await ours.wait_for_catchup()
+            await new.stop()
+            session = router.session("ann")
+            await write(session, 1, "acknowledged")
+            await old.stop()
+            (new.data_dir / "standby.signal").unlink()
+            await new.start(new.port)
+            await until(lambda: new.name in router.board.refused)
+            await copy.stop()
+            await sql(new, "INSERT INTO notes SELECT g, 'other' FROM generate_series(500, 9000) AS g", "SELECT 1")
+            await copy.directory.back_up(new.port)
+            await copy.start(new.port)
+            await until(lambda: router.board.replica(copy.name) is not None)
+            await asyncio.sleep(4 * BEAT_S)
+            with pytest.raises(Unavailable):
+                await read(session, 1)
+
+            await router.remove(old.name)
+            await writable(router)
+            assert await read(session, 1) is None
+            assert session.lost is not None
+            assert session.lost.writes
+            await served_by(session, Role.REPLICA)  # which has the row of the epoch that was begun there
+
+
 async def test_a_restart_of_the_primary_goes_on_in_its_epoch() -> None:
     """Be it by a crash: nothing is lost, and no session is told so."""
     async with a_cluster() as ours, await open_router(dsns(ours)) as router:

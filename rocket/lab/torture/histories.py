@@ -181,8 +181,7 @@ async def signal_removed(cluster: LocalCluster, node: Node) -> AsyncIterator[dic
     """Restart a replica as the primary by removing its standby.signal, with the old primary stopped.
 
     The old primary comes back at once, as its replica and a fresh copy; then the new one is followed. The other
-    replicas go on as they are until the fault is over, and are not copied before it is followed: until then a
-    router takes a fresh copy for what it had been, since nothing in it names another epoch.
+    replicas go on as they are until the fault is over.
     """
     old = cluster.primary
     epochs = await _count_epochs(cluster)
