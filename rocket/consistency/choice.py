@@ -39,6 +39,8 @@ class Reason(enum.StrEnum):
     """To the primary: what the replicas have replayed is not all the primary's WAL."""
     NOT_CAUGHT_UP = "not-caught-up"
     """To the primary: no replica has replayed the session's last write."""
+    UNREACHABLE = "replicas-unreachable"
+    """To the primary: no connection can be opened to the replicas that are caught up."""
     REPLICAS_FAILED = "replicas-failed"
     """To the primary: each replica that was caught up failed while it was asked."""
     UNCHECKED = "unchecked"
@@ -72,7 +74,7 @@ class Choice(NamedTuple):
     reason: Reason
 
 
-def choose(
+def choose(  # noqa: C901 - in one piece: every read comes through here
     token: SessionToken,
     board: Board,
     policy: Policy,
@@ -81,17 +83,21 @@ def choose(
     start: int = 0,
     load: Callable[[str], int] = lambda _name: 0,
     without: Collection[str] = (),
+    unreachable: Collection[str] = (),
 ) -> Choice:
     """Choose a replica of the token's epoch, the current one, that has replayed all WAL up to its floor there.
 
     Walks the replicas from number `start` (any integer; random, to spread reads) and takes the less busy of the
     first two that are fit. The first is the session's own replica if that is fit, and it is left only for one that
     is considerably less busy. The cost does not grow with the number of replicas as long as most are fit. `load`
-    returns how busy a replica is; those in `without` have already failed this read.
+    returns how busy a replica is; those in `without` have already failed this read, and to those in `unreachable`
+    no connection can be opened at the moment.
     """
     fit = Reason.RETRIED if without else Reason.CAUGHT_UP
     best, lead = None, 0
-    own = None if (node := token.node) is None or node in without else board.replica(node)
+    own = None if (node := token.node) is None else board.replica(node)
+    if own is not None and (node in without or node in unreachable):
+        own = None
     if own is not None and obstacle(own, token, board, policy, now) is None:
         best, lead = own, _LOYALTY
         if load(own.name) <= lead:
@@ -109,6 +115,8 @@ def choose(
             nearest = max(nearest, found, key=_OBSTACLES.index)
         elif status.name in without:
             continue
+        elif status.name in unreachable:
+            nearest = max(nearest, Reason.UNREACHABLE, key=_OBSTACLES.index)
         elif best is None:
             best = status
         else:
@@ -124,12 +132,19 @@ _LOYALTY = 4
 
 
 def worth_waiting_for(
-    token: SessionToken, board: Board, policy: Policy, *, now: float, start: int = 0, most: int = 2
+    token: SessionToken,
+    board: Board,
+    policy: Policy,
+    *,
+    now: float,
+    start: int = 0,
+    most: int = 2,
+    unreachable: Collection[str] = (),
 ) -> list[str]:
     """Return the names of at most `most` replicas that may well catch up with the token within `max_wait`.
 
-    Excludes replicas that are not streaming, whose last known lag already exceeds `max_wait`, or for which the
-    required LSN is unknown.
+    Excludes replicas that are not streaming or not to be reached, whose last known lag already exceeds `max_wait`,
+    or for which the required LSN is unknown.
     """
     ring = board.replicas
     names: list[str] = []
@@ -137,6 +152,7 @@ def worth_waiting_for(
         status = ring[(start + step) % len(ring)]
         if (
             status.streaming
+            and status.name not in unreachable
             and obstacle(status, token, board, policy, now) is Reason.NOT_CAUGHT_UP
             and token.floor_on(status.name, status.incarnation) < Lsn.PENDING
             and (board.lag_seconds(status, status.observed_at) or 0.0) <= policy.max_wait_s
@@ -152,6 +168,7 @@ _OBSTACLES = (
     Reason.TOO_FAR_BEHIND,
     Reason.OTHER_EPOCH,
     Reason.DIVERGED,
+    Reason.UNREACHABLE,
     Reason.NOT_CAUGHT_UP,
 )
 """Why a replica may not serve a read; a later one is reported in preference to an earlier one."""

@@ -22,6 +22,7 @@ _TO_THE_PRIMARY = {
     Reason.OTHER_EPOCH: "No replica is known to follow this primary, or the token is of an earlier one",
     Reason.DIVERGED: "The replicas have replayed what this primary never wrote",
     Reason.NOT_CAUGHT_UP: "No replica was there",
+    Reason.UNREACHABLE: "No replica that was there can be reached",
     Reason.REPLICAS_FAILED: "Each replica that was asked failed",
     Reason.ASKED: "By this routing every read goes to the primary",
 }
@@ -93,6 +94,9 @@ def sentences_of(
         sentences += _behind(candidates)
     if route is not None:
         sentences += [f"{name} failed it ({why})." for name, why in route.failed.items()]
+        if answer is None or answer.reason is not Reason.CAUGHT_UP:
+            left_alone = route.left_alone.keys() - route.failed.keys()
+            sentences += [f"{name} was left alone ({route.left_alone[name]})." for name in sorted(left_alone)]
     if answer is None:
         why = describe(error) if isinstance(error, BaseException) else "it was given up"
         return [*sentences, f"No node answered: {why.removesuffix('.')}."]

@@ -164,9 +164,7 @@ class Reads:
     def _choice(self, route: Route) -> Choice:
         route.decided_at = now = time.monotonic()
         route.statuses = self._board.replicas
-        without = route.left_alone = self._nodes.left_alone()
-        if route.failed:
-            without = {**without, **route.failed}
+        route.left_alone = self._nodes.left_alone()
         return choose(
             route.tokens[0],
             self._board,
@@ -174,7 +172,8 @@ class Reads:
             now=now,
             start=random.getrandbits(16),
             load=self._nodes.load,
-            without=without,
+            without=route.failed,
+            unreachable=route.left_alone,
         )
 
     async def _after_waiting(self, choice: Choice, route: Route) -> Choice:
@@ -183,7 +182,12 @@ class Reads:
         if self._catch_up is None or not policy.max_wait_s:
             return choice
         names = worth_waiting_for(
-            route.tokens[0], self._board, policy, now=route.decided_at, start=random.getrandbits(16)
+            route.tokens[0],
+            self._board,
+            policy,
+            now=route.decided_at,
+            start=random.getrandbits(16),
+            unreachable=route.left_alone,
         )
         if not names:
             return choice

@@ -22,6 +22,7 @@ from rocket.consistency import (
     ReplicaStatus,
     SessionToken,
     choose,
+    worth_waiting_for,
 )
 
 if TYPE_CHECKING:
@@ -392,6 +393,21 @@ def test_a_retry_keeps_the_floor() -> None:
     assert Choice(None, Reason.REPLICAS_FAILED) == choose(
         wrote(100), board, UNBOUNDED, now=NOW, without={"replica0"}
     )
+
+
+def test_a_replica_that_cannot_be_reached_is_no_attempt() -> None:
+    """Another one serves as if it were not there; where none can yet, one is waited for."""
+    caught_up, late = replica("replica0", 100), replica("replica1", 99)
+    board = board_of(caught_up, late, replica("replica2", 100))
+
+    def chosen(*unreachable: str, floor: int = 100) -> Choice:
+        return choose(wrote(floor), board, UNBOUNDED, now=NOW, unreachable=unreachable)
+
+    assert Choice(caught_up, Reason.CAUGHT_UP) == chosen("replica2")
+    assert Choice(None, Reason.NOT_CAUGHT_UP) == chosen("replica0", "replica2")
+    assert ["replica1"] == worth_waiting_for(wrote(100), board, UNBOUNDED, now=NOW, unreachable=["replica0"])
+    assert [] == worth_waiting_for(wrote(100), board, UNBOUNDED, now=NOW, unreachable=["replica1"])
+    assert Choice(None, Reason.UNREACHABLE) == chosen("replica0", "replica1", "replica2", floor=99)
 
 
 # --- how busy they are ---

