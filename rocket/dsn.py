@@ -5,10 +5,13 @@ A DSN may hold a password, so no error here quotes one.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from rocket.errors import InvalidSetting
 
@@ -24,6 +27,74 @@ NODE_NAME_RULE = "1 to 63 of A-Z a-z 0-9 _ . -"
 _SCHEMES = {"postgresql", "postgres"}
 _LIKE = "a DSN like postgresql://user@host:5432/database"
 
+_HARMLESS = {
+    "channel_binding": {"prefer", "disable"},
+    "gssdelegation": {"0"},
+    "gssencmode": {"prefer", "disable"},
+    "load_balance_hosts": {"disable"},
+    "sslcertmode": {"allow"},
+    "sslcompression": {"0"},
+    "sslsni": {"1"},
+}
+"""Parameters of libpq that asyncpg does not know, with the values that it goes by all the same."""
+_UNKNOWN = {
+    *_HARMLESS, "hostaddr", "max_protocol_version", "min_protocol_version", "oauth_client_id",
+    "oauth_client_secret", "oauth_issuer", "oauth_scope", "replication", "require_auth", "requirepeer",
+    "requiressl", "scram_client_key", "scram_server_key", "servicefile", "sslcrldir", "sslkeylogfile",
+}  # fmt: skip
+"""Those that asyncpg does not know: it would take them for settings of the server."""
+_NUMBERS = {
+    "connect_timeout": 0,
+    "keepalives": 1,
+    "keepalives_count": 3,
+    "keepalives_idle": 30,
+    "keepalives_interval": 5,
+    "tcp_user_timeout": 15_000,
+}
+"""Those that rocket honours itself, and what holds where they are not given: a firewall or a host that is gone
+shows within half a minute."""
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a DSN says, divided into what asyncpg understands and what is left to its caller."""
+
+    dsn: str
+    """For asyncpg, without the parameters that it would take for settings of the server."""
+    application_name: str | None
+    numbers: dict[str, int]
+    """libpq's `connect_timeout` (seconds; 0: the caller's own), `keepalives` (1: on), `keepalives_count`,
+    `keepalives_idle` and `keepalives_interval` (seconds) and `tcp_user_timeout` (milliseconds), each as it was
+    given or as it is by default."""
+    files: dict[str, Path]
+    """The files of certificates and keys that are named, by parameter."""
+
+
+@functools.lru_cache(maxsize=256)
+def read_dsn(text: str) -> Address:
+    """Return what a DSN says; raise `ValueError`, which names a parameter of libpq that cannot be honoured.
+
+    A parameter of an unknown name is a setting of the server, as asyncpg has it.
+    """
+    parts = urlsplit(text)
+    given = dict(parse_qsl(parts.query))
+    for name in sorted(given.keys() & _UNKNOWN):
+        if given[name] not in _HARMLESS.get(name, ()):
+            raise ValueError(f"has the parameter {name}, which asyncpg cannot honour like that: leave it out")
+    numbers = dict(_NUMBERS)
+    for name in given.keys() & _NUMBERS.keys():
+        if not re.fullmatch("[0-9]{1,9}", given[name]):
+            raise ValueError(f"has a {name} that is no whole number")
+        numbers[name] = int(given[name])
+    application_name = given.get("application_name") or given.get("fallback_application_name")
+    files = {each: Path(given[each]).expanduser() for each in _FILES if given.get(each)}
+    ours = {*_UNKNOWN, *_NUMBERS, "application_name", "fallback_application_name"}
+    if given.keys() & ours:
+        query = urlencode({each: value for each, value in given.items() if each not in ours}, quote_via=quote)
+        text = urlunsplit(parts._replace(query=query))
+    return Address(text, application_name, numbers, files)
+
 
 def parse_dsn(text: str) -> str:
     """Read a DSN; raise `ValueError` if it is none."""
@@ -34,7 +105,15 @@ def parse_dsn(text: str) -> str:
         usable = False
     if not usable or re.search(r"[\s\0#]", text):
         raise ValueError(f"must be {_LIKE}, with special characters (/, #, ?, @, spaces) as %XX")
+    read_dsn(text)
     return text
+
+
+def check_files(text: str) -> None:
+    """Raise `ValueError` if a DSN names a file of certificates or keys that is not there."""
+    for name, path in read_dsn(text).files.items():
+        if not path.is_file():
+            raise ValueError(f"has a {name} that is no file")
 
 
 def _is_whole(parts: SplitResult) -> bool:

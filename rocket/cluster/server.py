@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 
 from rocket.cluster.binaries import SUPERUSER
 from rocket.cluster.timelines import Lineage
@@ -39,7 +40,7 @@ class Server:
     async def connect(
         self, database: str = "postgres", *, timeout_s: float = CONNECT_TIMEOUT_S
     ) -> asyncpg.Connection[Any]:
-        """Connect as the superuser over the private socket."""
+        """Connect as the superuser over the private socket, whatever PG* in the environment is meant for."""
         return await asyncpg.connect(
             host=str(self.installation.socket_dir),
             port=self.port,
@@ -47,6 +48,8 @@ class Server:
             database=database,
             timeout=timeout_s,
             command_timeout=timeout_s,
+            ssl=False,
+            target_session_attrs=SessionAttribute.any,
             server_settings={"application_name": "rocket"},
         )
 
@@ -87,7 +90,7 @@ class Server:
     def dsn(self, database: str) -> str:
         """Return the address of a database on this node, over the private socket."""
         host = quote(str(self.installation.socket_dir), safe="")
-        return f"postgresql://{SUPERUSER}@/{quote(database, safe='')}?host={host}&port={self.port}"
+        return f"postgresql://{SUPERUSER}@/{quote(database, safe='')}?host={host}&port={self.port}&sslmode=disable"
 
     def tcp_dsn(self, database: str, password: str) -> str:
         """Return the address of a database on this node, by TCP."""

@@ -103,8 +103,8 @@ class NodeConnection(_PlainConnection):
 
     __slots__ = (
         "cancellations", "changed", "commits", "copies", "cut_off", "direct", "epoch", "idle_since", "incarnation",
-        "left_clean", "opened_at", "overdue", "prepared", "read_only", "reported", "server_started", "timeline",
-        "to_replica",
+        "left_clean", "opened_at", "overdue", "prepared", "read_only", "reported", "round_trip_s",
+        "server_started", "timeline", "to_replica",
     )  # fmt: skip
 
     direct: bool
@@ -119,6 +119,8 @@ class NodeConnection(_PlainConnection):
     """The timeline of a primary whose epoch cannot be read, since another session has locked the table."""
     server_started: int
     """When the server was started, in microseconds by its own clock."""
+    round_trip_s: float
+    """How long the server took to answer a statement that costs it nothing, when it was opened."""
     opened_at: float
     """Monotonic seconds after which the server was asked."""
     idle_since: float

@@ -152,6 +152,14 @@ class AddressUnusable(Exception):
     """A node's DSN cannot be understood."""
 
 
+_NO_SETTING = (
+    asyncpg.UndefinedObjectError,
+    asyncpg.InvalidParameterValueError,
+    asyncpg.CantChangeRuntimeParamError,
+    asyncpg.InsufficientPrivilegeError,
+)
+"""What a server says, when a connection is opened, of a parameter in the DSN that is none of its settings."""
+
 _LASTING = (
     AddressUnusable,
     UnfitPooler,
@@ -174,6 +182,8 @@ def connecting() -> Iterator[None]:
         raise
     except ValueError:
         raise AddressUnusable("its address cannot be used") from None
+    except _NO_SETTING as error:
+        raise AddressUnusable(f"its address has a parameter that the server refuses: {error}") from None
 
 
 def describe_failures(failures: Mapping[str, Exception]) -> str:

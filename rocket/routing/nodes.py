@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from rocket.consistency import NODE_NAME, timeline_of
-from rocket.dsn import parse_dsn
+from rocket.dsn import check_files, parse_dsn
 from rocket.errors import Unavailable
 from rocket.routing.connection import discard, in_one_piece, unwrap
 from rocket.routing.epochs import check_epoch
@@ -131,6 +131,11 @@ class Nodes:
         """Return how many reads and writes use a node's connections, or wait for one."""
         pool = self._pools.get(name)
         return 0 if pool is None else pool.limiter.inside + pool.limiter.waiting
+
+    def round_trip_s(self, name: str) -> float:
+        """Return how long the way to a node and back takes, in seconds; 0.0 where that is unknown."""
+        pool = self._pools.get(name)
+        return 0.0 if pool is None else pool.round_trip_s
 
     def left_alone(self) -> Mapping[str, str]:
         """Return why no connection to a node can be opened, by name, for those that have no idle one either."""
@@ -265,6 +270,6 @@ def _check_name_and_dsn(name: str, dsn: str) -> None:
     if not NODE_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name for a node: 1 to 63 of A-Z a-z 0-9 _ . -")
     try:
-        parse_dsn(dsn)
+        check_files(parse_dsn(dsn))
     except ValueError as error:
         raise ValueError(f"{name}: its address {error}") from None

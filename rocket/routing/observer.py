@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("rocket.observer")
 
+_FIRST_LOOK_S = 4.0
+"""A node that takes longer to let us in and to answer is not waited for when a router is opened."""
+
 
 class Observer:
     """Keeps a board up to date: one watch for each node, each with a beat of its own.
@@ -164,15 +167,16 @@ class Observer:
     async def run_once(self) -> None:
         """Observe every node once, all at the same time, and then the primary again: it records the others."""
         if self.board.origins.system_id is None:
-            found = await asyncio.gather(*(watch.find_system() for watch in self._watches.values()))
+            found = await asyncio.gather(*(watch.find_system(_FIRST_LOOK_S) for watch in self._watches.values()))
             by_name = zip(self._watches, found, strict=True)
             self.board.origins.settle({name: its_id for name, its_id in by_name if its_id is not None})
         if self.board.primary is None:
             # Its epoch has a name before replicas are asked for it.
-            await asyncio.gather(*(watch.observe() for watch in self._watches.values()))
-        await asyncio.gather(*(watch.observe() for watch in self._watches.values()))
-        if self.board.primary is not None and self.board.primary.name in self._watches:
-            await self._watches[self.board.primary.name].observe()
+            await asyncio.gather(*(watch.observe(_FIRST_LOOK_S) for watch in self._watches.values()))
+        await asyncio.gather(*(watch.observe(_FIRST_LOOK_S) for watch in self._watches.values()))
+        primary = None if self.board.primary_is_lost else self.board.primary
+        if primary is not None and primary.name in self._watches:
+            await self._watches[primary.name].observe(_FIRST_LOOK_S)
 
     def close(self) -> None:
         """Drop every connection."""

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 
 from rocket.consistency import Epoch, Incarnation
+from rocket.dsn import Address, read_dsn
 from rocket.routing.connection import CURRENT_EPOCH, SERVER_STARTED, TIMELINE, NodeConnection
 from rocket.routing.failures import REFUSED, UnfitPooler
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
     from rocket.routing.connection import OwnedTasks
 
-CONNECT_TIMEOUT_S = 2.0
-"""A server that takes longer to accept a connection is not one to read from."""
+ConnectionT = TypeVar("ConnectionT", bound="asyncpg.Connection[Any]")
+
+CONNECT_TIMEOUT_S = 10.0
+"""How long opening a connection may take, with what is asked first, where a DSN has no `connect_timeout`.
+
+No request waits for that: who needs a connection sooner goes elsewhere, and it is kept for the next.
+"""
+_OBSERVING_S = 2.0
+"""How long a statement of the observer's may take, where nothing else is said."""
 
 _CACHED_STATEMENTS = 100
 _INCARNATIONS_REMEMBERED = 32
@@ -57,26 +69,77 @@ _WHERE_IF_LOCKED = _WHERE.replace(
 ).replace("AS epoch,\n", "AS timeline,\n")
 """The same without the table `epochs`, which another session has locked: a statement that names it would wait."""
 
-_UNLOCKED_WITHIN_S = 0.5
+_UNLOCKED_WITHIN_MS = 500
 """How long a lock on `epochs` is waited for when a connection is opened."""
+_BEGIN = f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {_UNLOCKED_WITHIN_MS}"
 
 
 async def connect(dsn: str) -> NodeConnection:
     """Open a connection outside of any pool, to observe with."""
-    connection: NodeConnection = await asyncpg.connect(
-        dsn,
-        connection_class=NodeConnection,
-        timeout=CONNECT_TIMEOUT_S,
-        command_timeout=CONNECT_TIMEOUT_S,
-        statement_cache_size=0,  # see `_cache_statements`
-        server_settings={"application_name": f"rocket observer, process {os.getpid()}"},
-    )
-    try:
-        await learn_where(connection)
-    except BaseException:
-        connection.terminate()
-        raise
+    name = f"rocket observer, process {os.getpid()}"
+    return await open_connection(dsn, name, learn_where, command_timeout_s=_OBSERVING_S)
+
+
+async def open_connection(
+    dsn: str,
+    application_name: str,
+    learn: Callable[[NodeConnection], Awaitable[None]],
+    *,
+    command_timeout_s: float | None = None,
+) -> NodeConnection:
+    """Open a connection, and have `learn` ask its server something, within the time that the DSN gives for both.
+
+    Raise `TimeoutError`, and what asyncpg raises.
+    """
+    address = read_dsn(dsn)
+    async with asyncio.timeout(address.numbers["connect_timeout"] or CONNECT_TIMEOUT_S):
+        connection = await connect_to(address, application_name, NodeConnection, command_timeout_s)
+        try:
+            await learn(connection)
+        except BaseException:
+            connection.terminate()  # closing it would wait for a server that may have fallen silent
+            raise
     return connection
+
+
+async def connect_to(
+    address: Address, application_name: str, kind: type[ConnectionT], command_timeout_s: float | None = None
+) -> ConnectionT:
+    """Connect as a DSN says; the application's own name in it is kept. The caller sets the deadline.
+
+    What PGTARGETSESSIONATTRS holds is meant for others: a node may have any role.
+    """
+    connection = await asyncpg.connect(
+        address.dsn,
+        connection_class=kind,
+        timeout=address.numbers["connect_timeout"] or CONNECT_TIMEOUT_S,
+        command_timeout=command_timeout_s,
+        statement_cache_size=0,  # see `_cache_statements`
+        target_session_attrs=None if "target_session_attrs" in address.dsn else SessionAttribute.any,
+        server_settings={"application_name": address.application_name or application_name},
+    )
+    _keep_alive(connection, address.numbers)
+    return connection
+
+
+def _keep_alive(connection: asyncpg.Connection[Any], numbers: Mapping[str, int]) -> None:
+    """Have the system find out by itself that the other end of a connection is gone."""
+    there = cast("Any", connection)._transport.get_extra_info("socket")  # noqa: SLF001
+    if there is None or there.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    there.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(numbers["keepalives"] > 0))
+    for option, name in _OF_TCP:
+        if hasattr(socket, option) and numbers[name]:
+            there.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), numbers[name])
+
+
+_OF_TCP = (
+    ("TCP_KEEPIDLE", "keepalives_idle"),
+    ("TCP_KEEPINTVL", "keepalives_interval"),
+    ("TCP_KEEPCNT", "keepalives_count"),
+    ("TCP_USER_TIMEOUT", "tcp_user_timeout"),
+)
+"""Not every system has each of them."""
 
 
 async def learn_where(connection: NodeConnection, cancellations: OwnedTasks | None = None) -> None:
@@ -96,10 +159,9 @@ async def learn_where(connection: NodeConnection, cancellations: OwnedTasks | No
     connection.timeline = None
     pid = connection.get_server_pid()
     try:
-        row = await connection.fetchrow(_WHERE, pid, timeout=_UNLOCKED_WITHIN_S)
-    except TimeoutError:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S - _UNLOCKED_WITHIN_S):  # with cancelling the first one
-            row = await connection.fetchrow(_WHERE_IF_LOCKED, pid)
+        row = await _fetch_committed(connection, _WHERE, pid)
+    except asyncpg.LockNotAvailableError:
+        row = await _fetch_committed(connection, _WHERE_IF_LOCKED, pid)
         connection.timeline = None if row is None else row["timeline"]
     assert row is not None  # noqa: S101 - it has one row
     connection.changed = connection.cut_off = False  # by what is meant to last
@@ -113,6 +175,20 @@ async def learn_where(connection: NodeConnection, cancellations: OwnedTasks | No
         await refuse_pgpool(connection, CONNECT_TIMEOUT_S)
     if connection.direct:
         _cache_statements(connection)
+
+
+async def _fetch_committed(connection: NodeConnection, query: str, pid: int) -> asyncpg.Record | None:
+    """Ask what a replica answers also where serializable is the default, and with no long wait for a lock."""
+    asked_at = time.monotonic()
+    await connection.execute(_BEGIN)
+    connection.round_trip_s = time.monotonic() - asked_at
+    try:
+        row = await connection.fetchrow(query, pid)
+    except asyncpg.PostgresError:
+        await connection.execute("ROLLBACK")
+        raise
+    await connection.execute("COMMIT")
+    return row
 
 
 def _cache_statements(connection: NodeConnection) -> None:
@@ -183,9 +259,7 @@ async def still_runs(dsn: str, pid: int) -> bool:
     """Ask a server whether one of its backends still runs something; without an answer it may."""
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            other = await asyncpg.connect(
-                dsn, statement_cache_size=0, server_settings={"application_name": "rocket"}
-            )
+            other = await connect_to(read_dsn(dsn), "rocket", asyncpg.Connection)
             try:
                 return await other.fetchval(_RUNS, pid) is True
             finally:

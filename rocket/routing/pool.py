@@ -32,7 +32,7 @@ from rocket.routing.failures import (
     may_be_outdated,
 )
 from rocket.routing.limits import HELD, CapacityLimiter
-from rocket.routing.opening import CONNECT_TIMEOUT_S, IncarnationHistory, learn_where, still_runs
+from rocket.routing.opening import IncarnationHistory, learn_where, open_connection, still_runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,8 +47,8 @@ _LIFETIME_S = 3600.0  # so are those that were opened so long ago, when they are
 _LOOK_AFTER_S = 10.0
 """A connection that was idle for longer is looked at before it is used: a firewall may have forgotten it."""
 _LOOK_S = 0.5  # how long it has to answer then
-_SLOW_S = 0.25
-"""Reads go elsewhere while opening a connection takes longer than that, if they can."""
+_SLOW_S = 0.5
+"""Reads go elsewhere while opening the first connection takes longer than that."""
 _FIRST_PROBE_S, _LAST_PROBE_S = 0.1, 5.0
 """How soon a node that has refused a connection is asked for one again, at first and after many failures."""
 _CLOSED = "no connection: its pool is closed"
@@ -91,6 +91,8 @@ class NodePool:
         self._idle: list[NodeConnection] = []  # last used last
         self._idle_timer: asyncio.TimerHandle | None = None
         self._waiters: deque[asyncio.Future[NodeConnection]] = deque()  # each has a place, and an opening
+        self.round_trip_s = 0.0
+        """How long the way to the node and back took, when a connection was last opened."""
         self._warm = min(limits.warm, limits.connections)
         self._suspected_at = 0.0
         self._refusing = {} if refusing is None else refusing
@@ -132,21 +134,7 @@ class NodePool:
     async def _open(self) -> NodeConnection:
         """Open a connection that is fit to be lent; raise `ConnectionError`, or what speaks against the node."""
         try:
-            connection: NodeConnection = await asyncpg.connect(
-                self.dsn,
-                timeout=CONNECT_TIMEOUT_S,
-                connection_class=NodeConnection,
-                statement_cache_size=0,  # see `learn_where`
-                server_settings={"application_name": "rocket"},
-            )
-            try:
-                await learn_where(connection, self._cancellations)
-                self._connections.add(connection)
-                if self._init is not None:
-                    await self._init(connection)
-            except BaseException:
-                connection.terminate()  # closing it would wait for a server that may have fallen silent
-                raise
+            connection = await open_connection(self.dsn, "rocket", self._learn)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             # Whatever it says (a database that a replica has not replayed yet, say), it is the node's failure.
             raise ConnectionError(f"no connection: {describe(error)}") from error
@@ -154,6 +142,13 @@ class NodePool:
             self._on_shared_address()
             self._on_shared_address = None
         return connection
+
+    async def _learn(self, connection: NodeConnection) -> None:
+        await learn_where(connection, self._cancellations)
+        self._connections.add(connection)
+        self.round_trip_s = connection.round_trip_s
+        if self._init is not None:
+            await self._init(connection)
 
     def warm_up(self) -> None:
         """Open the connections that are kept ready (see `Limits.warm`), in the background."""
@@ -272,7 +267,7 @@ class NodePool:
             return await waiter
         except asyncio.CancelledError:
             if waiter.cancelled():
-                if time.monotonic() - began > _SLOW_S and self._openings:
+                if time.monotonic() - began > _SLOW_S / 2 and self._openings and not self._alive:
                     self._note_refused("opening a connection takes long")
             elif waiter.exception() is None:  # at the same time
                 self._keep(waiter.result())
@@ -426,6 +421,11 @@ class Lease:
         """Whether there was a connection."""
         self.was_idle = False
         """Whether there was a connection that did not have to be waited for."""
+
+    @property
+    def patience_s(self) -> float:
+        """How long a read waits for a connection that is to be the node's first, or for any other one."""
+        return self.within_s if self._pool._alive else min(self.within_s, _SLOW_S)  # noqa: SLF001
 
     @property
     def has_to_queue(self) -> bool:

@@ -98,6 +98,10 @@ def _left(route: Route, error: BaseException, shown: Lsn | None, reason: Reason)
     return Answer(error, on.name, Role.REPLICA, reason, token, None, route)
 
 
+_ROUND_TRIPS = 8
+"""How many a read may take whose statements are not prepared yet, and which asks for its bound."""
+
+
 class Reads:
     """Reads that are never stale."""
 
@@ -205,9 +209,11 @@ class Reads:
     def _lease(self, status: ReplicaStatus, route: Route) -> Lease:
         """Return the use of a connection that `status` vouches for.
 
-        It takes no more than half of the time that is left, so that there is some for another node.
+        It takes no more than half of the time that is left, so that there is some for another node. What the
+        network takes by itself does not count.
         """
-        attempt_s = min(self._limits.attempt_s, (route.deadline - time.monotonic()) / 2)
+        attempt_s = self._limits.attempt_s + _ROUND_TRIPS * self._nodes.round_trip_s(status.name)
+        attempt_s = min(attempt_s, (route.deadline - time.monotonic()) / 2)
         return self._nodes.replica(status.name, None if status.incarnation is None else status, attempt_s)
 
     async def _has_queued(self, lease: Lease, status: ReplicaStatus, route: Route) -> bool:
@@ -243,7 +249,7 @@ class Reads:
         token = route.tokens[0]
         name, incarnation = status.name, status.incarnation
         try:
-            with Timeout(lease.within_s) as timer:
+            with Timeout(lease.patience_s) as timer:
                 async with lease as connection:
                     if not lease.was_idle:
                         timer.restart(lease.within_s)

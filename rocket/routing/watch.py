@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 _ANSWER_TIMEOUT_S = 1.0
 """A node that takes longer to answer the status query is out of reach."""
+_BEAT_TIMEOUT_S = 4.0
+"""So is one that takes longer for all that it is asked and that is written there, once there is a connection."""
 
 _WHY_CHECKED = {
     True: "hides its startup process: each read there checks by itself, in a transaction, and asks the primary "
@@ -173,10 +175,13 @@ class NodeWatch:
         """What the node was when it last answered, as the log says it; empty before its first answer."""
         return self._state.last
 
-    async def observe(self) -> bool:
-        """Publish the node's status, or remove it if it gives none; return whether it answered as a replica."""
+    async def observe(self, within_s: float | None = None) -> bool:
+        """Publish the node's status, or remove it if it gives none; return whether it answered as a replica.
+
+        Opening a connection takes the time that it takes (see `opening`), but all of it no longer than `within_s`.
+        """
         try:
-            async with asyncio.timeout(opening.CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
+            async with asyncio.timeout(within_s):
                 is_replica = await (self._observe_as_writer() if self._elected else self._observe())
         except Exception as error:  # noqa: BLE001 - one node never ends the observation of the others
             self.failure = error
@@ -191,10 +196,10 @@ class NodeWatch:
         self.failure = None
         return is_replica
 
-    async def find_system(self) -> int | None:
+    async def find_system(self, within_s: float) -> int | None:
         """Return the system identifier of the cluster that the node belongs to; None if it gives none."""
         try:
-            async with asyncio.timeout(opening.CONNECT_TIMEOUT_S + _ANSWER_TIMEOUT_S):
+            async with asyncio.timeout(within_s):
                 self._connection = self._connection or await self._connect()
                 return await self._connection.fetchval(_SYSTEM_ID, timeout=_ANSWER_TIMEOUT_S)  # type: ignore[no-any-return]
         except Exception:  # noqa: BLE001 - `observe` finds the same, and says so
@@ -225,15 +230,16 @@ class NodeWatch:
             return await self._ask(self._connection)
 
     async def _ask(self, connection: NodeConnection) -> bool:
-        asked_at = time.monotonic()
-        row = await self._ask_status(connection)
-        if not connection.direct:
-            self._behind.check(row)
-        if not row["in_recovery"]:
-            await self._publish_primary(connection)
-            return False
-        await self._publish_replica(connection, row, asked_at)
-        return True
+        async with asyncio.timeout(_BEAT_TIMEOUT_S):
+            asked_at = time.monotonic()
+            row = await self._ask_status(connection)
+            if not connection.direct:
+                self._behind.check(row)
+            if row["in_recovery"]:
+                await self._publish_replica(connection, row, asked_at)
+            else:
+                await self._publish_primary(connection)
+            return bool(row["in_recovery"])
 
     async def _ask_status(self, connection: NodeConnection) -> Record:
         """Ask for the status: without the table `epochs` while it is locked, where the epoch is known already."""

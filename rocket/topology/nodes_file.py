@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
 
-from rocket.dsn import parse_file
+from rocket.dsn import parse_file, read_dsn
 from rocket.errors import InvalidSetting, describe
 from rocket.routing.failures import AddressUnusable, connecting
+from rocket.routing.opening import connect_to
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,7 +84,8 @@ async def _problem_of(name: str, dsn: str, tables: Mapping[str, Sequence[str]], 
     needed = [(table, privilege) for table, privileges in tables.items() for privilege in privileges]
     try:
         with connecting():
-            connection = await asyncpg.connect(dsn, timeout=_ANSWER_TIMEOUT_S, statement_cache_size=0)
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                connection = await connect_to(read_dsn(dsn), "rocket", asyncpg.Connection)
         try:
             row = await connection.fetchrow(
                 _MISSING, [table for table, _ in needed], [privilege for _, privilege in needed],

@@ -120,11 +120,15 @@ async def test_many_waiting_reads_share_one_look_at_a_replica(rare: Observer, pa
     for watch in rare.watches.values():
         observe = watch.observe
 
-        async def counted(observe: Callable[[], Awaitable[bool]] = observe, name: str = watch.name) -> bool:
+        async def counted(
+            within_s: float | None = None,
+            observe: Callable[..., Awaitable[bool]] = observe,
+            name: str = watch.name,
+        ) -> bool:
             under_way[name] = under_way.get(name, 0) + 1
             assert under_way[name] == 1
             try:
-                return await observe()
+                return await observe(within_s)
             finally:
                 under_way[name] -= 1
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import psutil
+from asyncpg.connect_utils import SessionAttribute
 
 from rocket.cluster.errors import NodeNotRunning, ServerFailedToStart
 from rocket.cluster.process import end_server_processes, server_processes, spawn
@@ -293,5 +294,7 @@ class PatroniNode:
             database=database,
             timeout=timeout_s,
             command_timeout=timeout_s,
+            ssl=False,
+            target_session_attrs=SessionAttribute.any,
             server_settings={"application_name": "rocket"},
         )
