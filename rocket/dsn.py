@@ -51,8 +51,8 @@ _NUMBERS = {
     "keepalives_interval": 5,
     "tcp_user_timeout": 15_000,
 }
-"""Those that rocket honours itself, and what holds where they are not given: a firewall or a host that is gone
-shows within half a minute."""
+"""Those that rocket honours itself, and what holds where they are not given: the other end's silence
+shows within a minute."""
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 
 

@@ -44,14 +44,19 @@ class Nodes:
         *,
         init: Work[None] | None = None,
         failures: Callable[[], Mapping[str, Exception]] = dict,
+        observe_anew: Callable[[str, float], None] | None = None,
     ) -> None:
-        """Begin without any node; `failures` says what keeps nodes from being observed, by name."""
+        """Begin without any node; `failures` says what keeps nodes from being observed, by name.
+
+        `observe_anew` is called with a name that led to another server than was observed, and since when.
+        """
         self.board = board
         self.policy = policy
         """How old and how far behind a node may be: read anew for each read and write."""
         self._limits = limits
         self._init = init
         self._failures = failures
+        self._observe_anew = observe_anew
         self._pools: dict[str, NodePool] = {}
         self._refusing: dict[str, str] = {}
         self._is_warm = False
@@ -67,11 +72,12 @@ class Nodes:
         *,
         init: Work[None] | None = None,
         failures: Callable[[], Mapping[str, Exception]] = dict,
+        observe_anew: Callable[[str, float], None] | None = None,
     ) -> Self:
         """Make a pool for each node; raise `ValueError` for a name or an address that cannot be one."""
         for name, dsn in dsns.items():
             _check_name_and_dsn(name, dsn)
-        nodes = cls(board, policy, limits, init=init, failures=failures)
+        nodes = cls(board, policy, limits, init=init, failures=failures, observe_anew=observe_anew)
         for name, dsn in dsns.items():
             await nodes.add(name, dsn)
         return nodes
@@ -155,9 +161,24 @@ class Nodes:
         It is ended if it is not given back soon after `within_s`. Raise `NotAsObserved` if it is of another
         incarnation, and `ConnectionError` if none can be opened.
         """
-        return self._lease(
-            name, within_s, None if status is None else functools.partial(_check_incarnation, status)
-        )
+        check = None if status is None else functools.partial(self._check_incarnation, status)
+        return self._lease(name, within_s, check)
+
+    def _check_incarnation(self, status: ReplicaStatus, connection: NodeConnection) -> None:
+        """Raise `NotAsObserved` unless a connection is of the incarnation that `status` was taken in."""
+        if status.vouches_for(connection.incarnation):
+            return
+        if connection.opened_at < status.observed_at:
+            # A later incarnation was seen after it was opened: its own is over, though the network may not have
+            # told us yet. Or the observer's connection is older, and to another server.
+            self._note_other(status.name, connection)
+            discard(connection)
+            raise NotAsObserved("the pooled connection is of an earlier incarnation")
+        raise NotAsObserved("it has restarted since it was last observed")
+
+    def _note_other(self, name: str, connection: NodeConnection) -> None:
+        if self._observe_anew is not None:
+            self._observe_anew(name, connection.opened_at)
 
     def _lease(
         self,
@@ -210,9 +231,11 @@ class Nodes:
             # Where the epoch cannot be read the server is known by its start, as `started` below.
             unread = primary.started is not None and opened.timeline == timeline_of(primary.epoch)
             if opened.direct and opened.epoch != primary.epoch and not unread:
+                self._note_other(primary.name, opened)
                 discard(connection)
                 raise NotAsObserved(f"the connection is not to a primary of epoch {primary.epoch}")
             if opened.direct and primary.started not in {None, opened.server_started}:
+                self._note_other(primary.name, opened)
                 discard(connection)  # whether it still has all that it had is for the observer to find out
                 raise NotAsObserved("the primary was restarted, and has not been observed since")
             if opened.direct:
@@ -236,18 +259,6 @@ class Nodes:
         """Raise `NotAsObserved` unless the primary of `epoch`, which has answered, is still the current one."""
         if not self.board.is_current_epoch(epoch, time.monotonic(), self.policy.primary_lease_s):
             raise NotAsObserved(f"the primary of epoch {epoch} was replaced, or not observed, meanwhile")
-
-
-def _check_incarnation(status: ReplicaStatus, connection: NodeConnection) -> None:
-    """Raise `NotAsObserved` unless a connection is of the incarnation that `status` was taken in."""
-    if status.vouches_for(connection.incarnation):
-        return
-    if connection.opened_at < status.observed_at:
-        # A later incarnation was seen after it was opened: its own is over, though the network may not have told
-        # us yet.
-        discard(connection)
-        raise NotAsObserved("the pooled connection is of an earlier incarnation")
-    raise NotAsObserved("it has restarted since it was last observed")
 
 
 def in_epoch(connection: Connection, epoch: Epoch) -> AbstractAsyncContextManager[None]:

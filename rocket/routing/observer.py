@@ -70,6 +70,14 @@ class Observer:
         """Return what kept nodes from being observed when they were last asked, by name."""
         return {name: watch.failure for name, watch in self._watches.items() if watch.failure is not None}
 
+    def observe_anew(self, name: str, since: float) -> None:
+        """Have a node be asked over a new connection, unless its own was opened after `since`, monotonic seconds.
+
+        Its name has led to another server then, while the one that is observed lives on.
+        """
+        if (watch := self._watches.get(name)) is not None:
+            watch.connect_anew(since)
+
     def add(self, name: str, dsn: str, *, takes_reads: bool = True) -> None:
         """Watch one more node, or one that is watched at another address from now on.
 

@@ -106,8 +106,10 @@ class Router:
             )
             owns_observer = True
         failures = dict if observer is None else observer.failures
+        anew = None if observer is None else observer.observe_anew
+        policy = policy or Policy()
         router = cls(
-            await Nodes.open(nodes, board, policy or Policy(), limits, init=init, failures=failures),
+            await Nodes.open(nodes, board, policy, limits, init=init, failures=failures, observe_anew=anew),
             SubjectLocks() if floors is None else floors,
             limits=limits,
             observer=observer,

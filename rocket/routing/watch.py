@@ -167,6 +167,7 @@ class NodeWatch:
         self._read: tuple[NodeConnection, Record] | None = None
         self._state_read: tuple[NodeConnection, PrimaryState] | None = None
         self._is_locked = False
+        self._is_outdated = False
         self.failure: Exception | None = None
         """What kept the node from being observed when that was last tried; None if nothing did."""
 
@@ -196,6 +197,12 @@ class NodeWatch:
         self.failure = None
         return is_replica
 
+    def connect_anew(self, since: float) -> None:
+        """Have the next question be asked over a new connection, unless this one was opened after `since`."""
+        if self._connection is not None and self._connection.opened_at < since and not self._is_outdated:
+            _log.warning("%s leads to another server than was observed: it is observed anew", self.name)
+            self._is_outdated = True
+
     async def find_system(self, within_s: float) -> int | None:
         """Return the system identifier of the cluster that the node belongs to; None if it gives none."""
         try:
@@ -207,7 +214,8 @@ class NodeWatch:
             return None
 
     async def _observe(self) -> bool:
-        if self._connection is None or self._connection.is_closed():
+        if self._connection is None or self._connection.is_closed() or self._is_outdated:
+            self._is_outdated = False
             if self._connection is not None:
                 # What was known belongs to a connection, and so perhaps to an incarnation, that has ended.
                 self.close()
@@ -222,6 +230,8 @@ class NodeWatch:
     async def _observe_as_writer(self) -> bool:
         """Do the same on the writer's connection, which its server ends after a silence: then connect anew."""
         assert self._connection is not None  # noqa: S101 - it is the one that was elected
+        if self._is_outdated:
+            return await self._observe()
         try:
             return await self._ask(self._connection)
         except ENDED:

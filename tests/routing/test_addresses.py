@@ -202,3 +202,25 @@ async def test_far_replicas_serve(cluster: LocalCluster, tmp_path: Path, round_t
             if passed_s > 10 * round_trip_s and session.last is not None:
                 roles.append(session.last.role)
         assert roles.count(Role.REPLICA) >= 0.95 * len(roles) > 0
+
+
+# --- names that move ---
+
+
+@pytest.mark.vouched
+async def test_a_name_that_leads_to_another_server_is_followed(cluster: LocalCluster, tmp_path: Path) -> None:
+    """While the former one lives on, and the observer's connection to it as well."""
+    targets = [cluster.node("replica0"), cluster.node("replica1")]
+    link = Proxy(socket_path(tmp_path, 5432), lambda: socket_path(cluster.socket_dir, targets[0].port))
+    nodes = dsns(cluster, "primary") | {"reader": f"postgresql://{role()}@/{DATABASE}?host={tmp_path}&port=5432"}
+    port = "SELECT current_setting('port')::int"
+    async with link.listening(), await Router.open(nodes, observer_interval_s=0.1) as router:
+        session = router.session()
+        await session.write(one)
+        assert await served_by(session, Role.REPLICA, port) == targets.pop(0).port
+        async with asyncio.timeout(10):
+            while await served_by(session, Role.REPLICA, port) != targets[0].port:
+                router.pools[1].drop()  # as their lifetime would, or their server
+        for _ in range(20):
+            await session.read(one)
+            assert Role.REPLICA is (session.last and session.last.role)
