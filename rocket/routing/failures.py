@@ -19,6 +19,10 @@ class NotAsObserved(Exception):
     """A node is not, or not any more, what the observer saw."""
 
 
+class Unanswered(NotAsObserved):
+    """The first statement on a connection was not answered: it is dead, as far as its next use is concerned."""
+
+
 class NodeChanged(NotAsObserved):
     """The server has taken another role or followed another primary since its connection was opened."""
 

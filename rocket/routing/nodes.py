@@ -14,11 +14,11 @@ from rocket.dsn import check_files, parse_dsn
 from rocket.errors import Unavailable
 from rocket.routing.connection import discard, in_one_piece, unwrap
 from rocket.routing.epochs import check_epoch
-from rocket.routing.failures import NotAsObserved, describe_failures
+from rocket.routing.failures import NotAsObserved, Unanswered, describe_failures
 from rocket.routing.pool import NodePool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Board, Epoch, Policy, PrimaryStatus, ReplicaStatus
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger("rocket.router")
+
+
+_ANSWERED_S = 0.5
+"""How long the first statement on a connection to the primary may take, beyond the way there."""
 
 
 class Nodes:
@@ -239,8 +243,22 @@ class Nodes:
                 discard(connection)  # whether it still has all that it had is for the observer to find out
                 raise NotAsObserved("the primary was restarted, and has not been observed since")
             if opened.direct:
-                await opened.set_read_only(read_only)
+                await self.answered_first(opened, opened.set_read_only(read_only))
             yield connection, primary
+
+    async def answered_first(self, connection: Connection, statement: Awaitable[None]) -> None:
+        """Await the first statement on a connection; raise `Unanswered`, and discard it, if no answer comes soon.
+
+        A firewall may have forgotten it, or its server may be gone; nothing was begun, so another one may do.
+        """
+        opened = unwrap(connection)
+        try:
+            async with asyncio.timeout(_ANSWERED_S + opened.round_trip_s):
+                await statement
+        except TimeoutError:
+            self._pools[self.current_primary().name].suspect_idle()
+            discard(opened)
+            raise Unanswered("a connection has fallen silent") from None
 
     def knows_no_later_epoch(self) -> bool:
         """Return whether each node was observed lately, and none follows a later primary than the current one."""

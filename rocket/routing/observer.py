@@ -166,7 +166,7 @@ class Observer:
 
     async def _keep_watching(self, watch: NodeWatch) -> None:
         while True:
-            if await watch.observe():
+            if await watch.observe() or (watch.has_lost_connection and await watch.observe()):
                 self.catch_up.announce()
                 await self.catch_up.pause(watch.name, self._interval_s)
             else:

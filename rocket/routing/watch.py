@@ -168,6 +168,7 @@ class NodeWatch:
         self._state_read: tuple[NodeConnection, PrimaryState] | None = None
         self._is_locked = False
         self._is_outdated = False
+        self.has_lost_connection = False  # when it was last tried: a new one may do at once
         self.failure: Exception | None = None
         """What kept the node from being observed when that was last tried; None if nothing did."""
 
@@ -177,10 +178,7 @@ class NodeWatch:
         return self._state.last
 
     async def observe(self, within_s: float | None = None) -> bool:
-        """Publish the node's status, or remove it if it gives none; return whether it answered as a replica.
-
-        Opening a connection takes the time that it takes (see `opening`), but all of it no longer than `within_s`.
-        """
+        """Publish the node's status, or remove it if it gives none; return whether it answered as a replica."""
         try:
             async with asyncio.timeout(within_s):
                 is_replica = await (self._observe_as_writer() if self._elected else self._observe())
@@ -192,9 +190,10 @@ class NodeWatch:
                 self._state.refused("refused", str(error))
             else:
                 self._state.lost(error)
+            self.has_lost_connection = self._connection is not None
             self.close()
             return False
-        self.failure = None
+        self.failure, self.has_lost_connection = None, False
         return is_replica
 
     def connect_anew(self, since: float) -> None:

@@ -23,6 +23,7 @@ from rocket.routing.failures import (
     NotAsObserved,
     OwnError,
     StatementsOutdated,
+    Unanswered,
     leaves_commit_in_doubt,
     speaks_against_node,
 )
@@ -47,8 +48,12 @@ ResultT = TypeVar("ResultT")
 _LONGEST_BACKOFF_S = 0.1
 _MOST_OUTDATED = 3
 """How often a write is run again with fresh statements."""
+_MOST_UNANSWERED = 2
+"""On how many dead connections one may try to begin."""
 _OWN_REPEATED = 3
 """How many times work is run again that raises a serialization failure by itself."""
+_REPEATED = (StatementsOutdated, Unanswered, asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+"""After these a write may be run again."""
 _RAISED_BY_WORK = (None, "exec_stmt_raise")
 """Where a serialization failure of its own comes from: from Python, or from RAISE in PL/pgSQL."""
 _ENDED = "work has ended the transaction of its write by itself"
@@ -88,8 +93,8 @@ class Writes:
                     if not attempt.is_repeated_after(own.error):
                         raise
                     error = own.error
-                except StatementsOutdated as outdated:
-                    attempt.count_outdated(outdated, deadline)
+                except (StatementsOutdated, Unanswered) as of_connection:
+                    attempt.count(of_connection, deadline)
                     continue
                 except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as of_router:
                     error = of_router
@@ -122,7 +127,7 @@ class Writes:
                         epoch = primary.epoch
                         resolved = await self._resolve(connection, epoch, subject, tokens)
                         transaction = connection.transaction()
-                        await transaction.start()
+                        await self._nodes.answered_first(connection, transaction.start())
                         attempt.on, attempt.lost = primary, resolved.lost
                         value, commit = await self._up_to_commit(connection, transaction, epoch, work, subject)
                     commit_sent = unwrap(connection).commits = True
@@ -142,7 +147,7 @@ class Writes:
                     lost = PossibleLoss(epoch, None, writes=bool(resolved.token.write_floor))
                 token = _next_token(resolved.token, epoch, floor)
                 return Answer(value, primary.name, Role.PRIMARY, Reason.WRITE, token, lost)
-        except (OwnError, StatementsOutdated, asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
+        except (OwnError, *_REPEATED):
             raise
         except Exception as error:
             if commit_sent and leaves_commit_in_doubt(error):
@@ -233,13 +238,15 @@ class Writes:
 class _Attempt:
     """What becomes of a write."""
 
-    __slots__ = ("lost", "number", "on", "outdated")
+    __slots__ = ("lost", "number", "on", "outdated", "unanswered")
 
     def __init__(self) -> None:
         self.number = 0
         """How many times it was refused."""
         self.outdated = 0
         """How many times it failed with prepared statements that are outdated."""
+        self.unanswered = 0
+        """On how many connections it could not begin, since they were dead."""
         self.on: PrimaryStatus | None = None
         """Where work was run last; None if it was not."""
         self.lost: PossibleLoss | None = None
@@ -251,11 +258,17 @@ class _Attempt:
             return False
         return error.server_source_function not in _RAISED_BY_WORK or self.number < _OWN_REPEATED
 
-    def count_outdated(self, outdated: StatementsOutdated, deadline: float) -> None:
-        """Raise what work has raised, if fresh statements have not helped, or there is no more time."""
+    def count(self, error: StatementsOutdated | Unanswered, deadline: float) -> None:
+        """Raise what has ended the write if other connections or fresh statements have not helped in time."""
+        is_late = time.monotonic() > deadline
+        if isinstance(error, Unanswered):
+            self.unanswered += 1
+            if is_late or self.unanswered > _MOST_UNANSWERED:
+                raise Unavailable(f"the primary did not take the write: {error}") from error
+            return
         self.outdated += 1
-        if self.outdated > _MOST_OUTDATED or time.monotonic() > deadline:
-            raise outdated.error from outdated.error.__cause__
+        if is_late or self.outdated > _MOST_OUTDATED:
+            raise error.error from error.error.__cause__
 
     async def back_off(self, error: Exception, deadline: float) -> None:
         """Wait a little before the next time; raise `Unavailable` if that would be too late."""

@@ -273,3 +273,18 @@ async def test_connections_that_fell_silent_are_found_before_they_are_used(clust
             assert 1 == await connection.fetchval("SELECT 1")
         assert pool.idle == 1
         await pool.close(1)
+
+
+@pytest.mark.vouched
+async def test_writes_go_on_when_all_connections_fell_silent(cluster: LocalCluster) -> None:
+    """A firewall has forgotten them, the observer's as well: each write begins on a fresh one, and none fails."""
+    link = HaltingLink(socket_path(cluster.socket_dir, cluster.primary.port), role(), DATABASE)
+    async with link.listening(), await Router.open(dsns(cluster) | {"primary": link.dsn}) as router:
+
+        async def write() -> None:
+            await router.session().write(lambda db: db.execute("SELECT 1"))
+
+        await asyncio.gather(*(write() for _ in range(10)))
+        link.forget()
+        async with asyncio.timeout(3):
+            await asyncio.gather(*(write() for _ in range(10)))
