@@ -12,7 +12,7 @@ import pytest
 from rocket import Router
 from rocket.consistency import Board
 from rocket.lab.app import DATABASE
-from rocket.routing import heartbeat, watch
+from rocket.routing import epochs, heartbeat, watch
 from rocket.routing.observer import Observer
 from tests.routing.test_histories import a_cluster
 from tests.support.between import pgbouncer
@@ -20,6 +20,7 @@ from tests.support.servers import dsns, paused, table, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractContextManager
 
     from rocket.cluster.cluster import LocalCluster
     from rocket.cluster.node import Node
@@ -56,11 +57,9 @@ async def configured(nodes: list[Node], setting: str, value: str) -> AsyncIterat
                 await admin.execute("SELECT pg_reload_conf()")
 
 
-@contextlib.contextmanager
-def addresses(cluster: LocalCluster, *, pooled: bool) -> AsyncIterator[dict[str, str]]:
+def addresses(cluster: LocalCluster, *, pooled: bool) -> AbstractContextManager[dict[str, str]]:
     """Give the nodes' own addresses, or those behind a pooler."""
-    with pgbouncer(cluster) if pooled else contextlib.nullcontext(dsns(cluster)) as nodes:
-        yield nodes
+    return pgbouncer(cluster) if pooled else contextlib.nullcontext(dsns(cluster))
 
 
 async def beats(board: Board, count: int) -> None:
@@ -70,9 +69,9 @@ async def beats(board: Board, count: int) -> None:
         await until(lambda: board.primary is not None and board.primary is not before)  # noqa: B023
 
 
-async def flushed(primary: Connection) -> Lsn:
+async def flushed(primary: Connection) -> int:
     """Return how far the primary has flushed WAL."""
-    return await primary.fetchval("SELECT pg_current_wal_flush_lsn()")
+    return int(await primary.fetchval("SELECT pg_current_wal_flush_lsn()"))
 
 
 @pytest.mark.parametrize("pooled", [False, True])
@@ -131,14 +130,19 @@ async def test_a_long_query_on_a_replica_outlives_beats(*, cluster: LocalCluster
         with addresses(cluster, pooled=pooled) as nodes:
             async with await Router.open(nodes, observer_interval_s=BEAT_S) as router:
                 await beats(router.board, 5)
-                await primary.execute("VACUUM replica_statuses")
-                await cluster.wait_for_catchup()
+                await vacuumed(primary, cluster)
                 async with other.transaction(isolation="repeatable_read", readonly=True):
                     await other.fetchval("SELECT count(*) FROM rides")
                     await beats(router.board, 10)
-                    await primary.execute("VACUUM replica_statuses")
-                    await cluster.wait_for_catchup()
+                    await vacuumed(primary, cluster)
                     assert 0 <= await other.fetchval("SELECT count(*) FROM rides")
+
+
+async def vacuumed(primary: Connection, cluster: LocalCluster) -> None:
+    """Have what beats may have left removed, and the WAL of that replayed."""
+    await primary.execute("VACUUM replica_statuses")
+    await primary.execute("SELECT pg_logical_emit_message(true, 'test', '')")  # else it need not be flushed
+    await cluster.wait_for_catchup()
 
 
 @pytest.mark.parametrize("setting", ["off", "on"])
@@ -153,6 +157,17 @@ async def test_a_beat_is_flushed_and_waits_for_no_standby(cluster: LocalCluster,
                 await heartbeat.beat(primary)
                 assert await flushed(primary) > before
         assert setting == await primary.fetchval("SHOW synchronous_commit")
+
+
+async def test_a_standby_that_is_awaited_holds_up_no_look_at_the_primary(cluster: LocalCluster) -> None:
+    """Its status is as young as ever, and no wait is cancelled on the primary, which would log that each time."""
+    observer = Observer(dsns(cluster, "primary"), Board(), interval_s=DAY_S)
+    await observer.run_once()
+    async with configured([cluster.primary], "synchronous_standby_names", "away"):
+        await until_known(cluster.primary, "synchronous_standby_names", "away")
+        async with asyncio.timeout(1.5):
+            await observer.run_once()
+    observer.close()
 
 
 async def until_known(node: Node, setting: str, value: str) -> None:
@@ -182,7 +197,7 @@ async def test_a_replica_that_stands_still_is_not_made_to_note_its_timeline_agai
 ) -> None:
     """It notes it when it goes on; each time leaves dead rows in the catalogs."""
     noted = 0
-    have_noted = watch.have_timelines_noted
+    have_noted = epochs.have_timelines_noted
 
     async def counted(primary: Connection) -> Lsn:
         nonlocal noted
