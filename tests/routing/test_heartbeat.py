@@ -161,7 +161,7 @@ async def test_a_beat_is_flushed_and_waits_for_no_standby(cluster: LocalCluster,
 
 async def test_a_standby_that_is_awaited_holds_up_no_look_at_the_primary(cluster: LocalCluster) -> None:
     """Its status is as young as ever, and no wait is cancelled on the primary, which would log that each time."""
-    observer = Observer(dsns(cluster, "primary"), Board(), interval_s=DAY_S)
+    observer = Observer(dsns(cluster), Board(), interval_s=DAY_S)
     await observer.run_once()
     async with configured([cluster.primary], "synchronous_standby_names", "away"):
         await until_known(cluster.primary, "synchronous_standby_names", "away")
