@@ -137,8 +137,8 @@ async def board(cluster: LocalCluster) -> Board:
 
 @pytest_asyncio.fixture
 async def observer(cluster: LocalCluster, board: Board) -> AsyncIterator[Observer]:
-    """An observer of the cluster that looks only when it is told to: `await observer.run_once()`."""
-    observer = Observer(dsns(cluster), board, interval_s=0.05)
+    """An observer that looks, and records statuses, only when it is told to: `await observer.run_once()`."""
+    observer = Observer(dsns(cluster), board, interval_s=0.05, record_statuses=True)
     yield observer
     observer.close()
 

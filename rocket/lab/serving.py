@@ -91,6 +91,7 @@ def url_of(settings: Settings, held: Sequence[socket.socket]) -> str:
 
 _TABLES = {
     **nodes_file.ROCKET_TABLES,
+    "replica_statuses": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "users": ("SELECT", "INSERT", "UPDATE"),
     "rides": ("SELECT", "INSERT"),
 }
@@ -148,6 +149,7 @@ async def serving(
                 ),
                 observe=observe,
                 observer_interval_s=settings.observer_interval,
+                record_statuses=True,
                 may_be_primary=None if topology is None else topology.may_be_primary,
             )
         )

@@ -68,6 +68,7 @@ _ABANDON_EPOCH = """
 """
 _REMOVE_A_FILE = "SELECT rocket_note_timeline()"
 """Its commit makes every replica note the timeline that it applies."""
+_FLUSHED = "SELECT pg_current_wal_flush_lsn()"
 
 _KNOWN = f"""
     SELECT EXISTS (SELECT FROM epochs WHERE {OF_THIS_CLUSTER} AND timeline = $1::bigint) AS timeline_is_known,
@@ -187,9 +188,13 @@ async def check_epoch(primary: Connection, epoch: Epoch) -> None:
         raise NotAsObserved(f"behind the pooler there is no primary of epoch {epoch}")
 
 
-async def have_timelines_noted(primary: Connection) -> None:
-    """Make every replica note which timeline it applies; raise asyncpg's error if that cannot be done now."""
+async def have_timelines_noted(primary: Connection) -> Lsn:
+    """Make every replica note which timeline it applies; raise asyncpg's error if that cannot be done now.
+
+    Return a position at which they have.
+    """
     await primary.execute(_REMOVE_A_FILE)
+    return Lsn.from_wire(await primary.fetchval(_FLUSHED))
 
 
 async def resolve_tokens(

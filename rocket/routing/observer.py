@@ -37,12 +37,15 @@ class Observer:
         *,
         interval_s: float,
         roles_only: bool = False,
+        record_statuses: bool = False,
         may_be_primary: MayBePrimary | None = None,
         connect: Connect = connect,
     ) -> None:
         """Prepare to observe nodes, each given by name as a DSN.
 
-        With `roles_only` it finds out which node is the primary, and publishes nothing of replicas.
+        With `roles_only` it finds out which node is the primary, and publishes nothing of replicas. With
+        `record_statuses` it writes them into the table `replica_statuses` as well, whose dead rows conflict with
+        long queries on replicas.
         `may_be_primary` is asked before a node becomes the primary, or becomes it again: a cluster manager's veto.
         `connect` opens the connections to observe with.
         """
@@ -51,6 +54,7 @@ class Observer:
         """Brings new statuses to the reads that wait for them."""
         self._interval_s = interval_s
         self._roles_only = roles_only
+        self._record_statuses = record_statuses
         self._may_be_primary = may_be_primary
         self._connect = connect
         self._watches: dict[str, NodeWatch] = {}
@@ -93,6 +97,7 @@ class Observer:
             self._interval_s,
             may_be_primary=self._may_be_primary,
             roles_only=self._roles_only,
+            record_statuses=self._record_statuses,
             takes_reads=takes_reads,
             connect=self._connect,
         )

@@ -74,6 +74,7 @@ class Router:
         limits: Limits | None = None,
         observe: bool = True,
         observer_interval_s: float = 0.5,
+        record_statuses: bool = False,
         may_be_primary: MayBePrimary | None = None,
         init: Work[None] | None = None,
         observer: Observer | None = None,
@@ -85,6 +86,8 @@ class Router:
         `may_be_primary` may veto that a node becomes the primary; with it, `nodes` may be empty. `floors` is what
         reads without a token go by: `SubjectLocks` unless another store is given. `init` is called with each
         new connection that work is given, for what asyncpg keeps with it: type codecs, for example.
+        With `record_statuses` what is observed is written into the table `replica_statuses` as well, for people to
+        read; its dead rows conflict with long queries on replicas.
 
         With an `observer` that is run elsewhere the router starts none. With a `board` alone it goes by that, and
         no read waits for a replica.
@@ -102,7 +105,12 @@ class Router:
                 raise ValueError("there must be a node, at the least")
             board = Board()
             observer = Observer(
-                nodes, board, interval_s=observer_interval_s, roles_only=not observe, may_be_primary=may_be_primary
+                nodes,
+                board,
+                interval_s=observer_interval_s,
+                roles_only=not observe,
+                record_statuses=record_statuses,
+                may_be_primary=may_be_primary,
             )
             owns_observer = True
         failures = dict if observer is None else observer.failures

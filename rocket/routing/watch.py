@@ -144,6 +144,7 @@ class NodeWatch:
         *,
         may_be_primary: MayBePrimary | None = None,
         roles_only: bool = False,
+        record_statuses: bool = False,
         takes_reads: bool = True,
         connect: Connect = opening.connect,
     ) -> None:
@@ -153,6 +154,7 @@ class NodeWatch:
         self._beat_s = beat_s
         self._may_be_primary = may_be_primary
         self._roles_only = roles_only
+        self._record_statuses = record_statuses
         self._takes_reads = takes_reads
         self._open = connect
         self._connection: NodeConnection | None = None
@@ -160,6 +162,7 @@ class NodeWatch:
         self._elected = False
         self._to_be_noted = False
         self._noted_at = time.monotonic()
+        self._noted_lsn = Lsn(0)
         self._logged_why_checked = False
         self._writes = _StateLog(f"writing on {name}")
         self._state = _StateLog(name)
@@ -392,39 +395,44 @@ class NodeWatch:
         return await self._may_be_primary(self.name)
 
     async def _record(self, connection: NodeConnection) -> None:
-        """Write the table of statuses, and have timelines noted: without either, reads are slower, not wrong."""
+        """Have timelines noted, and beat: without either, reads are slower, not wrong."""
         for epoch in list(self._board.abandoned):
             async with _in_one_piece(connection, read_only=False):
                 await abandon_epoch(connection, epoch)
             self._board.abandoned.discard(epoch)
-        if not self._roles_only:
-            if connection.direct:
-                self._elected = self._elected or await heartbeat.elect(connection, self._beat_s)
-                if self._elected:
-                    await heartbeat.record(connection, self._board.replicas)
-            else:
-                await self._record_through_pooler(connection)
         if self._to_be_noted or self._is_to_be_noted_again():
             self._noted_at = time.monotonic()
-            await have_timelines_noted(connection)
+            self._noted_lsn = await have_timelines_noted(connection)
             self._to_be_noted = False
+        if not self._roles_only:
+            await self._beat(connection)
 
     def _is_to_be_noted_again(self) -> bool:
-        """Return whether replicas do not prove their epoch, as if the observer that named it had died early."""
+        """Return whether replicas do not prove their epoch, as if the observer that named it had died early.
+
+        One that has yet to replay what they were made to note last needs no more: each time leaves dead rows.
+        """
         return (
             self._elected
             and time.monotonic() - self._noted_at > _NOTED_AGAIN_S
-            and any(status.epoch is None for status in self._board.replicas)
+            and any(s.epoch is None and s.replay_lsn >= self._noted_lsn for s in self._board.replicas)
         )
 
-    async def _record_through_pooler(self, connection: NodeConnection) -> None:
-        """Be elected for one beat at a time: a session there is not ours to keep a lock in."""
-        async with connections.in_one_piece(connection, read_only=False):
-            if await heartbeat.elect_for_now(connection):
+    async def _beat(self, connection: NodeConnection) -> None:
+        """Beat if elected: through a pooler for one beat at a time, since the session there is not ours."""
+        lock = heartbeat.WRITERS_LOCK if self._record_statuses else heartbeat.BEAT_LOCK
+        async with _in_one_piece(connection, read_only=False):
+            if not connection.direct:
+                is_elected = await heartbeat.elect_for_now(connection, lock)
+            else:
+                is_elected = self._elected = self._elected or await heartbeat.elect(connection, lock, self._beat_s)
+            if is_elected and self._record_statuses:
                 await heartbeat.record(connection, self._board.replicas)
+            elif is_elected:
+                await heartbeat.beat(connection)
 
     def close(self) -> None:
-        """Drop the connection, and with it the right to write the table."""
+        """Drop the connection, and with it the right to beat."""
         self._elected = False
         self._streamed = None
         if self._connection is not None:

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
 ROCKET_TABLES: Mapping[str, Sequence[str]] = {
     "epochs": ("SELECT", "INSERT"),
-    "replica_statuses": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
-"""The tables that a router uses, and the privileges that its role needs on each."""
+"""The tables that every router uses, and the privileges that its role needs on each."""
 
 Check: TypeAlias = Callable[[Mapping[str, str]], Awaitable[None]]
 """Raises `InvalidSetting` for nodes, given as DSNs by name, that cannot be used."""

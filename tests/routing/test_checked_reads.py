@@ -93,10 +93,10 @@ class Session:
 
 
 @contextlib.asynccontextmanager
-async def attached(nodes: dict[str, str], email: str) -> AsyncIterator[Session]:
+async def attached(nodes: dict[str, str], email: str, *, record_statuses: bool = False) -> AsyncIterator[Session]:
     """Give a session on a router for these nodes, whose observer looks only when it is told to."""
     board = Board()
-    observer = Observer(nodes, board, interval_s=0.05)
+    observer = Observer(nodes, board, interval_s=0.05, record_statuses=record_statuses)
     try:
         await observer.run_once()
         policy = Policy(primary_lease_s=60.0, lease_s=60.0)
@@ -264,7 +264,7 @@ async def test_a_replica_that_was_promoted_behind_the_pooler_is_left(cluster: Lo
 async def test_a_primary_behind_a_pooler_serves_and_takes_writes(cluster: LocalCluster, email: str) -> None:
     """Slower, and right: the table of statuses is written, too."""
     with pgbouncer(cluster) as nodes:
-        async with attached(nodes, email) as session:
+        async with attached(nodes, email, record_statuses=True) as session:
             for _ in range(5):
                 session.token = None
                 await asyncio.gather(*(session.write() for _ in range(4)))

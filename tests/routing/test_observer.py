@@ -59,6 +59,7 @@ async def test_table_holds_just_the_replicas_that_exist(
         dsns(cluster, "primary", "replica0") | {"gone": f"postgresql:///x?host={tmp_path}&port=1"},
         Board(),
         interval_s=1,
+        record_statuses=True,
     )
     await recorded(partly, cluster, {"replica0"})
     partly.close()
@@ -92,7 +93,7 @@ async def test_heartbeat_writes_even_if_nothing_changed(cluster: LocalCluster, o
 async def test_only_one_observer_writes_the_table(cluster: LocalCluster, observer: Observer) -> None:
     """The second one waits for the first one's connection to end."""
     await recorded(observer, cluster, {"replica0", "replica1"})
-    second = Observer(dsns(cluster, "primary"), Board(), interval_s=1)
+    second = Observer(dsns(cluster, "primary"), Board(), interval_s=1, record_statuses=True)
     await second.run_once()
     assert {"replica0", "replica1"} == set(await table(cluster))
     observer.close()
@@ -106,10 +107,10 @@ async def test_writer_that_falls_silent_gives_the_table_up(cluster: LocalCluster
     dsn = dsns(cluster, "primary")["primary"]
     silent, other = await opening.connect(dsn), await opening.connect(dsn)
     try:
-        assert await heartbeat.elect(silent, 0.05)
+        assert await heartbeat.elect(silent, heartbeat.BEAT_LOCK, 0.05)
         await silent.execute(last)
         async with asyncio.timeout(10):
-            while not await heartbeat.elect(other, 0.05):
+            while not await heartbeat.elect(other, heartbeat.BEAT_LOCK, 0.05):
                 await asyncio.sleep(0.05)
     finally:
         silent.terminate()

@@ -196,8 +196,7 @@ class LocalSystem(System):
         self._cluster: LocalCluster
         self._links: dict[str, Proxy] = {}
         self._processes: list[Worker] = []
-        # Where processes are killed, one of them writes the table of statuses, and no client may.
-        self.has_library_clients = settings.processes == 1 and settings.routing == NEVER_STALE
+        self.has_library_clients = settings.routing == NEVER_STALE
 
     async def start(self, shutdown: Shutdown, stack: AsyncExitStack) -> tuple[str, Path]:
         """Start it, and let the replicas follow through the proxies."""

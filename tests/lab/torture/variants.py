@@ -162,8 +162,8 @@ def applied(name: str) -> Iterator[None]:
 def silent_writer_keeps_its_right(patch: pytest.MonkeyPatch) -> None:
     """The process that was elected to write the table of statuses stays so for as long as its connection lives."""
 
-    async def elect(primary: Connection, _beat_s: float) -> bool:
-        return bool(await primary.fetchval("SELECT pg_try_advisory_lock($1)", heartbeat.WRITERS_LOCK))
+    async def elect(primary: Connection, lock: int, _beat_s: float) -> bool:
+        return bool(await primary.fetchval("SELECT pg_try_advisory_lock($1)", lock))
 
     patch.setattr(heartbeat, "elect", elect)
 
@@ -176,8 +176,8 @@ def elected_once_and_for_all(patch: pytest.MonkeyPatch) -> None:
     """A process that is not elected on its first attempt never tries again."""
     elect, attempts = heartbeat.elect, iter([True])
 
-    async def once(primary: Connection, beat_s: float) -> bool:
-        return next(attempts, False) and await elect(primary, beat_s)
+    async def once(primary: Connection, lock: int, beat_s: float) -> bool:
+        return next(attempts, False) and await elect(primary, lock, beat_s)
 
     patch.setattr(heartbeat, "elect", once)
 
