@@ -34,6 +34,8 @@ _OBSERVING_S = 2.0
 
 _CACHED_STATEMENTS = 100
 _INCARNATIONS_REMEMBERED = 32
+_MIXED_S = 30.0
+"""How long a pooler's address is not used after servers of different roles were found there."""
 
 _EPOCH_OR_NULL = f"CASE WHEN direct AND NOT in_recovery THEN {CURRENT_EPOCH} END"
 
@@ -250,6 +252,35 @@ class IncarnationHistory:
             self._past.append(self._present)
         self._present, self._since = found, time.monotonic()
         return False
+
+
+class ServersBehind:
+    """Finds out whether servers of different roles answer behind a pooler, as they do if it has a list of hosts.
+
+    If another server answers in another role, and was running already when the first one answered, there are two,
+    and not one that was restarted. The next transaction may reach either of them.
+    """
+
+    def __init__(self) -> None:
+        self._last: asyncpg.Record | None = None
+        self._mixed_until = 0.0
+
+    def check(self, row: asyncpg.Record) -> None:
+        """Raise `UnfitPooler` if both roles were found lately; `row` is the newest answer to `STATUS_QUERY`."""
+        last, self._last = self._last, row
+        now = time.monotonic()
+        if (
+            last is not None
+            and row["in_recovery"] != last["in_recovery"]
+            and row["started"] != last["started"]
+            and row["started"] < last["clock"]
+        ):
+            self._mixed_until = now + _MIXED_S
+        if now < self._mixed_until:
+            raise UnfitPooler(
+                "a primary and a replica answer at its address in turn (a pooler with a list of hosts): give each "
+                "server an address of its own"
+            )
 
 
 _RUNS = "SELECT true FROM pg_stat_activity WHERE pid = $1 AND state IS DISTINCT FROM 'idle'"

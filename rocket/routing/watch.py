@@ -53,9 +53,6 @@ _NOTED_AGAIN_S = 15.0
 _LATELY_S = 2.0
 """A primary that was not seen for longer has to be confirmed again: there may have been another one meanwhile."""
 
-_MIXED_S = 30.0
-"""How long a pooler's address is not used after servers of different roles were found there."""
-
 MayBePrimary: TypeAlias = Callable[[str], Awaitable[bool]]
 """Returns whether a node, given by name, may be the primary as far as a cluster manager knows."""
 
@@ -166,7 +163,7 @@ class NodeWatch:
         self._logged_why_checked = False
         self._writes = _StateLog(f"writing on {name}")
         self._state = _StateLog(name)
-        self._behind = _ServersBehind()
+        self._behind = opening.ServersBehind()
         self._read: tuple[NodeConnection, Record] | None = None
         self._state_read: tuple[NodeConnection, PrimaryState] | None = None
         self._is_locked = False
@@ -438,35 +435,6 @@ class NodeWatch:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
-
-
-class _ServersBehind:
-    """Finds out whether servers of different roles answer behind a pooler, as they do if it has a list of hosts.
-
-    If another server answers in another role, and was running already when the first one answered, there are two,
-    and not one that was restarted. The next transaction may reach either of them.
-    """
-
-    def __init__(self) -> None:
-        self._last: Record | None = None
-        self._mixed_until = 0.0
-
-    def check(self, row: Record) -> None:
-        """Raise `UnfitPooler` if both roles were found lately; `row` is the newest answer to `STATUS_QUERY`."""
-        last, self._last = self._last, row
-        now = time.monotonic()
-        if (
-            last is not None
-            and row["in_recovery"] != last["in_recovery"]
-            and row["started"] != last["started"]
-            and row["started"] < last["clock"]
-        ):
-            self._mixed_until = now + _MIXED_S
-        if now < self._mixed_until:
-            raise UnfitPooler(
-                "a primary and a replica answer at its address in turn (a pooler with a list of hosts): give each "
-                "server an address of its own"
-            )
 
 
 class _StateLog:
