@@ -101,11 +101,19 @@ def _left(route: Route, error: BaseException, shown: Lsn | None, reason: Reason)
 class Reads:
     """Reads that are never stale."""
 
-    def __init__(self, nodes: Nodes, floors: FloorStore, limits: Limits, catch_up: CatchUp | None = None) -> None:
+    def __init__(
+        self,
+        nodes: Nodes,
+        floors: FloorStore,
+        limits: Limits,
+        waits_for_commits: CapacityLimiter,
+        catch_up: CatchUp | None = None,
+    ) -> None:
         self._nodes = nodes
         self._board = nodes.board
         self._floors = floors
         self._limits = limits
+        self._waits_for_commits = waits_for_commits
         self._catch_up = catch_up
         self._primary_reads = CapacityLimiter(
             "a read on the primary", width=limits.primary_reads, queue=limits.queue
@@ -329,15 +337,15 @@ class Reads:
     async def _read_on_primary(
         self, work: Work[ResultT], subject: str | None, reason: Reason, route: Route
     ) -> Answer[ResultT]:
-        has_seen_replica = any(token.node is not None for token in route.tokens)
+        first = None
+        if any(token.node is not None for token in route.tokens):
+            first = functools.partial(self._wait_for_writes, subject=subject)
 
         async def read(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
             epoch = status.epoch
             resolved = await resolve_tokens(
                 route.tokens, primary, epoch, is_last=self._nodes.knows_no_later_epoch()
             )
-            if has_seen_replica:
-                await self._wait_for_writes(primary, subject)
             if unwrap(primary).direct:
                 await unwrap(primary).set_read_only(True)
             else:
@@ -358,7 +366,7 @@ class Reads:
             token = token.after_primary_read(flush_lsn)
             return Answer(value, status.name, Role.PRIMARY, reason, token, lost, route)
 
-        return await self._on_primary(read, route, read_only=not has_seen_replica)
+        return await self._on_primary(read, route, read_only=first is None, first=first)
 
     async def _wait_for_writes(self, primary: Connection, subject: str | None) -> None:
         """Wait for writes that a replica may have shown; no lock outlives the wait, so none is held up."""
@@ -384,11 +392,15 @@ class Reads:
         route: Route,
         *,
         read_only: bool = False,
+        first: Callable[[Connection], Awaitable[None]] | None = None,
     ) -> ResultT:
-        """Ask the primary something; raise `Unavailable` if it does not answer by the read's deadline."""
+        """Ask the primary something; raise `Unavailable` if it does not answer by the read's deadline.
+
+        `first` waits for commits, on the same connection; not many do that at a time.
+        """
         try:
             async with asyncio.timeout(route.deadline - time.monotonic()):
-                return await self._on_primary_in_time(ask, route, read_only)
+                return await self._on_primary_in_time(ask, route, read_only, first)
         except TimeoutError:
             raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
 
@@ -397,6 +409,7 @@ class Reads:
         ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]],
         route: Route,
         read_only: bool,
+        first: Callable[[Connection], Awaitable[None]] | None,
     ) -> ResultT:
         """Try twice, since a connection that a restart has ended shows that only in use."""
         for last in (False, True):
@@ -404,7 +417,12 @@ class Reads:
                 self._nodes.current_primary()  # before anything is waited for
                 within_s = route.deadline - time.monotonic()
                 lease = self._nodes.primary(within_s, read_only=read_only)
-                async with self._primary_reads, lease as (connection, status):
+                wait = contextlib.nullcontext() if first is None else self._waits_for_commits.unless_nested()
+                async with self._primary_reads, contextlib.AsyncExitStack() as stack:
+                    async with wait:
+                        connection, status = await stack.enter_async_context(lease)
+                        if first is not None:
+                            await first(connection)
                     result = await ask(connection, status)
                 self._nodes.check_still_current(status.epoch)
             except OwnError as own:

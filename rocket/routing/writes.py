@@ -31,6 +31,7 @@ from rocket.routing.nodes import in_epoch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from asyncpg.transaction import Transaction
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from rocket.routing.connection import Connection, NodeConnection, Work
     from rocket.routing.epochs import Resolved
     from rocket.routing.floors import FloorStore
-    from rocket.routing.limits import Limits
+    from rocket.routing.limits import CapacityLimiter, Limits
     from rocket.routing.nodes import Nodes
 
 ResultT = TypeVar("ResultT")
@@ -65,10 +66,13 @@ _log = logging.getLogger("rocket.router")
 class Writes:
     """Writes on the primary."""
 
-    def __init__(self, nodes: Nodes, floors: FloorStore, limits: Limits) -> None:
+    def __init__(
+        self, nodes: Nodes, floors: FloorStore, limits: Limits, waits_for_commits: CapacityLimiter
+    ) -> None:
         self._nodes = nodes
         self._floors = floors
         self._limits = limits
+        self._waits_for_commits = waits_for_commits
 
     async def write(
         self, work: Work[ResultT], subject: str | None, tokens: Tokens, on_error: OnError | None = None
@@ -116,11 +120,12 @@ class Writes:
             async with contextlib.AsyncExitStack() as stack:
                 try:
                     async with asyncio.timeout(deadline - time.monotonic()):
-                        connection, primary = await stack.enter_async_context(
-                            self._nodes.primary_for_write(deadline - time.monotonic())
-                        )
-                        epoch = primary.epoch
-                        resolved = await self._resolve(connection, epoch, subject, tokens)
+                        async with self._wait_for_commits(tokens):
+                            connection, primary = await stack.enter_async_context(
+                                self._nodes.primary_for_write(deadline - time.monotonic())
+                            )
+                            epoch = primary.epoch
+                            resolved = await self._resolve(connection, epoch, subject, tokens)
                         transaction = connection.transaction()
                         await transaction.start()
                         attempt.on, attempt.lost = primary, resolved.lost
@@ -151,13 +156,17 @@ class Writes:
                 raise Unavailable(f"the primary did not take the write: {describe(error)}") from error
             raise
 
+    def _wait_for_commits(self, tokens: Sequence[SessionToken]) -> AbstractAsyncContextManager[None]:
+        """Limit how many connections are held by what waits for commits, which others could use meanwhile."""
+        return self._waits_for_commits.unless_nested() if _has_seen_replica(tokens) else contextlib.nullcontext()
+
     async def _resolve(
         self, connection: Connection, epoch: Epoch, subject: str | None, tokens: Sequence[SessionToken]
     ) -> Resolved:
         """Resolve the session's tokens; wait for writes that a replica may have shown it (design fact F13)."""
         async with in_epoch(connection, epoch):
             resolved = await resolve_tokens(tokens, connection, epoch, is_last=self._nodes.knows_no_later_epoch())
-            if any(token.node is not None for token in tokens):
+            if _has_seen_replica(tokens):
                 await self._floors.wait_for_writes(connection, subject)
             return resolved
 
@@ -285,6 +294,10 @@ async def _commit(connection: NodeConnection, statements: str) -> None:
         raise
     if tag != "COMMIT":
         raise OwnError(asyncpg.InFailedSQLTransactionError("work has swallowed an error: COMMIT rolled back"))
+
+
+def _has_seen_replica(tokens: Sequence[SessionToken]) -> bool:
+    return any(token.node is not None for token in tokens)
 
 
 def _next_token(token: SessionToken | None, epoch: Epoch, floor: Lsn) -> SessionToken:
