@@ -69,10 +69,11 @@ class HeldLocks(SubjectLocks):
         return flushed
 
 
-async def waiting(admin: asyncpg.Connection[asyncpg.Record], count: int) -> None:
-    """Wait until this number of sessions waits for advisory locks."""
+async def waiting(admin: asyncpg.Connection[asyncpg.Record], count: int, *asking: asyncio.Task[int]) -> None:
+    """Wait until this number of those who ask waits for advisory locks."""
     async with asyncio.timeout(DEADLINE_S):
         while count != await admin.fetchval(_WAITS):
+            assert not any(task.done() for task in asking)
             await asyncio.sleep(0.01)
 
 
@@ -126,8 +127,8 @@ async def test_a_commit_that_a_replica_has_shown_is_waited_for_and_others_write_
                     lambda db: db.execute(f"INSERT INTO {table} VALUES (1)")  # noqa: S608 - our own
                 )
 
-        async with commits_wait(cluster) as admin:
-            adding_on = asyncio.create_task(add_until_released())
+        async with asyncio.TaskGroup() as tasks, commits_wait(cluster) as admin:
+            tasks.create_task(add_until_released())
             async with asyncio.timeout(DEADLINE_S):
                 while not await admin.fetchval(_IN_COMMIT):
                     await asyncio.sleep(0.01)
@@ -137,15 +138,14 @@ async def test_a_commit_that_a_replica_has_shown_is_waited_for_and_others_write_
                     await asyncio.sleep(0.01)
             assert behind == await counting(table)(admin)
             router.policy = NO_REPLICA
-            asking = asyncio.create_task(getattr(reader, how)(counting(table)))
-            await waiting(admin, 1)
+            asking = tasks.create_task(getattr(reader, how)(counting(table)))
+            await waiting(admin, 1, asking)
             async with asyncio.timeout(AT_ONCE_S):
                 for _ in range(3):
                     await writers.session(subject).write(adding(table))
             assert not asking.done()
             released = True
-        await adding_on
-        assert behind + 4 <= await asking
+        assert behind + 4 <= asking.result()
 
 
 @pytest.mark.parametrize("pooled", [False, True], ids=["direct", "behind a pooler"])
@@ -175,7 +175,7 @@ async def test_a_session_waits_for_no_write_that_began_after_it(
                 first, second = begin(), begin()
                 await until(lambda: len(held.held) == 2)
                 asking = writing.create_task(reader.read(counting(table)))
-                await waiting(admin, 1)
+                await waiting(admin, 1, asking)
                 held.held[0].set()
                 await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED)
                 later = begin()
@@ -208,7 +208,7 @@ async def test_sessions_that_wait_leave_connections_for_the_writes_of_others(
                 tasks.create_task(getattr(router.session(token=reader.token), how)(counting(table)))
                 for how in ("read", "write") * 4
             ]
-            await waiting(admin, 2)
+            await waiting(admin, 2, *asking)
             await until(lambda: 6 == router.primary_reads_waiting)
             async with asyncio.timeout(AT_ONCE_S):
                 for _ in range(3):
