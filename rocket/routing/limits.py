@@ -36,7 +36,7 @@ class Limits:
     primary_reads: int = 7
     """How many of the primary's connections reads may take: when all replicas lag, writes go on.
 
-    As many may wait there for commits of others, which a replica may have shown.
+    At most half of them, and half of all connections for writes, are held by what waits for commits of others.
     """
     close_s: float = 2.0
     """Closing a pool gracefully."""
@@ -205,3 +205,8 @@ class CapacityLimiter:
         place = next(place for place in reversed(held) if place.is_of(self))
         HELD.set(tuple(other for other in held if other is not place))
         place.give_back()
+
+
+def commit_waits(places: int, queue: int) -> CapacityLimiter:
+    """Return what keeps waits for commits of others to half of the `places` that they and others take."""
+    return CapacityLimiter("a place to wait for commits", width=max(1, places // 2), queue=queue + places)

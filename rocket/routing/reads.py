@@ -36,7 +36,7 @@ from rocket.routing.failures import (
     may_pass,
     speaks_against_node,
 )
-from rocket.routing.limits import CapacityLimiter, Timeout, TooManyWaiting
+from rocket.routing.limits import CapacityLimiter, Timeout, TooManyWaiting, commit_waits
 from rocket.routing.watch import STATUS_QUERY, replica_status_from
 
 if TYPE_CHECKING:
@@ -101,28 +101,21 @@ def _left(route: Route, error: BaseException, shown: Lsn | None, reason: Reason)
 class Reads:
     """Reads that are never stale."""
 
-    def __init__(
-        self,
-        nodes: Nodes,
-        floors: FloorStore,
-        limits: Limits,
-        waits_for_commits: CapacityLimiter,
-        catch_up: CatchUp | None = None,
-    ) -> None:
+    def __init__(self, nodes: Nodes, floors: FloorStore, limits: Limits, catch_up: CatchUp | None = None) -> None:
         self._nodes = nodes
         self._board = nodes.board
         self._floors = floors
         self._limits = limits
-        self._waits_for_commits = waits_for_commits
         self._catch_up = catch_up
         self._primary_reads = CapacityLimiter(
             "a read on the primary", width=limits.primary_reads, queue=limits.queue
         )
+        self._commit_waits = commit_waits(limits.primary_reads, limits.queue)
 
     @property
     def waiting_for_primary(self) -> int:
         """How many reads wait until the primary may take them."""
-        return self._primary_reads.waiting
+        return self._primary_reads.waiting + self._commit_waits.waiting
 
     async def read(  # noqa: C901 - the way of every read, in one piece
         self, work: Work[ResultT], subject: str | None, tokens: Tokens, on_error: OnError | None = None
@@ -417,9 +410,10 @@ class Reads:
                 self._nodes.current_primary()  # before anything is waited for
                 within_s = route.deadline - time.monotonic()
                 lease = self._nodes.primary(within_s, read_only=read_only)
-                wait = contextlib.nullcontext() if first is None else self._waits_for_commits.unless_nested()
-                async with self._primary_reads, contextlib.AsyncExitStack() as stack:
+                wait = contextlib.nullcontext() if first is None else self._commit_waits.unless_nested()
+                async with contextlib.AsyncExitStack() as stack:
                     async with wait:
+                        await stack.enter_async_context(self._primary_reads)
                         connection, status = await stack.enter_async_context(lease)
                         if first is not None:
                             await first(connection)

@@ -9,7 +9,7 @@ from rocket.consistency import Board, Policy
 from rocket.errors import Unavailable
 from rocket.routing.failures import REFUSED, NotAsObserved
 from rocket.routing.floors import SubjectLocks, check_floor_table
-from rocket.routing.limits import CapacityLimiter, Limits
+from rocket.routing.limits import Limits
 from rocket.routing.nodes import Nodes
 from rocket.routing.observer import Observer
 from rocket.routing.reads import Reads
@@ -58,13 +58,8 @@ class Router:
         self._limits = limits
         self._observer = observer
         self._owns_observer = owns_observer
-        self._waits_for_commits = waits = CapacityLimiter(
-            "a place to wait for commits on the primary",
-            width=max(1, limits.primary_reads),
-            queue=limits.queue + limits.connections,
-        )
-        self._reads = Reads(nodes, floors, limits, waits, None if observer is None else observer.catch_up)
-        self._writes = Writes(nodes, floors, limits, waits)
+        self._reads = Reads(nodes, floors, limits, None if observer is None else observer.catch_up)
+        self._writes = Writes(nodes, floors, limits)
         self._closed = False
         self._loop = asyncio.get_running_loop()
 
@@ -216,11 +211,11 @@ class Router:
 
     @property
     def primary_reads_waiting(self) -> int:
-        """How many reads wait until the primary may take them, and how much else waits to wait there for commits.
+        """How many reads wait until the primary may take them (see `Limits.primary_reads`).
 
-        See `Limits.primary_reads`.
+        With the writes that may not wait yet, on a connection, for what a replica has shown.
         """
-        return self._reads.waiting_for_primary + self._waits_for_commits.waiting
+        return self._reads.waiting_for_primary + self._writes.waiting_for_primary
 
     async def primary_answers(self) -> bool:
         """Return whether the primary takes statements now."""

@@ -27,6 +27,7 @@ from rocket.routing.failures import (
     speaks_against_node,
 )
 from rocket.routing.floors import FORCE_FLUSH_STATEMENT
+from rocket.routing.limits import commit_waits
 from rocket.routing.nodes import in_epoch
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from rocket.routing.connection import Connection, NodeConnection, Work
     from rocket.routing.epochs import Resolved
     from rocket.routing.floors import FloorStore
-    from rocket.routing.limits import CapacityLimiter, Limits
+    from rocket.routing.limits import Limits
     from rocket.routing.nodes import Nodes
 
 ResultT = TypeVar("ResultT")
@@ -66,13 +67,16 @@ _log = logging.getLogger("rocket.router")
 class Writes:
     """Writes on the primary."""
 
-    def __init__(
-        self, nodes: Nodes, floors: FloorStore, limits: Limits, waits_for_commits: CapacityLimiter
-    ) -> None:
+    def __init__(self, nodes: Nodes, floors: FloorStore, limits: Limits) -> None:
         self._nodes = nodes
         self._floors = floors
         self._limits = limits
-        self._waits_for_commits = waits_for_commits
+        self._commit_waits = commit_waits(limits.connections, limits.queue)
+
+    @property
+    def waiting_for_primary(self) -> int:
+        """How many writes may not wait for commits yet."""
+        return self._commit_waits.waiting
 
     async def write(
         self, work: Work[ResultT], subject: str | None, tokens: Tokens, on_error: OnError | None = None
@@ -158,7 +162,7 @@ class Writes:
 
     def _wait_for_commits(self, tokens: Sequence[SessionToken]) -> AbstractAsyncContextManager[None]:
         """Limit how many connections are held by what waits for commits, which others could use meanwhile."""
-        return self._waits_for_commits.unless_nested() if _has_seen_replica(tokens) else contextlib.nullcontext()
+        return self._commit_waits.unless_nested() if _has_seen_replica(tokens) else contextlib.nullcontext()
 
     async def _resolve(
         self, connection: Connection, epoch: Epoch, subject: str | None, tokens: Sequence[SessionToken]

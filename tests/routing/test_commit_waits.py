@@ -190,7 +190,7 @@ async def test_a_session_waits_for_no_write_that_began_after_it(
             assert later.result() in {first.result(), second.result()}
 
 
-async def test_sessions_that_wait_leave_connections_for_the_writes_of_others(
+async def test_sessions_that_wait_leave_connections_for_others(
     cluster: LocalCluster, admin: asyncpg.Connection[asyncpg.Record], table: str
 ) -> None:
     """However many there are, and whether they read or write."""
@@ -213,6 +213,7 @@ async def test_sessions_that_wait_leave_connections_for_the_writes_of_others(
             async with asyncio.timeout(AT_ONCE_S):
                 for _ in range(3):
                     await router.session().write(adding(table))
+                assert 4 == await router.session().read(counting(table))
             assert not any(task.done() for task in asking)
             held.held[0].set()
         assert {5} == {task.result() for task in asking}
