@@ -114,7 +114,7 @@ class NodeGauges:
         )  # fmt: skip
         yield GaugeMetricFamily(
             "rocket_primary_reads_waiting",
-            "Reads that wait until the primary may take them.",
+            "Requests that wait until the primary may take them.",
             value=self._router.primary_reads_waiting,
         )
 

@@ -10,6 +10,7 @@ import asyncpg
 
 from rocket.consistency import Lsn
 from rocket.errors import Unavailable
+from rocket.routing.connection import unwrap
 from rocket.routing.failures import REFUSED, NotAsObserved, check_tables
 
 if TYPE_CHECKING:
@@ -68,11 +69,31 @@ class FloorStore(Protocol):
         """
 
 
-_LOCK_CLASS = 0x726F636B
-"""The first of the two keys of an advisory lock on a subject: keeps clear of the application's own locks."""
+_SUBJECT_CLASS, _WRITE_CLASS = 0x726F636B, 0x726F6378
+"""The first of the two keys of an advisory lock on a subject, and on a write: keep clear of the application's."""
 
-_HOLD = f"SELECT {FORCE_FLUSH} FROM pg_advisory_xact_lock_shared($1, $2)"  # noqa: S608 - our own text
-_WAIT = "SELECT FROM pg_advisory_xact_lock($1, $2)"
+_HOLD_WRITE = f"""pg_advisory_xact_lock({_WRITE_CLASS}, pg_current_xact_id_if_assigned()::xid::text::oid::int)"""
+"""Locks a write by the id of its transaction: one without an id has written nothing that could be shown."""
+
+_HOLD = f"SELECT {FORCE_FLUSH}, {_HOLD_WRITE} FROM pg_advisory_xact_lock_shared($1, $2)"  # noqa: S608 - our own text
+_WAIT = f"""
+    WITH held AS MATERIALIZED (
+        SELECT pid, classid::int AS class, objid::int AS key
+          FROM pg_locks
+         WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid IN ($1::int, {_WRITE_CLASS})
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    )
+    SELECT pg_advisory_xact_lock_shared(write.class, write.key)
+      FROM held AS subject JOIN held AS write USING (pid)
+     WHERE (subject.class, subject.key, write.class) = ($1, $2, {_WRITE_CLASS})
+       AND NOT (SELECT CASE WHEN pg_try_advisory_lock($1, $2) THEN pg_advisory_unlock($1, $2) ELSE false END)
+"""  # noqa: S608 - the same
+"""Waits for the writes of a subject that are under way when it begins, and holds up none that begins later.
+
+A write holds both of its locks before its COMMIT is sent, and until it is visible. So either the subject's can be
+had, which is given back at once, and none is under way; or one look at all locks (`pg_locks` shows one moment)
+finds the lock of each that is, which no other write will ever hold: an id of a transaction is not used again.
+"""
 _FLUSH_LSN = "SELECT pg_current_wal_flush_lsn()"
 
 
@@ -80,9 +101,10 @@ class SubjectLocks:
     """Keeps no floors, and needs no table: without a token a read goes to the primary. A router's default.
 
     Each write of a subject holds, from just before COMMIT until it is visible, an advisory lock in shared mode on
-    the subject, so that a session which comes from a replica to the primary can wait for what it has seen there
-    (design fact F13). None is a subject as well, shared by all callers that name none: their writes do not wait
-    for each other, yet a session of None then waits for the writes of all of them.
+    the subject and one on itself, so that a session which comes from a replica to the primary can wait for what
+    it has seen there (design fact F13). None is a subject as well, shared by all callers that name none: their
+    writes wait neither for each other nor for sessions that wait, yet a session of None waits for the writes of
+    all of them that are under way.
     """
 
     async def look_up(self, primary: Connection, subject: str | None) -> Lsn | None:  # noqa: ARG002 - it keeps none
@@ -90,7 +112,7 @@ class SubjectLocks:
         return None
 
     async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:  # noqa: ARG002
-        """Hold the subject's lock until the write is visible, and have the COMMIT flushed."""
+        """Hold the write's locks until it is visible, and have the COMMIT flushed."""
         flushed: str | None = await primary.fetchval(_HOLD, *_lock_of(subject))
         return flushed
 
@@ -99,8 +121,11 @@ class SubjectLocks:
         return Lsn.from_wire(await primary.fetchval(_FLUSH_LSN))
 
     async def wait_for_writes(self, primary: Connection, subject: str | None) -> None:
-        """Wait for all current holders of the subject's lock; later ones have to wait for that."""
+        """Wait for the subject's writes under way; none that begins later waits for that."""
+        inner = unwrap(primary)
+        changed = inner.changed
         await primary.execute(_WAIT, *_lock_of(subject))
+        inner.changed = changed  # the lock of the session is given back in the same statement
 
 
 _LOOK_UP = """
@@ -122,7 +147,7 @@ _BEGIN_WRITE = f"""
     INSERT INTO rocket_floors AS known (subject, min_lsn)
     SELECT $3::text, $4::pg_lsn FROM pg_advisory_xact_lock_shared($1, $2)
     ON CONFLICT (subject) DO UPDATE SET min_lsn = excluded.min_lsn
-    RETURNING {FORCE_FLUSH}
+    RETURNING {FORCE_FLUSH}, {_HOLD_WRITE}
 """  # noqa: S608 - the same
 _RECORD_FLOOR = """
     WITH recorded AS (
@@ -163,7 +188,7 @@ class FloorTable(SubjectLocks):
         return floor
 
     async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:
-        """Set the subject's floor, hold its lock until the write is visible, and have the COMMIT flushed."""
+        """Set the subject's floor, hold the write's locks until it is visible, and have the COMMIT flushed."""
         if subject is None:
             return await super().begin_write(primary, subject, floor)
         flushed: str | None = await primary.fetchval(_BEGIN_WRITE, *_lock_of(subject), subject, floor.wire)
@@ -179,7 +204,7 @@ class FloorTable(SubjectLocks):
 def _lock_of(subject: str | None) -> tuple[int, int]:
     """Return the keys of the subject's lock; two subjects may share one: then they wait longer than they must."""
     text = b"" if subject is None else subject.encode()
-    return _LOCK_CLASS, zlib.crc32(text) - (1 << 31)
+    return _SUBJECT_CLASS, zlib.crc32(text) - (1 << 31)
 
 
 _TRY_FLOORS = """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractAsyncContextManager
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,10 @@ class Limits:
     warm: int = 1
     """Connections per node that are opened before they are needed, and not closed for want of use."""
     primary_reads: int = 7
-    """How many of the primary's connections reads may take: when all replicas lag, writes go on."""
+    """How many of the primary's connections reads may take: when all replicas lag, writes go on.
+
+    At most half of them, and half of all connections for writes, are held by what waits for commits of others.
+    """
     close_s: float = 2.0
     """Closing a pool gracefully."""
 
@@ -102,6 +106,11 @@ class Place:
         self._limiter = None
         return other
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether it has not been given back, or passed on."""
+        return self._limiter is not None
+
     def is_of(self, limiter: CapacityLimiter) -> bool:
         """Return whether it is still one of a limiter's."""
         return self._limiter is limiter
@@ -145,6 +154,11 @@ class CapacityLimiter:
         """How many wait for a place."""
         self.inside = 0
         """How many have one."""
+
+    def unless_nested(self) -> AbstractAsyncContextManager[None]:
+        """Return this limiter, or no limit for what has a place of any already, which others may wait for."""
+        is_nested = any(place.is_taken for place in HELD.get())
+        return contextlib.nullcontext() if is_nested else self
 
     @property
     def is_full(self) -> bool:
@@ -191,3 +205,8 @@ class CapacityLimiter:
         place = next(place for place in reversed(held) if place.is_of(self))
         HELD.set(tuple(other for other in held if other is not place))
         place.give_back()
+
+
+def commit_waits(places: int, queue: int) -> CapacityLimiter:
+    """Return what keeps waits for commits of others to half of the `places` that they and others take."""
+    return CapacityLimiter("a place to wait for commits", width=max(1, places // 2), queue=queue + places)

@@ -36,7 +36,7 @@ from rocket.routing.failures import (
     may_pass,
     speaks_against_node,
 )
-from rocket.routing.limits import CapacityLimiter, Timeout, TooManyWaiting
+from rocket.routing.limits import CapacityLimiter, Timeout, TooManyWaiting, commit_waits
 from rocket.routing.watch import STATUS_QUERY, replica_status_from
 
 if TYPE_CHECKING:
@@ -114,11 +114,12 @@ class Reads:
         self._primary_reads = CapacityLimiter(
             "a read on the primary", width=limits.primary_reads, queue=limits.queue
         )
+        self._commit_waits = commit_waits(limits.primary_reads, limits.queue)
 
     @property
     def waiting_for_primary(self) -> int:
         """How many reads wait until the primary may take them."""
-        return self._primary_reads.waiting
+        return self._primary_reads.waiting + self._commit_waits.waiting
 
     async def read(  # noqa: C901 - the way of every read, in one piece
         self, work: Work[ResultT], subject: str | None, tokens: Tokens, on_error: OnError | None = None
@@ -335,15 +336,15 @@ class Reads:
     async def _read_on_primary(
         self, work: Work[ResultT], subject: str | None, reason: Reason, route: Route
     ) -> Answer[ResultT]:
-        has_seen_replica = any(token.node is not None for token in route.tokens)
+        first = None
+        if any(token.node is not None for token in route.tokens):
+            first = functools.partial(self._wait_for_writes, subject=subject)
 
         async def read(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
             epoch = status.epoch
             resolved = await resolve_tokens(
                 route.tokens, primary, epoch, is_last=self._nodes.knows_no_later_epoch()
             )
-            if has_seen_replica:
-                await self._wait_for_writes(primary, subject)
             if unwrap(primary).direct:
                 await unwrap(primary).set_read_only(True)
             else:
@@ -364,7 +365,7 @@ class Reads:
             token = token.after_primary_read(flush_lsn)
             return Answer(value, status.name, Role.PRIMARY, reason, token, lost, route)
 
-        return await self._on_primary(read, route, read_only=not has_seen_replica)
+        return await self._on_primary(read, route, read_only=first is None, first=first)
 
     async def _wait_for_writes(self, primary: Connection, subject: str | None) -> None:
         """Wait for writes that a replica may have shown; no lock outlives the wait, so none is held up."""
@@ -390,11 +391,15 @@ class Reads:
         route: Route,
         *,
         read_only: bool = False,
+        first: Callable[[Connection], Awaitable[None]] | None = None,
     ) -> ResultT:
-        """Ask the primary something; raise `Unavailable` if it does not answer by the read's deadline."""
+        """Ask the primary something; raise `Unavailable` if it does not answer by the read's deadline.
+
+        `first` waits for commits, on the same connection; not many do that at a time.
+        """
         try:
             async with asyncio.timeout(route.deadline - time.monotonic()):
-                return await self._on_primary_in_time(ask, route, read_only)
+                return await self._on_primary_in_time(ask, route, read_only, first)
         except TimeoutError:
             raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
 
@@ -403,6 +408,7 @@ class Reads:
         ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]],
         route: Route,
         read_only: bool,
+        first: Callable[[Connection], Awaitable[None]] | None,
     ) -> ResultT:
         """Try twice, since a connection that a restart has ended shows that only in use."""
         for last in (False, True):
@@ -410,7 +416,13 @@ class Reads:
                 self._nodes.current_primary()  # before anything is waited for
                 within_s = route.deadline - time.monotonic()
                 lease = self._nodes.primary(within_s, read_only=read_only)
-                async with self._primary_reads, lease as (connection, status):
+                wait = contextlib.nullcontext() if first is None else self._commit_waits.unless_nested()
+                async with contextlib.AsyncExitStack() as stack:
+                    async with wait:
+                        await stack.enter_async_context(self._primary_reads)
+                        connection, status = await stack.enter_async_context(lease)
+                        if first is not None:
+                            await first(connection)
                     result = await ask(connection, status)
                 self._nodes.check_still_current(status.epoch)
             except OwnError as own:

@@ -221,8 +221,11 @@ class Router:
 
     @property
     def primary_reads_waiting(self) -> int:
-        """How many reads wait until the primary may take them (see `Limits.primary_reads`)."""
-        return self._reads.waiting_for_primary
+        """How many reads wait until the primary may take them (see `Limits.primary_reads`).
+
+        With the writes that may not wait yet, on a connection, for what a replica has shown.
+        """
+        return self._reads.waiting_for_primary + self._writes.waiting_for_primary
 
     async def primary_answers(self) -> bool:
         """Return whether the primary takes statements now."""

@@ -28,10 +28,12 @@ from rocket.routing.failures import (
     speaks_against_node,
 )
 from rocket.routing.floors import FORCE_FLUSH_STATEMENT
+from rocket.routing.limits import commit_waits
 from rocket.routing.nodes import in_epoch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from asyncpg.transaction import Transaction
 
@@ -74,6 +76,12 @@ class Writes:
         self._nodes = nodes
         self._floors = floors
         self._limits = limits
+        self._commit_waits = commit_waits(limits.connections, limits.queue)
+
+    @property
+    def waiting_for_primary(self) -> int:
+        """How many writes may not wait for commits yet."""
+        return self._commit_waits.waiting
 
     async def write(
         self, work: Work[ResultT], subject: str | None, tokens: Tokens, on_error: OnError | None = None
@@ -121,11 +129,12 @@ class Writes:
             async with contextlib.AsyncExitStack() as stack:
                 try:
                     async with asyncio.timeout(deadline - time.monotonic()):
-                        connection, primary = await stack.enter_async_context(
-                            self._nodes.primary_for_write(deadline - time.monotonic())
-                        )
-                        epoch = primary.epoch
-                        resolved = await self._resolve(connection, epoch, subject, tokens)
+                        async with self._wait_for_commits(tokens):
+                            connection, primary = await stack.enter_async_context(
+                                self._nodes.primary_for_write(deadline - time.monotonic())
+                            )
+                            epoch = primary.epoch
+                            resolved = await self._resolve(connection, epoch, subject, tokens)
                         transaction = connection.transaction()
                         await self._nodes.answered_first(connection, transaction.start())
                         attempt.on, attempt.lost = primary, resolved.lost
@@ -156,13 +165,17 @@ class Writes:
                 raise Unavailable(f"the primary did not take the write: {describe(error)}") from error
             raise
 
+    def _wait_for_commits(self, tokens: Sequence[SessionToken]) -> AbstractAsyncContextManager[None]:
+        """Limit how many connections are held by what waits for commits, which others could use meanwhile."""
+        return self._commit_waits.unless_nested() if _has_seen_replica(tokens) else contextlib.nullcontext()
+
     async def _resolve(
         self, connection: Connection, epoch: Epoch, subject: str | None, tokens: Sequence[SessionToken]
     ) -> Resolved:
         """Resolve the session's tokens; wait for writes that a replica may have shown it (design fact F13)."""
         async with in_epoch(connection, epoch):
             resolved = await resolve_tokens(tokens, connection, epoch, is_last=self._nodes.knows_no_later_epoch())
-            if any(token.node is not None for token in tokens):
+            if _has_seen_replica(tokens):
                 await self._floors.wait_for_writes(connection, subject)
             return resolved
 
@@ -298,6 +311,10 @@ async def _commit(connection: NodeConnection, statements: str) -> None:
         raise
     if tag != "COMMIT":
         raise OwnError(asyncpg.InFailedSQLTransactionError("work has swallowed an error: COMMIT rolled back"))
+
+
+def _has_seen_replica(tokens: Sequence[SessionToken]) -> bool:
+    return any(token.node is not None for token in tokens)
 
 
 def _next_token(token: SessionToken | None, epoch: Epoch, floor: Lsn) -> SessionToken:

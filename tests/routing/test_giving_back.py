@@ -17,12 +17,10 @@ from rocket.lab.app import DATABASE
 from rocket.lab.torture.proxy import socket_path
 from rocket.routing.observer import Observer
 from tests.support.halting import HaltingLink
-from tests.support.servers import dsns, role, until
+from tests.support.servers import commits_wait, dsns, role, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-
-    import asyncpg
 
     from rocket import Connection
     from rocket.cluster.cluster import LocalCluster
@@ -216,20 +214,6 @@ async def test_a_write_that_fails_on_a_half_open_link_is_over_in_time(
             assert link.halted
             link.heal()
         assert [0] == [pool.in_use for pool in router.pools]
-
-
-@contextlib.asynccontextmanager
-async def commits_wait(cluster: LocalCluster) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    """Have commits wait for a replica that is not there; give a connection to look with."""
-    admin = await cluster.primary.connect(DATABASE)
-    await admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'none_at_all'")
-    await admin.execute("SELECT pg_reload_conf()")
-    try:
-        yield admin
-    finally:
-        await admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
-        await admin.execute("SELECT pg_reload_conf()")
-        await admin.close()
 
 
 _IN_COMMIT = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"

@@ -16,7 +16,7 @@ from rocket import READ_BOUND, Limits, OutcomeUnknown, Role, Router, report_read
 from rocket.cluster.binaries import SUPERUSER
 from rocket.lab.app import DATABASE
 from rocket.routing.connection import unwrap
-from tests.support.servers import dsns
+from tests.support.servers import commits_wait, dsns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -123,20 +123,6 @@ async def test_servers_end_what_was_given_up(cluster: LocalCluster, opened: Rout
             await asyncio.sleep(0.01)
 
 
-@contextlib.asynccontextmanager
-async def nobody_confirms(cluster: LocalCluster) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    """Have commits wait, soon, for a replica that is not there; give a connection to look with."""
-    admin = await cluster.primary.connect(DATABASE)
-    await admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'none_at_all'")
-    await admin.execute("SELECT pg_reload_conf()")
-    try:
-        yield admin
-    finally:
-        await admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
-        await admin.execute("SELECT pg_reload_conf()")
-        await admin.close()
-
-
 async def test_a_commit_that_is_given_up_goes_on_waiting_for_its_confirmation(cluster: LocalCluster) -> None:
     """Were it cancelled, the server would show others what a failover to a synchronous replica may yet lose."""
     table = f"confirmed_{secrets.token_hex(4)}"
@@ -151,7 +137,7 @@ async def test_a_commit_that_is_given_up_goes_on_waiting_for_its_confirmation(cl
                 await router.session().write(lambda db: db.execute(f"INSERT INTO {table} VALUES (1)"))  # noqa: S608
                 confirmed += 1
 
-        async with nobody_confirms(cluster) as admin, asyncio.timeout(DEADLINE_S):
+        async with commits_wait(cluster) as admin, asyncio.timeout(DEADLINE_S):
             with pytest.raises(OutcomeUnknown):
                 await write_on()
             for _ in range(20):

@@ -18,6 +18,8 @@ from rocket.schema import tables
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
+    import asyncpg
+
     from rocket.cluster.cluster import LocalCluster
     from rocket.routing.observer import Observer
 
@@ -105,6 +107,20 @@ async def paused(cluster: LocalCluster, *names: str) -> AsyncIterator[None]:
     finally:
         for node in nodes:
             await faults.resume(node)
+
+
+@contextlib.asynccontextmanager
+async def commits_wait(cluster: LocalCluster) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """Have commits wait, soon, for a replica that is not there; give a connection to look with."""
+    admin = await cluster.primary.connect(DATABASE)
+    await admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'none_at_all'")
+    await admin.execute("SELECT pg_reload_conf()")
+    try:
+        yield admin
+    finally:
+        await admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        await admin.execute("SELECT pg_reload_conf()")
+        await admin.close()
 
 
 async def table(cluster: LocalCluster) -> dict[str, int]:

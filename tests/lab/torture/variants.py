@@ -43,6 +43,7 @@ from rocket.routing import epochs, heartbeat, pool, reads, writes
 from rocket.routing.bound import ReadBound
 from rocket.routing.connection import NodeConnection, discard
 from rocket.routing.failures import NotAsObserved
+from rocket.routing.floors import SubjectLocks
 from rocket.routing.nodes import Nodes
 from rocket.routing.pool import NodePool
 from rocket.routing.reads import Reads
@@ -685,6 +686,21 @@ def fallback_without_the_lock(patch: pytest.MonkeyPatch) -> None:
     async def wait_for_nobody(_self: UserFloors, _primary: Connection, _subject: str | None) -> None: ...
 
     patch.setattr(UserFloors, "wait_for_writes", wait_for_nobody)
+
+
+@convicted_by(
+    "tests/routing/test_commit_waits.py::"
+    "test_a_commit_that_a_replica_has_shown_is_waited_for_and_others_write_on[None-read]"
+)
+def waiter_waits_for_none(patch: pytest.MonkeyPatch) -> None:
+    """Sessions that hold up no write do not wait for any that is under way, either (F13).
+
+    Torture's service keeps floors in its table of users, and not by locks.
+    """
+
+    async def wait_for_none(_self: SubjectLocks, _primary: Connection, _subject: str | None) -> None: ...
+
+    patch.setattr(SubjectLocks, "wait_for_writes", wait_for_none)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one for each way to be run
