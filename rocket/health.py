@@ -27,6 +27,8 @@ class Code(enum.StrEnum):
     """The observer knows the primary, which does not answer this process."""
     OBSERVER_SILENT = "observer-silent"
     """The observer has not seen the primary for longer than the lease: it does not run, or is stuck."""
+    PRIMARY_READ_ONLY = "primary-read-only"
+    """The primary takes no writes, by its own setting; reads go on."""
     NO_REPLICA_FIT = "no-replica-fit"
     """No replica may serve: every read goes to the primary."""
     NODE_CLOSED = "node-closed"
@@ -67,7 +69,12 @@ async def examine(router: Router) -> Health:
         primary = router.board.primary
         name = "" if primary is None else f", {primary.name},"
         missing = Finding(Code.PRIMARY_SILENT, f"the primary{name} does not answer")
-    degraded = (_of_replicas(router, now), _of_refused(router.board), _of_left_alone(router))
+    degraded = (
+        _of_read_only(router.board),
+        _of_replicas(router, now),
+        _of_refused(router.board),
+        _of_left_alone(router),
+    )
     return Health(
         () if missing is None else (missing,), tuple(finding for finding in degraded if finding is not None)
     )
@@ -93,6 +100,13 @@ def _of_primary(board: Board, policy: Policy, now: float) -> Finding | None:
     return Finding(
         Code.OBSERVER_SILENT, f"the observer has said nothing of the primary, {primary.name}, for {age_s:.1f} s"
     )
+
+
+def _of_read_only(board: Board) -> Finding | None:
+    if board.primary is None or not board.primary.read_only:
+        return None
+    why = "default_transaction_read_only is on there"
+    return Finding(Code.PRIMARY_READ_ONLY, f"the primary, {board.primary.name}, takes no writes: {why}")
 
 
 def _of_replicas(router: Router, now: float) -> Finding | None:

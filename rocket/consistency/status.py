@@ -104,3 +104,5 @@ class PrimaryStatus:
     """Its last checkpoint: at the latest the one with which its server was started, after all that it had then."""
     restarted: bool = False
     """Whether its server was started after its epoch was named: then it may have been set back to a snapshot."""
+    read_only: bool = False
+    """Whether its transactions are read-only by default: somebody wants it to take no writes."""

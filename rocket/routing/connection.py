@@ -87,7 +87,8 @@ _RESET_ON_REPLICA = f"""{_RESET}
 """What `opening` has set holds on."""
 
 _READ_ONLY = "SET default_transaction_read_only = on;"
-_WRITABLE = "SET default_transaction_read_only = off;"
+_AS_BY_DEFAULT = "RESET default_transaction_read_only;"
+"""The server itself may be read-only."""
 
 _LOOK = "SELECT 1"
 """Behind a pooler clients share the session, and nothing is reset in it."""
@@ -220,7 +221,7 @@ class NodeConnection(_PlainConnection):
     async def set_read_only(self, wanted: bool) -> None:
         """Have its transactions be read-only, or not. It stays so when it is given back, which spares the next."""
         if self.read_only != wanted:
-            await super().execute(_READ_ONLY if wanted else _WRITABLE)
+            await super().execute(_READ_ONLY if wanted else _AS_BY_DEFAULT)
             self.read_only = wanted
 
     def _end_busy(self) -> None:

@@ -38,10 +38,13 @@ NEWEST_SHOWN = f"""(
 )"""  # noqa: S608 - our own text
 """The newest epoch whose row a node shows."""
 
+TAKES_NO_WRITES = "current_setting('default_transaction_read_only')::bool"
+"""On a connection on which nothing else was set."""
+
 _PRIMARY_STATE = f"""
     SELECT pg_current_wal_flush_lsn() AS flush_lsn, {TIMELINE} AS timeline, {CURRENT_EPOCH} AS epoch,
            {SERVER_STARTED} AS started, (SELECT system_identifier FROM pg_control_system()) AS system_id,
-           (SELECT checkpoint_lsn FROM pg_control_checkpoint()) AS checkpoint_lsn,
+           (SELECT checkpoint_lsn FROM pg_control_checkpoint()) AS checkpoint_lsn, {TAKES_NO_WRITES} AS read_only,
            coalesce(pg_postmaster_start_time() > (SELECT max(began_at) FROM epochs WHERE {OF_THIS_CLUSTER}), false)
                AS restarted
 """  # noqa: S608 - the same
@@ -50,7 +53,7 @@ _PRIMARY_STATE = f"""
 _PRIMARY_STATE_IF_LOCKED = f"""
     SELECT pg_current_wal_flush_lsn() AS flush_lsn, {TIMELINE} AS timeline, {SERVER_STARTED} AS started,
            (SELECT system_identifier FROM pg_control_system()) AS system_id,
-           (SELECT checkpoint_lsn FROM pg_control_checkpoint()) AS checkpoint_lsn
+           (SELECT checkpoint_lsn FROM pg_control_checkpoint()) AS checkpoint_lsn, {TAKES_NO_WRITES} AS read_only
 """  # noqa: S608 - the same
 """The same without the table `epochs`, which another session has locked."""
 
@@ -93,6 +96,8 @@ class PrimaryState:
     """Its last checkpoint, be it that with which its server was started."""
     restarted: bool
     """Whether that was after its epoch was named."""
+    read_only: bool
+    """Whether its transactions are read-only by default."""
     is_new: bool = False
     """Whether the epoch was named just now: then replicas have yet to be made to note their timeline."""
 
@@ -140,6 +145,7 @@ async def read_primary_state(primary: Connection) -> PrimaryState:
                 started=row["started"],
                 checkpoint_lsn=Lsn.from_wire(row["checkpoint_lsn"]),
                 restarted=row["restarted"],
+                read_only=row["read_only"],
                 is_new=named,
             )
         await _name(primary, row["timeline"], 0)
@@ -162,6 +168,7 @@ async def read_known_primary_state(primary: Connection, epoch: Epoch, *, restart
         started=row["started"],
         checkpoint_lsn=Lsn.from_wire(row["checkpoint_lsn"]),
         restarted=restarted,
+        read_only=row["read_only"],
     )
 
 

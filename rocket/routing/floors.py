@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
 from typing import TYPE_CHECKING, Protocol
 
@@ -183,7 +184,9 @@ class FloorTable(SubjectLocks):
             return Lsn.from_wire(row["flush_lsn"])
         floor = Lsn.from_wire(row["min_lsn"])
         if floor == Lsn.PENDING:
-            repaired = await primary.fetchval(_REPAIR_FLOOR, subject)
+            repaired = None
+            with contextlib.suppress(asyncpg.ReadOnlySQLTransactionError):  # the primary takes no writes
+                repaired = await primary.fetchval(_REPAIR_FLOOR, subject)
             return floor if repaired is None else Lsn.from_wire(repaired)
         return floor
 

@@ -375,6 +375,7 @@ class NodeWatch:
             started=state.started,
             checkpoint_lsn=state.checkpoint_lsn,
             restarted=state.restarted,
+            read_only=state.read_only,
         )
 
     async def _ask_known_primary(self, connection: NodeConnection) -> PrimaryState:

@@ -16,7 +16,7 @@ from rocket.errors import OutcomeUnknown, TransactionEnded, Unavailable, describ
 from rocket.routing.answer import Answer, Role
 from rocket.routing.bound import LOOK_S, ask_bound, begun, is_own
 from rocket.routing.connection import discard, is_lost, unwrap
-from rocket.routing.epochs import PossibleLoss, check_epoch, resolve_tokens
+from rocket.routing.epochs import TAKES_NO_WRITES, PossibleLoss, check_epoch, resolve_tokens
 from rocket.routing.failures import (
     REFUSED,
     UNREACHABLE,
@@ -58,6 +58,8 @@ _REPEATED = (StatementsOutdated, Unanswered, asyncpg.SerializationError, asyncpg
 """After these a write may be run again."""
 _RAISED_BY_WORK = (None, "exec_stmt_raise")
 """Where a serialization failure of its own comes from: from Python, or from RAISE in PL/pgSQL."""
+_READ_ONLY = "the primary takes no writes: default_transaction_read_only is on there"
+_ASKS = f"SELECT {TAKES_NO_WRITES}"
 _ENDED = "work has ended the transaction of its write by itself"
 
 COMMIT = f"SET CONSTRAINTS ALL IMMEDIATE; {FORCE_FLUSH_STATEMENT}; COMMIT"
@@ -133,6 +135,8 @@ class Writes:
                             connection, primary = await stack.enter_async_context(
                                 self._nodes.primary_for_write(deadline - time.monotonic())
                             )
+                            if primary.read_only:
+                                raise Unavailable(_READ_ONLY)
                             epoch = primary.epoch
                             resolved = await self._resolve(connection, epoch, subject, tokens)
                         transaction = connection.transaction()
@@ -226,6 +230,8 @@ class Writes:
             async with asyncio.timeout(LOOK_S):
                 unwrap(connection).commits = False
                 await transaction.rollback()
+                if isinstance(own.error, asyncpg.ReadOnlySQLTransactionError) and await connection.fetchval(_ASKS):
+                    raise Unavailable(_READ_ONLY) from own.error
                 if not attempt.is_repeated_after(own.error):
                     async with in_epoch(connection, epoch):
                         own.shown = (await ask_bound(connection)).on_primary(epoch)

@@ -10,13 +10,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 
-from rocket import Role, Router
+from rocket import FloorTable, Role, Router, Unavailable
 from rocket.cluster.cluster import ClusterSettings
 from rocket.cluster.supervisor import local_cluster
 from rocket.dsn import parse_dsn, read_dsn
 from rocket.errors import NodesUnusable
+from rocket.health import Code, examine
 from rocket.lab.app import DATABASE
 from rocket.lab.torture.proxy import Mode, Proxy, socket_path
 from rocket.routing.opening import connect
@@ -177,6 +179,43 @@ async def test_replicas_serve_where_serializable_is_the_default(cluster: LocalCl
         await primary.execute(f"{alter} RESET default_transaction_isolation")
         await primary.close()
         await cluster.wait_for_catchup()
+
+
+@pytest.mark.superuser
+async def test_a_primary_that_was_made_read_only(cluster: LocalCluster, email: str) -> None:
+    """As a provider does whose disk is full: writes say so, health does, and reads go on, with marks left over."""
+
+    async def note(db: Connection) -> None:
+        await db.execute("UPDATE users SET email = email WHERE false")
+
+    async def turn(wanted: str) -> None:
+        writable = {"default_transaction_read_only": "off"}
+        admin = await asyncpg.connect(cluster.primary.dsn(DATABASE), server_settings=writable)
+        await admin.execute(f"ALTER SYSTEM {wanted}")
+        await admin.execute("SELECT pg_reload_conf()")
+        await admin.close()
+
+    async with await Router.open(dsns(cluster), FloorTable(), observer_interval_s=0.1) as router:
+        session = router.session(email)
+        await session.write(note)
+        await served_by(session, Role.REPLICA)
+        admin = await cluster.primary.connect(DATABASE)
+        await admin.execute("UPDATE rocket_floors SET min_lsn = 'FFFFFFFF/FFFFFFFF' WHERE subject = $1", email)
+        await admin.close()
+        await turn("SET default_transaction_read_only = on")
+        try:
+            for _ in range(30):  # before it was observed, and after
+                with pytest.raises(Unavailable, match="takes no writes"):
+                    await session.write(note)
+                await router.session(email).read(one)  # on the primary
+                await asyncio.sleep(0.01)
+            assert [Code.PRIMARY_READ_ONLY] == [finding.code for finding in (await examine(router)).degraded]
+        finally:
+            await turn("RESET default_transaction_read_only")
+        async with asyncio.timeout(5):
+            while (await examine(router)).degraded:
+                await asyncio.sleep(0.01)
+        await session.write(note)
 
 
 # --- far servers ---
