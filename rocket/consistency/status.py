@@ -105,4 +105,4 @@ class PrimaryStatus:
     restarted: bool = False
     """Whether its server was started after its epoch was named: then it may have been set back to a snapshot."""
     read_only: bool = False
-    """Whether its transactions are read-only by default: somebody wants it to take no writes."""
+    """Whether its transactions are read-only by default: it is to take no writes."""
