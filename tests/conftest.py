@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 
 # Real servers share the machine with the tests: how long an example takes says nothing.
-hypothesis.settings.register_profile("rocket", deadline=None)
+hypothesis.settings.register_profile(
+    "rocket", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("rocket")
 
 

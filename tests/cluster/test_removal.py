@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psutil
 import pytest
 
 from rocket.cluster import directories
@@ -22,7 +23,7 @@ from rocket.cluster.promotion import promote
 from rocket.cluster.supervisor import local_cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rocket.cluster.cluster import LocalCluster
     from rocket.cluster.node import Node
@@ -68,10 +69,18 @@ def segments_in(*data_dirs: Path) -> set[str]:
     return {segment for segment, creator, attached in system_v() if attached and creator in ids}
 
 
+def maps_of(process: psutil.Process) -> Sequence[Any]:
+    """Return what a process has mapped: nothing, if it has ended meanwhile, as workers of a server do."""
+    try:
+        return list(process.memory_maps())
+    except psutil.NoSuchProcess:
+        return []
+
+
 def shared_by(*data_dirs: Path) -> Shared:
     """Return what the servers of these directories share now."""
     processes = [process for data_dir in data_dirs for process in server_processes(data_dir)]
-    mapped = {Path(each.path) for process in processes for each in process.memory_maps()}
+    mapped = {Path(each.path) for process in processes for each in maps_of(process)}
     files = {path for path in mapped if path.name.startswith(("PostgreSQL.", "mmap."))}
     shared = Shared(segments_in(*data_dirs), files)
     assert len(data_dirs) == len(shared.segments)
