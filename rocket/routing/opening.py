@@ -120,7 +120,11 @@ async def connect_to(
         target_session_attrs=None if "target_session_attrs" in address.dsn else SessionAttribute.any,
         server_settings={"application_name": address.application_name or application_name},
     )
-    _keep_alive(connection, address.numbers)
+    try:
+        _keep_alive(connection, address.numbers)
+    except OSError:  # a number that the system does not take
+        connection.terminate()
+        raise
     return connection
 
 

@@ -47,8 +47,7 @@ _LIFETIME_S = 3600.0  # so are those that were opened so long ago, when they are
 _LOOK_AFTER_S = 10.0
 """A connection that was idle for longer is looked at before it is used: a firewall may have forgotten it."""
 _LOOK_S = 0.5  # how long it has to answer then
-_SLOW_S = 0.5
-"""Reads go elsewhere while opening the first connection takes longer than that."""
+_SLOW_S = 0.5  # reads go elsewhere while opening the first connection takes longer
 _FIRST_PROBE_S, _LAST_PROBE_S = 0.1, 5.0
 """How soon a node that has refused a connection is asked for one again, at first and after many failures."""
 _CLOSED = "no connection: its pool is closed"
@@ -425,7 +424,8 @@ class Lease:
     @property
     def patience_s(self) -> float:
         """How long a read waits for a connection that is to be the node's first, or for any other one."""
-        return self.within_s if self._pool._alive else min(self.within_s, _SLOW_S)  # noqa: SLF001
+        is_open = self._pool.has_idle or self._pool._alive  # noqa: SLF001 - they are made for each other
+        return self.within_s if is_open else min(self.within_s, _SLOW_S)
 
     @property
     def has_to_queue(self) -> bool:
