@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rocket.consistency import Lsn, Policy, Reason
-    from rocket.dsn import nodes_from_environment
+    from rocket.dsn import Node, nodes_from_environment
     from rocket.errors import (
         InvalidToken,
         OutcomeUnknown,
@@ -48,6 +48,7 @@ __all__ = [
     "InvalidToken",
     "Limits",
     "Lsn",
+    "Node",
     "OutcomeUnknown",
     "Policy",
     "PossibleLoss",

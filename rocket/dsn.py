@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -69,6 +69,31 @@ class Address:
     given or as it is by default."""
     files: dict[str, Path]
     """The files of certificates and keys that are named, by parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node: where it is, and how much of the reads it is to take as a replica."""
+
+    dsn: str = field(repr=False)
+    """Its address, which may hold a password."""
+    zone: str | None = None
+    """Where it is in the network: reads prefer replicas of the zone that `Policy.zone` names."""
+    weight: float = 1.0
+    """How much of the reads it takes compared to others; 0: none, it is there to become the primary."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a weight that is none."""
+        if not 0 <= self.weight <= _MOST_WEIGHT:
+            raise ValueError(f"has a weight that is not between 0 and {_MOST_WEIGHT}")
+
+    @classmethod
+    def of(cls, given: str | Node) -> Node:
+        """Return the node that is given, maybe by nothing but its DSN."""
+        return given if isinstance(given, Node) else cls(given)
+
+
+_MOST_WEIGHT = 1000
 
 
 @functools.lru_cache(maxsize=256)

@@ -229,7 +229,7 @@ class ComparisonRouter(Router):
 
     @contextlib.asynccontextmanager
     async def _lease_resetting(self, name: str) -> Any:
-        dsn = next((pool.dsn for pool in self.pools if pool.name == name), None)
+        dsn = next((pool.node.dsn for pool in self.pools if pool.name == name), None)
         if dsn is None:
             raise NotAsObserved(f"{name} is not one of this router's nodes")
         pool = self._resetting_pools.get(dsn)

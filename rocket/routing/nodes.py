@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Board, Epoch, Policy, PrimaryStatus, ReplicaStatus
+    from rocket.dsn import Node
     from rocket.routing.connection import Connection, NodeConnection, Work
     from rocket.routing.limits import Limits
     from rocket.routing.pool import Lease
@@ -69,7 +70,7 @@ class Nodes:
     @classmethod
     async def open(
         cls,
-        dsns: Mapping[str, str],
+        nodes: Mapping[str, Node],
         board: Board,
         policy: Policy,
         limits: Limits,
@@ -79,19 +80,19 @@ class Nodes:
         observe_anew: Callable[[str, float], None] | None = None,
     ) -> Self:
         """Make a pool for each node; raise `ValueError` for a name or an address that cannot be one."""
-        for name, dsn in dsns.items():
-            _check_name_and_dsn(name, dsn)
-        nodes = cls(board, policy, limits, init=init, failures=failures, observe_anew=observe_anew)
-        for name, dsn in dsns.items():
-            await nodes.add(name, dsn)
-        return nodes
+        for name, node in nodes.items():
+            _check_name_and_dsn(name, node.dsn)
+        opened = cls(board, policy, limits, init=init, failures=failures, observe_anew=observe_anew)
+        for name, node in nodes.items():
+            await opened.add(name, node)
+        return opened
 
-    async def add(self, name: str, dsn: str) -> None:
+    async def add(self, name: str, node: Node) -> None:
         """Add a node, or change the address of one; raise `ValueError` as `open` does."""
-        _check_name_and_dsn(name, dsn)
+        _check_name_and_dsn(name, node.dsn)
         pool = NodePool(
             name,
-            dsn,
+            node,
             self._limits,
             on_shared_address=lambda: self._distrust(name),
             init=self._init,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from rocket.dsn import Node
 from rocket.errors import TaskDied, unwrapping_group
 from rocket.routing.catchup import CatchUp
 from rocket.routing.failures import check_reachable, check_tables
@@ -32,7 +33,7 @@ class Observer:
 
     def __init__(
         self,
-        nodes: Mapping[str, str],
+        nodes: Mapping[str, str | Node],
         board: Board,
         *,
         interval_s: float,
@@ -41,7 +42,7 @@ class Observer:
         may_be_primary: MayBePrimary | None = None,
         connect: Connect = connect,
     ) -> None:
-        """Prepare to observe nodes, each given by name as a DSN.
+        """Prepare to observe nodes, each given by name.
 
         With `roles_only` it finds out which node is the primary, and publishes nothing of replicas. With
         `record_statuses` it writes them into the table `replica_statuses` as well, whose dead rows conflict with
@@ -62,8 +63,8 @@ class Observer:
         """Where the watches run, while they do."""
         self._running: dict[str, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
-        for name, dsn in nodes.items():
-            self.add(name, dsn)
+        for name, node in nodes.items():
+            self.add(name, node)
 
     @property
     def watches(self) -> Mapping[str, NodeWatch]:
@@ -82,23 +83,21 @@ class Observer:
         if (watch := self._watches.get(name)) is not None:
             watch.connect_anew(since)
 
-    def add(self, name: str, dsn: str, *, takes_reads: bool = True) -> None:
-        """Watch one more node, or one that is watched at another address from now on.
-
-        Without `takes_reads` it takes none as a replica.
-        """
+    def add(self, name: str, node: str | Node) -> None:
+        """Watch one more node, or one that is watched at another address from now on."""
+        node = Node.of(node)
         if name in self._watches:
             self._discard(name)
             self.board.readdress(name)
         self._watches[name] = NodeWatch(
             name,
-            dsn,
+            node.dsn,
             self.board,
             self._interval_s,
             may_be_primary=self._may_be_primary,
             roles_only=self._roles_only,
             record_statuses=self._record_statuses,
-            takes_reads=takes_reads,
+            takes_reads=node.weight > 0,
             connect=self._connect,
         )
         if self._group is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 
+from rocket.dsn import Node
 from rocket.errors import describe
 from rocket.routing.connection import (
     NodeConnection,
@@ -62,7 +63,7 @@ class NodePool:
     def __init__(
         self,
         name: str,
-        dsn: str,
+        node: str | Node,
         limits: Limits,
         *,
         on_shared_address: Callable[[], None] | None = None,
@@ -75,8 +76,7 @@ class NodePool:
         `refusing` holds, by its name, why no connection to the node can be opened, for as long as that is so.
         """
         self.name = name
-        self.dsn = dsn
-        """Where the node is; it may hold a password."""
+        self.node = Node.of(node)
         self.limiter = CapacityLimiter(f"a connection to {name}", width=limits.connections, queue=limits.queue)
         """Lets as many in as there may be connections."""
         self._on_shared_address = on_shared_address
@@ -133,7 +133,7 @@ class NodePool:
     async def _open(self) -> NodeConnection:
         """Open a connection that is fit to be lent; raise `ConnectionError`, or what speaks against the node."""
         try:
-            connection = await open_connection(self.dsn, "rocket", self._learn)
+            connection = await open_connection(self.node.dsn, "rocket", self._learn)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             # Whatever it says (a database that a replica has not replayed yet, say), it is the node's failure.
             raise ConnectionError(f"no connection: {describe(error)}") from error
@@ -331,7 +331,7 @@ class NodePool:
         try:
             while not answer.done():
                 await asyncio.wait((answer,), timeout=_LOOK_EVERY_S)
-                if not answer.done() and connection.direct and not await still_runs(self.dsn, pid):
+                if not answer.done() and connection.direct and not await still_runs(self.node.dsn, pid):
                     break
         finally:  # without an await: a pool that is closed may cancel this at any
             answer.cancel()

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from rocket.consistency import Board, Policy
+from rocket.dsn import Node
 from rocket.errors import Unavailable
 from rocket.routing.failures import REFUSED, NotAsObserved
 from rocket.routing.floors import SubjectLocks, check_floor_table
@@ -66,7 +67,7 @@ class Router:
     @classmethod
     async def open(
         cls,
-        nodes: Mapping[str, str],
+        nodes: Mapping[str, str | Node],
         floors: FloorStore | None = None,
         board: Board | None = None,
         *,
@@ -79,7 +80,7 @@ class Router:
         init: Work[None] | None = None,
         observer: Observer | None = None,
     ) -> Self:
-        """Return a router for nodes by name, each given as a DSN, whatever their roles are.
+        """Return a router for nodes by name, each given as a DSN or as a `Node`, whatever their roles are.
 
         It observes them, every `observer_interval_s` seconds and once before this returns; with `observe` false it
         only finds out which one is the primary, where then every read goes. Nodes may be down, all of them even.
@@ -97,6 +98,7 @@ class Router:
         found and each node fails for a lasting reason: a wrong password or database, for example.
         """
         limits = limits or Limits()
+        given = {name: Node.of(node) for name, node in nodes.items()}
         owns_observer = False
         if observer is not None:
             board = observer.board
@@ -105,7 +107,7 @@ class Router:
                 raise ValueError("there must be a node, at the least")
             board = Board()
             observer = Observer(
-                nodes,
+                given,
                 board,
                 interval_s=observer_interval_s,
                 roles_only=not observe,
@@ -117,7 +119,7 @@ class Router:
         anew = None if observer is None else observer.observe_anew
         policy = policy or Policy()
         router = cls(
-            await Nodes.open(nodes, board, policy, limits, init=init, failures=failures, observe_anew=anew),
+            await Nodes.open(given, board, policy, limits, init=init, failures=failures, observe_anew=anew),
             SubjectLocks() if floors is None else floors,
             limits=limits,
             observer=observer,
@@ -133,15 +135,16 @@ class Router:
             raise
         return router
 
-    async def add(self, name: str, dsn: str, *, takes_reads: bool = True) -> None:
+    async def add(self, name: str, node: str | Node) -> None:
         """Add a node, or change the address of one; no read fails because of it.
 
-        A node that takes no reads is there to become the primary. Raise `ValueError` as `open` does. An address
+        Raise `ValueError` as `open` does. An address
         that leads nowhere is logged, like a node that is down.
         """
-        await self._nodes.add(name, dsn)
+        node = Node.of(node)
+        await self._nodes.add(name, node)
         if self._observer is not None:
-            self._observer.add(name, dsn, takes_reads=takes_reads)
+            self._observer.add(name, node)
 
     async def remove(self, name: str) -> None:
         """Remove a node; raise `KeyError` if there is none of that name.

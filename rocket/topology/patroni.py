@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from rocket.dsn import NODE_NAME, NODE_NAME_RULE, parse_dsn
+from rocket.dsn import NODE_NAME, NODE_NAME_RULE, Node, parse_dsn
 from rocket.errors import InvalidSetting, RocketError, describe
 
 if TYPE_CHECKING:
@@ -192,14 +192,6 @@ class Client(Protocol):
         """Ask every member; return the answers that know the newest timeline. Raise `PatroniUnavailable`."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """What the router was given of a member."""
-
-    dsn: str
-    takes_reads: bool = True
-
-
 class Topology:
     """Keeps a router's nodes in line with Patroni's members, and vetoes a primary that Patroni does not name.
 
@@ -227,7 +219,7 @@ class Topology:
         self._poll_s = poll_s
         self._min_pause_s = min_pause_s
         self._grace_s = grace_s
-        self._known = {name: _Node(dsn) for name, dsn in (nodes or {}).items()}
+        self._known = {name: Node(dsn) for name, dsn in (nodes or {}).items()}
         self._missing_since: dict[str, float] = {}
         self._leader: str | None = None
         self._unavailable = nodes is not None and not nodes
@@ -254,7 +246,7 @@ class Topology:
             raise InvalidSetting(f"Patroni's leader is {listing.leader!r}: its name has to be {NODE_NAME_RULE}")
         if not listing.members:
             raise InvalidSetting("Patroni lists no member that has an address")
-        self._known = {name: _Node(node.dsn) for name, node in self._nodes_in(listing).items()}
+        self._known = {name: Node(node.dsn) for name, node in self._nodes_in(listing).items()}
         return {name: node.dsn for name, node in self._known.items()}
 
     async def may_be_primary(self, name: str) -> bool:
@@ -320,9 +312,11 @@ class Topology:
         if not listing.paused:  # in a pause, a member that is not listed may run without its Patroni
             await self._remove(router, wanted, time.monotonic())
 
-    def _nodes_in(self, listing: Listing) -> dict[str, _Node]:
+    def _nodes_in(self, listing: Listing) -> dict[str, Node]:
         return {
-            member.name: _Node(fill_in(self._template, member.host, member.port), member.takes_reads)
+            member.name: Node(
+                fill_in(self._template, member.host, member.port), weight=1.0 if member.takes_reads else 0.0
+            )
             for member in listing.members
         }
 
@@ -351,16 +345,16 @@ class Topology:
         else:
             _log.info("Patroni's leader is %s%s", repr(leader) if leader in listing.unusable else leader, paused)
 
-    async def _add(self, router: Router, wanted: Mapping[str, _Node]) -> None:
+    async def _add(self, router: Router, wanted: Mapping[str, Node]) -> None:
         """Add the members that are new, and those whose address or tag has changed."""
         for name, node in wanted.items():
             if node != (before := self._known.get(name)):
                 change = "is new" if before is None else "has moved" if before.dsn != node.dsn else "stays"
-                _log.info("%s %s%s", name, change, "" if node.takes_reads else ", and takes no reads")
-                await router.add(name, node.dsn, takes_reads=node.takes_reads)
+                _log.info("%s %s%s", name, change, "" if node.weight else ", and takes no reads")
+                await router.add(name, node)
                 self._known[name] = node
 
-    async def _remove(self, router: Router, wanted: Mapping[str, _Node], now: float) -> None:
+    async def _remove(self, router: Router, wanted: Mapping[str, Node], now: float) -> None:
         """Remove the nodes that have been missing for long, but never the current primary."""
         self._missing_since = {
             name: self._missing_since.get(name, now) for name in self._known if name not in wanted
