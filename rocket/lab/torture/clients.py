@@ -26,6 +26,8 @@ from rocket.lab.client import Api
 from rocket.lab.shutdown import background
 from rocket.lab.subprocesses import Subprocess, SubprocessFailed, run_child
 from rocket.lab.torture.workload import API_TIMEOUT_S, Job, Workload
+from rocket.topology.patroni import Topology
+from rocket.topology.patroni_rest import RestClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -201,14 +203,26 @@ async def work(parent: Parent) -> None:
         ):
             workload = Workload(job, api, fresh, history)
             async with contextlib.AsyncExitStack() as stack:
-                if job.nodes:
-                    router = await stack.enter_async_context(await Router.open(job.nodes, limits=_LIMITS))
+                if job.nodes or job.patroni:
+                    router = await _open_router(job, stack)
                     sessions = LibrarySessions(workload, router, max(1, int(job.sessions * _OF_LIBRARY)))
                     await stack.enter_async_context(background(sessions.run(), "sessions of the library"))
                 await stack.enter_async_context(background(workload.run(), "sessions"))
                 await stack.enter_async_context(background(_count(workload, parent), "counts"))
                 await _follow(parent, workload)
         parent.send(workload.counts)
+
+
+async def _open_router(job: Job, stack: contextlib.AsyncExitStack) -> Router:
+    """Open a router as a service would that has these nodes, or Patroni's, for `stack` to close."""
+    if not job.patroni:
+        return await stack.enter_async_context(await Router.open(job.nodes, limits=_LIMITS))
+    client = await stack.enter_async_context(RestClient(job.patroni))
+    topology = Topology(client, job.patroni_dsn)
+    nodes, veto = await topology.find(), topology.may_be_primary
+    router = await stack.enter_async_context(await Router.open(nodes, limits=_LIMITS, may_be_primary=veto))
+    await stack.enter_async_context(background(topology.follow(router), "topology"))
+    return router
 
 
 async def _follow(parent: Parent, workload: Workload) -> None:

@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from itertools import cycle, islice
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 import psutil
@@ -48,9 +48,11 @@ from rocket.schema import schema_sql
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AsyncExitStack
     from pathlib import Path
+
+    import asyncpg
 
     from rocket.cluster.cluster import LocalCluster
     from rocket.lab.checker.availability import Target as FailoverTarget
@@ -149,6 +151,8 @@ def _jobs(settings: TortureSettings, system: System, url: str, zero: float) -> l
             sessions=len(range(number, settings.sessions, CLIENT_PROCESSES)),
             reconnecting=settings.processes > 1,
             nodes=dict(system.dsns),
+            patroni=tuple(system.patroni),
+            patroni_dsn=system.patroni_dsn,
         )
         for number in range(CLIENT_PROCESSES)
     ]
@@ -165,7 +169,11 @@ class System(ABC):
     """Names of the faults that will happen."""
     has_library_clients = False
     dsns: Mapping[str, str] = MappingProxyType({})
-    """The nodes, for clients that use the library itself; none where there are no such clients."""
+    """The nodes, for clients that use the library itself."""
+    patroni: Sequence[str] = ()
+    """The addresses of Patroni's REST APIs, which name the nodes to them."""
+    patroni_dsn = ""
+    """The DSN of a member, with `{host}` and `{port}` in it."""
 
     @abstractmethod
     async def start(self, shutdown: Shutdown, stack: AsyncExitStack) -> tuple[str, Path]:
@@ -216,11 +224,7 @@ class LocalSystem(System):
         self._processes = list(workers or ())
         if self.has_library_clients:
             self.dsns = {name: node.dsn(app.DATABASE) for name, node in self._cluster.nodes.items()}
-            connection = await self._cluster.primary.connect(app.DATABASE)
-            try:
-                await connection.execute(clients.TENANTS)
-            finally:
-                connection.terminate()
+            await _prepare_tenants(await self._cluster.primary.connect(app.DATABASE))
         await self._start_links(stack)
         return url, self._cluster.run_dir
 
@@ -244,6 +248,14 @@ class LocalSystem(System):
         return Nemesis(target, self._settings.schedule, history)
 
 
+async def _prepare_tenants(primary: asyncpg.Connection[Any]) -> None:
+    """Make what tenants need, over a connection that is not used again."""
+    try:
+        await primary.execute(clients.TENANTS)
+    finally:
+        primary.terminate()
+
+
 class PatroniSystem(System):
     """Three members that Patroni runs; its faults, most of them failovers, follow one another."""
 
@@ -255,6 +267,7 @@ class PatroniSystem(System):
         self._settings = settings
         self._cluster: PatroniCluster
         self._links = Links()
+        self.has_library_clients = settings.routing == NEVER_STALE
 
     async def start(self, shutdown: Shutdown, stack: AsyncExitStack) -> tuple[str, Path]:
         """Start it, with proxies between the members if one is to be cut off."""
@@ -270,6 +283,10 @@ class PatroniSystem(System):
         self._cluster = await stack.enter_async_context(made)
         shutdown.on_force.append(self._cluster.kill_all)
         await stack.enter_async_context(background(self._cluster.supervise(), "supervisor"))
+        if self.has_library_clients:
+            self.patroni, self.patroni_dsn = self._cluster.urls, self._cluster.dsn_template
+            leader = await self._cluster.leader()
+            await _prepare_tenants(await leader.connect(app.DATABASE))
         url = await app.attached(
             Settings(
                 api_port=0,

@@ -60,7 +60,12 @@ class Job:
     reconnecting: bool = False
     """Whether some requests go over a connection of their own, so that each process of the API gets some."""
     nodes: Mapping[str, str] = field(default_factory=dict)
-    """The DSNs of the nodes, for sessions that use the library itself; none: there are no such sessions."""
+    """The DSNs of the nodes, for sessions that use the library itself; with `patroni` none are needed. Without
+    either there are no such sessions."""
+    patroni: Sequence[str] = ()
+    """The addresses of Patroni's REST APIs, where it runs the cluster."""
+    patroni_dsn: str = ""
+    """The DSN of a member, with `{host}` and `{port}` in it."""
 
 
 @dataclass(slots=True)
