@@ -224,7 +224,7 @@ def _add_bench_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench(given: argparse.Namespace) -> int:
-    from rocket.lab.bench.command import measure
+    from rocket.lab.bench.run import measure
 
     return measure(given)
 

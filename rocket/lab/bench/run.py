@@ -1,14 +1,22 @@
-"""A benchmark run: on one cluster, the variants of each measure take turns, round after round."""
+"""The command `bench`: on one cluster, the variants of each measure take turns, round after round."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import json
 import logging
+import platform
 from collections import deque
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rocket.lab.bench.figures import Row
+import psutil
+
+import rocket
+from rocket.lab import logs
+from rocket.lab.bench.figures import Figures, Row
 from rocket.lab.bench.load import Job, Kind, load_process
 from rocket.lab.bench.measures import (
     BARE,
@@ -24,14 +32,17 @@ from rocket.lab.bench.measures import (
     with_memory,
     with_queries_per_read,
 )
+from rocket.lab.bench.report import as_json, report, stale_reads
 from rocket.lab.bench.scale import scale
+from rocket.lab.bench.settings import load as load_settings
 from rocket.lab.bench.testbed import attached_testbed, own_testbed, reserved_core, serving
 from rocket.lab.shutdown import ShutdownStack, shutdown_on_signals
+from rocket.lab.shutdown import run as run_to_its_end
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
-    from rocket.lab.bench.figures import Figures
     from rocket.lab.bench.load import LoadProcess
     from rocket.lab.bench.measures import Measure, Variant
     from rocket.lab.bench.settings import BenchSettings
@@ -40,6 +51,13 @@ if TYPE_CHECKING:
 
 _API = ("rocket", "run-all", "--no-cluster", "--no-simulator", "--host", "127.0.0.1", "--api-port", "0")
 _SOAK_PARTS = 10
+
+OK, FAILED = 0, 1
+"""Exit codes: measured, whatever the figures; a part failed, or a read of never-stale was stale."""
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_UNSAID = {"json", "data_dir", "postgres_bin", "against", "given"}
+"""Settings that say nothing about the figures: paths on this machine, and which of the others were given."""
 
 _log = logging.getLogger("rocket.bench")
 
@@ -189,3 +207,46 @@ def _testbed(settings: BenchSettings, shutdown: Shutdown) -> contextlib.Abstract
     if settings.attach:
         return attached_testbed(settings.data_dir, settings.postgres_port)
     return own_testbed(settings.replicas, settings.postgres_bin, shutdown)
+
+
+# --- the command ---
+
+
+def measure(given: argparse.Namespace) -> int:
+    """Run the benchmark and print its report, also if it is interrupted; return the exit code."""
+    settings = load_settings(given)
+    logs.configure("text")
+    logging.getLogger("rocket.control").setLevel(logging.WARNING)  # a measure pauses and resumes replicas itself
+    figures, about = Figures(), _about(settings)
+    complete = False
+    try:
+        complete = run_to_its_end(bench(settings, figures, about))
+    finally:
+        about["finished"] = complete
+        if figures.rows:
+            print(f"\n{report(figures, about)}")
+        if settings.json is not None:
+            settings.json.write_text(json.dumps(as_json(figures, about), indent=2) + "\n")
+    return OK if complete and not stale_reads(figures) else FAILED
+
+
+def _about(settings: BenchSettings) -> dict[str, object]:
+    """Return what a reader of the figures needs to know of the machine and the run."""
+    return {
+        "rocket": rocket.__version__,
+        "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "cores": psutil.cpu_count() or 1,
+        "cpu": _cpu(),
+        "load_average_1_min": psutil.getloadavg()[0],
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "settings": {name: value for name, value in asdict(settings).items() if name not in _UNSAID},
+    }
+
+
+def _cpu() -> str:
+    if _CPU_INFO.is_file():
+        for line in _CPU_INFO.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
