@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rocket.consistency import Lsn, Policy, Reason
+    from rocket.consistency import Freshness, Lsn, Policy, Reason
     from rocket.dsn import Node, nodes_from_environment
     from rocket.errors import (
         InvalidToken,
@@ -45,6 +45,7 @@ __all__ = [
     "Connection",
     "FloorStore",
     "FloorTable",
+    "Freshness",
     "InvalidToken",
     "Limits",
     "Lsn",

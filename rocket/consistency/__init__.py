@@ -2,6 +2,7 @@
 
 from rocket.consistency.board import Board
 from rocket.consistency.choice import Choice, Policy, Reason, choose, obstacle, worth_waiting_for
+from rocket.consistency.freshness import Freshness
 from rocket.consistency.lsn import Lsn, switch_point
 from rocket.consistency.status import Epoch, Incarnation, PrimaryStatus, ReplicaStatus, rank_of, timeline_of
 from rocket.consistency.token import NODE_NAME, SessionToken, Tokens, merged
@@ -11,6 +12,7 @@ __all__ = [
     "Board",
     "Choice",
     "Epoch",
+    "Freshness",
     "Incarnation",
     "Lsn",
     "Policy",

@@ -431,6 +431,19 @@ class Board:
             return 0.0
         return max(0.0, now - self._advances[first_beyond][1])
 
+    def age_s(self, status: ReplicaStatus, now: float) -> float | None:
+        """Return how old what a replica shows is at the most, in seconds; None if that is unknown.
+
+        All that was acknowledged so long ago it shows: the primary was asked then, and what it had flushed is what
+        the replica has replayed. So the age grows while the primary is not heard of.
+        """
+        if self.primary is None:
+            return None
+        if status.vouched_lsn >= self.primary.flush_lsn:
+            return max(0.0, now - self.primary.observed_at)
+        beyond = bisect_left(self._advances, status.vouched_lsn + 1, key=lambda advance: advance[0])
+        return max(0.0, now - self._advances[beyond - 1][1]) if beyond else None
+
     def has_diverged(self, status: ReplicaStatus) -> bool:
         """Return whether a replica has replayed more than its primary had flushed when that was asked later.
 

@@ -44,7 +44,7 @@ class Reason(enum.StrEnum):
     REPLICAS_FAILED = "replicas-failed"
     """To the primary: each replica that was caught up failed while it was asked."""
     UNCHECKED = "unchecked"
-    """To the replica that a routing for comparison picked; nothing is guaranteed."""
+    """To a replica that was not asked to show anything: `Freshness.ANY`, or a routing for comparison."""
     WRITE = "write"
     """To the primary, where every write goes."""
     ASKED = "asked"
@@ -61,8 +61,13 @@ class Policy:
     """A replica further behind the primary's last flush LSN known serves no read; None: no bound."""
     max_lag_s: float | None = None
     """The same in seconds; None: no bound."""
+    max_age_s: float | None = None
+    """No replica serves what may be older; None: no bound. What it shows is as old as the last answer of the
+    primary that it covers: this bound is met while the primary is away, too. See `Freshness.within`."""
     max_wait_s: float = 0.02
     """How long a read waits for a replica to catch up before it goes to the primary."""
+    max_global_wait_s: float = 0.2
+    """The same for a read that has to see everybody's commits: most of them have to wait for replication."""
     primary_lease_s: float = 5.0
     """A primary that was not confirmed for longer is not used: another one may have been promoted."""
 
@@ -75,7 +80,7 @@ class Choice(NamedTuple):
 
 
 def choose(  # noqa: C901 - in one piece: every read comes through here
-    token: SessionToken,
+    token: SessionToken | None,
     board: Board,
     policy: Policy,
     *,
@@ -91,11 +96,11 @@ def choose(  # noqa: C901 - in one piece: every read comes through here
     first two that are fit. The first is the session's own replica if that is fit, and it is left only for one that
     is considerably less busy. The cost does not grow with the number of replicas as long as most are fit. `load`
     returns how busy a replica is; those in `without` have already failed this read, and to those in `unreachable`
-    no connection can be opened at the moment.
+    no connection can be opened at the moment. Without a token any replica that was observed lately will do.
     """
-    fit = Reason.RETRIED if without else Reason.CAUGHT_UP
+    fit = Reason.RETRIED if without else Reason.CAUGHT_UP if token is not None else Reason.UNCHECKED
     best, lead = None, 0
-    own = None if (node := token.node) is None else board.replica(node)
+    own = None if token is None or (node := token.node) is None else board.replica(node)
     if own is not None and (node in without or node in unreachable):
         own = None
     if own is not None and obstacle(own, token, board, policy, now) is None:
@@ -175,16 +180,20 @@ _OBSTACLES = (
 
 
 def obstacle(  # noqa: PLR0911 - in one piece: most reads come through here
-    status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
+    status: ReplicaStatus, token: SessionToken | None, board: Board, policy: Policy, now: float
 ) -> Reason | None:
-    """Return why a replica may not serve a session's read; None if it may."""
+    """Return why a replica may not serve a session's read, or one that asks for nothing; None if it may."""
     if now - status.observed_at > policy.lease_s:
         return Reason.NO_STATUS
+    if token is None:
+        return None
     epoch = status.epoch
     lag_bytes = board.flush_lsn - status.replay_lsn
     if policy.max_lag_bytes is not None and lag_bytes > policy.max_lag_bytes:
         return Reason.TOO_FAR_BEHIND
     if policy.max_lag_s is not None and (board.lag_seconds(status, now) or 0.0) > policy.max_lag_s:
+        return Reason.TOO_FAR_BEHIND
+    if policy.max_age_s is not None and not _is_fresh(status, board, policy.max_age_s, now):
         return Reason.TOO_FAR_BEHIND
     if epoch is None or epoch != board.epoch:
         return Reason.OTHER_EPOCH
@@ -195,3 +204,8 @@ def obstacle(  # noqa: PLR0911 - in one piece: most reads come through here
     if status.vouched_lsn < token.floor_on(status.name, status.incarnation):
         return Reason.NOT_CAUGHT_UP
     return None
+
+
+def _is_fresh(status: ReplicaStatus, board: Board, max_age_s: float, now: float) -> bool:
+    age_s = board.age_s(status, now)
+    return age_s is not None and age_s <= max_age_s

@@ -9,9 +9,9 @@ import logging
 import random
 import time
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from rocket.consistency import Lsn, Reason, SessionToken, merged
+from rocket.consistency import Freshness, Lsn, Reason, SessionToken, merged
 from rocket.errors import OutcomeUnknown, Unavailable, describe
 from rocket.routing.answer import Answer, Role, Route
 from rocket.routing.failures import NotAsObserved, speaks_against_node
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Board, PrimaryStatus, Tokens
-    from rocket.routing.answer import OnError
+    from rocket.routing.answer import OnError, ReadOptions
     from rocket.routing.connection import Connection, NodeConnection, Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.nodes import Nodes
@@ -88,10 +88,11 @@ class ComparisonRouter(Router):
         token: str | SessionToken | Iterable[str | SessionToken] | None = None,
         *,
         lenient: bool = False,
+        freshness: Freshness = Freshness.SESSION,
     ) -> Session:
         """Return a session of the routing."""
         make = Session if self._routing is Routing.NEVER_STALE else _WrongSession
-        return make(self, subject, token, lenient=lenient)
+        return make(self, subject, token, lenient=lenient, freshness=freshness)
 
     async def switch(self, routing: Routing) -> Routing:
         """Route in another way from now on; return the routing until now.
@@ -145,14 +146,20 @@ class ComparisonRouter(Router):
         return answer._replace(token=None)
 
     async def read(
-        self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
+        self,
+        work: Work[ResultT],
+        *,
+        subject: str | None,
+        token: Tokens = None,
+        on_error: OnError | None = None,
+        **options: Unpack[ReadOptions],
     ) -> Answer[ResultT]:
         """Run work on the node that the routing names."""
         if self._routing is Routing.NEVER_STALE:
             covering = self._floors.covering(token)
-            return await super().read(work, subject=subject, token=covering, on_error=on_error)
+            return await super().read(work, subject=subject, token=covering, on_error=on_error, **options)
         self._check_usable()
-        route = Route(time.monotonic() + self._limits.read_s, merged(token))
+        route = Route(time.monotonic() + self._limits.read_s, merged(token), self.policy)
         try:
             match self._routing:
                 case Routing.ARTICLE:

@@ -1,12 +1,13 @@
-"""What comes back from a read or write, and the way that a read took."""
+"""What a read may ask for, what comes back from a read or write, and the way that a read took."""
 
 # Annotations are values here: the fields of a named tuple are read at runtime (for the docs, say).
 import enum
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
-from rocket.consistency import PrimaryStatus, Reason, ReplicaStatus, SessionToken
+from rocket.consistency import Freshness, Policy, PrimaryStatus, Reason, ReplicaStatus, SessionToken
 from rocket.routing.bound import ReadBound
 from rocket.routing.epochs import PossibleLoss
 
@@ -20,6 +21,43 @@ class Role(enum.StrEnum):
     REPLICA = "replica"
 
 
+class ReadOptions(TypedDict, total=False):
+    """What one read asks for, where it is not what the router does by default."""
+
+    freshness: Freshness
+    """What it has to see; what its session has, if nothing is said."""
+    timeout: float
+    """How many seconds it may take, in place of `Limits.read_s`.
+
+    A replica may have all of them but `Limits.attempt_s`, which is kept for another node, or half of them.
+    """
+    max_wait: float
+    """How many seconds it waits for a replica to catch up, in place of `Policy.max_wait_s`; 0: not at all."""
+    on: Literal["primary"]
+    """Where it goes in any case."""
+
+
+def check_options(options: ReadOptions) -> None:
+    """Raise `TypeError` for an option that there is not, and `ValueError` for a value that makes no sense."""
+    for name, value in options.items():
+        if (is_valid := _VALID.get(name)) is None:
+            raise TypeError(f"a read has no option {name!r}: there are {', '.join(_VALID)}")
+        if not is_valid(value):
+            raise ValueError(f"a read cannot have {name}={value!r}")
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
+
+
+_VALID: dict[str, Callable[[Any], bool]] = {
+    "freshness": lambda value: isinstance(value, Freshness),
+    "timeout": lambda value: _is_time(value) and value > 0,
+    "max_wait": _is_time,
+    "on": lambda value: value == "primary",
+}
+
+
 @dataclass(slots=True)
 class Route:
     """The way of a read: the router fills it in as it goes, to be looked at afterwards.
@@ -31,6 +69,12 @@ class Route:
     """When the read has to be over."""
     tokens: Sequence[SessionToken]
     """Whose floors it had to respect: the session's, or one for what the primary knew of the subject."""
+    policy: Policy
+    """The router's, with the bounds that the read has itself."""
+    freshness: Freshness = Freshness.SESSION
+    """What it asked for."""
+    required: SessionToken | None = None
+    """What a replica is chosen by; None if any will do."""
     floor_looked_up: bool = False
     """Whether the latter is the case."""
     statuses: Sequence[ReplicaStatus] = ()
@@ -45,6 +89,8 @@ class Route:
     """The nodes to which no connection could be opened at the decision, and why."""
     attempts: int = 0
     """How many replicas failed it once there was a connection to them."""
+    attempt_s: float | None = None
+    """How long an attempt on a replica may take at the most, where the read has a time of its own."""
     bound: ReadBound | None = None
     """What the node that served it said of itself then (see `rocket.READ_BOUND`)."""
     on: ReplicaStatus | PrimaryStatus | None = None

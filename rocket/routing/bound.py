@@ -172,6 +172,16 @@ async def run_bounded(
     return value, bound, covers(bound, epoch)
 
 
+async def run_unbounded(work: Work[ResultT], node: Connection) -> ResultT:
+    """Run work for a read that promises nothing, so that its node is not asked for a bound."""
+    try:
+        return await begun(work, node)
+    except Exception as error:
+        if not is_own(error, unwrap(node)):
+            raise
+        raise OwnError(error) from error
+
+
 def is_own(error: Exception, connection: NodeConnection) -> bool:
     """Return whether what work has raised is its own, and not the failure of its node.
 

@@ -8,13 +8,16 @@ import functools
 import logging
 import random
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
 
 from rocket.consistency import (
     Choice,
+    Freshness,
     Lsn,
+    Policy,
     PrimaryStatus,
     Reason,
     SessionToken,
@@ -24,8 +27,9 @@ from rocket.consistency import (
     worth_waiting_for,
 )
 from rocket.errors import InvalidToken, Unavailable, WriteInRead, describe
-from rocket.routing.answer import Answer, Role, Route
-from rocket.routing.bound import NoLongerReplica, ReadBound, ask_bound, run_bounded
+from rocket.routing.answer import Answer, Role, Route, check_options
+from rocket.routing.bound import NoLongerReplica, ReadBound, ask_bound, run_bounded, run_unbounded
+from rocket.routing.catchup import FlushQuestion
 from rocket.routing.connection import in_one_piece, unwrap
 from rocket.routing.epochs import PossibleLoss, resolve_tokens
 from rocket.routing.failures import (
@@ -40,10 +44,11 @@ from rocket.routing.limits import CapacityLimiter, Timeout, TooManyWaiting, comm
 from rocket.routing.watch import STATUS_QUERY, replica_status_from
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Epoch, ReplicaStatus, Tokens
-    from rocket.routing.answer import OnError
+    from rocket.routing.answer import OnError, ReadOptions
     from rocket.routing.catchup import CatchUp
     from rocket.routing.connection import Connection, Work
     from rocket.routing.floors import FloorStore
@@ -88,10 +93,13 @@ def _left(route: Route, error: BaseException, shown: Lsn | None, reason: Reason)
     """Return what work has left by in place of a value, with a token for what that may tell."""
     on = route.on
     assert on is not None  # noqa: S101 - work has run there
+    promises = route.freshness is not Freshness.ANY
     if isinstance(on, PrimaryStatus):
-        token = SessionToken(on.epoch, Lsn(0), shown)
+        token = SessionToken(on.epoch, Lsn(0), shown) if promises else None
         reason = Reason.REPLICAS_FAILED if route.failed else reason
         return Answer(error, on.name, Role.PRIMARY, reason, token, route.lost, route)
+    if not promises:
+        return Answer(error, on.name, Role.REPLICA, reason, None, None, route)
     # A read that is cancelled may have failed elsewhere before, and have shown something there.
     incarnation = None if shown is None and route.failed else on.incarnation
     token = route.tokens[0].after_replica_read(on.name, incarnation, shown)
@@ -100,6 +108,16 @@ def _left(route: Route, error: BaseException, shown: Lsn | None, reason: Reason)
 
 _ROUND_TRIPS = 8
 """How many a read may take whose statements are not prepared yet, and which asks for its bound."""
+
+
+@functools.lru_cache(maxsize=64)
+def _policy_for(policy: Policy, freshness: Freshness, max_wait_s: float | None) -> Policy:
+    """Return the policy that holds for a read that asks for something by itself."""
+    if max_wait_s is None:
+        max_wait_s = policy.max_global_wait_s if freshness is Freshness.GLOBAL else policy.max_wait_s
+    ages_s = (policy.max_age_s, freshness.max_age_s)
+    max_age_s = min((age_s for age_s in ages_s if age_s is not None), default=None)
+    return replace(policy, max_wait_s=max_wait_s, max_age_s=max_age_s)
 
 
 class Reads:
@@ -115,6 +133,11 @@ class Reads:
             "a read on the primary", width=limits.primary_reads, queue=limits.queue
         )
         self._commit_waits = commit_waits(limits.primary_reads, limits.queue)
+        self._flush_lsn = FlushQuestion(self._ask_flush_lsn)
+
+    async def close(self) -> None:
+        """End what is under way for several reads."""
+        await self._flush_lsn.close()
 
     @property
     def waiting_for_primary(self) -> int:
@@ -122,23 +145,27 @@ class Reads:
         return self._primary_reads.waiting + self._commit_waits.waiting
 
     async def read(  # noqa: C901 - the way of every read, in one piece
-        self, work: Work[ResultT], subject: str | None, tokens: Tokens, on_error: OnError | None = None
+        self,
+        work: Work[ResultT],
+        subject: str | None,
+        tokens: Tokens,
+        on_error: OnError | None = None,
+        options: ReadOptions | None = None,
     ) -> Answer[ResultT]:
         """Read where the session's floors are respected, or those of `subject` where it brings none.
 
         An error of work is an outcome like a value: it counts only where a value would.
         """
-        route = Route(time.monotonic() + self._limits.read_s, merged(tokens))
+        route = self._route(merged(tokens), options)
         reason = Reason.OTHER_EPOCH  # where there are several tokens, only a primary knows what they mean
         try:
-            if not route.tokens:
-                floor, epoch = await self._on_primary(functools.partial(self._look_up, subject), route)
-                if floor is None or floor == Lsn.PENDING:
-                    reason = Reason.NO_FLOOR if floor is None else Reason.WRITE_IN_PROGRESS
-                    return await self._read_on_primary(work, subject, reason, route)
-                route.tokens = (SessionToken(epoch, floor),)
-                route.floor_looked_up = True
-            while len(route.tokens) == 1 and route.attempts < self._limits.replicas_tried:
+            if options or not route.tokens:
+                primary_only = await self._require(route, subject, options)
+                if primary_only is not None:
+                    return await self._read_on_primary(work, subject, primary_only, route)
+            else:
+                route.required = route.tokens[0]
+            while len(route.tokens) < 2 and route.attempts < self._limits.replicas_tried:  # noqa: PLR2004
                 choice = self._choice(route)
                 if choice.reason is Reason.NOT_CAUGHT_UP and not route.failed:
                     choice = await self._after_waiting(choice, route)
@@ -164,6 +191,63 @@ class Reads:
             _tell(error, route, reason, on_error)
             raise
 
+    def _route(self, tokens: Sequence[SessionToken], options: ReadOptions | None) -> Route:
+        """Return the beginning of a read's way; raise `TypeError` or `ValueError` for options that are none."""
+        now, policy = time.monotonic(), self._nodes.policy
+        if not options:
+            return Route(now + self._limits.read_s, tokens, policy)
+        check_options(options)
+        freshness, within_s = options.get("freshness", Freshness.SESSION), options.get("timeout")
+        policy = _policy_for(policy, freshness, options.get("max_wait"))
+        route = Route(now + (within_s or self._limits.read_s), tokens, policy, freshness)
+        if within_s is not None:
+            route.attempt_s = max(within_s / 2, within_s - self._limits.attempt_s)
+        return route
+
+    async def _require(self, route: Route, subject: str | None, options: ReadOptions | None) -> Reason | None:
+        """Note what a replica must show; return why only the primary will do, if that is so."""
+        freshness = route.freshness
+        if options and "on" in options:
+            return Reason.ASKED
+        if freshness is Freshness.ANY:
+            route.tokens = ()
+            return None
+        if freshness is Freshness.GLOBAL:
+            route.tokens = merged((*route.tokens, await self._all_committed(route)))
+        elif not route.tokens and freshness is Freshness.SESSION:
+            floor, epoch = await self._on_primary(functools.partial(self._look_up, subject), route)
+            if floor is None or floor == Lsn.PENDING:
+                return Reason.NO_FLOOR if floor is None else Reason.WRITE_IN_PROGRESS
+            route.tokens = (SessionToken(epoch, floor),)
+            route.floor_looked_up = True
+        elif not route.tokens:
+            if self._board.epoch is None:
+                return Reason.OTHER_EPOCH
+            route.tokens = (SessionToken(self._board.epoch, Lsn(0)),)
+        route.required = route.tokens[0]
+        if freshness.max_age_s is not None:
+            route.required = replace(route.required, write_floor=Lsn(0))
+        return None
+
+    async def _all_committed(self, route: Route) -> SessionToken:
+        """Return what covers all that anybody was told is committed; raise `Unavailable` without a primary."""
+        try:
+            with Timeout(route.deadline - time.monotonic()):
+                return await self._flush_lsn.answer()
+        except TimeoutError:
+            raise Unavailable("the primary did not say in time what is committed") from None
+        except Unavailable as error:
+            raise Unavailable(str(error)) from error  # each read one of its own
+
+    async def _ask_flush_lsn(self) -> SessionToken:
+        async def ask(primary: Connection, status: PrimaryStatus) -> SessionToken:
+            bound = await ask_bound(primary)
+            unwrap(primary).left_clean = True
+            return SessionToken(status.epoch, Lsn(0), bound.on_primary(status.epoch))
+
+        route = Route(time.monotonic() + self._limits.read_s, (), self._nodes.policy)
+        return await self._on_primary(ask, route, is_limited=False)
+
     # --- the choice ---
 
     def _choice(self, route: Route) -> Choice:
@@ -171,9 +255,9 @@ class Reads:
         route.statuses = self._board.replicas
         route.left_alone = self._nodes.left_alone()
         return choose(
-            route.tokens[0],
+            route.required,
             self._board,
-            self._nodes.policy,
+            route.policy,
             now=now,
             start=random.getrandbits(16),
             load=self._nodes.load,
@@ -183,11 +267,11 @@ class Reads:
 
     async def _after_waiting(self, choice: Choice, route: Route) -> Choice:
         """Wait a little where no replica has caught up but some may soon; choose again."""
-        policy = self._nodes.policy
-        if self._catch_up is None or not policy.max_wait_s:
+        policy, required = route.policy, route.required
+        if self._catch_up is None or not policy.max_wait_s or required is None:
             return choice
         names = worth_waiting_for(
-            route.tokens[0],
+            required,
             self._board,
             policy,
             now=route.decided_at,
@@ -213,8 +297,10 @@ class Reads:
         It takes no more than half of the time that is left, so that there is some for another node. What the
         network takes by itself does not count.
         """
-        attempt_s = self._limits.attempt_s + _ROUND_TRIPS * self._nodes.round_trip_s(status.name)
-        attempt_s = min(attempt_s, (route.deadline - time.monotonic()) / 2)
+        attempt_s = route.attempt_s
+        if attempt_s is None:
+            attempt_s = self._limits.attempt_s + _ROUND_TRIPS * self._nodes.round_trip_s(status.name)
+            attempt_s = min(attempt_s, (route.deadline - time.monotonic()) / 2)
         return self._nodes.replica(status.name, None if status.incarnation is None else status, attempt_s)
 
     async def _has_queued(self, lease: Lease, status: ReplicaStatus, route: Route) -> bool:
@@ -234,7 +320,7 @@ class Reads:
         is_fit = (
             newest is not None
             and newest.incarnation == status.incarnation
-            and obstacle(newest, route.tokens[0], self._board, self._nodes.policy, time.monotonic()) is None
+            and obstacle(newest, route.required, self._board, route.policy, time.monotonic()) is None
         )
         if not is_fit:
             lease.leave()
@@ -242,12 +328,12 @@ class Reads:
 
     async def _read_on_replica(
         self, status: ReplicaStatus, lease: Lease, work: Work[ResultT], route: Route
-    ) -> tuple[ResultT, SessionToken]:
+    ) -> tuple[ResultT, SessionToken | None]:
         """Run work on a connection that `status` vouches for; return the result and the session's next token.
 
         Raise `NodeFailed` if what happens speaks against the replica.
         """
-        token = route.tokens[0]
+        required = route.required
         name, incarnation = status.name, status.incarnation
         try:
             with Timeout(lease.patience_s) as timer:
@@ -255,11 +341,13 @@ class Reads:
                     if not lease.was_idle:
                         timer.restart(lease.within_s)
                     route.on = status
+                    if required is None:
+                        return await run_unbounded(work, connection), None
                     if incarnation is None:
-                        value, route.bound, shown = await self._read_checked(name, work, token, connection)
+                        value, route.bound, shown = await self._read_checked(name, work, route, connection)
                     else:
                         value, route.bound, shown = await run_bounded(
-                            work, connection, ReadBound.on_replica, token.epoch
+                            work, connection, ReadBound.on_replica, required.epoch
                         )
         except OwnError as own:
             if may_pass(own.error):
@@ -270,11 +358,11 @@ class Reads:
                 raise NodeFailed(describe(error), was_reached=lease.is_lent) from error
             raise
         if incarnation is None and shown is None:
-            shown = await self._shown_by_any_replica(token.epoch, route)
-        return value, token.after_replica_read(name, incarnation, shown)
+            shown = await self._shown_by_any_replica(required.epoch, route)
+        return value, route.tokens[0].after_replica_read(name, incarnation, shown)
 
     async def _read_checked(
-        self, name: str, work: Work[ResultT], token: SessionToken, replica: Connection
+        self, name: str, work: Work[ResultT], route: Route, replica: Connection
     ) -> tuple[ResultT, ReadBound, Lsn | None]:
         """Run work where no status can vouch for the connection: once the server itself has shown that it is fit.
 
@@ -289,10 +377,10 @@ class Reads:
             if not row["in_recovery"]:
                 raise NoLongerReplica("the server is no replica")
             status = self._board.as_it_counts(replica_status_from(name, row, None, asked_at))
-            found = obstacle(status, token, self._board, self._nodes.policy, time.monotonic())
+            found = obstacle(status, route.required, self._board, route.policy, time.monotonic())
             if found is not None:
                 raise NotAsObserved(f"where it was asked, it was not fit: {found}")
-            return await run_bounded(work, replica, ReadBound.on_replica, token.epoch)
+            return await run_bounded(work, replica, ReadBound.on_replica, route.tokens[0].epoch)
 
     async def _second_opinion(
         self, own: OwnError, status: ReplicaStatus, work: Work[ResultT], subject: str | None, route: Route
@@ -309,7 +397,7 @@ class Reads:
                 if not isinstance(own.error, asyncpg.ReadOnlySQLTransactionError):
                     raise  # it may be a late replica's
                 route.on = status
-        if status.incarnation is None and own.shown is None:
+        if status.incarnation is None and own.shown is None and route.tokens:
             with contextlib.suppress(NodeFailed):
                 own.shown = await self._shown_by_any_replica(route.tokens[0].epoch, route)
         raise own
@@ -362,8 +450,8 @@ class Reads:
                         raise InvalidToken("the token lies beyond all that the primary has written", token)
                     lost = PossibleLoss(epoch, None, writes=bool(token.write_floor))
                 token = SessionToken(epoch, flush_lsn)  # what was recorded came from another cluster, in a dump
-            token = token.after_primary_read(flush_lsn)
-            return Answer(value, status.name, Role.PRIMARY, reason, token, lost, route)
+            next_token = token.after_primary_read(flush_lsn) if route.freshness is not Freshness.ANY else None
+            return Answer(value, status.name, Role.PRIMARY, reason, next_token, lost, route)
 
         return await self._on_primary(read, route, read_only=first is None, first=first)
 
@@ -392,14 +480,17 @@ class Reads:
         *,
         read_only: bool = False,
         first: Callable[[Connection], Awaitable[None]] | None = None,
+        is_limited: bool = True,
     ) -> ResultT:
         """Ask the primary something; raise `Unavailable` if it does not answer by the read's deadline.
 
-        `first` waits for commits, on the same connection; not many do that at a time.
+        `first` waits for commits, on the same connection; not many do that at a time. What `is_limited` takes one
+        of the places that reads on the primary have.
         """
+        places = self._primary_reads if is_limited else contextlib.nullcontext()
         try:
             async with asyncio.timeout(route.deadline - time.monotonic()):
-                return await self._on_primary_in_time(ask, route, read_only, first)
+                return await self._on_primary_in_time(ask, route, read_only, first, places)
         except TimeoutError:
             raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
 
@@ -409,6 +500,7 @@ class Reads:
         route: Route,
         read_only: bool,
         first: Callable[[Connection], Awaitable[None]] | None,
+        places: AbstractAsyncContextManager[None],
     ) -> ResultT:
         """Try twice, since a connection that a restart has ended shows that only in use."""
         for last in (False, True):
@@ -419,7 +511,7 @@ class Reads:
                 wait = contextlib.nullcontext() if first is None else self._commit_waits.unless_nested()
                 async with contextlib.AsyncExitStack() as stack:
                     async with wait:
-                        await stack.enter_async_context(self._primary_reads)
+                        await stack.enter_async_context(places)
                         connection, status = await stack.enter_async_context(lease)
                         if first is not None:
                             await first(connection)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
-from rocket.consistency import Board, Policy
+from rocket.consistency import Board, Freshness, Policy
 from rocket.dsn import Node
 from rocket.errors import Unavailable
 from rocket.routing.failures import REFUSED, NotAsObserved
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from rocket.consistency import SessionToken, Tokens
-    from rocket.routing.answer import Answer, OnError
+    from rocket.routing.answer import Answer, OnError, ReadOptions
     from rocket.routing.connection import Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.pool import NodePool
@@ -170,6 +170,7 @@ class Router:
             self._closed = True
             if self._observer is not None and self._owns_observer:
                 await self._observer.stop()
+            await self._reads.close()
             await self._nodes.close()
 
     def _check_usable(self) -> None:
@@ -193,15 +194,17 @@ class Router:
         token: str | SessionToken | Iterable[str | SessionToken] | None = None,
         *,
         lenient: bool = False,
+        freshness: Freshness = Freshness.SESSION,
     ) -> Session:
         """Return a session that goes on from `token`, as `Session.token` gave it out, or a new one.
 
         A client may bring several tokens, also in one text with commas between them: they are merged. `subject`
         names the owner of the writes; what it is for, and what its absence means, is up to the `FloorStore` in
         use. Raise `InvalidToken` for what no router gave out. With `lenient` an invalid token is dropped instead,
-        now or once the primary finds it foreign: for cookies, which a browser keeps sending.
+        now or once the primary finds it foreign: for cookies, which a browser keeps sending. `freshness` is what
+        its reads ask for that say nothing themselves.
         """
-        return Session(self, subject, token, lenient=lenient)
+        return Session(self, subject, token, lenient=lenient, freshness=freshness)
 
     @property
     def left_alone(self) -> Mapping[str, str]:
@@ -254,12 +257,19 @@ class Router:
         return await self._writes.write(work, subject, token, on_error)
 
     async def read(
-        self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
+        self,
+        work: Work[ResultT],
+        *,
+        subject: str | None,
+        token: Tokens = None,
+        on_error: OnError | None = None,
+        **options: Unpack[ReadOptions],
     ) -> Answer[ResultT]:
         """Run `work` on a node that shows every acknowledged write, and all that earlier reads have shown.
 
         With the session's token that is what the session wrote and read; without one it is what `subject` wrote,
-        for which the primary has to be asked. `work` must not write, on no node: raise `WriteInRead` if it does.
+        for which the primary has to be asked. `options` (`ReadOptions`) may ask for something else. `work` must
+        not write, on no node: raise `WriteInRead` if it does.
 
         Raise `Unavailable` if no node that may serve it answers in time, and `InvalidToken`. An error of `work` is
         raised as it is; one that may come from a replica, or from its being late, only if the primary agrees.
@@ -269,4 +279,4 @@ class Router:
         those that the session has. A `Session` does this by itself.
         """
         self._check_usable()
-        return await self._reads.read(work, subject, token, on_error)
+        return await self._reads.read(work, subject, token, on_error, options)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
 
-from rocket.consistency import SessionToken, merged
+from rocket.consistency import Freshness, SessionToken, merged
 from rocket.errors import InvalidToken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from rocket.consistency import Tokens
-    from rocket.routing.answer import Answer, OnError
+    from rocket.routing.answer import Answer, OnError, ReadOptions
     from rocket.routing.connection import Work
     from rocket.routing.epochs import PossibleLoss
 
@@ -25,7 +25,13 @@ class ReadsAndWrites(Protocol):
     """What a session needs of a router."""
 
     async def read(
-        self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
+        self,
+        work: Work[ResultT],
+        *,
+        subject: str | None,
+        token: Tokens = None,
+        on_error: OnError | None = None,
+        **options: Unpack[ReadOptions],
     ) -> Answer[ResultT]:
         """Run work on a node that has reached the token's floors."""
 
@@ -50,6 +56,7 @@ class Session:
         token: str | SessionToken | Iterable[str | SessionToken] | None,
         *,
         lenient: bool = False,
+        freshness: Freshness = Freshness.SESSION,
     ) -> None:
         self.subject = subject
         """The owner of its writes; may be set once that is known, before the first read or write."""
@@ -62,6 +69,7 @@ class Session:
         """Set if a promotion may have cost the session what it was promised. The client should be informed."""
         self._router = router
         self._lenient = lenient
+        self._options: ReadOptions = {} if freshness is Freshness.SESSION else {"freshness": freshness}
         self._tokens: Sequence[SessionToken] = tokens_from(token, lenient=lenient)
 
     @property
@@ -70,16 +78,19 @@ class Session:
         tokens = self._tokens
         return str(tokens[0]) if len(tokens) == 1 else ",".join(map(str, tokens)) or None
 
-    async def read(self, work: Work[ResultT]) -> ResultT:
+    async def read(self, work: Work[ResultT], **options: Unpack[ReadOptions]) -> ResultT:
         """Run `work` where it sees all that the session has written and seen; return what it returns.
 
+        With `freshness` it sees something else, and with `timeout` it may take longer, or less: see `ReadOptions`.
         It may be run again, on another node, if one fails, and it may write on none. Raise as `Router.read` does.
         By then the session has a token for what work had seen.
         """
         while True:
             sent = self._tokens
             try:
-                answer = await self._router.read(work, subject=self.subject, token=sent, on_error=self._take_over)
+                answer = await self._router.read(
+                    work, subject=self.subject, token=sent, on_error=self._take_over, **self._options | options
+                )
             except InvalidToken as error:
                 if not self._drops(sent, error.token):
                     raise

@@ -277,7 +277,7 @@ def check_in_the_reads_own_statement(patch: pytest.MonkeyPatch) -> None:
 
     async def checked(
         self: Reads, status: ReplicaStatus, lease: Lease, work: Any, route: Route
-    ) -> tuple[Any, SessionToken]:
+    ) -> tuple[Any, SessionToken | None]:
         floor = route.tokens[0].floor_on(status.name, status.incarnation)
 
         async def inside(node: Connection) -> Any:
