@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Board, PrimaryStatus, Tokens
-    from rocket.routing.answer import OnError, ReadOptions
+    from rocket.routing.answer import OnError, ReadOptions, WriteOptions
     from rocket.routing.connection import Connection, NodeConnection, Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.nodes import Nodes
@@ -115,7 +115,7 @@ class ComparisonRouter(Router):
     async def _token_for_wrong_writes(self) -> SessionToken:
         """Return a token that covers all writes under wrong routings, those under way included."""
         try:
-            async with asyncio.timeout(self._limits.write_s):
+            async with asyncio.timeout(self.limits.write_s):
                 await self._wrong_writes.wait_until_none()
         except TimeoutError:
             raise Unavailable("writes under way did not end in time") from None
@@ -132,17 +132,23 @@ class ComparisonRouter(Router):
     async def aclose(self) -> None:
         """Close every connection."""
         pools, self._resetting_pools = self._resetting_pools, {}
-        await asyncio.gather(super().aclose(), *(pool.close(self._limits.close_s) for pool in pools.values()))
+        await asyncio.gather(super().aclose(), *(pool.close(self.limits.close_s) for pool in pools.values()))
 
     async def write(
-        self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
+        self,
+        work: Work[ResultT],
+        *,
+        subject: str | None,
+        token: Tokens = None,
+        on_error: OnError | None = None,
+        **options: Unpack[WriteOptions],
     ) -> Answer[ResultT]:
         """Run work in a transaction on the primary; under a wrong routing no token covers it."""
         routing = self._routing_of_writes
         if routing is Routing.NEVER_STALE:
-            return await super().write(work, subject=subject, token=token, on_error=on_error)
+            return await super().write(work, subject=subject, token=token, on_error=on_error, **options)
         with self._wrong_writes, self._floors.used_for_writes(self._floors.of[routing]):
-            answer = await super().write(work, subject=subject, token=token)
+            answer = await super().write(work, subject=subject, token=token, **options)
         return answer._replace(token=None)
 
     async def read(
@@ -159,7 +165,7 @@ class ComparisonRouter(Router):
             covering = self._floors.covering(token)
             return await super().read(work, subject=subject, token=covering, on_error=on_error, **options)
         self._check_usable()
-        route = Route(time.monotonic() + self._limits.read_s, merged(token), self.policy)
+        route = Route(time.monotonic() + self.limits.read_s, merged(token), self.policy)
         try:
             match self._routing:
                 case Routing.ARTICLE:
@@ -194,7 +200,7 @@ class ComparisonRouter(Router):
         if not names:
             return await self._read_on_primary(work, Reason.NOT_CAUGHT_UP, route, lease)
         name = random.choice(names)  # noqa: S311
-        attempt_s = min(self._limits.attempt_s, (route.deadline - time.monotonic()) / 2)
+        attempt_s = min(self.limits.attempt_s, (route.deadline - time.monotonic()) / 2)
         try:
             async with asyncio.timeout(attempt_s), lease(name) as connection:
                 value = await work(connection)
@@ -241,7 +247,7 @@ class ComparisonRouter(Router):
             raise NotAsObserved(f"{name} is not one of this router's nodes")
         pool = self._resetting_pools.get(dsn)
         if pool is None:
-            pool = self._resetting_pools[dsn] = _ResettingPool(name, dsn, self._limits)
+            pool = self._resetting_pools[dsn] = _ResettingPool(name, dsn, self.limits)
         async with pool.lease() as connection:
             yield connection
 

@@ -5,7 +5,7 @@ import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, get_args
 
 from rocket.consistency import Freshness, Policy, PrimaryStatus, Reason, ReplicaStatus, SessionToken
 from rocket.routing.bound import ReadBound
@@ -21,6 +21,20 @@ class Role(enum.StrEnum):
     REPLICA = "replica"
 
 
+Isolation: TypeAlias = Literal["read_committed", "repeatable_read", "serializable"]
+
+
+class WriteOptions(TypedDict, total=False):
+    """What one write asks for, where it is not what the router does by default."""
+
+    timeout: float
+    """How many seconds it may take until its COMMIT is sent, in place of `Limits.write_s`."""
+    isolation: Isolation
+    """The isolation level of its transaction."""
+    settings: Mapping[str, str]
+    """Settings of the server for its transaction alone, by name: a tenant for row-level security, say."""
+
+
 class ReadOptions(TypedDict, total=False):
     """What one read asks for, where it is not what the router does by default."""
 
@@ -31,19 +45,24 @@ class ReadOptions(TypedDict, total=False):
 
     A replica may have all of them but `Limits.attempt_s`, which is kept for another node, or half of them.
     """
+    isolation: Isolation
+    """Runs it in a transaction of this isolation level; only the primary runs a serializable one."""
+    settings: Mapping[str, str]
+    """Runs it in a transaction with settings of the server that hold for it alone, by name: a tenant, say."""
     max_wait: float
     """How many seconds it waits for a replica to catch up, in place of `Policy.max_wait_s`; 0: not at all."""
     on: Literal["primary"]
     """Where it goes in any case."""
 
 
-def check_options(options: ReadOptions) -> None:
+def check_options(options: ReadOptions | WriteOptions, of: type[ReadOptions | WriteOptions]) -> None:
     """Raise `TypeError` for an option that there is not, and `ValueError` for a value that makes no sense."""
+    known = of.__annotations__
     for name, value in options.items():
-        if (is_valid := _VALID.get(name)) is None:
-            raise TypeError(f"a read has no option {name!r}: there are {', '.join(_VALID)}")
-        if not is_valid(value):
-            raise ValueError(f"a read cannot have {name}={value!r}")
+        if name not in known:
+            raise TypeError(f"there is no option {name!r} here: there are {', '.join(known)}")
+        if not _VALID[name](value):
+            raise ValueError(f"it cannot have {name}={value!r}")
 
 
 def _is_time(value: Any) -> bool:
@@ -53,6 +72,10 @@ def _is_time(value: Any) -> bool:
 _VALID: dict[str, Callable[[Any], bool]] = {
     "freshness": lambda value: isinstance(value, Freshness),
     "timeout": lambda value: _is_time(value) and value > 0,
+    "isolation": lambda value: value in get_args(Isolation),
+    "settings": lambda value: (
+        isinstance(value, Mapping) and all(isinstance(part, str) for item in value.items() for part in item)
+    ),
     "max_wait": _is_time,
     "on": lambda value: value == "primary",
 }

@@ -23,8 +23,9 @@ from rocket.routing.epochs import NEWEST_SHOWN
 from rocket.routing.failures import NodeChanged, OwnError, speaks_against_node
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
+    from rocket.routing.answer import ReadOptions
     from rocket.routing.connection import Connection, NodeConnection, Work
 
 ResultT = TypeVar("ResultT")
@@ -141,6 +142,29 @@ def begun(work: Work[ResultT], node: Connection) -> Awaitable[ResultT]:
     if type(doing) is not types.CoroutineType and not inspect.isawaitable(doing):
         raise TypeError(f"work has to be a coroutine function, and {work!r} returned a {type(doing).__name__}")
     return doing
+
+
+def in_transaction(work: Work[ResultT], options: ReadOptions) -> Work[ResultT]:
+    """Return work of a read that runs in a transaction of its own, if the read asks for one by an option."""
+    isolation, settings = options.get("isolation"), options.get("settings")
+    if isolation is None and not settings:
+        return work
+
+    async def inside(node: Connection) -> ResultT:
+        async with node.transaction(isolation=isolation, readonly=True):
+            await apply_settings(node, settings)
+            return await begun(work, node)
+
+    return inside
+
+
+_SET = "SELECT set_config(name, value, true) FROM unnest($1::text[], $2::text[]) AS given (name, value)"
+
+
+async def apply_settings(node: Connection, settings: Mapping[str, str] | None) -> None:
+    """Set settings for the transaction that has begun."""
+    if settings:
+        await node.execute(_SET, list(settings.keys()), list(settings.values()))
 
 
 async def run_bounded(

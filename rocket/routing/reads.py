@@ -27,8 +27,15 @@ from rocket.consistency import (
     worth_waiting_for,
 )
 from rocket.errors import InvalidToken, Unavailable, WriteInRead, describe
-from rocket.routing.answer import Answer, Role, Route, check_options
-from rocket.routing.bound import NoLongerReplica, ReadBound, ask_bound, run_bounded, run_unbounded
+from rocket.routing.answer import Answer, ReadOptions, Role, Route, check_options
+from rocket.routing.bound import (
+    NoLongerReplica,
+    ReadBound,
+    ask_bound,
+    in_transaction,
+    run_bounded,
+    run_unbounded,
+)
 from rocket.routing.catchup import FlushQuestion
 from rocket.routing.connection import in_one_piece, unwrap
 from rocket.routing.epochs import PossibleLoss, resolve_tokens
@@ -48,7 +55,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Epoch, ReplicaStatus, Tokens
-    from rocket.routing.answer import OnError, ReadOptions
+    from rocket.routing.answer import OnError
     from rocket.routing.catchup import CatchUp
     from rocket.routing.connection import Connection, Work
     from rocket.routing.floors import FloorStore
@@ -157,6 +164,8 @@ class Reads:
         An error of work is an outcome like a value: it counts only where a value would.
         """
         route = self._route(merged(tokens), options)
+        if options:
+            work = in_transaction(work, options)
         reason = Reason.OTHER_EPOCH  # where there are several tokens, only a primary knows what they mean
         try:
             if options or not route.tokens:
@@ -196,7 +205,7 @@ class Reads:
         now, policy = time.monotonic(), self._nodes.policy
         if not options:
             return Route(now + self._limits.read_s, tokens, policy)
-        check_options(options)
+        check_options(options, ReadOptions)
         freshness, within_s = options.get("freshness", Freshness.SESSION), options.get("timeout")
         policy = _policy_for(policy, freshness, options.get("max_wait"))
         route = Route(now + (within_s or self._limits.read_s), tokens, policy, freshness)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from rocket.consistency import SessionToken, Tokens
-    from rocket.routing.answer import Answer, OnError, ReadOptions
+    from rocket.routing.answer import Answer, OnError, ReadOptions, WriteOptions
     from rocket.routing.connection import Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.pool import NodePool
@@ -56,7 +56,8 @@ class Router:
         self.board = nodes.board
         """The latest statuses: which node is the primary, and how far each replica is."""
         self._nodes = nodes
-        self._limits = limits
+        self.limits = limits
+        """How long reads and writes may take by default, and how many there may be."""
         self._observer = observer
         self._owns_observer = owns_observer
         self._reads = Reads(nodes, floors, limits, None if observer is None else observer.catch_up)
@@ -236,14 +237,20 @@ class Router:
     async def primary_answers(self) -> bool:
         """Return whether the primary takes statements now."""
         try:
-            async with asyncio.timeout(self._limits.attempt_s), self._nodes.primary() as (connection, _):
+            async with asyncio.timeout(self.limits.attempt_s), self._nodes.primary() as (connection, _):
                 await connection.execute(_IS_PRIMARY)
         except (Unavailable, NotAsObserved, *REFUSED):
             return False
         return True
 
     async def write(
-        self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
+        self,
+        work: Work[ResultT],
+        *,
+        subject: str | None,
+        token: Tokens = None,
+        on_error: OnError | None = None,
+        **options: Unpack[WriteOptions],
     ) -> Answer[ResultT]:
         """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
 
@@ -254,7 +261,7 @@ class Router:
         raised as it is; `on_error` is as for `read`.
         """
         self._check_usable()
-        return await self._writes.write(work, subject, token, on_error)
+        return await self._writes.write(work, subject, token, on_error, options)
 
     async def read(
         self,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
 
 from rocket.consistency import Freshness, SessionToken, merged
 from rocket.errors import InvalidToken
+from rocket.routing.body import run_body
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Tokens
-    from rocket.routing.answer import Answer, OnError, ReadOptions
-    from rocket.routing.connection import Work
+    from rocket.routing.answer import Answer, OnError, ReadOptions, WriteOptions
+    from rocket.routing.connection import Connection, Work
     from rocket.routing.epochs import PossibleLoss
+    from rocket.routing.limits import Limits
 
 ResultT = TypeVar("ResultT")
 
@@ -23,6 +27,9 @@ _MOST_TOKENS = 16
 
 class ReadsAndWrites(Protocol):
     """What a session needs of a router."""
+
+    limits: Limits
+    """How long reads and writes may take by default."""
 
     async def read(
         self,
@@ -36,7 +43,13 @@ class ReadsAndWrites(Protocol):
         """Run work on a node that has reached the token's floors."""
 
     async def write(
-        self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
+        self,
+        work: Work[ResultT],
+        *,
+        subject: str | None,
+        token: Tokens = None,
+        on_error: OnError | None = None,
+        **options: Unpack[WriteOptions],
     ) -> Answer[ResultT]:
         """Run work in a transaction on the primary."""
 
@@ -97,7 +110,7 @@ class Session:
             else:
                 return self._advance(sent, answer)
 
-    async def write(self, work: Work[ResultT]) -> ResultT:
+    async def write(self, work: Work[ResultT], **options: Unpack[WriteOptions]) -> ResultT:
         """Run `work` in a transaction on the primary; return what it returns, once it is committed.
 
         It may be run again, in a new transaction, if it was rolled back. The session's next reads see what it
@@ -107,12 +120,33 @@ class Session:
         while True:
             sent = self._tokens
             try:
-                answer = await self._router.write(work, subject=self.subject, token=sent, on_error=self._take_over)
+                answer = await self._router.write(
+                    work, subject=self.subject, token=sent, on_error=self._take_over, **options
+                )
             except InvalidToken as error:
                 if not self._drops(sent, error.token):
                     raise
             else:
                 return self._advance(sent, answer)
+
+    def reading(self, **options: Unpack[ReadOptions]) -> AbstractAsyncContextManager[Connection]:
+        """Have the body of `async with` read where it sees what `read` would show it; it is given a connection.
+
+        It runs once, so what it reads may be passed on as it comes. It may take `Limits.read_s`, or its `timeout`:
+        then it is cancelled. Raise as `read` does, and `Unavailable` if the node fails meanwhile. At its exit,
+        however it is left, the session has a token for what the body had seen.
+        """
+        options.setdefault("timeout", self._router.limits.read_s)
+        return run_body(functools.partial(self.read, **options), options["timeout"])
+
+    def writing(self, **options: Unpack[WriteOptions]) -> AbstractAsyncContextManager[Connection]:
+        """Have the body of `async with` run in a transaction on the primary; it is given a connection.
+
+        It is committed at its exit, and rolled back if it raises or is cancelled. It runs once: raise as `write`
+        does, and `Unavailable` for a serialization failure as well.
+        """
+        options.setdefault("timeout", self._router.limits.write_s)
+        return run_body(functools.partial(self.write, **options), options["timeout"])
 
     def _drops(self, sent: Sequence[SessionToken], refused: SessionToken | None) -> bool:
         """Drop all tokens of the epoch of a foreign one, where that is allowed; return whether to try again."""

@@ -13,8 +13,8 @@ import asyncpg
 
 from rocket.consistency import Lsn, Reason, SessionToken, merged
 from rocket.errors import OutcomeUnknown, TransactionEnded, Unavailable, describe
-from rocket.routing.answer import Answer, Role
-from rocket.routing.bound import LOOK_S, ask_bound, begun, is_own
+from rocket.routing.answer import Answer, Role, WriteOptions, check_options
+from rocket.routing.bound import LOOK_S, apply_settings, ask_bound, begun, is_own
 from rocket.routing.connection import discard, is_lost, unwrap
 from rocket.routing.epochs import TAKES_NO_WRITES, PossibleLoss, check_epoch, resolve_tokens
 from rocket.routing.failures import (
@@ -32,13 +32,13 @@ from rocket.routing.limits import commit_waits
 from rocket.routing.nodes import in_epoch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from asyncpg.transaction import Transaction
 
     from rocket.consistency import Epoch, PrimaryStatus, Tokens
-    from rocket.routing.answer import OnError
+    from rocket.routing.answer import Isolation, OnError
     from rocket.routing.connection import Connection, NodeConnection, Work
     from rocket.routing.epochs import Resolved
     from rocket.routing.floors import FloorStore
@@ -86,29 +86,36 @@ class Writes:
         return self._commit_waits.waiting
 
     async def write(
-        self, work: Work[ResultT], subject: str | None, tokens: Tokens, on_error: OnError | None = None
+        self,
+        work: Work[ResultT],
+        subject: str | None,
+        tokens: Tokens,
+        on_error: OnError | None = None,
+        options: WriteOptions | None = None,
     ) -> Answer[ResultT]:
         """Run `work` in a transaction on the primary, on behalf of `subject`, whose next reads will see it.
 
         Serialization failures and deadlocks are tried again. Raise as `Router.write` does.
         """
-        given = merged(tokens)
-        deadline = time.monotonic() + self._limits.write_s
-        attempt = _Attempt()
+        given, options = merged(tokens), options or {}
+        check_options(options, WriteOptions)
+        deadline = time.monotonic() + options.get("timeout", self._limits.write_s)
+        attempt = _Attempt(deadline, options.get("isolation"))
+        work = _with_settings(work, options.get("settings"))
         try:
             while True:
                 try:
-                    return await self._write_once(work, subject, given, deadline, attempt)
+                    return await self._write_once(work, subject, given, attempt)
                 except OwnError as own:
                     if not attempt.is_repeated_after(own.error):
                         raise
                     error = own.error
                 except (StatementsOutdated, Unanswered) as of_connection:
-                    attempt.count(of_connection, deadline)
+                    attempt.count(of_connection)
                     continue
                 except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as of_router:
                     error = of_router
-                await attempt.back_off(error, deadline)
+                await attempt.back_off(error)
         except OwnError as own:
             if on_error is not None:
                 on_error(attempt.left_by(own.error, own.shown))
@@ -123,23 +130,22 @@ class Writes:
         work: Work[ResultT],
         subject: str | None,
         tokens: Sequence[SessionToken],
-        deadline: float,
         attempt: _Attempt,
     ) -> Answer[ResultT]:
         commit_sent = False
         try:
             async with contextlib.AsyncExitStack() as stack:
                 try:
-                    async with asyncio.timeout(deadline - time.monotonic()):
+                    async with asyncio.timeout(attempt.left_s):
                         async with self._wait_for_commits(tokens):
                             connection, primary = await stack.enter_async_context(
-                                self._nodes.primary_for_write(deadline - time.monotonic())
+                                self._nodes.primary_for_write(attempt.left_s)
                             )
                             if primary.read_only:
                                 raise Unavailable(_READ_ONLY)
                             epoch = primary.epoch
                             resolved = await self._resolve(connection, epoch, subject, tokens)
-                        transaction = connection.transaction()
+                        transaction = connection.transaction(isolation=attempt.isolation)
                         await self._nodes.answered_first(connection, transaction.start())
                         attempt.on, attempt.lost = primary, resolved.lost
                         value, commit = await self._up_to_commit(connection, transaction, epoch, work, subject)
@@ -254,12 +260,26 @@ class Writes:
             return Lsn.PENDING
 
 
+def _with_settings(work: Work[ResultT], settings: Mapping[str, str] | None) -> Work[ResultT]:
+    if not settings:
+        return work
+
+    async def inside(primary: Connection) -> ResultT:
+        await apply_settings(primary, settings)
+        return await begun(work, primary)
+
+    return inside
+
+
 class _Attempt:
     """What becomes of a write."""
 
-    __slots__ = ("lost", "number", "on", "outdated", "unanswered")
+    __slots__ = ("_deadline", "isolation", "lost", "number", "on", "outdated", "unanswered")
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float, isolation: Isolation | None) -> None:
+        self._deadline = deadline
+        self.isolation = isolation
+        """The isolation level that was asked for."""
         self.number = 0
         """How many times it was refused."""
         self.outdated = 0
@@ -271,15 +291,20 @@ class _Attempt:
         self.lost: PossibleLoss | None = None
         """What the session's tokens had come to there."""
 
+    @property
+    def left_s(self) -> float:
+        """How much time is left, in seconds."""
+        return self._deadline - time.monotonic()
+
     def is_repeated_after(self, error: Exception) -> bool:
         """Return whether work is run again: as long as there is time after what Postgres itself has raised."""
         if not isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError):
             return False
         return error.server_source_function not in _RAISED_BY_WORK or self.number < _OWN_REPEATED
 
-    def count(self, error: StatementsOutdated | Unanswered, deadline: float) -> None:
+    def count(self, error: StatementsOutdated | Unanswered) -> None:
         """Raise what has ended the write if other connections or fresh statements have not helped in time."""
-        is_late = time.monotonic() > deadline
+        is_late = self.left_s < 0
         if isinstance(error, Unanswered):
             self.unanswered += 1
             if is_late or self.unanswered > _MOST_UNANSWERED:
@@ -289,11 +314,11 @@ class _Attempt:
         if is_late or self.outdated > _MOST_OUTDATED:
             raise error.error from error.error.__cause__
 
-    async def back_off(self, error: Exception, deadline: float) -> None:
+    async def back_off(self, error: Exception) -> None:
         """Wait a little before the next time; raise `Unavailable` if that would be too late."""
         self.number += 1
         backoff_s = random.uniform(0, min(_LONGEST_BACKOFF_S, 0.001 * 2**self.number))  # noqa: S311
-        if time.monotonic() + backoff_s > deadline:
+        if backoff_s > self.left_s:
             raise Unavailable(f"the write was refused {self.number} times: {error}") from error
         await asyncio.sleep(backoff_s)
 
