@@ -59,7 +59,7 @@ async def run_body(run: Run, timeout_s: float) -> AsyncIterator[Connection]:
     body = _Body()
     running = asyncio.ensure_future(run(body.work, timeout=timeout_s + _LATER_S))
     running.add_done_callback(_note_retrieved)
-    timer = asyncio.timeout(timeout_s)
+    timer, node_failed = asyncio.timeout(timeout_s), False
     try:
         async with timer:
             await asyncio.wait({running, body.begun}, return_when=asyncio.FIRST_COMPLETED)
@@ -75,12 +75,13 @@ async def run_body(run: Run, timeout_s: float) -> AsyncIterator[Connection]:
         if timer.expired() or not isinstance(error, Exception):
             running.cancel()
         else:
+            node_failed = speaks_against_node(error) or (body.begun.done() and is_lost(body.begun.result()[0]))
             body.left.set_exception(error)
         await asyncio.wait({running})
         if timer.expired():
             raise Unavailable(f"it was not over within {timeout_s:g} s") from error
         if isinstance(error, Exception):
-            _raise_instead_of(error, running, body)
+            _raise_instead_of(error, running, node_failed=node_failed)
         raise
     try:
         await running
@@ -88,11 +89,11 @@ async def run_body(run: Run, timeout_s: float) -> AsyncIterator[Connection]:
         raise Unavailable("it was refused at COMMIT, and cannot run again by itself") from None
 
 
-def _raise_instead_of(error: Exception, running: asyncio.Future[Any], body: _Body) -> None:
+def _raise_instead_of(error: Exception, running: asyncio.Future[Any], *, node_failed: bool) -> None:
     """Raise what became of a read or write whose body has raised, if that is not the body's own error."""
     outcome = None if running.cancelled() else running.exception()
     if isinstance(outcome, _RunsOnce):
-        if speaks_against_node(error) or is_lost(body.begun.result()[0]):
+        if node_failed:
             raise Unavailable(f"it failed, and cannot run again by itself: {describe(error)}") from error
     elif outcome is not None and outcome is not error:
         raise outcome from error
