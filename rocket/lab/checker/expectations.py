@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from rocket.lab.checker.findings import Rule
-from rocket.lab.checker.history import PROMOTIONS, SETTLED_S, Request, Role
+from rocket.lab.checker.history import GLOBAL, PROMOTIONS, SETTLED_S, Request, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -79,7 +79,10 @@ class ExpectedRides:
         elif not op.complete:
             first = bisect_left(self._order, (min(shown.values()),)) if shown else end
         order = self._order if (first, end) == (0, len(self._order)) else self._order[first:end]
-        return [self._rides[distance] for _, distance in order if distance not in shown]
+        missing = [self._rides[distance] for _, distance in order if distance not in shown]
+        if op.freshness in {None, GLOBAL}:
+            return missing
+        return [ride for ride in missing if ride.write is None]  # it may miss what the session wrote
 
 
 class Expectations:
@@ -104,16 +107,17 @@ class Expectations:
         return last
 
     def check(self, sessions: Mapping[str, Sequence[Op]]) -> None:
-        """Check every reader: each session with tokens by itself, the others by their users."""
+        """Check every reader: each session with tokens by itself, the others and global reads by their users."""
         users: dict[str, list[Op]] = {}
-        without_tokens = {ops[0].user for ops in sessions.values() if not ops[0].tokens}
+        asking = {op.user for op in self._history.ops if op.asks_for_all}
         for ops in sessions.values():
             if ops[0].tokens:
                 self._check_session(ops)
-            if ops[0].user in without_tokens:
+            if ops[0].user in asking:
                 users.setdefault(ops[0].user, []).extend(ops)
         for ops in users.values():
             self._check_user(ops)
+            self._check_order([op for op in ops if op.freshness == GLOBAL and op.role is Role.REPLICA])
 
     # --- with tokens ---
 
@@ -125,7 +129,7 @@ class Expectations:
             if op.acknowledged_write:
                 rides.add(ExpectedRide.of(op, notices))
             shown = op.shown
-            if shown is None:
+            if shown is None or op.asks_for_nothing:
                 continue
             for missing in rides.missing_from(op, shown):
                 promoted = bool(self._history.promotions(missing.since, op.done))
@@ -142,13 +146,13 @@ class Expectations:
             for distance in rides.unexpected(shown):
                 rides.add(ExpectedRide(shown[distance], distance, write=None, since=op.at, notice=notices))
 
-    # --- without ---
+    # --- without, and global reads ---
 
     def _check_user(self, ops: Sequence[Op]) -> None:
-        """Expect every write that was acknowledged to any session of the user in reads that begin later."""
+        """Expect every write that was acknowledged to any session of the user in such reads that begin later."""
         rides = ExpectedRides()
         writes = sorted((op for op in ops if op.acknowledged_write), key=lambda op: op.done, reverse=True)
-        for op in sorted((op for op in ops if not op.tokens), key=lambda op: op.at):
+        for op in sorted((op for op in ops if op.asks_for_all), key=lambda op: op.at):
             while writes and writes[-1].done < op.at:
                 rides.add(ExpectedRide.of(writes.pop()))
             shown = op.shown
@@ -163,6 +167,21 @@ class Expectations:
             if self._any_promotion:
                 self._renew(rides, op, shown)
 
+    def _check_order(self, ops: Sequence[Op]) -> None:
+        """Expect what global reads have shown on replicas in those that begin later, of all sessions."""
+        rides = ExpectedRides()
+        before = sorted((op for op in ops if op.shown), key=lambda op: op.done, reverse=True)
+        for op in sorted(ops, key=lambda op: op.at):
+            while before and before[-1].done < op.at:
+                earlier = before.pop()
+                for distance, ride in (earlier.shown or {}).items():
+                    rides.add(ExpectedRide(ride, distance, write=None, since=earlier.at))
+            for missing in rides.missing_from(op, op.shown) if op.shown is not None else ():
+                if self._history.promotions(missing.since, op.done):
+                    rides.excuse(missing)
+                else:
+                    self._convict(missing, before, op, promoted=False, rule=Rule.GLOBAL_READS)
+
     @staticmethod
     def _renew(rides: ExpectedRides, op: Op, shown: dict[float, int]) -> None:
         """Take a ride that is shown some time after a promotion to have survived it."""
@@ -174,17 +193,30 @@ class Expectations:
 
     # --- both ---
 
-    def _convict(self, missing: ExpectedRide, earlier: Sequence[Op], op: Op, *, promoted: bool) -> None:
+    def _convict(
+        self,
+        missing: ExpectedRide,
+        earlier: Sequence[Op],
+        op: Op,
+        *,
+        promoted: bool,
+        rule: Rule | None = None,
+    ) -> None:
         """Record a ride that an answer should have shown."""
         gone = self._last_shown.get(missing.distance, -1.0) <= op.at
         write = self._writes.get(missing.distance)
         acknowledged = write is not None and write.acknowledged_write
-        if promoted and gone:
+        if rule is not None:
+            pass
+        elif promoted and gone:
             rule = Rule.LOSS_NOT_REPORTED
         elif gone and acknowledged and op.role is Role.PRIMARY:
             rule = Rule.ACKNOWLEDGED_WRITE_LOST
+        elif missing.write is None:
+            rule = Rule.MONOTONIC_READS
         else:
-            rule = Rule.MONOTONIC_READS if missing.write is None else Rule.READ_YOUR_WRITES
+            is_own = missing.write.session == op.session or not op.tokens
+            rule = Rule.READ_YOUR_WRITES if is_own else Rule.GLOBAL_READS
         if not self._findings.wants_more(rule):
             self._findings.counts[rule] += 1
             return
@@ -200,7 +232,7 @@ class Expectations:
 
 
 def _sentence(rule: Rule, missing: ExpectedRide, showing: Op | None, op: Op) -> str:
-    reader = f"session {op.session}" if op.tokens else f"user {op.user}"
+    reader = f"session {op.session}" if op.tokens and rule is not Rule.GLOBAL_READS else f"user {op.user}"
     ride = f"ride {missing.ride} (distance {missing.distance:.1f})"
     if missing.write is not None:
         known = f"The write of {ride} was acknowledged to {reader} at {missing.write.done:.3f} s"

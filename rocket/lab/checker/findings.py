@@ -22,6 +22,8 @@ class Rule(enum.StrEnum):
 
     READ_YOUR_WRITES = "read-your-writes"
     """A read shows every write that was acknowledged to its session (without tokens: to its user) before."""
+    GLOBAL_READS = "global-reads"
+    """A read that asks for all that is committed shows every write that was acknowledged to any session before."""
     MONOTONIC_READS = "monotonic-reads"
     """A session with tokens is shown again what it was shown before."""
     ACKNOWLEDGED_WRITE_LOST = "acknowledged-write-lost"

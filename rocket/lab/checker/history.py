@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from rocket.consistency import Freshness
 from rocket.errors import RocketError, SetupError, describe
 
 if TYPE_CHECKING:
@@ -122,6 +123,10 @@ class Run(_Line, frozen=True, kw_only=True):
         return self.routing != "primary"
 
 
+_ANY = str(Freshness.ANY)
+GLOBAL = str(Freshness.GLOBAL)
+
+
 class Op(_Line, frozen=True, kw_only=True, gc=False):
     """One request of a session and its result. The requests of one session never overlap.
 
@@ -148,6 +153,8 @@ class Op(_Line, frozen=True, kw_only=True, gc=False):
     """The session token that went with it."""
     got: str | None = None
     """The session token that came back."""
+    freshness: str | None = None
+    """What a read asked to be shown, as `str(Freshness)` has it; None: what its session has written and seen."""
     ride: int | None = None
     """The id that was asked for, or that the written ride was given."""
     distance: float | None = None
@@ -168,6 +175,16 @@ class Op(_Line, frozen=True, kw_only=True, gc=False):
 
     left: str | None = None
     """What work has found in its session that it had not brought itself; None if that is nothing."""
+
+    @property
+    def asks_for_all(self) -> bool:
+        """Whether it is a read that has to show what was acknowledged to anybody, or brings no token."""
+        return self.freshness == GLOBAL or (not self.tokens and self.freshness is None)
+
+    @property
+    def asks_for_nothing(self) -> bool:
+        """Whether it is a read that any node may serve."""
+        return self.freshness == _ANY
 
     @property
     def acknowledged_write(self) -> bool:

@@ -76,6 +76,58 @@ def test_without_tokens_a_read_shows_what_the_user_wrote_in_any_session() -> Non
     held(history_of(written, replace(stale, distance=0.7, status=200)))
 
 
+# --- what reads ask for ---
+
+
+def fresh(made: Op, freshness: str) -> Op:
+    """Return a read that asks for something else than what its session has written and seen."""
+    return replace(made, freshness=freshness)
+
+
+def test_a_global_read_shows_what_was_acknowledged_to_any_session() -> None:
+    """Of the same user, before it began."""
+    written, stale = write("s1", 1.0, 7, 0.7), fresh(read("other1", 2.0, 7, None), "global")
+
+    convicted(history_of(written, stale), Rule.GLOBAL_READS, written, stale)
+    held(history_of(written, replace(stale, distance=0.7, status=200)))
+    held(history_of(replace(written, done=2.5), stale))
+    held(history_of(written, stale, promotion(1.5, 1.8)))
+
+
+def test_global_reads_on_replicas_do_not_go_back_behind_each_other() -> None:
+    """Whichever sessions they are of; on the primary they may."""
+    unknown = failed(write("s1", 0.5, 7, 0.7), Outcome.UNKNOWN, 504)
+    shown = fresh(read("s1", 2.0, 7, 0.7), "global")
+    later = fresh(read("other1", 3.0, 7, None), "global")
+
+    convicted(history_of(unknown, shown, later), Rule.GLOBAL_READS, unknown, later)
+    held(history_of(unknown, shown, on_primary(later)))
+    held(history_of(unknown, shown, replace(later, at=shown.done - 0.001)))
+    held(history_of(unknown, shown, read("other1", 3.0, 7, None)))
+
+
+def test_a_read_within_some_seconds_may_miss_what_its_session_wrote_and_not_what_it_saw() -> None:
+    """So it is still monotonic."""
+    written, late = write("s1", 1.0, 7, 0.7), fresh(read("s1", 3.0, 7, None), "within 10s")
+    seen = read("s1", 2.0, 7, 0.7)
+    others = failed(write("more1", 0.5, 8, 0.8), Outcome.UNKNOWN, 504)
+
+    held(history_of(written, late))
+    held(history_of(written, seen, replace(late, distance=0.7, status=200)))
+    shown, back = read("s1", 2.0, 8, 0.8), fresh(read("s1", 3.0, 8, None), "within 10s")
+    convicted(history_of(others, shown, back), Rule.MONOTONIC_READS, others, shown, back)
+
+
+def test_a_read_of_any_node_shows_anything_and_promises_nothing() -> None:
+    """Of what there is; what it has shown need not be shown again."""
+    written = write("s1", 1.0, 7, 0.7)
+    others = failed(write("more1", 0.5, 8, 0.8), Outcome.UNKNOWN, 504)
+
+    held(history_of(written, fresh(read("s1", 2.0, 7, None), "any")))
+    held(history_of(others, fresh(read("s1", 2.0, 8, 0.8), "any"), read("s1", 3.0, 8, None)))
+    held(history_of(written, fresh(read("bare1", 2.0, 7, None), "any")))
+
+
 def test_without_tokens_a_read_need_not_show_what_is_acknowledged_after_it_began() -> None:
     """Nor what another user wrote."""
     held(history_of(write("s1", 1.0, 7, 0.7, done=2.005), read("bare1", 2.0, 7, None)))
