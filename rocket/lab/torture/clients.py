@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections import Counter, defaultdict
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from rocket import InvalidToken, Limits, OutcomeUnknown, Router, Unavailable
+from rocket import Freshness, InvalidToken, Limits, OutcomeUnknown, Router, Unavailable
 from rocket.errors import TaskDied, describe, unwrapping_group
 from rocket.lab.api.rides import INSERT_RIDE
 from rocket.lab.api.users import INSERT_USER
@@ -59,6 +60,8 @@ _IN_WRITE = 0.4
 """The share of lists that are read in a write, and so on the primary."""
 _RAISING_KINDS = ("raises", "cancelled")
 _KINDS = (*_RAISING_KINDS, "returns", "nests", "swallows", "sets state", TENANT)
+_SESSION, _GLOBAL = Freshness.SESSION, Freshness.GLOBAL
+_FRESHNESS = (*(_SESSION,) * 5, *(_GLOBAL,) * 3, Freshness.within(2.0), Freshness.ANY)
 _LONGEST_PAUSE_S = 0.03
 _AFTER_FAILURE_S = 0.05
 _CANCELLED_AFTER_S = (0.0005, 0.03)
@@ -354,8 +357,14 @@ class LibrarySession:
                 raise Refused(found)
             return found
 
+        freshness = self._chance.choice(_FRESHNESS)
         return await self._record(
-            Request.READ, "raises" if raises else "returns", self._session.read, work, ride=ride
+            Request.READ,
+            "raises" if raises else "returns",
+            functools.partial(self._session.read, freshness=freshness),
+            work,
+            freshness=freshness,
+            ride=ride,
         )
 
     async def _list(self) -> bool:
@@ -385,10 +394,12 @@ class LibrarySession:
                 await node.execute(self._chance.choice(_STATE_OF_WRITES if writes else _STATE))
             return found
 
-        run = self._session.write if writes else self._session.read
+        freshness = _SESSION if writes else self._chance.choice(_FRESHNESS)
+        read = functools.partial(self._session.read, freshness=freshness)
+        run = self._session.write if writes else read
         within_s = self._chance.uniform(*_CANCELLED_AFTER_S) if kind == "cancelled" else _LONGEST_S
         what = f"{kind} in a write" if writes else kind
-        return await self._record(Request.LIST, what, run, work, seen=seen, within_s=within_s)
+        return await self._record(Request.LIST, what, run, work, freshness=freshness, seen=seen, within_s=within_s)
 
     async def _become_tenant(self, node: Connection) -> None:
         """Become a tenant for good, as some services do; note what earlier work has left, and would show."""
@@ -408,6 +419,7 @@ class LibrarySession:
         run: Callable[[Work[Any]], Awaitable[Any]],
         work: Work[Any],
         *,
+        freshness: Freshness = _SESSION,
         ride: int | None = None,
         distance: float | None = None,
         seen: Sequence[Sequence[Record]] = (),
@@ -447,6 +459,7 @@ class LibrarySession:
                 sent=None if sent is None else sent.replace(",", ", "),
                 got=None if got is None or "," in got else got,  # several: until a primary resolves them
                 lost=_lost(session),
+                freshness=None if freshness is _SESSION else str(freshness),
                 work=kind,
                 left=self._left,
                 **{"ride": ride, "distance": distance} | _route(last) | fields,
