@@ -27,7 +27,7 @@ class Freshness:
     name: str
     """`session`, `global`, `any` or `within`."""
     max_age_s: float | None = None
-    """With `within`: all that was committed so many seconds before the read began."""
+    """With `within`: all that was committed that many seconds before the read began."""
 
     @staticmethod
     def within(seconds: float) -> Freshness:

@@ -9,6 +9,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypedDict, Type
 
 from rocket.consistency import Freshness, Policy, PrimaryStatus, Reason, ReplicaStatus, SessionToken
 from rocket.routing.bound import ReadBound
+from rocket.routing.connection import Isolation
 from rocket.routing.epochs import PossibleLoss
 
 ResultT = TypeVar("ResultT")
@@ -19,9 +20,6 @@ class Role(enum.StrEnum):
 
     PRIMARY = "primary"
     REPLICA = "replica"
-
-
-Isolation: TypeAlias = Literal["read_committed", "repeatable_read", "serializable"]
 
 
 class WriteOptions(TypedDict, total=False):

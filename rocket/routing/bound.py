@@ -25,8 +25,7 @@ from rocket.routing.failures import NodeChanged, OwnError, speaks_against_node
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from rocket.routing.answer import ReadOptions
-    from rocket.routing.connection import Connection, NodeConnection, Work
+    from rocket.routing.connection import Connection, Isolation, NodeConnection, Work
 
 ResultT = TypeVar("ResultT")
 ShownT = TypeVar("ShownT", Lsn, Lsn | None)
@@ -144,9 +143,10 @@ def begun(work: Work[ResultT], node: Connection) -> Awaitable[ResultT]:
     return doing
 
 
-def in_transaction(work: Work[ResultT], options: ReadOptions) -> Work[ResultT]:
-    """Return work of a read that runs in a transaction of its own, if the read asks for one by an option."""
-    isolation, settings = options.get("isolation"), options.get("settings")
+def in_transaction(
+    work: Work[ResultT], isolation: Isolation | None, settings: Mapping[str, str] | None
+) -> Work[ResultT]:
+    """Return work of a read that runs in a transaction of its own, if the read asks for something of one."""
     if isolation is None and not settings:
         return work
 

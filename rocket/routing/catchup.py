@@ -95,7 +95,7 @@ class FlushQuestion:
     async def answer(self) -> SessionToken:
         """Return a token with the flush LSN for its read floor, from a question that begins after this call.
 
-        Raise what asking raises. A caller that is cancelled takes the answer from nobody.
+        Raise what asking raises. A caller that is cancelled takes the answer from no other.
         """
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
@@ -113,7 +113,7 @@ class FlushQuestion:
                 self.asked += 1
                 try:
                     answered.set_result(await self._ask())
-                except Exception as error:  # noqa: BLE001 - whoever has asked raises it
+                except Exception as error:  # noqa: BLE001 - those who have asked raise it
                     answered.set_exception(error)
                     answered.exception()  # if none is left, it need not be reported as never retrieved
         finally:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 import asyncpg
 from asyncpg import connect_utils
@@ -37,6 +37,9 @@ What it sets in the session does not last. On a replica the session is reset onl
 change it: a function that does so by itself has to set things for its transaction only, as `SET LOCAL` and
 `set_config(..., true)` do.
 """
+
+Isolation: TypeAlias = Literal["read_committed", "repeatable_read", "serializable"]
+"""Levels of isolation, as asyncpg names them."""
 
 _CANCEL_TIMEOUT_S = 2.0
 """How long a server may take to accept a cancel request."""

@@ -165,7 +165,7 @@ class Reads:
         """
         route = self._route(merged(tokens), options)
         if options:
-            work = in_transaction(work, options)
+            work = in_transaction(work, options.get("isolation"), options.get("settings"))
         reason = Reason.OTHER_EPOCH  # where there are several tokens, only a primary knows what they mean
         try:
             if options or not route.tokens:

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from asyncpg.transaction import Transaction
 
     from rocket.consistency import Epoch, PrimaryStatus, Tokens
-    from rocket.routing.answer import Isolation, OnError
-    from rocket.routing.connection import Connection, NodeConnection, Work
+    from rocket.routing.answer import OnError
+    from rocket.routing.connection import Connection, Isolation, NodeConnection, Work
     from rocket.routing.epochs import Resolved
     from rocket.routing.floors import FloorStore
     from rocket.routing.limits import Limits

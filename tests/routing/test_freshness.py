@@ -1,4 +1,4 @@
-"""Each read says how fresh it has to be: its session's, everybody's, within some seconds, or not at all."""
+"""Each read says how fresh it has to be: for its session, for all sessions, within some seconds, or not at all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def router(cluster: LocalCluster) -> AsyncIterator[Router]:
 
 
 @pytest_asyncio.fixture
-async def somebody(cluster: LocalCluster) -> AsyncIterator[asyncpg.Connection[Any]]:
+async def other(cluster: LocalCluster) -> AsyncIterator[asyncpg.Connection[Any]]:
     """Another program, which writes into a table of its own, and knows nothing of rocket."""
     connection = await asyncpg.connect(dsns(cluster, "primary")["primary"])
     await connection.execute("DROP TABLE IF EXISTS freshness; CREATE TABLE freshness (number int)")
@@ -51,9 +51,9 @@ async def count(node: Connection) -> int:
     return int(await node.fetchval("SELECT count(*) FROM freshness"))
 
 
-async def write(somebody: asyncpg.Connection[Any]) -> None:
+async def write(other: asyncpg.Connection[Any]) -> None:
     """Have the other program commit one more row."""
-    await somebody.execute("INSERT INTO freshness VALUES (1)")
+    await other.execute("INSERT INTO freshness VALUES (1)")
 
 
 async def until_older(router: Router, seconds: float) -> None:
@@ -72,44 +72,42 @@ class TestGlobal:
     """A read that sees all that anybody was told is committed before it began."""
 
     async def test_it_sees_what_others_have_committed(
-        self, router: Router, somebody: asyncpg.Connection[Any]
+        self, router: Router, other: asyncpg.Connection[Any]
     ) -> None:
         """On replicas, without a token, each time."""
         roles = []
         for number in range(1, 41):
-            await write(somebody)
+            await write(other)
             session = router.session()
             assert number == await session.read(count, freshness=GLOBAL)
             roles.append(where(session)[0])
         assert roles.count(Role.REPLICA) > 30
 
     async def test_a_sessions_default_is_for_reads_that_say_nothing(
-        self, router: Router, somebody: asyncpg.Connection[Any], cluster: LocalCluster
+        self, router: Router, other: asyncpg.Connection[Any], cluster: LocalCluster
     ) -> None:
         """Replicas are late: only the primary shows it, and only to who asks for it."""
         session = router.session(freshness=GLOBAL)
         before = await session.read(count)
         async with paused(cluster):
-            await write(somebody)
+            await write(other)
             assert before + 1 == await session.read(count)
             assert (Role.PRIMARY, Reason.NOT_CAUGHT_UP) == where(session)
             assert before == await router.session().read(count, freshness=ANY)
 
     async def test_later_reads_of_the_session_do_not_go_back(
-        self, router: Router, somebody: asyncpg.Connection[Any], cluster: LocalCluster
+        self, router: Router, other: asyncpg.Connection[Any], cluster: LocalCluster
     ) -> None:
         """What it has seen is in the token from then on."""
         session = router.session()
         async with paused(cluster):
-            await write(somebody)
+            await write(other)
             seen = await session.read(count, freshness=GLOBAL)
             later = router.session(token=session.token)
             assert seen == await later.read(count)
             assert Reason.NOT_CAUGHT_UP is where(later)[1]
 
-    async def test_many_reads_at_once_are_right_each(
-        self, router: Router, somebody: asyncpg.Connection[Any]
-    ) -> None:
+    async def test_many_reads_at_once_are_right_each(self, router: Router, other: asyncpg.Connection[Any]) -> None:
         """They share questions to the primary, and each sees what was committed before it began."""
         committed = 0
 
@@ -121,10 +119,10 @@ class TestGlobal:
             for _ in range(10):
                 for _ in range(20):
                     group.create_task(read(), name="read")
-                await write(somebody)
+                await write(other)
                 committed += 1
 
-    async def test_without_a_primary_nobody_can_say(self, router: Router) -> None:
+    async def test_without_a_primary_none_can_say(self, router: Router) -> None:
         """An answer of replicas would be a guess."""
         primary = router.board.primary
         assert primary is not None
@@ -179,7 +177,7 @@ class TestTheQuestion:
         assert self.token(3) == await last
         assert 3 == question.asked
 
-    async def test_who_is_cancelled_takes_it_from_nobody(self) -> None:
+    async def test_who_is_cancelled_takes_it_from_no_other(self) -> None:
         """Also who came first."""
         gate = asyncio.Event()
 
@@ -214,7 +212,7 @@ class TestTheQuestion:
         assert self.token(2) == await second
 
     async def test_it_ends_when_it_is_closed(self) -> None:
-        """Nobody waits for an answer that does not come."""
+        """None waits for an answer that does not come."""
 
         async def ask() -> SessionToken:
             await asyncio.Event().wait()
@@ -233,7 +231,7 @@ class TestTheQuestion:
 class TestWithin:
     """A read that may miss what was committed in the last seconds."""
 
-    @pytest.mark.usefixtures("somebody")
+    @pytest.mark.usefixtures("other")
     async def test_it_may_miss_what_the_session_wrote(self, router: Router, cluster: LocalCluster) -> None:
         """A late replica serves it for so long, and no longer."""
         session = router.session()
@@ -246,18 +244,18 @@ class TestWithin:
             assert (Role.PRIMARY, Reason.TOO_FAR_BEHIND) == where(session)
 
     async def test_it_does_not_go_back(
-        self, router: Router, somebody: asyncpg.Connection[Any], cluster: LocalCluster
+        self, router: Router, other: asyncpg.Connection[Any], cluster: LocalCluster
     ) -> None:
         """What the session has seen it sees, and what it has written it sees again without `within`."""
         session = router.session()
         async with paused(cluster):
-            await write(somebody)
+            await write(other)
             assert 1 == await session.read(count, on="primary")
             assert 1 == await session.read(count, freshness=within(60))
             await session.write(lambda db: db.execute("INSERT INTO freshness VALUES (1)"))
             assert 2 == await session.read(count)
 
-    @pytest.mark.usefixtures("somebody")
+    @pytest.mark.usefixtures("other")
     async def test_a_quiet_cluster_is_fresh(self, router: Router) -> None:
         """As fresh as the last beat that came through, not as the last commit."""
         quiet_since = time.monotonic()
@@ -267,14 +265,14 @@ class TestWithin:
         assert Role.REPLICA is where(session)[0]
 
     async def test_a_policy_may_ask_for_it_everywhere(
-        self, router: Router, somebody: asyncpg.Connection[Any], cluster: LocalCluster
+        self, router: Router, other: asyncpg.Connection[Any], cluster: LocalCluster
     ) -> None:
         """Then it holds for all reads."""
         session = router.session()
         await session.read(count, freshness=GLOBAL)
         router.policy = Policy(max_age_s=0.2)
         async with paused(cluster):
-            await write(somebody)
+            await write(other)
             await until_older(router, 0.2)
             assert 1 == await session.read(count)
 
@@ -282,7 +280,7 @@ class TestWithin:
 class TestAny:
     """A read that any node may serve."""
 
-    @pytest.mark.usefixtures("somebody")
+    @pytest.mark.usefixtures("other")
     async def test_it_is_served_without_a_primary_and_leaves_the_token_alone(self, router: Router) -> None:
         """Whatever the token says."""
         token = str(SessionToken(Epoch("1-foreign0"), Lsn.parse("FFFFFFF0/0")))
@@ -294,7 +292,7 @@ class TestAny:
         assert (Role.REPLICA, Reason.UNCHECKED) == where(session)
         assert token == session.token
 
-    @pytest.mark.usefixtures("somebody")
+    @pytest.mark.usefixtures("other")
     async def test_an_error_of_work_leaves_it_alone_as_well(self, router: Router) -> None:
         """Work that raises has shown something, of which nothing is promised."""
         session = router.session()
@@ -341,7 +339,7 @@ class TestOptions:
         await session.read(lambda node: node.execute("SELECT 1"), on="primary")
         assert (Role.PRIMARY, Reason.ASKED) == where(session)
 
-    @pytest.mark.usefixtures("somebody")
+    @pytest.mark.usefixtures("other")
     async def test_a_read_may_wait_longer_than_others(self, router: Router, cluster: LocalCluster) -> None:
         """And so be served by a replica that is late."""
         session = router.session()

@@ -158,7 +158,7 @@ class Bench:
     def command(self, variant: Variant) -> list[str]:
         """Return the module to run, and its arguments."""
         if variant.routing is None:
-            return ["rocket.lab.bench.bare"]
+            return ["rocket.lab.bench.testbed"]
         return [
             *_API,
             *("--routing", variant.routing, *variant.flags),

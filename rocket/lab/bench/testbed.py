@@ -1,4 +1,7 @@
-"""The testbed: the cluster of a benchmark, the server under measurement, and the processor core it gets."""
+"""The testbed: the cluster of a benchmark, the server under measurement, and the processor core it gets.
+
+As a program (`python -m rocket.lab.bench.testbed`) it is a server with the API's responses and no database.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,18 @@ import contextlib
 import logging
 import os
 import re
+import socket
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
 import psutil
+from aiohttp import web
 
 from rocket.cluster import control, directories
 from rocket.cluster.cluster import ClusterSettings
@@ -22,7 +29,7 @@ from rocket.cluster.errors import ClusterNotFound
 from rocket.cluster.supervisor import local_cluster, supervise
 from rocket.errors import RocketError, describe
 from rocket.lab import app
-from rocket.lab.shutdown import background
+from rocket.lab.shutdown import background, run
 from rocket.lab.subprocesses import SubprocessFailed, child_process
 from rocket.schema import schema_sql
 
@@ -283,3 +290,45 @@ def reserved_core() -> Iterator[Callable[[], None] | None]:
         yield lambda: os.sched_setaffinity(0, {reserved})
     finally:
         os.sched_setaffinity(0, cores)
+
+
+# --- what HTTP alone costs ---
+
+
+class _Bare:
+    """The API's responses without a database."""
+
+    def __init__(self) -> None:
+        self._rides: list[dict[str, object]] = []
+
+    async def user(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        return web.json_response({"email": form["email"], "id": 1}, status=HTTPStatus.CREATED)
+
+    async def write(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        self._rides.append({"distance": float(str(form["distance"])), "id": len(self._rides), "user_id": 1})
+        return web.json_response(self._rides[-1], status=HTTPStatus.CREATED)
+
+    async def read(self, request: web.Request) -> web.Response:
+        return web.json_response(self._rides[int(request.match_info["id"])])
+
+
+async def serve_bare() -> None:
+    """Serve them on a free port of this machine, print the URL, and run until a signal ends the process."""
+    bare, app = _Bare(), web.Application()
+    app.add_routes(
+        [web.post("/users", bare.user), web.post("/rides", bare.write), web.get("/rides/{id}", bare.read)]
+    )
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        await web.SockSite(runner, listener).start()
+        sys.stdout.write(f"ready: http://127.0.0.1:{listener.getsockname()[1]}\n")
+        sys.stdout.flush()
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    run(serve_bare())  # on the API's event loop

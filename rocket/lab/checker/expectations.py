@@ -149,7 +149,7 @@ class Expectations:
     # --- without, and global reads ---
 
     def _check_user(self, ops: Sequence[Op]) -> None:
-        """Expect every write that was acknowledged to any session of the user in such reads that begin later."""
+        """Expect every write that was acknowledged to any session of the user in those reads that begin later."""
         rides = ExpectedRides()
         writes = sorted((op for op in ops if op.acknowledged_write), key=lambda op: op.done, reverse=True)
         for op in sorted((op for op in ops if op.asks_for_all), key=lambda op: op.at):

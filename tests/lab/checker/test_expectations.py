@@ -106,7 +106,7 @@ def test_global_reads_on_replicas_do_not_go_back_behind_each_other() -> None:
     held(history_of(unknown, shown, read("other1", 3.0, 7, None)))
 
 
-def test_a_read_within_some_seconds_may_miss_what_its_session_wrote_and_not_what_it_saw() -> None:
+def test_a_read_within_some_seconds_may_miss_what_its_session_wrote() -> None:
     """So it is still monotonic."""
     written, late = write("s1", 1.0, 7, 0.7), fresh(read("s1", 3.0, 7, None), "within 10s")
     seen = read("s1", 2.0, 7, 0.7)
