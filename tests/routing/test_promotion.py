@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from rocket import Lsn, OutcomeUnknown, Reason, Role, Router, Unavailable
+from rocket import Freshness, Lsn, OutcomeUnknown, Reason, Role, Router, Unavailable
 from rocket.cluster.cluster import ClusterSettings
 from rocket.cluster.supervisor import local_cluster
 from rocket.consistency import Board, SessionToken
@@ -22,7 +22,7 @@ from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
 from rocket.routing.observer import Observer
 from tests.support.races import lose_a_backend
-from tests.support.servers import dsns, schema, until
+from tests.support.servers import dsns, paused, schema, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -314,6 +314,32 @@ async def test_a_write_across_a_promotion_is_an_unknown_outcome(
     async with await Router.open(dsns(cluster), Slow(), watched.board) as slow:
         with pytest.raises(OutcomeUnknown):
             await Session(slow, email).write()
+
+
+async def test_a_global_read_goes_by_the_primary_of_today(
+    cluster: LocalCluster, watched: Observer, router: Router
+) -> None:
+    """What others have committed on the new one is shown, by its replica; the old one, cut off, knows nothing."""
+    old, new, other = cluster.nodes.values()
+    board = watched.board
+
+    async def count(node: Connection) -> int:
+        return int(await node.fetchval("SELECT count(*) FROM users"))
+
+    def follows_the_new_one() -> bool:
+        status = board.replica(other.name)
+        of_new = board.primary is not None and board.primary.name == new.name
+        return of_new and status is not None and status.streaming and status.epoch == board.epoch
+
+    assert 0 == await router.session().read(count, freshness=Freshness.GLOBAL)
+    await follow(other, None)
+    await promote(new)
+    await follow(other, new)
+    await until(follows_the_new_one)
+    async with paused(cluster, other.name):
+        await sql(new, "INSERT INTO users (email) VALUES ('somewhere@else.example')", "SELECT 1")
+        assert 1 == await router.session().read(count, freshness=Freshness.GLOBAL)
+    assert not await sql(old, "SELECT pg_is_in_recovery()")
 
 
 async def test_a_replica_past_the_fork_is_not_believed(

@@ -14,6 +14,7 @@ test that fails under the patch.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import random
 import sys
@@ -40,7 +41,8 @@ from rocket.lab import cli, workers
 from rocket.lab.api.users import UserFloors
 from rocket.lab.torture import clients
 from rocket.routing import epochs, heartbeat, pool, reads, writes
-from rocket.routing.bound import ReadBound
+from rocket.routing.bound import ReadBound, ask_bound
+from rocket.routing.catchup import FlushQuestion
 from rocket.routing.connection import NodeConnection, discard
 from rocket.routing.failures import NotAsObserved
 from rocket.routing.floors import SubjectLocks
@@ -467,6 +469,63 @@ def old_primary_still_used(patch: pytest.MonkeyPatch) -> None:
         return publish(self, status)
 
     patch.setattr(Board, "publish_primary", believe)
+
+
+_FRESHNESS = "tests/routing/test_freshness.py::"
+_SEES_ALL = f"{_FRESHNESS}TestGlobal::test_it_sees_what_others_have_committed"
+
+
+@convicted_by(_SEES_ALL)
+def flush_lsn_of_the_board(patch: pytest.MonkeyPatch) -> None:
+    """A global read goes by the primary's flush LSN as it was last observed."""
+
+    async def observed(self: Reads) -> SessionToken:
+        board = self._board
+        assert board.epoch is not None
+        return SessionToken(board.epoch, Lsn(0), board.flush_lsn)
+
+    patch.setattr(Reads, "_ask_flush_lsn", observed)
+
+
+@convicted_by(_SEES_ALL)
+def flush_lsn_asked_before(patch: pytest.MonkeyPatch) -> None:
+    """A global read goes by an answer that was there when it began."""
+    ask, known = FlushQuestion.answer, dict[FlushQuestion, SessionToken]()
+
+    async def earlier(self: FlushQuestion) -> SessionToken:
+        if self not in known:
+            known[self] = await ask(self)
+        return known[self]
+
+    patch.setattr(FlushQuestion, "answer", earlier)
+
+
+@convicted_by(f"{_FRESHNESS}TestTheQuestion::test_who_comes_while_one_is_under_way_gets_the_next")
+def flush_lsn_of_a_question_under_way(patch: pytest.MonkeyPatch) -> None:
+    """A global read that begins while a question is under way gets its answer."""
+    ask, under_way = FlushQuestion.answer, dict[FlushQuestion, asyncio.Task[SessionToken]]()
+
+    async def joined(self: FlushQuestion) -> SessionToken:
+        if self not in under_way or under_way[self].done():
+            under_way[self] = asyncio.create_task(ask(self))
+        return await asyncio.shield(under_way[self])
+
+    patch.setattr(FlushQuestion, "answer", joined)
+
+
+@convicted_by(f"{_PROMOTION}test_a_global_read_goes_by_the_primary_of_today")
+def flush_lsn_of_an_old_primary(patch: pytest.MonkeyPatch) -> None:
+    """A global read asks the primary that answered first, also when another one was promoted."""
+    first: dict[Reads, str] = {}
+
+    async def stuck(self: Reads) -> SessionToken:
+        board, nodes = self._board, self._nodes
+        assert board.epoch is not None
+        assert board.primary is not None
+        async with nodes.replica(first.setdefault(self, board.primary.name), None) as node:
+            return SessionToken(board.epoch, Lsn(0), (await ask_bound(node)).lsn)
+
+    patch.setattr(Reads, "_ask_flush_lsn", stuck)
 
 
 _HISTORIES = "tests/routing/test_histories.py::"
