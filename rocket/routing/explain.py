@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rocket.consistency import Lsn, Reason
+from rocket.consistency import Freshness, Lsn, Reason
 from rocket.errors import Unavailable, describe
 from rocket.routing.answer import Role
 
@@ -24,7 +24,7 @@ _TO_THE_PRIMARY = {
     Reason.NOT_CAUGHT_UP: "No replica was there",
     Reason.UNREACHABLE: "No replica that was there can be reached",
     Reason.REPLICAS_FAILED: "Each replica that was asked failed",
-    Reason.ASKED: "By this routing every read goes to the primary",
+    Reason.ASKED: "It was to go to the primary",
 }
 _UNCHECKED = {Reason.UNCHECKED, Reason.ASKED}
 """Reasons of reads for which no floor counted."""
@@ -89,7 +89,8 @@ def sentences_of(
 
     With `by_table`, an unchecked replica was looked up in the table of statuses, not picked at random.
     """
-    sentences = [] if floor is None else [f"Floor {floor}."]
+    sentences = [] if route is None else _asked_for(route)
+    sentences += [] if floor is None else [f"Floor {floor}."]
     if answer is None or answer.reason is not Reason.CAUGHT_UP:
         sentences += _behind(candidates)
     if route is not None:
@@ -102,6 +103,15 @@ def sentences_of(
         return [*sentences, f"No node answered: {why.removesuffix('.')}."]
     waited_ms = None if route is None or route.waited_s is None else route.waited_s * 1000
     return [*sentences, _served(answer, waited_ms, by_table=by_table)]
+
+
+def _asked_for(route: Route) -> list[str]:
+    freshness = route.freshness
+    if freshness is Freshness.GLOBAL:
+        return ["It asked for all that was committed when it began."]
+    if freshness is Freshness.ANY:
+        return ["It asked for any node."]
+    return [] if freshness.max_age_s is None else [f"It asked for nothing older than {freshness.max_age_s:g} s."]
 
 
 def _behind(candidates: Sequence[Candidate]) -> list[str]:
@@ -137,9 +147,10 @@ def _served(answer: Answer[Any], waited_ms: float | None, *, by_table: bool) -> 
             return f"{name} caught up after {waited_ms or 0.0:.1f} ms, and served the read."
         case Reason.RETRIED:
             return f"{name} had replayed that far as well, and served the read."
-    if by_table:
-        return f"The table of statuses said that {name} was there: it served the read, unchecked."
-    return f"{name} was picked at random: it served the read, unchecked."
+    how = f"The table of statuses said that {name} was there" if by_table else f"{name} was picked at random"
+    if answer.route is not None and answer.route.freshness is Freshness.ANY:
+        how = f"{name} was up"
+    return f"{how}: it served the read, unchecked."
 
 
 def _primary_named(name: str) -> str:
@@ -179,4 +190,4 @@ def candidates_of(
 
 
 def _only_token(route: Route) -> SessionToken | None:
-    return route.tokens[0] if len(route.tokens) == 1 else None
+    return (route.required or route.tokens[0]) if len(route.tokens) == 1 else None

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from rocket import Freshness, Policy, Reason, Role, Router, SubjectLocks, Unavailable
+from rocket import Freshness, Policy, Reason, Role, Router, SubjectLocks, Unavailable, explain
 from rocket.consistency import Epoch, Lsn, SessionToken
 from rocket.routing.catchup import FlushQuestion
 from tests.support.servers import dsns, paused, until
@@ -305,6 +305,28 @@ class TestAny:
         with pytest.raises(LookupError):
             await session.read(refuse, freshness=ANY)
         assert token == session.token
+
+
+async def test_what_a_read_asked_for_is_explained(
+    router: Router, other: asyncpg.Connection[Any], cluster: LocalCluster
+) -> None:
+    """In the words of `explain`, with the floor that followed from it."""
+    session = router.session()
+    explained = []
+    async with paused(cluster):
+        await write(other)
+        for options in ({"freshness": GLOBAL}, {"freshness": within(60)}, {"freshness": ANY}, {"on": "primary"}):
+            await session.read(count, **options)
+            explained.append(explain(session.last))
+    everything, recent, anything, primary = explained
+    assert everything.startswith("It asked for all that was committed when it began. Floor ")
+    assert everything.endswith("No replica was there, also after 200 ms: the primary served the read.") or (
+        "behind" in everything
+    )
+    assert recent.startswith("It asked for nothing older than 60 s. Floor ")
+    assert anything.startswith("It asked for any node. replica")
+    assert anything.endswith("was up: it served the read, unchecked.")
+    assert "It was to go to the primary: the primary served the read." == primary
 
 
 class TestOptions:

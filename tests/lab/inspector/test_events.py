@@ -64,9 +64,7 @@ def test_further_replicas_behind_are_counted_in_the_right_number() -> None:
 def test_a_primary_of_that_name_is_not_named_twice(name: str, subject: str) -> None:
     """A primary with another name is named with its role."""
     answer = Answer(None, name, Role.PRIMARY, Reason.ASKED, None)
-    assert [f"By this routing every read goes to the primary: {subject} served the read."] == sentences_of(
-        answer, None, None, []
-    )
+    assert [f"It was to go to the primary: {subject} served the read."] == sentences_of(answer, None, None, [])
 
 
 def test_a_replica_named_primary_is_not_taken_for_the_primary() -> None:
