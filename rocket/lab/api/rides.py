@@ -78,19 +78,18 @@ async def create(request: web.Request) -> web.Response:
         raise wrong_idempotency_key(_LONGEST_KEY)
     distance = parameters.distance(await parameters.body_parameter(request, "distance"))
 
-    async def insert(primary: Connection) -> Record | None:
+    async def insert(primary: Connection) -> Record:
         ride = await primary.fetchrow(INSERT_RIDE, email, distance, key)
-        if ride is not None or key is None:
-            return ride
-        earlier = await primary.fetchrow(_SELECT_RIDE_BY_KEY, email, key)
-        if earlier is not None and earlier["distance"] != distance:
+        if ride is None and key is not None:
+            ride = await primary.fetchrow(_SELECT_RIDE_BY_KEY, email, key)
+        if ride is None:
+            raise invalid_credentials()
+        if ride["distance"] != distance:
             raise key_used_otherwise()
-        return earlier
+        return ride
 
     with recorded(request, Asked.WRITE, distance):
         ride = await session.write(insert)
-        if ride is None:
-            raise invalid_credentials()
     return _response(_as_json(ride), HTTPStatus.CREATED)
 
 
