@@ -145,7 +145,7 @@ class ComparisonRouter(Router):
             covering = self._floors.covering(token)
             return await super().read(work, subject=subject, token=covering, on_error=on_error)
         self._check_usable()
-        return await self._ending(self._read_wrongly(work, subject, token), self.on_read)
+        return await self._with_hooks(self._read_wrongly(work, subject, token), self.on_read)
 
     async def _read_wrongly(self, work: Work[ResultT], subject: str | None, token: Tokens) -> Answer[ResultT]:
         route = Route(time.monotonic() + self._limits.read_s, merged(token))

@@ -274,7 +274,7 @@ class Router:
         """
         self._check_usable()
         writing = self._writes.write(work, subject, token, on_error)
-        return await (self._ending(writing, self.on_write) if self.on_write else writing)
+        return await (self._with_hooks(writing, self.on_write) if self.on_write else writing)
 
     async def read(
         self, work: Work[ResultT], *, subject: str | None, token: Tokens = None, on_error: OnError | None = None
@@ -293,9 +293,9 @@ class Router:
         """
         self._check_usable()
         reading = self._reads.read(work, subject, token, on_error)
-        return await (self._ending(reading, self.on_read) if self.on_read else reading)
+        return await (self._with_hooks(reading, self.on_read) if self.on_read else reading)
 
-    async def _ending(self, asked: Awaitable[Answer[ResultT]], hooks: Sequence[OnEnd]) -> Answer[ResultT]:
+    async def _with_hooks(self, asked: Awaitable[Answer[ResultT]], hooks: Sequence[OnEnd]) -> Answer[ResultT]:
         """Await a read or write, and call the hooks with how it ends."""
         began = time.monotonic()
         try:

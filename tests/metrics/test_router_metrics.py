@@ -219,20 +219,20 @@ async def test_routers_share_a_registry_by_names(watched: Watched, cluster: Loca
         promtool("check", "metrics", stdin=text)
 
 
-async def test_what_fails_when_it_is_told_of_a_read_hurts_none(
+async def test_a_hook_that_fails_hurts_no_read(
     watched: Watched, email: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged once, and what was registered after it is told as before."""
-    told: list[tuple[Answer[Any] | BaseException, float]] = []
+    """It is logged once, and the hooks after it are called as before."""
+    calls: list[tuple[Answer[Any] | BaseException, float]] = []
 
     def fails(_ended: Answer[Any] | BaseException, _took_s: float) -> None:
         raise RuntimeError("on purpose")
 
     await write_ride(watched.router, email)
-    watched.router.on_read += [fails, lambda ended, took_s: told.append((ended, took_s))]
+    watched.router.on_read += [fails, lambda ended, took_s: calls.append((ended, took_s))]
     answers = [await watched.router.read(_one, subject=email) for _ in range(3)]
-    assert answers == [ended for ended, _ in told]
-    assert all(0 < took_s < 60 for _, took_s in told)
+    assert answers == [ended for ended, _ in calls]
+    assert all(0 < took_s < 60 for _, took_s in calls)
     assert 1 == sum("on purpose" in str(record.exc_info) for record in caplog.records)
 
 
