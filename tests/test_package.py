@@ -1,6 +1,7 @@
 """The package as others get it: built, installed away from the checkout, and used there.
 
-Needs uv; `.ci/run` has it, and sets PACKAGE_REQUIRED so that nothing is skipped there.
+Needs uv, and pyright for its part; `.ci/run` has them, and sets PACKAGE_REQUIRED and PYRIGHT_REQUIRED so that
+nothing is skipped there.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ast
 import email
 import importlib
+import importlib.util
 import inspect
 import itertools
 import json
@@ -34,6 +36,7 @@ import rocket.web.asgi
 from rocket.lab import cli
 from tests.support.program import ROOT, Program, assert_nothing_left, servers, spawned
 from tests.support.servers import fresh_dir
+from tests.web.test_readme import service
 
 if TYPE_CHECKING:
     import contextlib
@@ -44,7 +47,13 @@ REQUIRED = bool(os.environ.get("PACKAGE_REQUIRED"))
 UV = shutil.which("uv") or "uv"
 needs_uv = pytest.mark.skipif(shutil.which("uv") is None and not REQUIRED, reason="there is no uv on the PATH")
 
+needs_pyright = pytest.mark.skipif(
+    importlib.util.find_spec("pyright") is None and not os.environ.get("PYRIGHT_REQUIRED"),
+    reason="pyright not installed: uv sync --group types",
+)
+
 DEADLINE_S = 60.0
+SERVICE = ROOT / "tests" / "web" / "service.py"
 USERS_SCRIPT = """\
 from rocket import Lsn
 from rocket.consistency import SessionToken
@@ -53,54 +62,20 @@ print(floor)
 """
 
 
-USERS_SERVICE = """\
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
-from aiohttp import web
-from fastapi import FastAPI, Request
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-
-from rocket import Answer, FloorTable, Router, Session, explain, nodes_from_environment
-from rocket.web import Cookie
-from rocket.web.aiohttp import SESSION, setup
-from rocket.web.asgi import RocketMiddleware
-
-routers: list[Router] = []
-
-
-@asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with await Router.open(nodes_from_environment(), FloorTable()) as router:
-        routers.append(router)
-        yield
-
-
-def router() -> Router:
-    return routers[0]
-
-
-app = FastAPI(lifespan=lifespan)
-app.add_middleware(RocketMiddleware, router=router)
-app.add_middleware(RocketMiddleware, router=lambda: app.state.router, carrier=Cookie())
-app.add_middleware(RocketMiddleware, router=router, subject=lambda scope: str(scope["path"]))
-other = Starlette(middleware=[Middleware(RocketMiddleware, router=router)])
-third = web.Application()
-setup(third, router)
-
-
-@app.get("/notes/{note_id}")
-async def show(request: Request, note_id: int) -> dict[str, str]:
-    session: Session = request.state.rocket
-    text: str = await session.read(lambda db: db.fetchval("SELECT text FROM notes WHERE id = $1", note_id))
-    last: Answer[object] | None = session.last
-    return {"text": text, "why": "" if last is None else explain(last)}
-
-
-async def show_too(request: web.Request) -> web.Response:
-    return web.Response(text=await request[SESSION].read(lambda db: db.fetchval("SELECT version()")))
-"""
+MISTAKES = {
+    "    session = request[SESSION]": "    session: Router = request[SESSION]",
+    "return session_of(request)\n": "return session_of(request).token\n",
+    "found = await session.read(finding(note))": "found: int = await session.read(finding(note))",
+    "last = session.last\n": "last: Answer[str] = session.last\n",
+    "functools.partial(add, words)": 'functools.partial(add, "words")',
+    "opened(UserFloors()": "opened(Limits()",
+    "note = answer.value": "note: str = answer.value",
+    "Limits(read_s=2.0": 'Limits(read_s="2"',
+    "on_read.append(note_slow)": "on_read.append(note_invalid)",
+    "    row = await db.fetchrow(f": "    row: int = await db.fetchrow(f",
+    "await primary.execute(": "return await primary.execute(",
+}
+"""Right and wrong, by lines of `tests/web/service.py`."""
 
 
 class Built(NamedTuple):
@@ -150,16 +125,17 @@ async def done(cwd: Path, *command: str) -> tuple[int, str]:
         return await program.ends(DEADLINE_S), program.output
 
 
-async def install(home: Path, wheel: Path, extra: str = "") -> Installed:
-    """Install a wheel into a new environment, from uv's cache if that holds all it needs."""
+async def install(home: Path, wheel: Path, extra: str = "", *others: str) -> Installed:
+    """Install a wheel, and others, into a new environment, from uv's cache if that holds all it needs."""
     code, output = await done(
-        ROOT, UV, "export", "--no-emit-project", "--no-hashes", "-q", "-o", str(home / "known")
+        ROOT, UV, "export", "--all-groups", "--no-emit-project", "--no-hashes", "-q", "-o", str(home / "known")
     )
     assert 0 == code, output
     code, output = await done(home, UV, "venv", "-q", "--python", sys.executable, str(home / "env"))
     assert 0 == code, output
     into = (
         UV, "pip", "install", "-q", "--python", str(home / "env"), "-c", str(home / "known"), f"{wheel}{extra}",
+        *others,
     )  # fmt: skip
     code, output = await done(home, *into, "--offline")
     if code:
@@ -190,6 +166,16 @@ async def lab(built: Built) -> AsyncIterator[Installed]:
     """The package with all that its commands need."""
     with fresh_dir() as home:
         yield await install(home, built.wheel, "[lab]")
+
+
+@pytest_asyncio.fixture(scope="module")
+async def services(built: Built) -> AsyncIterator[Installed]:
+    """The package and the frameworks of two services: the README's, and a larger one, without asyncpg's stubs."""
+    with fresh_dir() as home:
+        installed = await install(home, built.wheel, "[aiohttp,metrics]", "fastapi")
+        (home / "notes.py").write_text(service())
+        shutil.copy(SERVICE, home)
+        yield installed
 
 
 @pytest.fixture(scope="session")
@@ -296,15 +282,51 @@ async def test_types_are_seen_by_a_script_that_uses_it(library: Installed, mypy_
     assert (1, True) == (code, 'variable has type "str"' in output), output
 
 
-def test_a_typed_service_passes(tmp_path: Path, mypy_cache: Path) -> None:
-    """With a framework whose `add_middleware` knows no type of ours."""
+def test_services_are_typed_with_stubs(mypy_cache: Path) -> None:
+    """Where asyncpg's stubs are installed, what rocket says fits them."""
     if not REQUIRED:
         pytest.importorskip("fastapi")
-    (tmp_path / "service.py").write_text(USERS_SERVICE)
-    said, complaints, code = mypy.api.run(
-        ["--strict", "--cache-dir", str(mypy_cache), str(tmp_path / "service.py")]
-    )
+    said, complaints, code = mypy.api.run(["--strict", "--cache-dir", str(mypy_cache), str(SERVICE)])
     assert 0 == code, said + complaints
+
+
+def checker(name: str, installed: Installed, mypy_cache: Path) -> tuple[str, ...]:
+    """Return the command that checks what is written against what is installed."""
+    if name == "pyright":
+        return (sys.executable, "-m", "pyright", "--pythonpath", str(installed.python))
+    options = ("--strict", "--cache-dir", str(mypy_cache), "--python-executable", str(installed.python))
+    return (sys.executable, "-m", "mypy", *options)
+
+
+checked = pytest.mark.parametrize("name", ["mypy", pytest.param("pyright", marks=needs_pyright)])
+
+
+@needs_uv
+@checked
+async def test_services_are_typed_without_stubs(services: Installed, mypy_cache: Path, name: str) -> None:
+    """That of the README, and a larger one, as strictly as it can be."""
+    code, output = await done(services.home, *checker(name, services, mypy_cache), "notes.py", SERVICE.name)
+    assert 0 == code, output
+
+
+@needs_uv
+@checked
+async def test_what_is_wrong_with_a_services_types_is_found(
+    services: Installed, mypy_cache: Path, name: str
+) -> None:
+    """Each mistake, where it is made: nothing that rocket gives out is of any type whatever."""
+    text = SERVICE.read_text()
+    for right, wrong in MISTAKES.items():
+        assert 1 == text.count(right), right
+        text = text.replace(right, wrong)
+    (services.home / "wrong.py").write_text(text)
+    code, output = await done(services.home, *checker(name, services, mypy_cache), "wrong.py")
+    assert 1 == code, output
+    found = {int(number) for number in re.findall(r"wrong\.py:(\d+):.*\berror\b", output)}
+    made = {
+        number for number, line in enumerate(text.splitlines(), 1) if any(w in line for w in MISTAKES.values())
+    }
+    assert set() == made - found, output
 
 
 @needs_uv

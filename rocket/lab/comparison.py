@@ -11,7 +11,7 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from rocket.consistency import Freshness, Lsn, Reason, SessionToken, merged
+from rocket.consistency import Lsn, Reason, SessionToken, merged
 from rocket.errors import OutcomeUnknown, Unavailable, describe
 from rocket.routing.answer import Answer, Role, Route
 from rocket.routing.failures import NotAsObserved, speaks_against_node
@@ -22,7 +22,7 @@ from rocket.routing.router import Router
 from rocket.routing.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Board, PrimaryStatus, Tokens
@@ -82,17 +82,9 @@ class ComparisonRouter(Router):
         """The routing of reads."""
         return self._routing
 
-    def session(
-        self,
-        subject: str | None = None,
-        token: str | SessionToken | Iterable[str | SessionToken] | None = None,
-        *,
-        lenient: bool = False,
-        freshness: Freshness = Freshness.SESSION,
-    ) -> Session:
-        """Return a session of the routing."""
-        make = Session if self._routing is Routing.NEVER_STALE else _WrongSession
-        return make(self, subject, token, lenient=lenient, freshness=freshness)
+    @property
+    def _session_type(self) -> type[Session]:
+        return Session if self._routing is Routing.NEVER_STALE else _WrongSession
 
     async def switch(self, routing: Routing) -> Routing:
         """Route in another way from now on; return the routing until now.
@@ -165,6 +157,9 @@ class ComparisonRouter(Router):
             covering = self._floors.covering(token)
             return await super().read(work, subject=subject, token=covering, on_error=on_error, **options)
         self._check_usable()
+        return await self._with_hooks(self._read_wrongly(work, subject, token), self.on_read)
+
+    async def _read_wrongly(self, work: Work[ResultT], subject: str | None, token: Tokens) -> Answer[ResultT]:
         route = Route(time.monotonic() + self.limits.read_s, merged(token), self.policy)
         try:
             match self._routing:
@@ -175,7 +170,7 @@ class ComparisonRouter(Router):
                     primary = self.board.primary
                     names = [pool.name for pool in self.pools if primary is None or pool.name != primary.name]
                     return await self._read_on_any(names, work, route, self._lease)
-                case Routing.PRIMARY:
+                case _:
                     return await self._read_on_primary(work, Reason.ASKED, route, self._lease)
         except Unavailable as error:
             error.route = route

@@ -43,20 +43,16 @@ class NodeGauges:
             self._epoch_changes += self._epoch is not None
             self._epoch = status.epoch
 
+    def close(self) -> None:
+        """Listen no more."""
+        self._router.board.on_status.remove(self._hear)
+
     def collect(self) -> Iterator[Metric]:
         """Yield the gauges."""
         now = time.monotonic()
         yield from self._of_roles(now)
         yield from self._of_replicas(now)
         yield from self._of_pools()
-        yield _gauge(
-            "rocket_build_info", "Always 1; the labels say what runs.", ["version", "python"],
-            {(__version__, platform.python_version()): 1},
-        )  # fmt: skip
-        yield _gauge(
-            "rocket_process_info", "Always 1; the label says which process this is.", ["pid"],
-            {(str(os.getpid()),): 1},
-        )  # fmt: skip
 
     def _of_roles(self, now: float) -> Iterator[Metric]:
         board, policy = self._router.board, self._router.policy
@@ -120,6 +116,18 @@ class NodeGauges:
 
     def _names(self) -> list[str]:
         return [pool.name for pool in self._router.pools]
+
+
+def of_process() -> Iterator[Metric]:
+    """Yield what is not of one router."""
+    yield _gauge(
+        "rocket_build_info", "Always 1; the labels say what runs.", ["version", "python"],
+        {(__version__, platform.python_version()): 1},
+    )  # fmt: skip
+    yield _gauge(
+        "rocket_process_info", "Always 1; the label says which process this is.", ["pid"],
+        {(str(os.getpid()),): 1},
+    )  # fmt: skip
 
 
 def _gauge(name: str, says: str, labels: list[str], values: dict[Any, Any]) -> GaugeMetricFamily:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakValueDictionary
 
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -15,21 +14,19 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from rocket.consistency import Reason
-from rocket.errors import OutcomeUnknown, Unavailable
-from rocket.metrics.nodes import NodeGauges
-from rocket.routing.answer import Role
+from rocket.errors import InvalidToken, OutcomeUnknown, Unavailable
+from rocket.metrics.nodes import NodeGauges, of_process
+from rocket.routing.answer import Answer, Role
 from rocket.routing.limits import TooManyWaiting
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
-    from rocket.routing.answer import Answer, Route
+    from rocket.routing.answer import Route
     from rocket.routing.router import Router
-
-ResultT = TypeVar("ResultT")
 
 _STRAIGHT = {
     Reason.CAUGHT_UP: Role.REPLICA,
@@ -78,16 +75,20 @@ def as_histogram(tallies: Iterable[Tally]) -> tuple[Sequence[tuple[str, float]],
     return buckets, sum(tally.total_s for tally in tallies)
 
 
-class RouterMetrics(Collector):
-    """Counts what a router does, and tells what it knows of its nodes.
+class RouterMetrics:
+    """Counts every read and write of a router, and tells what it knows of its nodes.
 
-    Callers of the router report the outcomes: by `await metrics.read(router.read(...))` and
-    `with metrics.write(): ...`, or by `count_read` and `count_refused_read` where each microsecond counts. Nodes,
-    lag and pools are looked at when the registry is asked, and cost nothing until then. No label names a user, a
-    token or a position. A registry takes the metrics of one router; raise `ValueError` for a second one.
+    It registers itself with the router: reads and writes are counted however they come there, through sessions
+    and middlewares as well. Nodes, lag and pools are looked at when the registry is asked, and cost nothing until
+    then. No label names a user, a token or a position.
+
+    Where one process has several routers, each needs a `name`, which becomes the label `router` of its metrics.
+    Raise `ValueError` if it has none, or the name of another one in the same registry.
     """
 
-    def __init__(self, router: Router, *, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self, router: Router, *, name: str | None = None, registry: CollectorRegistry = REGISTRY) -> None:
+        self.name = name
+        """The value of the label `router`; None: there is no such label."""
         self._straight_reads: dict[str, dict[str, Tally]] = {reason.value: {} for reason in _STRAIGHT}
         """By reason and node; the reasons as text, since members of enumerations are slow keys."""
         self._other_reads: defaultdict[tuple[str, Role, Reason], Tally] = defaultdict(Tally)
@@ -95,63 +96,72 @@ class RouterMetrics(Collector):
         self._waits: dict[str, Tally] = {end: Tally() for end in _ENDS_OF_WAITS}
         self._unavailable = Counter(dict.fromkeys(_WHY_UNAVAILABLE, 0))
         self._failures: Counter[str] = Counter()
+        self._reads_failed = 0
         self._tokens_refused = 0
+        self._router = router
         self._nodes = NodeGauges(router)
-        registry.register(self)
+        self._family = _Family.of(registry)
+        try:
+            self._family.add(self)
+        except ValueError:
+            self._nodes.close()
+            raise
+        router.on_read.append(self._count_read)
+        router.on_write.append(self._count_write)
+        router.on_invalid_token.append(self._count_invalid_token)
+
+    def unregister(self) -> None:
+        """Count no more, and leave the registry: for a router that is closed before its process ends."""
+        self._family.remove(self)
+        self._nodes.close()
+        self._router.on_read.remove(self._count_read)
+        self._router.on_write.remove(self._count_write)
+        self._router.on_invalid_token.remove(self._count_invalid_token)
 
     # --- counting ---
 
-    async def read(self, reading: Awaitable[Answer[ResultT]]) -> Answer[ResultT]:
-        """Await a read, count it, and return its answer; what it raises is raised as it is."""
-        began = time.monotonic()
-        try:
-            answer = await reading
-        except Unavailable as error:
-            self.count_refused_read(error)
-            raise
-        self.count_read(answer, began)
-        return answer
-
-    def count_read(self, answer: Answer[Any], began: float) -> None:
-        """Count a read that was answered; `began` is in monotonic seconds."""
-        took_s = time.monotonic() - began
-        tallies = self._straight_reads.get(answer.reason._value_)
+    def _count_read(self, ended: Answer[Any] | BaseException, took_s: float) -> None:
+        if not isinstance(ended, Answer):
+            self._count_failed_read(ended)
+            return
+        tallies = self._straight_reads.get(ended.reason._value_)
         if tallies is not None:
             try:
-                tally = tallies[answer.node]
+                tally = tallies[ended.node]
             except KeyError:
-                tally = tallies[answer.node] = Tally()
+                tally = tallies[ended.node] = Tally()
             tally.total_s += took_s
             tally.buckets[bisect_left(BOUNDS_S, took_s)] += 1
             return
-        self._other_reads[answer.node, answer.role, answer.reason].add(took_s)
-        self._look_back(answer.route, "caught-up" if answer.role is Role.REPLICA else "in-vain")
+        self._other_reads[ended.node, ended.role, ended.reason].add(took_s)
+        self._look_back(ended.route, "caught-up" if ended.role is Role.REPLICA else "in-vain")
 
-    def count_refused_read(self, error: Unavailable) -> None:
-        """Count a read that no node could answer, or that was rejected since too many waited already."""
-        self._unavailable["overloaded" if isinstance(error.__cause__, TooManyWaiting) else "no-node"] += 1
-        self._look_back(error.route, "in-vain")
+    def _count_failed_read(self, error: BaseException) -> None:
+        if isinstance(error, Unavailable):
+            self._unavailable["overloaded" if isinstance(error.__cause__, TooManyWaiting) else "no-node"] += 1
+            self._look_back(error.route, "in-vain")
+        elif isinstance(error, InvalidToken):
+            self._tokens_refused += 1
+        else:
+            self._reads_failed += 1
 
-    def count_refused_token(self) -> None:
-        """Count a session token that this cluster has not given out, which raises `InvalidToken`."""
+    def _count_write(self, ended: Answer[Any] | BaseException, took_s: float) -> None:
+        match ended:
+            case InvalidToken():
+                self._tokens_refused += 1
+                return
+            case Answer():
+                outcome = "committed"
+            case OutcomeUnknown():
+                outcome = "unknown"
+            case Unavailable():
+                outcome = "unavailable"
+            case _:
+                outcome = "failed"
+        self._writes[outcome].add(took_s)
+
+    def _count_invalid_token(self, _error: InvalidToken) -> None:
         self._tokens_refused += 1
-
-    @contextlib.contextmanager
-    def write(self) -> Iterator[None]:
-        """Count and time the write in the body."""
-        began = time.monotonic()
-        outcome = "failed"
-        try:
-            yield
-            outcome = "committed"
-        except OutcomeUnknown:
-            outcome = "unknown"
-            raise
-        except Unavailable:
-            outcome = "unavailable"
-            raise
-        finally:
-            self._writes[outcome].add(time.monotonic() - began)
 
     def _look_back(self, route: Route | None, end_of_wait: str) -> None:
         if route is None:
@@ -182,12 +192,8 @@ class RouterMetrics(Collector):
                 reads[node, role, reason] = tally
         return reads
 
-    def describe(self) -> Iterator[Metric]:
-        """Yield the same as `collect`: a registry checks them for duplicates."""
-        return self.collect()
-
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics."""
+        """Yield all metrics, without the label `router`."""
         yield from self._of_reads()
         yield from self._of_writes()
         yield from self._nodes.collect()
@@ -221,6 +227,11 @@ class RouterMetrics(Collector):
             ["outcome"],
             {(end,): [tally] for end, tally in self._waits.items()},
         )
+        yield CounterMetricFamily(
+            "rocket_reads_failed",
+            "Reads that raised an error of the work that was to be done, or were cancelled.",
+            value=self._reads_failed,
+        )
         failures = CounterMetricFamily(
             "rocket_replica_failures",
             "Reads that a replica has failed, and that were tried elsewhere.",
@@ -246,6 +257,59 @@ class RouterMetrics(Collector):
             [],
             {(): list(self._writes.values())},
         )
+
+
+class _Family(Collector):
+    """The metrics of all routers in one registry: each metric once, with the samples of each router."""
+
+    _all: ClassVar[WeakValueDictionary[int, _Family]] = WeakValueDictionary()
+    """By the id of their registry, which lives as long as they do."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._members: list[RouterMetrics] = []
+
+    @classmethod
+    def of(cls, registry: CollectorRegistry) -> _Family:
+        return cls._all.get(id(registry)) or cls(registry)
+
+    def add(self, metrics: RouterMetrics) -> None:
+        names = {member.name for member in self._members}
+        if names and (metrics.name in names or None in {metrics.name, *names}):
+            raise ValueError(
+                "this registry has the metrics of another router already: give each a name of its own, as in "
+                "RouterMetrics(router, name='notes')"
+            )
+        self._members = [*self._members, metrics]  # not the same list: another thread may collect
+        if not names:
+            try:
+                self._registry.register(self)
+            except ValueError:
+                self._members = []
+                raise
+            self._all[id(self._registry)] = self
+
+    def remove(self, metrics: RouterMetrics) -> None:
+        self._members = [member for member in self._members if member is not metrics]
+        if not self._members:
+            self._registry.unregister(self)
+            del self._all[id(self._registry)]
+
+    def describe(self) -> Iterable[Metric]:
+        return self.collect()  # a registry checks them for duplicates
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for member in self._members:
+            for family in member.collect():
+                if member.name is not None:
+                    family.samples = [
+                        sample._replace(labels={"router": member.name, **sample.labels})
+                        for sample in family.samples
+                    ]
+                if (same := families.setdefault(family.name, family)) is not family:
+                    same.samples += family.samples
+        return [*families.values(), *of_process()]
 
 
 def _histogram(name: str, says: str, labels: list[str], tallies: dict[Any, list[Tally]]) -> HistogramMetricFamily:

@@ -148,3 +148,6 @@ OnError: TypeAlias = Callable[[Answer[BaseException]], None]
 It is an error or a cancellation, and tells its caller something as a value does. So the token has to be brought
 along from then on, beside those that the session has.
 """
+
+OnEnd: TypeAlias = Callable[[Answer[Any] | BaseException, float], None]
+"""Called when a read or write has ended: with its answer, or what it raises, and how many seconds it took."""

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, overload
 
 import asyncpg
 from asyncpg import connect_utils
@@ -16,15 +16,47 @@ from rocket.errors import describe
 from rocket.routing.failures import REFUSED, UNREACHABLE, NodeChanged
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+
+    from asyncpg import Record
 
     from rocket.consistency import Epoch, Incarnation
 
+    RecordT = TypeVar("RecordT", bound=Record)
 
-if TYPE_CHECKING:
-    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
-    _PlainConnection = asyncpg.Connection[asyncpg.Record]
-else:  # asyncpg's classes are generic in its stubs alone
+    # asyncpg has no types without its stubs, which are another package: here are those of what work does most.
+    # ruff: disable[ASYNC109, D101, D102]
+    class Connection(asyncpg.Connection):
+        async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str: ...
+        async def executemany(
+            self, command: str, args: Iterable[Sequence[Any]], *, timeout: float | None = None
+        ) -> None: ...
+        @overload  # type: ignore[override]
+        async def fetch(
+            self, query: str, *args: Any, timeout: float | None = None, record_class: None = None
+        ) -> list[Record]: ...
+        @overload
+        async def fetch(
+            self, query: str, *args: Any, timeout: float | None = None, record_class: type[RecordT]
+        ) -> list[RecordT]: ...
+        def fetch(self, *_: Any, **__: Any) -> Any: ...
+        @overload  # type: ignore[override]
+        async def fetchrow(
+            self, query: str, *args: Any, timeout: float | None = None, record_class: None = None
+        ) -> Record | None: ...
+        @overload
+        async def fetchrow(
+            self, query: str, *args: Any, timeout: float | None = None, record_class: type[RecordT]
+        ) -> RecordT | None: ...
+        def fetchrow(self, *_: Any, **__: Any) -> Any: ...
+        async def fetchval(
+            self, query: str, *args: Any, column: int | str = 0, timeout: float | None = None
+        ) -> Any: ...
+        def is_in_transaction(self) -> bool: ...
+
+    # ruff: enable[ASYNC109, D101, D102]
+    _PlainConnection = Connection
+else:
     Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
     """What work is given: a connection of asyncpg's, to the node that was chosen."""
     _PlainConnection = asyncpg.Connection

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import sys
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -97,11 +99,20 @@ async def open_connection(
     async with asyncio.timeout(address.numbers["connect_timeout"] or CONNECT_TIMEOUT_S):
         connection = await connect_to(address, application_name, NodeConnection, command_timeout_s)
         try:
-            await learn(connection)
+            with untraced():
+                await learn(connection)
         except BaseException:
             connection.terminate()  # closing it would wait for a server that may have fallen silent
             raise
     return connection
+
+
+def untraced() -> contextlib.AbstractContextManager[None]:
+    """Have the body's statements make no spans, if the process has OpenTelemetry's instrumentation."""
+    instrumentation = sys.modules.get("opentelemetry.instrumentation.utils")
+    suppressed: Callable[[], contextlib.AbstractContextManager[None]]
+    suppressed = getattr(instrumentation, "suppress_instrumentation", contextlib.nullcontext)
+    return suppressed()
 
 
 async def connect_to(

@@ -38,7 +38,7 @@ from rocket.routing.opening import IncarnationHistory, learn_where, open_connect
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rocket.routing.connection import Work
+    from rocket.routing.connection import Connection, Work
     from rocket.routing.limits import Limits, Place
 
 _LOOK_EVERY_S = 5.0
@@ -443,7 +443,7 @@ class Lease:
         HELD.set(self._held)
         self._pool.free(self._place)
 
-    async def __aenter__(self) -> asyncpg.pool.PoolConnectionProxy[asyncpg.Record]:
+    async def __aenter__(self) -> Connection:
         pool = self._pool
         if not self._has_queued:
             await self.queue()
@@ -464,7 +464,7 @@ class Lease:
             except NotAsObserved as error:
                 await self.__aexit__(None, error, None)
                 raise
-        return cast("asyncpg.pool.PoolConnectionProxy[asyncpg.Record]", self._lent)
+        return cast("Connection", self._lent)
 
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self, TypeVar, Unpack
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from rocket.consistency import Board, Freshness, Policy
 from rocket.dsn import Node
-from rocket.errors import Unavailable
+from rocket.errors import InvalidToken, Unavailable
 from rocket.routing.failures import REFUSED, NotAsObserved
 from rocket.routing.floors import SubjectLocks, check_floor_table
 from rocket.routing.limits import Limits
@@ -18,10 +20,10 @@ from rocket.routing.session import Session
 from rocket.routing.writes import Writes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from rocket.consistency import SessionToken, Tokens
-    from rocket.routing.answer import Answer, OnError, ReadOptions, WriteOptions
+    from rocket.routing.answer import Answer, OnEnd, OnError, ReadOptions, WriteOptions
     from rocket.routing.connection import Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.pool import NodePool
@@ -31,6 +33,8 @@ ResultT = TypeVar("ResultT")
 
 _IS_PRIMARY = "SELECT pg_current_wal_flush_lsn()"
 """Fails on a server that is not the primary."""
+
+_log = logging.getLogger("rocket.router")
 
 
 class Router:
@@ -55,6 +59,16 @@ class Router:
     ) -> None:
         self.board = nodes.board
         """The latest statuses: which node is the primary, and how far each replica is."""
+        self.on_read: list[OnEnd] = []
+        """Called at the end of each read, however it came here, with its answer or error and the time it took.
+
+        An error of what is called is logged, the first time, and hurts no read; so it is with the others, too.
+        """
+        self.on_write: list[OnEnd] = []
+        """Called at the end of each write."""
+        self.on_invalid_token: list[Callable[[InvalidToken], None]] = []
+        """Called with the `InvalidToken` that `session` raises; others reach `on_read` and `on_write`."""
+        self._failed_hooks: list[object] = []
         self._nodes = nodes
         self.limits = limits
         """How long reads and writes may take by default, and how many there may be."""
@@ -205,7 +219,15 @@ class Router:
         now or once the primary finds it foreign: for cookies, which a browser keeps sending. `freshness` is what
         its reads ask for that say nothing themselves.
         """
-        return Session(self, subject, token, lenient=lenient, freshness=freshness)
+        try:
+            return self._session_type(self, subject, token, lenient=lenient, freshness=freshness)
+        except InvalidToken as error:
+            self._call(self.on_invalid_token, error)
+            raise
+
+    @property
+    def _session_type(self) -> type[Session]:
+        return Session
 
     @property
     def left_alone(self) -> Mapping[str, str]:
@@ -261,7 +283,8 @@ class Router:
         raised as it is; `on_error` is as for `read`.
         """
         self._check_usable()
-        return await self._writes.write(work, subject, token, on_error, options)
+        writing = self._writes.write(work, subject, token, on_error, options)
+        return await (self._with_hooks(writing, self.on_write) if self.on_write else writing)
 
     async def read(
         self,
@@ -286,4 +309,25 @@ class Router:
         those that the session has. A `Session` does this by itself.
         """
         self._check_usable()
-        return await self._reads.read(work, subject, token, on_error, options)
+        reading = self._reads.read(work, subject, token, on_error, options)
+        return await (self._with_hooks(reading, self.on_read) if self.on_read else reading)
+
+    async def _with_hooks(self, asked: Awaitable[Answer[ResultT]], hooks: Sequence[OnEnd]) -> Answer[ResultT]:
+        """Await a read or write, and call the hooks with how it ends."""
+        began = time.monotonic()
+        try:
+            answer = await asked
+        except BaseException as error:
+            self._call(hooks, error, time.monotonic() - began)
+            raise
+        self._call(hooks, answer, time.monotonic() - began)
+        return answer
+
+    def _call(self, hooks: Sequence[Callable[..., None]], *what: Any) -> None:
+        for hook in tuple(hooks):
+            try:
+                hook(*what)
+            except Exception:  # noqa: BLE001 - logged, the first time
+                if hook not in self._failed_hooks:
+                    self._failed_hooks.append(hook)
+                    _log.exception("what was registered with a router has failed, which is logged once: %r", hook)

@@ -180,8 +180,9 @@ class NodeWatch:
     async def observe(self, within_s: float | None = None) -> bool:
         """Publish the node's status, or remove it if it gives none; return whether it answered as a replica."""
         try:
-            async with asyncio.timeout(within_s):
-                is_replica = await (self._observe_as_writer() if self._elected else self._observe())
+            with opening.untraced():
+                async with asyncio.timeout(within_s):
+                    is_replica = await (self._observe_as_writer() if self._elected else self._observe())
         except Exception as error:  # noqa: BLE001 - one node never ends the observation of the others
             self.failure = error
             self._board.forget(self.name)
@@ -205,9 +206,10 @@ class NodeWatch:
     async def find_system(self, within_s: float) -> int | None:
         """Return the system identifier of the cluster that the node belongs to; None if it gives none."""
         try:
-            async with asyncio.timeout(within_s):
-                self._connection = self._connection or await self._connect()
-                return await self._connection.fetchval(_SYSTEM_ID, timeout=_ANSWER_TIMEOUT_S)  # type: ignore[no-any-return]
+            with opening.untraced():
+                async with asyncio.timeout(within_s):
+                    self._connection = self._connection or await self._connect()
+                    return await self._connection.fetchval(_SYSTEM_ID, timeout=_ANSWER_TIMEOUT_S)  # type: ignore[no-any-return]
         except Exception:  # noqa: BLE001 - `observe` finds the same, and says so
             self.close()
             return None

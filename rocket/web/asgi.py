@@ -10,7 +10,7 @@ from rocket.web.carriers import Carrier, Header
 from rocket.web.problems import FORESEEN, NOT_TO_BE_CACHED, Problem, problem_of, session_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from rocket import Router, Session
 
@@ -30,8 +30,17 @@ _BEGINNINGS = {"http.response.start", "websocket.accept"}
 _POLICY_VIOLATION = 1008
 
 
+def session_of(request: Mapping[str, Any]) -> Session:
+    """Return the session that `RocketMiddleware` gave to a request of Starlette or FastAPI, or to an ASGI scope.
+
+    It is `request.state.rocket`, with its type.
+    """
+    session: Session = request["state"]["rocket"]
+    return session
+
+
 class RocketMiddleware:
-    """Gives each request a `rocket.Session`: `request.state.rocket`, or `scope["state"]["rocket"]`.
+    """Gives each request a `rocket.Session`: `session_of(request)`, or `request.state.rocket`.
 
     The session's token arrives and leaves by `carrier` (default: `Header`), with every response to a request that
     has read or written, errors and streams included. The headers of a stream carry what was read before its first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import aiohttp
 import pytest
@@ -54,7 +54,7 @@ async def on_primary(cluster: LocalCluster) -> AsyncIterator[Connection]:
     """Connect to the primary."""
     connection = await cluster.primary.connect(DATABASE)
     try:
-        yield connection
+        yield cast("Connection", connection)
     finally:
         await connection.close()
 

@@ -8,11 +8,12 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from rocket import Answer, Limits, OutcomeUnknown, Policy, Reason, Role, Router, Unavailable
 from rocket.consistency import Board, Epoch
@@ -21,6 +22,7 @@ from rocket.lab.shutdown import background
 from rocket.metrics import RouterMetrics
 from rocket.metrics.router import BOUNDS_S, Tally, as_histogram
 from rocket.routing.observer import Observer
+from tests.metrics.test_files import PROMTOOL, promtool
 from tests.support.races import write_ride
 from tests.support.servers import dsns, paused, until
 
@@ -42,7 +44,7 @@ class Watched:
     async def read(self, email: str, answer: Answer[Any] | None = None) -> Answer[int]:
         """Read for a session that brings the token of an earlier answer."""
         token = None if answer is None else answer.token
-        return await self.metrics.read(self.router.read(_one, subject=email, token=token))
+        return await self.router.read(_one, subject=email, token=token)
 
     def seen(self, name: str, **labels: str) -> float | None:
         """Return one sample; None if it is not there."""
@@ -130,15 +132,16 @@ async def test_rejected_reads_are_counted_apart_from_those_without_a_node(
     [(None, "committed"), (OutcomeUnknown, "unknown"), (Unavailable, "unavailable"), (ValueError, "failed")],
 )
 async def test_a_write_is_counted_by_how_it_ends(
-    watched: Watched, error: type[Exception] | None, outcome: str
+    watched: Watched, email: str, error: type[Exception] | None, outcome: str
 ) -> None:
     """What it raises is raised as it is."""
-    with contextlib.ExitStack() as stack:
+
+    async def work(_primary: Connection) -> None:
         if error is not None:
-            stack.enter_context(pytest.raises(error))
-        with watched.metrics.write():
-            if error is not None:
-                raise error
+            raise error
+
+    with contextlib.nullcontext() if error is None else pytest.raises(error):
+        await watched.router.write(work, subject=email)
     outcomes = ("committed", "failed", "unknown", "unavailable")
     assert {each: int(each == outcome) for each in outcomes} == {
         each: watched.seen("rocket_writes_total", outcome=each) for each in outcomes
@@ -182,20 +185,83 @@ async def test_promotions_are_counted(watched: Watched) -> None:
     assert watched.seen("rocket_epoch_changes_total") == 2
 
 
-async def test_a_registry_takes_one_router_only(watched: Watched) -> None:
-    """Two would report the same figures twice, without saying whose they are."""
-    with pytest.raises(ValueError, match="rocket_reads"):
-        RouterMetrics(watched.router, registry=watched.registry)
+async def test_routers_share_a_registry_by_names(watched: Watched, cluster: LocalCluster, email: str) -> None:
+    """Each metric is there once, with the samples of each; what has no name cannot be told from others."""
+    with pytest.raises(ValueError, match="name of its own"):
+        RouterMetrics(watched.router, registry=watched.registry, name="users")
+    assert 1 == len(watched.router.on_read)  # what was refused is gone
+    watched.metrics.unregister()
+    assert "" == generate_latest(watched.registry).decode()
+    async with await Router.open(dsns(cluster), UserFloors(), watched.router.board) as other:
+        first, second = (
+            RouterMetrics(router, registry=watched.registry, name=name)
+            for router, name in ((watched.router, "users"), (other, "notes"))
+        )
+        for taken in ("notes", None):
+            with pytest.raises(ValueError, match="name of its own"):
+                RouterMetrics(other, registry=watched.registry, name=taken)
+        for router in (watched.router, other, other):
+            await router.session(email).write(_one)
+        written = {
+            name: watched.seen("rocket_writes_total", outcome="committed", router=name)
+            for name in ("users", "notes")
+        }
+        text = generate_latest(watched.registry).decode()
+        first.unregister()
+        assert watched.seen("rocket_writes_total", outcome="committed", router="users") is None
+        assert watched.seen("rocket_writes_total", outcome="committed", router="notes") == 2
+        second.unregister()
+        RouterMetrics(other, registry=watched.registry)
+    assert {"users": 1, "notes": 2} == written
+    assert 1 == text.count("# TYPE rocket_reads_total counter")
+    assert 1 == text.count("\nrocket_build_info{")
+    if PROMTOOL is not None:
+        promtool("check", "metrics", stdin=text)
 
 
-def test_most_reads_are_counted_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hook_that_fails_hurts_no_read(
+    watched: Watched, email: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged once, and the hooks after it are called as before."""
+    calls: list[tuple[Answer[Any] | BaseException, float]] = []
+
+    def fails(_ended: Answer[Any] | BaseException, _took_s: float) -> None:
+        raise RuntimeError("on purpose")
+
+    await write_ride(watched.router, email)
+    watched.router.on_read += [fails, lambda ended, took_s: calls.append((ended, took_s))]
+    answers = [await watched.router.read(_one, subject=email) for _ in range(3)]
+    assert answers == [ended for ended, _ in calls]
+    assert all(0 < took_s < 60 for _, took_s in calls)
+    assert 1 == sum("on purpose" in str(record.exc_info) for record in caplog.records)
+
+
+async def test_a_read_that_fails_by_itself_is_counted(watched: Watched, email: str) -> None:
+    """An error of work, and a read that is cancelled: neither was answered, and neither is a node's fault."""
+
+    async def wrong(node: Connection) -> None:
+        await node.fetchval("SELECT 1 / 0")
+
+    await write_ride(watched.router, email)
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await watched.router.session(email).read(wrong)
+    reading = asyncio.ensure_future(watched.router.session(email).read(lambda node: node.execute("SELECT 1")))
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert watched.seen("rocket_reads_failed_total") == 2
+    assert {} == watched.metrics.reads()
+
+
+def test_most_reads_are_counted_like_the_others() -> None:
     """The short way of those that were caught up leads to the same figures."""
     router: Any = type("Router", (), {"board": Board(), "policy": Policy(), "pools": []})()
     router.primary_reads_waiting = 0
+    router.on_read, router.on_write, router.on_invalid_token = [], [], []
     metrics = RouterMetrics(router, registry=CollectorRegistry())
-    monkeypatch.setattr(time, "monotonic", lambda: 100.002)
     for reason in (Reason.CAUGHT_UP, Reason.RETRIED, Reason.CAUGHT_UP):
-        metrics.count_read(Answer(None, "replica0", Role.REPLICA, reason), 100.0)
+        router.on_read[0](Answer(None, "replica0", Role.REPLICA, reason), 0.002)
     assert metrics.reads() == {
         ("replica0", Role.REPLICA, Reason.CAUGHT_UP): 2,
         ("replica0", Role.REPLICA, Reason.RETRIED): 1,

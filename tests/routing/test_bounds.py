@@ -164,7 +164,7 @@ async def test_read_that_cannot_be_bounded_ties_the_session_to_its_replica(
 class DoesNotStream:
     """A connection to a replica whose upstream is away."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Any) -> None:
         self._connection = connection
 
     async def fetchval(self, query: str) -> object:

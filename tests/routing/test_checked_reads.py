@@ -75,7 +75,7 @@ class Session:
             row = await node.fetchrow(SELECT_RIDE, self.email, self.ride_id)
             return row is not None and row["id"] is not None
 
-        answer = await self.router.read(work, subject=self.email, token=self.token)  # type: ignore[arg-type]
+        answer = await self.router.read(work, subject=self.email, token=self.token)
         self.token = answer.token
         return answer
 
@@ -240,7 +240,7 @@ async def test_without_a_pooler_statements_stay_prepared(cluster: LocalCluster, 
             await node.fetchval(prepared)
             return int(await node.fetchval(prepared))
 
-        answer = await session.router.read(work, subject=email)  # type: ignore[arg-type]
+        answer = await session.router.read(work, subject=email)
         assert answer.value > 0
 
 
@@ -326,7 +326,7 @@ async def test_through_pgpool_nothing_is_read_or_written(cluster: LocalCluster, 
 
                     for _ in range(10):
                         try:
-                            seen.add((await session.router.read(look, subject=email)).value)  # type: ignore[arg-type]
+                            seen.add((await session.router.read(look, subject=email)).value)
                         except Unavailable as error:
                             seen.add("refused" if "pgpool-II answers at its address" in str(error) else str(error))
                     assert {"refused"} == seen

@@ -88,10 +88,10 @@ def adding(table: str) -> Callable[[Connection], Awaitable[int]]:
     return add
 
 
-def counting(table: str) -> Callable[[Connection], Awaitable[int]]:
+def counting(table: str) -> Callable[[asyncpg.Connection[asyncpg.Record]], Awaitable[int]]:
     """Return work that counts the rows."""
 
-    async def count(db: Connection) -> int:
+    async def count(db: asyncpg.Connection[asyncpg.Record]) -> int:
         found: int = await db.fetchval(f"SELECT count(*)::int FROM {table}")  # noqa: S608 - our own
         return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import pytest_asyncio
@@ -94,7 +94,7 @@ async def test_what_was_written_in_an_epoch_that_is_unknown_here_may_be_lost(
     epoch = await own_epoch(opened.session("ann"))
     timeline, _, name = epoch.partition("-")
     unknown = SessionToken.parse(f"1~{timeline}-eeeeeeeeee~0/1~0/1")
-    admin = await cluster.primary.connect(DATABASE)
+    admin = cast("Connection", await cluster.primary.connect(DATABASE))
     # As if the current epoch were the next one, in a transaction that no observer sees: it would name another one.
     as_if = admin.transaction()
     await as_if.start()

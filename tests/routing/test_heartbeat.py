@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -36,7 +36,7 @@ async def on(node: Node) -> AsyncIterator[Connection]:
     """Connect to a node as its superuser."""
     connection = await node.connect(DATABASE)
     try:
-        yield connection
+        yield cast("Connection", connection)
     finally:
         connection.terminate()
 

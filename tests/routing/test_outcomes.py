@@ -49,7 +49,7 @@ class Stage:
         """Return a session from before the row was deleted."""
         return self.ahead.session("ann", self._token)
 
-    async def shown(self, db: Connection) -> int:
+    async def shown(self, db: asyncpg.Connection[Any]) -> int:
         """Return how many rows there are."""
         found: int = await db.fetchval(f"SELECT count(*)::int FROM {self.table}")  # noqa: S608
         return found

@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import subprocess
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import pytest_asyncio
@@ -58,7 +58,7 @@ class Notes:
     def __init__(self) -> None:
         self.table = f"notes_{secrets.token_hex(4)}"
 
-    async def make(self, db: Connection) -> None:
+    async def make(self, db: asyncpg.Connection[Any]) -> None:
         """Make the table, for everybody."""
         await db.execute(f"CREATE TABLE {self.table} (id int)")
         await db.execute(f"GRANT ALL ON {self.table} TO PUBLIC")

@@ -49,9 +49,7 @@ def build_app(
     app = web.Application(
         middlewares=[
             *([log_requests] if request_ids else []),
-            answer_problems(
-                metrics.count_refused_token, admission.bounds.request_s, known_hosts_only(allowed_hosts)
-            ),
+            answer_problems(admission.bounds.request_s, known_hosts_only(allowed_hosts)),
         ],
         client_max_size=MAX_BODY_BYTES,
     )

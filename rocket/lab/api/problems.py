@@ -80,13 +80,10 @@ def wrong_idempotency_key(longest: int) -> Problem:
     return Problem(HTTPStatus.BAD_REQUEST, f"Idempotency-Key must be 1 to {longest} printable characters.")
 
 
-def answer_problems(
-    count_refused_token: Callable[[], None], timeout_s: float, check_host: Callable[[web.Request], None]
-) -> Middleware:
+def answer_problems(timeout_s: float, check_host: Callable[[web.Request], None]) -> Middleware:
     """Return a middleware that answers errors in JSON; an unexpected one is a 500, and logged with a traceback.
 
-    A request that takes longer than `timeout_s` is cut off. `count_refused_token` is called for each session token
-    that is invalid, `check_host` for each request.
+    A request that takes longer than `timeout_s` is cut off. `check_host` is called for each request.
     """
 
     @web.middleware
@@ -101,7 +98,6 @@ def answer_problems(
             response = _problem_of(error, request).response()
         except InvalidToken as error:
             _log.info("%s: %s", _request_line(request), error)
-            count_refused_token()
             response = Problem(
                 HTTPStatus.BAD_REQUEST, "The session token in Rocket-Session is invalid."
             ).response()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +13,7 @@ from rocket import READ_BOUND, Role, Unavailable, report_read_bound
 from rocket.lab.api import parameters
 from rocket.lab.api.problems import invalid_credentials, key_used_otherwise, not_found, wrong_idempotency_key
 from rocket.lab.api.recorder import Asked, recorded, started
-from rocket.lab.api.status import METRICS, ROUTER
+from rocket.lab.api.status import ROUTER
 from rocket.lab.comparison import Routing
 from rocket.web.aiohttp import SESSION
 
@@ -79,19 +78,18 @@ async def create(request: web.Request) -> web.Response:
         raise wrong_idempotency_key(_LONGEST_KEY)
     distance = parameters.distance(await parameters.body_parameter(request, "distance"))
 
-    async def insert(primary: Connection) -> Record | None:
+    async def insert(primary: Connection) -> Record:
         ride = await primary.fetchrow(INSERT_RIDE, email, distance, key)
-        if ride is not None or key is None:
-            return ride
-        earlier = await primary.fetchrow(_SELECT_RIDE_BY_KEY, email, key)
-        if earlier is not None and earlier["distance"] != distance:
-            raise key_used_otherwise()
-        return earlier
-
-    with request.app[METRICS].write(), recorded(request, Asked.WRITE, distance):
-        ride = await session.write(insert)
+        if ride is None and key is not None:
+            ride = await primary.fetchrow(_SELECT_RIDE_BY_KEY, email, key)
         if ride is None:
             raise invalid_credentials()
+        if ride["distance"] != distance:
+            raise key_used_otherwise()
+        return ride
+
+    with recorded(request, Asked.WRITE, distance):
+        ride = await session.write(insert)
     return _response(_as_json(ride), HTTPStatus.CREATED)
 
 
@@ -139,16 +137,14 @@ async def page(request: web.Request) -> web.Response:
 async def _read(
     app: web.Application, request: web.Request, work: Work[ResultT | None], asked: Asked, detail: object
 ) -> tuple[ResultT, Answer[ResultT]]:
-    """Read in the request's session, and count and record it; `work` returns None if it finds no such user."""
-    metrics, session = app[METRICS], request[SESSION]
+    """Read in the request's session, and record it; `work` returns None if it finds no such user."""
+    session = request[SESSION]
     record = started(app, session, asked, detail)
-    began = time.monotonic()
     try:
         found = await session.read(work)
         if found is None and _last_of(session).role is Role.REPLICA:
             session, found = await _confirmed(request, session, work)
     except Unavailable as error:
-        metrics.count_refused_read(error)
         if record is not None:
             record.end(session, error)
         raise
@@ -158,7 +154,6 @@ async def _read(
             record.end(session, unknown)
         raise unknown
     answer = _last_of(session)
-    metrics.count_read(answer, began)
     if record is not None:
         record.end(session)
     return found, answer

@@ -11,7 +11,6 @@ from rocket import FORCE_FLUSH, Lsn
 from rocket.lab.api import parameters
 from rocket.lab.api.problems import invalid_credentials, missing_credentials
 from rocket.lab.api.recorder import Asked, recorded
-from rocket.lab.api.status import METRICS
 from rocket.web.aiohttp import SESSION
 
 if TYPE_CHECKING:
@@ -116,6 +115,6 @@ async def create(request: web.Request) -> web.Response:
             return user_id, HTTPStatus.CREATED
         return await primary.fetchval(SELECT_USER, email), HTTPStatus.OK
 
-    with request.app[METRICS].write(), recorded(request, Asked.JOIN, None):
+    with recorded(request, Asked.JOIN, None):
         user_id, status = await session.write(insert)
     return web.json_response({"email": email, "id": user_id}, status=status)

@@ -39,7 +39,6 @@ from rocket.routing.heartbeat import WRITERS_LOCK
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from rocket import Connection
     from rocket.cluster.cluster import LocalCluster
     from rocket.cluster.node import Node
     from rocket.lab.torture.clients import Clients
@@ -402,7 +401,7 @@ class TableState(NamedTuple):
     """The transaction of the last write; None while it is empty."""
 
 
-async def table_state(primary: Connection) -> TableState:
+async def table_state(primary: asyncpg.Connection[Any]) -> TableState:
     """Return the state of the table of statuses."""
     row = await primary.fetchrow(_TABLE_STATE, WRITERS_LOCK)
     assert row is not None  # noqa: S101 - it has no FROM
@@ -410,7 +409,7 @@ async def table_state(primary: Connection) -> TableState:
     return TableState(int(process) if process.isdecimal() else None, row["written"])
 
 
-async def wait_for_takeover(primary: Connection, before: TableState) -> float | None:
+async def wait_for_takeover(primary: asyncpg.Connection[Any], before: TableState) -> float | None:
     """Wait until a process other than the writer of `before` has written the table; return the seconds it took.
 
     None if none did in time.
