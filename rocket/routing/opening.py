@@ -141,7 +141,7 @@ async def connect_to(
     else:
         with _without_its_text("connect"):
             connection = cast("asyncpg.Connection[Any]", await node.connect(address.dsn, **options))
-    if not isinstance(connection, kind):
+    if kind not in type(connection).__mro__:  # for asyncpg's metaclass each connection is an instance of any class
         if isinstance(connection, asyncpg.Connection):
             connection.terminate()
         raise ConnectionError("the node's `connect` returned no connection of the `connection_class` it was given")

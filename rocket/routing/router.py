@@ -211,7 +211,7 @@ class Router:
         replicas: int = 1,
         timeout: float = 10.0,  # noqa: ASYNC109 - the word that asyncpg has for it
     ) -> None:
-        """Return once the primary answers, and so many replicas may serve and have a connection.
+        """Return once the primary answers, and that number of replicas may serve and have a connection.
 
         `primaries` is 0 where only replicas are waited for. Raise `TimeoutError` if that takes longer than
         `timeout` seconds: it says what is missing, and why.
