@@ -68,6 +68,7 @@ class Nodes:
         self.on_open: list[Callable[[], None]] = []
         """Called when a connection was opened in the background."""
         board.on_new_role.append(self._drop)
+        board.on_status.append(self._warm_again)
 
     @classmethod
     async def open(
@@ -120,6 +121,11 @@ class Nodes:
         for pool in self.pools:
             pool.warm_up()
 
+    def _warm_again(self, status: ReplicaStatus | PrimaryStatus) -> None:
+        """Keep connections ready to a node that was dropped, now that it may serve in its new role."""
+        if self._is_warm and (pool := self._pools.get(status.name)) is not None:
+            pool.warm_up()
+
     async def remove(self, name: str) -> None:
         """Remove a node; what runs there is finished. Raise `KeyError` if there is none of that name."""
         pool = self._pools.pop(name)
@@ -138,6 +144,7 @@ class Nodes:
     async def close(self) -> None:
         """Close every connection."""
         self.board.on_new_role.remove(self._drop)
+        self.board.on_status.remove(self._warm_again)
         await asyncio.gather(*(pool.close(self._limits.close_s) for pool in self.pools))
 
     @property

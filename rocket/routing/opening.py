@@ -137,10 +137,10 @@ async def connect_to(
     if node.password is not None:
         options["password"] = await _password_of(node.password)
     if node.connect is None:
-        connection = await asyncpg.connect(address.dsn, **options)
+        connection = cast("ConnectionT", await asyncpg.connect(address.dsn, **options))
     else:
         with _without_its_text("connect"):
-            connection = cast("asyncpg.Connection[Any]", await node.connect(address.dsn, **options))
+            connection = cast("ConnectionT", await node.connect(address.dsn, **options))
     if kind not in type(connection).__mro__:  # for asyncpg's metaclass each connection is an instance of any class
         if isinstance(connection, asyncpg.Connection):
             connection.terminate()

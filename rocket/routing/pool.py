@@ -16,14 +16,7 @@ import asyncpg
 
 from rocket.dsn import Node
 from rocket.errors import describe
-from rocket.routing.connection import (
-    NodeConnection,
-    OwnedTasks,
-    answered,
-    discard,
-    runs_on,
-    speaks_of_connection,
-)
+from rocket.routing.connection import NodeConnection, OwnedTasks, answered, discard, runs_on, speaks_of_connection
 from rocket.routing.failures import REFUSED, NotAsObserved, OwnError, StatementsOutdated, may_be_outdated
 from rocket.routing.limits import HELD, CapacityLimiter
 from rocket.routing.opening import IncarnationHistory, learn_where, open_connection, outlast
@@ -97,6 +90,7 @@ class NodePool:
 
     def drop(self) -> None:
         """Terminate every connection, those in use included: the node is not what it was when they were opened."""
+        self._warm = 0
         for connection in list(self._connections):
             connection.terminate()
         self._connections.clear()
@@ -149,10 +143,11 @@ class NodePool:
             await self._init(connection)
 
     def warm_up(self) -> None:
-        """Keep as many connections open from now on as `Limits.warm` says, in the background."""
-        self._warm = min(self._limits.warm, self.limiter.width)
-        for _ in range(self._cold):
-            self._open_another()
+        """Keep as many connections open as `Limits.warm` says, in the background, until they are dropped."""
+        if not self._warm:
+            self._warm = min(self._limits.warm, self.limiter.width)
+            for _ in range(self._cold):
+                self._open_another()
 
     def want_one(self) -> None:
         """Open a connection in the background unless there is one, or will be."""
@@ -179,8 +174,8 @@ class NodePool:
         if error is None:
             self._refusing.pop(self.name, None)
             self._keep(opening.result())
-            for _ in range(self._cold):
-                self._open_another()
+            if self._cold:
+                self._open_later()
             if self._on_open is not None:
                 self._on_open()
             return
@@ -218,10 +213,10 @@ class NodePool:
     def _probe(self) -> None:
         self._probe_timer = None
         why = self._refusing.get(self.name)
-        if not self._openings and (why is not None or self._cold):
+        for _ in range(self._cold if why is None else not self._openings):  # of those refused one is enough
             self._open_another()
-            if why is not None and not self._openings:  # all that there may be are open
-                self._note_refused(why)
+        if why is not None and not self._openings:  # all that there may be are open
+            self._note_refused(why)
 
     def _keep(self, connection: NodeConnection) -> None:
         """Hand a connection to the first who waits for one, or have it wait for its next use."""

@@ -283,7 +283,7 @@ async def test_tls_with_a_context(system_cluster: LocalCluster, tmp_path: Path) 
             in_tls = (
                 "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND datname = $1"
             )
-            assert await admin.fetchval(in_tls, DATABASE) == 2  # the pool's, and the observer's
+            assert await admin.fetchval(in_tls, DATABASE) >= 2  # the pool's, and the observer's
         with pytest.raises(ssl.SSLCertVerificationError):
             await connect(Node(dsn, ssl=ssl.create_default_context()))
     finally:
@@ -444,6 +444,7 @@ async def test_roles_of_hosts_are_found_and_followed(unsupervised: LocalCluster)
         await router.wait_ready(replicas=0)
         await session.write(one)
         assert session.last.node == f"127.0.0.1-{cluster.node('replica0').port}"
+        await until(lambda: [True, False] == [router.pools[place].has_idle for place in (1, 2)])
 
 
 async def test_an_address_of_several_hosts_may_be_that_of_one_node(cluster: LocalCluster) -> None:
@@ -530,7 +531,7 @@ async def test_a_primary_that_lets_no_more_in_is_not_ready(cluster: LocalCluster
 
 
 async def test_warm_connections_are_opened_again_when_they_end(cluster: LocalCluster) -> None:
-    """In the background, before anybody needs them, also after the node took another role."""
+    """In the background, before they are needed; not once they were dropped, until the node may serve again."""
     pool = NodePool("primary", dsns(cluster)["primary"], Limits(warm=3))
     pool.warm_up()
     await until(lambda: pool.idle == 3)
@@ -548,7 +549,9 @@ async def test_warm_connections_are_opened_again_when_they_end(cluster: LocalClu
     async with pool.lease() as connection:
         assert connection.get_server_pid() != first
     pool.drop()
+    await asyncio.sleep(0.2)
     assert pool.idle == 0
+    pool.warm_up()
     await until(lambda: pool.idle == 3)
     await pool.close(1)
     await asyncio.sleep(0.2)
