@@ -139,7 +139,7 @@ async def connect_to(
     if node.connect is None:
         connection = cast("ConnectionT", await asyncpg.connect(address.dsn, **options))
     else:
-        with _without_its_text("connect"):
+        with _without_its_text("connect", but=_OF_ASYNCPG):
             connection = cast("ConnectionT", await node.connect(address.dsn, **options))
     if kind not in type(connection).__mro__:  # for asyncpg's metaclass each connection is an instance of any class
         if isinstance(connection, asyncpg.Connection):
@@ -153,6 +153,10 @@ async def connect_to(
     return connection
 
 
+_OF_ASYNCPG = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""Errors whose texts are the server's, or asyncpg's own."""
+
+
 async def _password_of(given: str | Callable[[], str | Awaitable[str]]) -> str:
     with _without_its_text("password"):
         password = given() if callable(given) else given
@@ -164,11 +168,11 @@ async def _password_of(given: str | Callable[[], str | Awaitable[str]]) -> str:
 
 
 @contextlib.contextmanager
-def _without_its_text(what: str) -> Iterator[None]:
+def _without_its_text(what: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Make an error of a node's own function the node's failure, without its text, which may hold a secret."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+    except but:
         raise
     except (Exception, asyncio.CancelledError) as error:
         task = asyncio.current_task()

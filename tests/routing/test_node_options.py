@@ -331,6 +331,10 @@ async def test_what_a_hook_does_wrong_is_the_nodes_failure(cluster: LocalCluster
     async def elsewhere(dsn: str, **options: Any) -> object:
         return await asyncpg.connect(dsn, database="nowhere", **options)
 
+    async def fails_elsewhere() -> str:  # a store of passwords in Postgres, say
+        await asyncpg.connect(dsn, database="nowhere")
+        return ""
+
     with pytest.raises(ConnectionError, match="no connection of the `connection_class`"):
         await connect(Node(dsn, connect=of_another_class))
     assert plain[0].is_closed()
@@ -339,6 +343,8 @@ async def test_what_a_hook_does_wrong_is_the_nodes_failure(cluster: LocalCluster
     assert caught.value.__cause__ is None
     with pytest.raises(asyncpg.InvalidCatalogNameError):
         await connect(Node(dsn, connect=elsewhere))
+    with pytest.raises(ConnectionError, match=r"`password` has failed: InvalidCatalogNameError$"):
+        await connect(Node(dsn, password=fails_elsewhere))
     with pytest.raises(ConnectionError, match="`password` has failed: TypeError"):
         await connect(Node(dsn, password=lambda: None))  # type: ignore[arg-type,return-value]
 
