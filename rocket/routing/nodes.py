@@ -65,6 +65,7 @@ class Nodes:
         self._pools: dict[str, NodePool] = {}
         self._refusing: dict[str, str] = {}
         self._is_warm = False
+        self._dropped: set[str] = set()
         self.on_open: list[Callable[[], None]] = []
         """Called when a connection was opened in the background."""
         board.on_new_role.append(self._drop)
@@ -123,8 +124,10 @@ class Nodes:
 
     def _warm_again(self, status: ReplicaStatus | PrimaryStatus) -> None:
         """Keep connections ready to a node that was dropped, now that it may serve in its new role."""
-        if self._is_warm and (pool := self._pools.get(status.name)) is not None:
-            pool.warm_up()
+        if status.name in self._dropped:
+            self._dropped.discard(status.name)
+            if self._is_warm and (pool := self._pools.get(status.name)) is not None:
+                pool.warm_up()
 
     async def remove(self, name: str) -> None:
         """Remove a node; what runs there is finished. Raise `KeyError` if there is none of that name."""
@@ -194,6 +197,7 @@ class Nodes:
     def _drop(self, name: str) -> None:
         if (pool := self._pools.get(name)) is not None:
             pool.drop()
+            self._dropped.add(name)
 
     # --- replicas ---
 

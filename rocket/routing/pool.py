@@ -144,10 +144,9 @@ class NodePool:
 
     def warm_up(self) -> None:
         """Keep as many connections open as `Limits.warm` says, in the background, until they are dropped."""
-        if not self._warm:
-            self._warm = min(self._limits.warm, self.limiter.width)
-            for _ in range(self._cold):
-                self._open_another()
+        self._warm = min(self._limits.warm, self.limiter.width)
+        for _ in range(self._cold):
+            self._open_another()
 
     def want_one(self) -> None:
         """Open a connection in the background unless there is one, or will be."""
