@@ -8,15 +8,16 @@ from __future__ import annotations
 import functools
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from rocket.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from ssl import SSLContext
 
 PRIMARY = "primary"
 """The name of the node that is given as the primary; the node keeps it when its role changes."""
@@ -73,7 +74,11 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node: where it is, and how much of the reads it is to take as a replica."""
+    """A node: where it is, how connections to it are opened, and how many reads it is to take as a replica.
+
+    Whatever fails in opening a connection is the node's failure: reads go elsewhere. Of what `password` and
+    `connect` raise only the kind is repeated, since the text may hold a secret.
+    """
 
     dsn: str = field(repr=False)
     """Its address, which may hold a password."""
@@ -81,9 +86,24 @@ class Node:
     """Where it is in the network: reads prefer replicas of the zone that `Policy.zone` names."""
     weight: float = 1.0
     """How much of the reads it takes compared to others; 0: none, it is there to become the primary."""
+    password: str | Callable[[], str | Awaitable[str]] | None = field(default=None, repr=False)
+    """In place of the DSN's; a function, or a coroutine function, is called anew for each connection: for tokens
+    that expire. It must not block."""
+    ssl: SSLContext | str | bool | None = None
+    """What `asyncpg.connect` takes as `ssl`, in place of the DSN's `sslmode`."""
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    """The server's settings in each session, as `search_path` or `statement_timeout`; what work sets in their
+    place does not last."""
+    connect: Callable[..., Awaitable[object]] | None = None
+    """Opens a connection in place of `asyncpg.connect`, and is given what that would be: the DSN, and keyword
+    arguments, among them the `connection_class` that the connection must be of."""
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for a weight that is none."""
+        """Raise `ValueError` for a weight that is none, and for settings that are no text."""
+        object.__setattr__(self, "settings", dict(self.settings))
+        for name, value in self.settings.items():
+            if not all(isinstance(each, str) for each in (name, value)):
+                raise ValueError(f"has a setting, {name}, that is no text")
         if not 0 <= self.weight <= _MOST_WEIGHT:
             raise ValueError(f"has a weight that is not between 0 and {_MOST_WEIGHT}")
 
@@ -91,6 +111,20 @@ class Node:
     def of(cls, given: str | Node) -> Node:
         """Return the node that is given, maybe by nothing but its DSN."""
         return given if isinstance(given, Node) else cls(given)
+
+    @classmethod
+    def by_name(cls, given: str | Node | Mapping[str, str | Node]) -> dict[str, Node]:
+        """Return nodes by name; of one address with several hosts, each host is a node.
+
+        Raise `ValueError` as `nodes_from_hosts` does.
+        """
+        if isinstance(given, (str, Node)):
+            node = cls.of(given)
+            try:
+                return {name: replace(node, dsn=dsn) for name, dsn in nodes_from_hosts(node.dsn).items()}
+            except ValueError as error:
+                raise ValueError(f"the nodes' address {error}") from None
+        return {name: cls.of(node) for name, node in given.items()}
 
 
 _MOST_WEIGHT = 1000
@@ -123,6 +157,12 @@ def read_dsn(text: str) -> Address:
 
 def parse_dsn(text: str) -> str:
     """Read a DSN; raise `ValueError` if it is none."""
+    _check_form(text)
+    read_dsn(text)
+    return text
+
+
+def _check_form(text: str) -> None:
     try:
         parts = urlsplit(text)
         usable = parts.scheme in _SCHEMES and "://" in text and _is_whole(parts)
@@ -130,8 +170,6 @@ def parse_dsn(text: str) -> str:
         usable = False
     if not usable or re.search(r"[\s\0#]", text):
         raise ValueError(f"must be {_LIKE}, with special characters (/, #, ?, @, spaces) as %XX")
-    read_dsn(text)
-    return text
 
 
 def check_files(text: str) -> None:
@@ -149,6 +187,51 @@ def _is_whole(parts: SplitResult) -> bool:
     if parts.query:
         parse_qsl(parts.query, strict_parsing=True)
     return all(urlsplit(f"//{host}").port != 0 for host in hosts.split(","))
+
+
+_OF_ONE_CONNECTION = {"host", "port", "target_session_attrs", "load_balance_hosts"}
+"""The parameters that say which one of several hosts a connection is to lead to: rocket uses them all."""
+
+
+def nodes_from_hosts(text: str) -> dict[str, str]:
+    """Return the DSNs of nodes by name, one for each host of a DSN as libpq has it: `postgresql://h1,h2:5433/app`.
+
+    A node is named after its host: with `-` in place of what a name cannot hold, and, where several are on one
+    host, of its port as well. Raise `ValueError`, which never repeats the DSN.
+    """
+    _check_form(text)
+    parts = urlsplit(text)
+    query = dict(parse_qsl(parts.query))
+    user, at, in_front = parts.netloc.rpartition("@")
+    hosts = [unquote(host) for host in in_front.split(",")] if in_front else query.get("host", "").split(",")
+    ports = query.get("port", "").split(",")
+    if not all(hosts):
+        raise ValueError("must name each host, for each to be a node")
+    if len(ports) not in {1, len(hosts)}:
+        raise ValueError("must have one port, or one for each host")
+    places = [
+        (host, port or own)
+        for (host, own), port in zip(map(_divide, hosts), ports * (len(hosts) // len(ports)), strict=True)
+    ]
+    query = {name: value for name, value in query.items() if name not in _OF_ONE_CONNECTION}
+    nodes: dict[str, str] = {}
+    for host, port in places:
+        is_alone = [other for other, _ in places].count(host) == 1
+        name = re.sub("[^A-Za-z0-9_.-]+", "-", host if is_alone else f"{host}-{port}").strip("-")
+        if not NODE_NAME.fullmatch(name):
+            raise ValueError(f"has a host that makes no name ({NODE_NAME_RULE}): give each node one of its own")
+        there = f"[{host}]" if ":" in host else quote(host, safe="")
+        netloc = f"{user}{at}{there}{port and f':{port}'}"
+        _put(nodes, name, urlunsplit(parts._replace(netloc=netloc, query=urlencode(query, quote_via=quote))))
+    return nodes
+
+
+def _divide(host: str) -> tuple[str, str]:
+    """Return a host, which may be the directory of a socket or an IPv6 address in brackets, and its port."""
+    match = re.fullmatch(r"(/.*|\[.*\]|[^:]*)(?::([0-9]+))?", host)
+    if match is None:
+        raise ValueError("must have IPv6 addresses in brackets, and ports that are numbers")
+    return match[1].strip("[]"), match[2] or ""
 
 
 def parse_replicas(texts: str | Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -199,9 +282,16 @@ def nodes_from_environment(environment: Mapping[str, str] = os.environ) -> dict[
     """Return the DSNs of nodes by name, as `rocket.Router.open` takes them.
 
     ROCKET_PRIMARY holds the DSN of the node named "primary", and ROCKET_REPLICAS those of others, each as
-    `NAME=DSN`, with spaces between them. Raise `InvalidSetting`, whose message quotes no DSN, since it may hold a
-    password.
+    `NAME=DSN`, with spaces between them. Or ROCKET_NODES holds one DSN with the hosts of all nodes, whatever
+    their roles are. Raise `InvalidSetting`, whose message quotes no DSN, since it may hold a password.
     """
+    if hosts := environment.get("ROCKET_NODES"):
+        if environment.get("ROCKET_PRIMARY") or environment.get("ROCKET_REPLICAS"):
+            raise InvalidSetting("ROCKET_NODES holds all nodes: leave out ROCKET_PRIMARY and ROCKET_REPLICAS")
+        try:
+            return nodes_from_hosts(hosts)
+        except ValueError as error:
+            raise InvalidSetting(f"ROCKET_NODES {error}") from None
     if not (primary := environment.get("ROCKET_PRIMARY")):
         raise InvalidSetting("ROCKET_PRIMARY must hold the DSN of the primary")
     variable = "ROCKET_PRIMARY"

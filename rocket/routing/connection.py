@@ -238,8 +238,24 @@ class NodeConnection(_PlainConnection):
                 self._end_busy()
                 raise
 
+    async def clear_session(self) -> None:
+        """Clear what a piece of work may have left behind.
+
+        A replica's connection holds something only if a statement's text has shown it, and one that only had
+        statements of ours holds nothing: that saves a round trip for each read (design fact F9).
+        """
+        clean = self.left_clean or self.to_replica or not self.direct
+        self.left_clean = self.cut_off = self.commits = False
+        if self.changed or not clean:
+            self.due_after(0)
+            await self.reset_session()
+            self.changed = False
+        if self.prepared:
+            self.prepared = set()
+        self.not_due()
+
     async def reset_session(self) -> None:
-        """Clear what work may have left behind, in one round trip; end the connection if that cannot be."""
+        """Do that in one round trip; end the connection if that cannot be."""
         query = _LOOK if not self.direct else _RESET_ON_REPLICA if self.to_replica else _RESET
         if self.read_only and not self.to_replica:
             query += _READ_ONLY

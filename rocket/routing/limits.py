@@ -32,7 +32,12 @@ class Limits:
     queue: int = 100
     """Waiters per node before further requests are rejected."""
     warm: int = 1
-    """Connections per node that are opened before they are needed, and not closed for want of use."""
+    """Connections per node that are kept open, in use or not: opened before they are needed, and again when one
+    ends. What asyncpg's pool calls `min_size`."""
+    idle_s: float = 300.0
+    """A connection beyond those is closed once it was not used for so long; 0: never."""
+    lifetime_s: float = 3600.0
+    """A connection is closed when it is given back so long after it was opened, since backends grow; 0: never."""
     primary_reads: int = 7
     """How many of the primary's connections reads may take: when all replicas lag, writes go on.
 

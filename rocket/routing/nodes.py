@@ -9,9 +9,9 @@ import logging
 import time
 from typing import TYPE_CHECKING, Self
 
-from rocket.consistency import NODE_NAME, timeline_of
+from rocket.consistency import NODE_NAME, Lsn, Reason, SessionToken, obstacle, timeline_of
 from rocket.dsn import check_files, parse_dsn
-from rocket.errors import Unavailable
+from rocket.errors import Unavailable, describe
 from rocket.routing.connection import discard, in_one_piece, unwrap
 from rocket.routing.epochs import check_epoch
 from rocket.routing.failures import NotAsObserved, Unanswered, describe_failures
@@ -65,7 +65,11 @@ class Nodes:
         self._pools: dict[str, NodePool] = {}
         self._refusing: dict[str, str] = {}
         self._is_warm = False
+        self._dropped: set[str] = set()
+        self.on_open: list[Callable[[], None]] = []
+        """Called when a connection was opened in the background."""
         board.on_new_role.append(self._drop)
+        board.on_status.append(self._warm_again)
 
     @classmethod
     async def open(
@@ -97,6 +101,7 @@ class Nodes:
             on_shared_address=lambda: self._distrust(name),
             init=self._init,
             refusing=self._refusing,
+            on_open=self._announce_open,
         )
         before = self._pools.get(name)
         self._pools[name] = pool
@@ -107,11 +112,22 @@ class Nodes:
             self.board.trust(name)
             await before.close(self._limits.attempt_s + self._limits.close_s)
 
+    def _announce_open(self) -> None:
+        for notify in self.on_open:
+            notify()
+
     def warm_up(self) -> None:
         """Open the connections that are kept ready, in the background, to later nodes as well."""
         self._is_warm = True
         for pool in self.pools:
             pool.warm_up()
+
+    def _warm_again(self, status: ReplicaStatus | PrimaryStatus) -> None:
+        """Keep connections ready to a node that was dropped, now that it may serve in its new role."""
+        if status.name in self._dropped:
+            self._dropped.discard(status.name)
+            if self._is_warm and (pool := self._pools.get(status.name)) is not None:
+                pool.warm_up()
 
     async def remove(self, name: str) -> None:
         """Remove a node; what runs there is finished. Raise `KeyError` if there is none of that name."""
@@ -131,6 +147,7 @@ class Nodes:
     async def close(self) -> None:
         """Close every connection."""
         self.board.on_new_role.remove(self._drop)
+        self.board.on_status.remove(self._warm_again)
         await asyncio.gather(*(pool.close(self._limits.close_s) for pool in self.pools))
 
     @property
@@ -154,9 +171,33 @@ class Nodes:
             return self._refusing
         return {name: why for name, why in self._refusing.items() if not self._pools[name].has_idle}
 
+    def is_open(self, name: str) -> bool:
+        """Return whether there is a connection to a node; if there is none, have one opened in the background."""
+        pool = self._pools[name]
+        pool.want_one()
+        return pool.is_open
+
+    def why_not_ready(self, name: str) -> str:
+        """Return what keeps a replica from serving reads; "" if nothing does."""
+        board, epoch, status = self.board, self.board.epoch, self.board.replica(name)
+        if (failure := self._failures().get(name)) is not None:
+            return describe(failure)
+        if status is None or epoch is None:
+            return board.refused.get(name, Reason.NO_STATUS)
+        if why := obstacle(status, SessionToken(epoch, Lsn(0)), board, self.policy, time.monotonic()):
+            return why
+        return "" if self.is_open(name) else self._refusing.get(name, "a connection is being opened")
+
+    def replicas(self) -> list[str]:
+        """Return the nodes that may serve as replicas, by name, whether they are fit for that or not."""
+        primary = self.board.primary
+        holder = None if primary is None else primary.name
+        return [pool.name for pool in self.pools if pool.node.weight > 0 and pool.name != holder]
+
     def _drop(self, name: str) -> None:
         if (pool := self._pools.get(name)) is not None:
             pool.drop()
+            self._dropped.add(name)
 
     # --- replicas ---
 

@@ -91,7 +91,7 @@ class Observer:
             self.board.readdress(name)
         self._watches[name] = NodeWatch(
             name,
-            node.dsn,
+            node,
             self.board,
             self._interval_s,
             may_be_primary=self._may_be_primary,

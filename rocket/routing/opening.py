@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
 import socket
 import sys
@@ -15,12 +16,19 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from rocket.consistency import Epoch, Incarnation
-from rocket.dsn import Address, read_dsn
-from rocket.routing.connection import CURRENT_EPOCH, SERVER_STARTED, TIMELINE, NodeConnection
+from rocket.dsn import Node, read_dsn
+from rocket.routing.connection import (
+    CURRENT_EPOCH,
+    SERVER_STARTED,
+    TIMELINE,
+    NodeConnection,
+    answered_or_lost,
+    discard,
+)
 from rocket.routing.failures import REFUSED, UnfitPooler
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from rocket.routing.connection import OwnedTasks
 
@@ -33,6 +41,9 @@ No request waits for that: who needs a connection sooner goes elsewhere, and it 
 """
 _OBSERVING_S = 2.0
 """How long a statement of the observer's may take, where nothing else is said."""
+
+_LOOK_EVERY_S = 5.0
+"""How often the server is asked whether a COMMIT that was given up still runs: its answer may never come."""
 
 _CACHED_STATEMENTS = 100
 _INCARNATIONS_REMEMBERED = 32
@@ -78,14 +89,14 @@ _UNLOCKED_WITHIN_MS = 500
 _BEGIN = f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {_UNLOCKED_WITHIN_MS}"
 
 
-async def connect(dsn: str) -> NodeConnection:
+async def connect(node: str | Node) -> NodeConnection:
     """Open a connection outside of any pool, to observe with."""
     name = f"rocket observer, process {os.getpid()}"
-    return await open_connection(dsn, name, learn_where, command_timeout_s=_OBSERVING_S)
+    return await open_connection(Node.of(node), name, learn_where, command_timeout_s=_OBSERVING_S)
 
 
 async def open_connection(
-    dsn: str,
+    node: Node,
     application_name: str,
     learn: Callable[[NodeConnection], Awaitable[None]],
     *,
@@ -93,11 +104,11 @@ async def open_connection(
 ) -> NodeConnection:
     """Open a connection, and have `learn` ask its server something, within the time that the DSN gives for both.
 
-    Raise `TimeoutError`, and what asyncpg raises.
+    Raise `TimeoutError`, what asyncpg raises, and `ConnectionError` if the node's own functions fail.
     """
-    address = read_dsn(dsn)
-    async with asyncio.timeout(address.numbers["connect_timeout"] or CONNECT_TIMEOUT_S):
-        connection = await connect_to(address, application_name, NodeConnection, command_timeout_s)
+    timeout_s = read_dsn(node.dsn).numbers["connect_timeout"] or CONNECT_TIMEOUT_S
+    async with asyncio.timeout(timeout_s):
+        connection = await connect_to(node, application_name, NodeConnection, command_timeout_s)
         try:
             with untraced():
                 await learn(connection)
@@ -116,27 +127,68 @@ def untraced() -> contextlib.AbstractContextManager[None]:
 
 
 async def connect_to(
-    address: Address, application_name: str, kind: type[ConnectionT], command_timeout_s: float | None = None
+    node: Node, application_name: str, kind: type[ConnectionT], command_timeout_s: float | None = None
 ) -> ConnectionT:
-    """Connect as a DSN says; the application's own name in it is kept. The caller sets the deadline.
+    """Connect to a node; the application's own name in its DSN is kept. The caller sets the deadline.
 
     What PGTARGETSESSIONATTRS holds is meant for others: a node may have any role.
     """
-    connection = await asyncpg.connect(
-        address.dsn,
-        connection_class=kind,
-        timeout=address.numbers["connect_timeout"] or CONNECT_TIMEOUT_S,
-        command_timeout=command_timeout_s,
-        statement_cache_size=0,  # see `_cache_statements`
-        target_session_attrs=None if "target_session_attrs" in address.dsn else SessionAttribute.any,
-        server_settings={"application_name": address.application_name or application_name},
-    )
+    address = read_dsn(node.dsn)
+    options: dict[str, Any] = {
+        "connection_class": kind,
+        "timeout": address.numbers["connect_timeout"] or CONNECT_TIMEOUT_S,
+        "command_timeout": command_timeout_s,
+        "statement_cache_size": 0,  # see `_cache_statements`
+        "target_session_attrs": None if "target_session_attrs" in address.dsn else SessionAttribute.any,
+        "server_settings": {"application_name": address.application_name or application_name, **node.settings},
+    }
+    if node.ssl is not None:
+        options["ssl"] = node.ssl
+    if node.password is not None:
+        options["password"] = await _password_of(node.password)
+    if node.connect is None:
+        connection = cast("ConnectionT", await asyncpg.connect(address.dsn, **options))
+    else:
+        with _without_its_text("connect", but=_OF_ASYNCPG):
+            connection = cast("ConnectionT", await node.connect(address.dsn, **options))
+    if kind not in type(connection).__mro__:  # for asyncpg's metaclass each connection is an instance of any class
+        if isinstance(connection, asyncpg.Connection):
+            connection.terminate()
+        raise ConnectionError("the node's `connect` returned no connection of the `connection_class` it was given")
     try:
         _keep_alive(connection, address.numbers)
     except OSError:  # a number that the system does not take
         connection.terminate()
         raise
     return connection
+
+
+_OF_ASYNCPG = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""Errors whose texts are the server's, or asyncpg's own."""
+
+
+async def _password_of(given: str | Callable[[], str | Awaitable[str]]) -> str:
+    with _without_its_text("password"):
+        password = given() if callable(given) else given
+        if inspect.isawaitable(password):
+            password = await password
+        if not isinstance(password, str):
+            raise TypeError
+        return password
+
+
+@contextlib.contextmanager
+def _without_its_text(what: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Make an error of a node's own function the node's failure, without its text, which may hold a secret."""
+    try:
+        yield
+    except but:
+        raise
+    except (Exception, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        raise ConnectionError(f"the node's `{what}` has failed: {type(error).__name__}") from None
 
 
 def _keep_alive(connection: asyncpg.Connection[Any], numbers: Mapping[str, int]) -> None:
@@ -298,14 +350,33 @@ class ServersBehind:
             )
 
 
+async def outlast(node: Node, connection: NodeConnection, tasks: OwnedTasks) -> None:
+    """Wait for as long as a COMMIT that was given up runs on the server; then, or when cancelled, discard it.
+
+    It may wait for a synchronous replica. To end the connection would not end it, and one more of them would be on
+    the server each time.
+    """
+    pid = connection.get_server_pid()
+    answer = tasks.start(answered_or_lost(connection), "wait for the answer to a COMMIT")
+    try:
+        while not answer.done():
+            await asyncio.wait((answer,), timeout=_LOOK_EVERY_S)
+            if not answer.done() and connection.direct and not await still_runs(node, pid):
+                break
+    finally:  # without an await: a pool that is closed may cancel this at any
+        answer.cancel()
+        connection.commits = connection.cut_off = False
+        discard(connection)
+
+
 _RUNS = "SELECT true FROM pg_stat_activity WHERE pid = $1 AND state IS DISTINCT FROM 'idle'"
 
 
-async def still_runs(dsn: str, pid: int) -> bool:
+async def still_runs(node: Node, pid: int) -> bool:
     """Ask a server whether one of its backends still runs something; without an answer it may."""
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            other = await connect_to(read_dsn(dsn), "rocket", asyncpg.Connection)
+            other = await connect_to(node, "rocket", asyncpg.Connection)
             try:
                 return await other.fetchval(_RUNS, pid) is True
             finally:

@@ -16,24 +16,10 @@ import asyncpg
 
 from rocket.dsn import Node
 from rocket.errors import describe
-from rocket.routing.connection import (
-    NodeConnection,
-    OwnedTasks,
-    answered,
-    answered_or_lost,
-    discard,
-    runs_on,
-    speaks_of_connection,
-)
-from rocket.routing.failures import (
-    REFUSED,
-    NotAsObserved,
-    OwnError,
-    StatementsOutdated,
-    may_be_outdated,
-)
+from rocket.routing.connection import NodeConnection, OwnedTasks, answered, discard, runs_on, speaks_of_connection
+from rocket.routing.failures import REFUSED, NotAsObserved, OwnError, StatementsOutdated, may_be_outdated
 from rocket.routing.limits import HELD, CapacityLimiter
-from rocket.routing.opening import IncarnationHistory, learn_where, open_connection, still_runs
+from rocket.routing.opening import IncarnationHistory, learn_where, open_connection, outlast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,16 +27,12 @@ if TYPE_CHECKING:
     from rocket.routing.connection import Connection, Work
     from rocket.routing.limits import Limits, Place
 
-_LOOK_EVERY_S = 5.0
-"""How often the server is asked whether a COMMIT that was given up still runs: its answer may never come."""
-_IDLE_S = 300.0  # connections that were not used for so long are closed
-_LIFETIME_S = 3600.0  # so are those that were opened so long ago, when they are given back: backends grow
 _LOOK_AFTER_S = 10.0
 """A connection that was idle for longer is looked at before it is used: a firewall may have forgotten it."""
 _LOOK_S = 0.5  # how long it has to answer then
 _SLOW_S = 0.5  # reads go elsewhere while opening the first connection takes longer
 _FIRST_PROBE_S, _LAST_PROBE_S = 0.1, 5.0
-"""How soon a node that has refused a connection is asked for one again, at first and after many failures."""
+"""How soon a node is asked again for a connection that it has refused or ended, at first and the longest."""
 _CLOSED = "no connection: its pool is closed"
 _proxy = cast("Any", asyncpg.pool.PoolConnectionProxy)
 
@@ -69,17 +51,19 @@ class NodePool:
         on_shared_address: Callable[[], None] | None = None,
         init: Work[None] | None = None,
         refusing: dict[str, str] | None = None,
+        on_open: Callable[[], None] | None = None,
     ) -> None:
         """Begin without a connection.
 
-        `on_shared_address` is called once several servers are found there, `init` with each new connection.
-        `refusing` holds, by its name, why no connection to the node can be opened, for as long as that is so.
+        `on_shared_address` is called once several servers are found there, `init` with each new connection,
+        `on_open` when one was opened in the background. `refusing` holds, by its name, why none can be opened.
         """
         self.name = name
         self.node = Node.of(node)
         self.limiter = CapacityLimiter(f"a connection to {name}", width=limits.connections, queue=limits.queue)
         """Lets as many in as there may be connections."""
         self._on_shared_address = on_shared_address
+        self._on_open = on_open
         self._init = init
         self._incarnations = IncarnationHistory()
         self._longest_s = max(limits.read_s, limits.write_s + 2 * limits.commit_s)
@@ -92,9 +76,11 @@ class NodePool:
         self._waiters: deque[asyncio.Future[NodeConnection]] = deque()  # each has a place, and an opening
         self.round_trip_s = 0.0
         """How long the way to the node and back took, when a connection was last opened."""
-        self._warm = min(limits.warm, limits.connections)
+        self._limits = limits
+        self._warm = 0
         self._suspected_at = 0.0
         self._refusing = {} if refusing is None else refusing
+        self._failed_at = 0.0
         self._probe_after_s = _FIRST_PROBE_S
         self._probe_timer: asyncio.TimerHandle | None = None
         self._is_closing = False
@@ -104,6 +90,7 @@ class NodePool:
 
     def drop(self) -> None:
         """Terminate every connection, those in use included: the node is not what it was when they were opened."""
+        self._warm = 0
         for connection in list(self._connections):
             connection.terminate()
         self._connections.clear()
@@ -117,6 +104,11 @@ class NodePool:
     @property
     def _alive(self) -> list[Any]:
         return [connection for connection in self._connections if not connection.is_closed()]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, in use or not; it may be dead without our knowing."""
+        return bool(self._alive)
 
     @property
     def has_idle(self) -> bool:
@@ -133,7 +125,7 @@ class NodePool:
     async def _open(self) -> NodeConnection:
         """Open a connection that is fit to be lent; raise `ConnectionError`, or what speaks against the node."""
         try:
-            connection = await open_connection(self.node.dsn, "rocket", self._learn)
+            connection = await open_connection(self.node, "rocket", self._learn)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             # Whatever it says (a database that a replica has not replayed yet, say), it is the node's failure.
             raise ConnectionError(f"no connection: {describe(error)}") from error
@@ -145,14 +137,31 @@ class NodePool:
     async def _learn(self, connection: NodeConnection) -> None:
         await learn_where(connection, self._cancellations)
         self._connections.add(connection)
+        connection.add_termination_listener(self._ended)
         self.round_trip_s = connection.round_trip_s
         if self._init is not None:
             await self._init(connection)
 
     def warm_up(self) -> None:
-        """Open the connections that are kept ready (see `Limits.warm`), in the background."""
-        for _ in range(self._warm):
+        """Keep as many connections open as `Limits.warm` says, in the background, until they are dropped."""
+        self._warm = min(self._limits.warm, self.limiter.width)
+        for _ in range(self._cold):
             self._open_another()
+
+    def want_one(self) -> None:
+        """Open a connection in the background unless there is one, or will be."""
+        if not (self.is_open or self._openings or self._probe_timer):
+            self._open_another()
+
+    @property
+    def _cold(self) -> int:
+        """How many connections there are too few, of those that are kept open."""
+        return 0 if self._is_closing else max(0, self._warm - len(self._alive) - len(self._openings))
+
+    def _ended(self, _connection: object) -> None:
+        self._idle = [connection for connection in self._idle if not connection.is_closed()]
+        if self._cold:
+            self._open_later()
 
     def _open_another(self) -> None:
         """Open a connection in the background, if there may be one more; the first who waits gets it."""
@@ -163,8 +172,11 @@ class NodePool:
         error = ConnectionError(_CLOSED) if opening.cancelled() else opening.exception()
         if error is None:
             self._refusing.pop(self.name, None)
-            self._probe_after_s = _FIRST_PROBE_S
             self._keep(opening.result())
+            if self._cold:
+                self._open_later()
+            if self._on_open is not None:
+                self._on_open()
             return
         self._note_refused(describe(error))
         if (waiter := self._next_waiter()) is not None:
@@ -183,17 +195,27 @@ class NodePool:
         if self.name not in self._refusing:
             _log.info("connections to %s cannot be opened: %s", self.name, why)
         self._refusing[self.name] = why
-        if self._probe_timer is None:
-            after_s = self._probe_after_s * random.uniform(0.5, 1.0)  # noqa: S311 - many processes, not at once
-            self._probe_timer = asyncio.get_running_loop().call_later(after_s, self._probe)
-            self._probe_after_s = min(2 * self._probe_after_s, _LAST_PROBE_S)
+        self._open_later()
+
+    def _open_later(self) -> None:
+        """Open a connection after a while, which grows when they fail one soon after another."""
+        if self._probe_timer is not None or self._is_closing:
+            return
+        now = time.monotonic()
+        if now > self._failed_at + 2 * _LAST_PROBE_S:
+            self._probe_after_s = _FIRST_PROBE_S
+        self._failed_at = now
+        after_s = self._probe_after_s * random.uniform(0.5, 1.0)  # noqa: S311 - many processes, not at once
+        self._probe_timer = asyncio.get_running_loop().call_later(after_s, self._probe)
+        self._probe_after_s = min(2 * self._probe_after_s, _LAST_PROBE_S)
 
     def _probe(self) -> None:
         self._probe_timer = None
-        if (why := self._refusing.get(self.name)) is not None and not self._openings:
+        why = self._refusing.get(self.name)
+        for _ in range(self._cold if why is None else not self._openings):  # of those refused one is enough
             self._open_another()
-            if not self._openings:  # all that there may be are open
-                self._note_refused(why)
+        if why is not None and not self._openings:  # all that there may be are open
+            self._note_refused(why)
 
     def _keep(self, connection: NodeConnection) -> None:
         """Hand a connection to the first who waits for one, or have it wait for its next use."""
@@ -205,8 +227,8 @@ class NodePool:
             waiter.set_result(connection)
             return
         self._idle.append(connection)
-        if self._idle_timer is None:
-            self._end_idle_after(_IDLE_S + self._idle[0].idle_since - now)
+        if self._idle_timer is None and self._limits.idle_s:
+            self._end_idle_after(self._limits.idle_s + self._idle[0].idle_since - now)
 
     def _end_idle_after(self, seconds: float) -> None:
         self._idle_timer = asyncio.get_running_loop().call_later(seconds, self._end_idle)
@@ -216,7 +238,7 @@ class NodePool:
         self._idle_timer = None
         now = time.monotonic()
         while len(self._idle) > self._warm:
-            if (left_s := self._idle[0].idle_since + _IDLE_S - now) > 0:
+            if (left_s := self._idle[0].idle_since + self._limits.idle_s - now) > 0:
                 self._end_idle_after(left_s)
                 break
             self._idle.pop(0).terminate()
@@ -321,22 +343,10 @@ class NodePool:
             connection._drop_local_statement_cache()  # noqa: SLF001
 
     async def _outlast(self, connection: NodeConnection, place: Place) -> None:
-        """Keep a connection, and its place, for as long as a COMMIT that was given up runs on the server.
-
-        It may wait for a synchronous replica. To end the connection would not end it, and one more of them would
-        be on the server each time.
-        """
-        pid = connection.get_server_pid()
-        answer = self._commits.start(answered_or_lost(connection), "wait for the answer to a COMMIT")
+        """Keep a connection, and its place, for as long as a COMMIT that was given up runs on the server."""
         try:
-            while not answer.done():
-                await asyncio.wait((answer,), timeout=_LOOK_EVERY_S)
-                if not answer.done() and connection.direct and not await still_runs(self.node.dsn, pid):
-                    break
-        finally:  # without an await: a pool that is closed may cancel this at any
-            answer.cancel()
-            connection.commits = connection.cut_off = False
-            discard(connection)
+            await outlast(self.node, connection, self._commits)
+        finally:
             self.free(place)
 
     async def _take_back(self, connection: NodeConnection) -> None:
@@ -346,8 +356,8 @@ class NodePool:
                 connection.due_after(0)
                 await answered(connection)
             await connection.end_transaction_left_open()
-            await self._reset(connection)
-            if self._is_closing or time.monotonic() > connection.opened_at + _LIFETIME_S:
+            await connection.clear_session()
+            if self._is_closing or 0 < self._limits.lifetime_s < time.monotonic() - connection.opened_at:
                 connection.due_after(0)
                 await connection.close()
                 connection.not_due()
@@ -359,22 +369,6 @@ class NodePool:
         except BaseException:
             discard(connection)
             raise
-
-    async def _reset(self, connection: NodeConnection) -> None:
-        """Clear what a piece of work may have left behind.
-
-        A replica's connection holds something only if a statement's text has shown it, and one that only had
-        statements of ours holds nothing: that saves a round trip for each read (design fact F9).
-        """
-        clean = connection.left_clean or connection.to_replica or not connection.direct
-        connection.left_clean = connection.cut_off = connection.commits = False
-        if connection.changed or not clean:
-            connection.due_after(0)
-            await connection.reset_session()
-            connection.changed = False
-        if connection.prepared:
-            connection.prepared = set()
-        connection.not_due()
 
     async def close(self, timeout_s: float) -> None:
         """Close every connection, by force when `timeout_s` is over, or when the server has gone first."""

@@ -82,7 +82,7 @@ class Router:
     @classmethod
     async def open(
         cls,
-        nodes: Mapping[str, str | Node],
+        nodes: Mapping[str, str | Node] | str | Node,
         floors: FloorStore | None = None,
         board: Board | None = None,
         *,
@@ -96,6 +96,8 @@ class Router:
         observer: Observer | None = None,
     ) -> Self:
         """Return a router for nodes by name, each given as a DSN or as a `Node`, whatever their roles are.
+
+        One DSN, or one `Node`, in place of these gives a node for each of its hosts, named after the host.
 
         It observes them, every `observer_interval_s` seconds and once before this returns; with `observe` false it
         only finds out which one is the primary, where then every read goes. Nodes may be down, all of them even.
@@ -113,12 +115,12 @@ class Router:
         found and each node fails for a lasting reason: a wrong password or database, for example.
         """
         limits = limits or Limits()
-        given = {name: Node.of(node) for name, node in nodes.items()}
+        given = Node.by_name(nodes)
         owns_observer = False
         if observer is not None:
             board = observer.board
         elif board is None:
-            if not nodes and may_be_primary is None:
+            if not given and may_be_primary is None:
                 raise ValueError("there must be a node, at the least")
             board = Board()
             observer = Observer(
@@ -228,6 +230,61 @@ class Router:
     @property
     def _session_type(self) -> type[Session]:
         return Session
+
+    async def wait_ready(
+        self,
+        primaries: int = 1,
+        replicas: int = 1,
+        timeout: float = 10.0,  # noqa: ASYNC109 - the word that asyncpg has for it
+    ) -> None:
+        """Return once the primary answers, and that number of replicas may serve and have a connection.
+
+        `primaries` is 0 where only replicas are waited for. Raise `TimeoutError` if that takes longer than
+        `timeout` seconds: it says what is missing, and why.
+        """
+        self._check_usable()
+        if primaries not in {0, 1}:
+            raise ValueError("a cluster has one primary: `primaries` must be 1 or 0")
+        changed = asyncio.Event()
+
+        def note(*_: object) -> None:
+            changed.set()
+
+        self.board.on_status.append(note)
+        self._nodes.on_open.append(note)
+        answers = not primaries
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    answers = not primaries or await self.primary_answers()
+                    if not self._what_lacks(replicas, answers=answers):
+                        return
+                    await changed.wait()
+                    changed.clear()
+        except TimeoutError:
+            why = self._what_lacks(replicas, answers=answers) or self._what_lacks(replicas, answers=False)
+            raise TimeoutError(f"not ready after {timeout:g} s: {why}") from None
+        finally:
+            self.board.on_status.remove(note)
+            self._nodes.on_open.remove(note)
+
+    def _what_lacks(self, replicas: int, *, answers: bool) -> str:
+        """Return what `wait_ready` waits for, of a primary that answers or not; "" for nothing."""
+        lacks = []
+        if not answers:
+            try:
+                primary = self._nodes.current_primary()
+            except Unavailable as error:
+                lacks.append(str(error))
+            else:
+                why = self.left_alone.get(primary.name)
+                lacks.append(f"the primary, {primary.name}, does not answer" + (f" ({why})" if why else ""))
+        against = {name: self._nodes.why_not_ready(name) for name in self._nodes.replicas()}
+        ready = list(against.values()).count("")
+        if ready < replicas:
+            why = ", ".join(f"{name}: {reason}" for name, reason in against.items() if reason)
+            lacks.append(f"{ready} of {replicas} replicas may serve" + (f" ({why})" if why else ""))
+        return "; ".join(lacks)
 
     @property
     def left_alone(self) -> Mapping[str, str]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from asyncpg import Record
 
     from rocket.consistency import Board, Incarnation
+    from rocket.dsn import Node
     from rocket.routing.connection import NodeConnection
     from rocket.routing.epochs import PrimaryState
 
@@ -56,8 +57,8 @@ _LATELY_S = 2.0
 MayBePrimary: TypeAlias = Callable[[str], Awaitable[bool]]
 """Returns whether a node, given by name, may be the primary as far as a cluster manager knows."""
 
-Connect: TypeAlias = "Callable[[str], Awaitable[NodeConnection]]"
-"""Opens a connection to the node at a DSN."""
+Connect: TypeAlias = "Callable[[Node], Awaitable[NodeConnection]]"
+"""Opens a connection to a node."""
 
 _EPOCH_COLUMN = f"{NEWEST_SHOWN} AS epoch"
 STATUS_QUERY = f"""
@@ -135,7 +136,7 @@ class NodeWatch:
     def __init__(
         self,
         name: str,
-        dsn: str,
+        node: Node,
         board: Board,
         beat_s: float,
         *,
@@ -146,7 +147,7 @@ class NodeWatch:
         connect: Connect = opening.connect,
     ) -> None:
         self.name = name
-        self._dsn = dsn
+        self._node = node
         self._board = board
         self._beat_s = beat_s
         self._may_be_primary = may_be_primary
@@ -226,7 +227,7 @@ class NodeWatch:
 
     async def _connect(self) -> NodeConnection:
         with connecting():
-            return await self._open(self._dsn)
+            return await self._open(self._node)
 
     async def _observe_as_writer(self) -> bool:
         """Do the same on the writer's connection, which its server ends after a silence: then connect anew."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
 
-from rocket.dsn import parse_file, read_dsn
+from rocket.dsn import Node, parse_file
 from rocket.errors import InvalidSetting, describe
 from rocket.routing.failures import AddressUnusable, connecting
 from rocket.routing.opening import connect_to
@@ -84,7 +84,7 @@ async def _problem_of(name: str, dsn: str, tables: Mapping[str, Sequence[str]], 
     try:
         with connecting():
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                connection = await connect_to(read_dsn(dsn), "rocket", asyncpg.Connection)
+                connection = await connect_to(Node(dsn), "rocket", asyncpg.Connection)
         try:
             row = await connection.fetchrow(
                 _MISSING, [table for table, _ in needed], [privilege for _, privilege in needed],

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rocket.cluster.cluster import LocalCluster
+    from rocket.dsn import Node
     from rocket.routing.connection import Connection
 
 
@@ -244,9 +245,9 @@ async def test_whatever_a_node_does_the_observer_goes_on(
         async def fetchrow(self, *_: object, **__: object) -> NoReturn:
             raise KeyError("cannot switch to state 12")
 
-    async def connect(dsn: str) -> connection.NodeConnection:
-        opened = await opening.connect(dsn)
-        if is_odd and dsn == nodes["replica0"]:
+    async def connect(node: Node) -> connection.NodeConnection:
+        opened = await opening.connect(node)
+        if is_odd and node.dsn == nodes["replica0"]:
             opened.__class__ = Odd
         return opened
 

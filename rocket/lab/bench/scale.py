@@ -18,6 +18,7 @@ from rocket.routing.observer import Observer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rocket.dsn import Node
     from rocket.lab.bench.figures import Figures
 
 COUNTS = (5, 50, 500, 5000)
@@ -162,8 +163,8 @@ class _SimulatedConnection:
         await asyncio.sleep(0)
 
 
-async def _connect(dsn: str) -> Any:
-    return _SimulatedConnection(dsn)
+async def _connect(node: Node) -> Any:
+    return _SimulatedConnection(node.dsn)
 
 
 async def _observation(count: int) -> dict[str, float]:
