@@ -152,7 +152,7 @@ class Nodes:
         """Return why no connection to a node can be opened, by name, for those that have no idle one either."""
         if not self._refusing:
             return self._refusing
-        return {name: why for name, why in self._refusing.items() if not self._pools[name].has_idle}
+        return {name: why for name, why in self._refusing.copy().items() if not self._pools[name].has_idle}
 
     def _drop(self, name: str) -> None:
         if (pool := self._pools.get(name)) is not None:

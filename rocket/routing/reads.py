@@ -24,7 +24,7 @@ from rocket.consistency import (
     worth_waiting_for,
 )
 from rocket.errors import InvalidToken, Unavailable, WriteInRead, describe
-from rocket.routing.answer import Answer, Role, Route
+from rocket.routing.answer import Answer, RecentReads, Role, Route
 from rocket.routing.bound import NoLongerReplica, ReadBound, ask_bound, run_bounded
 from rocket.routing.connection import in_one_piece, unwrap
 from rocket.routing.epochs import PossibleLoss, resolve_tokens
@@ -115,6 +115,8 @@ class Reads:
             "a read on the primary", width=limits.primary_reads, queue=limits.queue
         )
         self._commit_waits = commit_waits(limits.primary_reads, limits.queue)
+        self.recent = RecentReads()
+        """Who answered lately."""
 
     @property
     def waiting_for_primary(self) -> int:
@@ -158,6 +160,7 @@ class Reads:
                 except OwnError as own:
                     return await self._second_opinion(own, status, work, subject, route)
                 else:
+                    self.recent.by_replicas += 1
                     return Answer(value, status.name, Role.REPLICA, reason, next_token, None, route)
             return await self._read_on_primary(work, subject, reason, route)
         except BaseException as error:
@@ -336,6 +339,7 @@ class Reads:
     async def _read_on_primary(
         self, work: Work[ResultT], subject: str | None, reason: Reason, route: Route
     ) -> Answer[ResultT]:
+        self.recent.note_fallback(reason, time.monotonic())
         first = None
         if any(token.node is not None for token in route.tokens):
             first = functools.partial(self._wait_for_writes, subject=subject)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from rocket.consistency import SessionToken, Tokens
-    from rocket.routing.answer import Answer, OnError
+    from rocket.routing.answer import Answer, OnError, RecentReads
     from rocket.routing.connection import Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.pool import NodePool
@@ -207,6 +207,16 @@ class Router:
     def left_alone(self) -> Mapping[str, str]:
         """Why no connection to a node can be opened, by its name: reads go elsewhere, without trying it."""
         return self._nodes.left_alone()
+
+    @property
+    def unobserved(self) -> Mapping[str, Exception]:
+        """What kept nodes from being observed when they were last asked, by name."""
+        return {} if self._observer is None else self._observer.failures()
+
+    @property
+    def recent_reads(self) -> RecentReads:
+        """Who answered the reads of the last seconds."""
+        return self._reads.recent
 
     @property
     def policy(self) -> Policy:

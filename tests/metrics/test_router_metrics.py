@@ -20,6 +20,7 @@ from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
 from rocket.metrics import RouterMetrics
 from rocket.metrics.router import BOUNDS_S, Tally, as_histogram
+from rocket.routing.answer import RecentReads
 from rocket.routing.observer import Observer
 from tests.support.races import write_ride
 from tests.support.servers import dsns, paused, until
@@ -191,7 +192,7 @@ async def test_a_registry_takes_one_router_only(watched: Watched) -> None:
 def test_most_reads_are_counted_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """The short way of those that were caught up leads to the same figures."""
     router: Any = type("Router", (), {"board": Board(), "policy": Policy(), "pools": []})()
-    router.primary_reads_waiting = 0
+    router.primary_reads_waiting, router.left_alone, router.recent_reads = 0, {}, RecentReads()
     metrics = RouterMetrics(router, registry=CollectorRegistry())
     monkeypatch.setattr(time, "monotonic", lambda: 100.002)
     for reason in (Reason.CAUGHT_UP, Reason.RETRIED, Reason.CAUGHT_UP):
