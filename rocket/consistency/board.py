@@ -428,8 +428,8 @@ class Board:
         """Return how long ago the primary was first seen beyond what a replica has replayed; 0.0 if it never was.
 
         The resolution is the observer's interval, and coarser for what is long ago. A replica behind all that was
-        seen of this primary gets the age of the first sight, which is a lower bound. While the primary is lost the lag is
-        what it was when that was last seen: what is written since is unknown.
+        seen of this primary gets the age of the first sight, which is a lower bound. While the primary is lost the
+        lag is what it was when that was last seen: what is written since is unknown.
         """
         if self.primary is None:
             return None

@@ -61,7 +61,7 @@ _SPAN_S = 10.0
 class RecentReads:
     """How many reads went to replicas lately, and how many to the primary, by the reason.
 
-    They are counted for ten seconds, and forgotten after ten more.
+    Each is counted for ten seconds at least, and for thirty at most.
     """
 
     __slots__ = ("_before", "_began", "_to_primary", "by_replicas")

@@ -7,7 +7,6 @@ import contextlib
 import secrets
 from typing import TYPE_CHECKING
 
-import asyncpg
 import pytest
 
 from rocket import Router
@@ -21,6 +20,8 @@ from tests.support.servers import dsns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    import asyncpg
 
     from rocket.cluster.cluster import LocalCluster
     from rocket.cluster.node import Node

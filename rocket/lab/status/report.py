@@ -100,8 +100,7 @@ def report(overview: Overview, *, width: int | None, colours: bool, timed: bool)
         lines += _wrapped(_summary(overview.reads), width)
     for finding in () if overview.snapshot.api is None else overview.snapshot.api.findings:
         lines += (
-            _painted(line, _YELLOW, colours)
-            for line in _wrapped(f"{finding['code']}: {finding['text']}", width)
+            _painted(line, _YELLOW, colours) for line in _wrapped(f"{finding['code']}: {finding['text']}", width)
         )
     if overview.snapshot.cluster_error:
         lines += _wrapped(f"No ports, and no states of servers: {overview.snapshot.cluster_error}.", width)
