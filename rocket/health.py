@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rocket.consistency import Lsn, Reason, SessionToken, obstacle
-from rocket.errors import describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,8 +151,8 @@ def _of_replicas(router: Router, now: float) -> Finding | None:
 
 
 def _failure(router: Router, name: str) -> str:
-    failure = router.unobserved.get(name)
-    return "" if failure is None else f" ({describe(failure)})"
+    why = router.unobserved.get(name)
+    return "" if why is None else f" ({why})"
 
 
 def _of_busy(router: Router) -> Finding | None:

@@ -22,7 +22,7 @@ BEGIN
     IF found IS NOT NULL THEN
         RAISE WARNING 'published by %: the tables of rocket', found
             USING DETAIL = 'A subscriber without these tables stops at the first row that rocket writes.',
-                  HINT = 'Run this SQL at each subscriber, too, before rocket starts, or publish a list of tables.';
+                  HINT = 'Run this SQL at each subscriber before rocket is started, or publish a list of tables.';
     END IF;
 END
 $$;

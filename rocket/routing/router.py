@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from rocket.consistency import Board, Policy
 from rocket.dsn import Node
-from rocket.errors import Unavailable
+from rocket.errors import Unavailable, describe
 from rocket.routing.failures import REFUSED, NotAsObserved
 from rocket.routing.floors import SubjectLocks, check_floor_table
 from rocket.routing.limits import Limits
@@ -209,9 +209,10 @@ class Router:
         return self._nodes.left_alone()
 
     @property
-    def unobserved(self) -> Mapping[str, Exception]:
+    def unobserved(self) -> Mapping[str, str]:
         """What kept nodes from being observed when they were last asked, by name."""
-        return {} if self._observer is None else self._observer.failures()
+        failures = {} if self._observer is None else self._observer.failures()
+        return {name: describe(failure) for name, failure in failures.items()}
 
     @property
     def recent_reads(self) -> RecentReads:

@@ -92,7 +92,7 @@ async def stopped(primary: Node) -> None:
 
 
 async def count(subscriber: asyncpg.Connection[asyncpg.Record], wanted: int) -> None:
-    """Wait until the subscriber has so many rows."""
+    """Wait until the subscriber has just that number of rows."""
     async with asyncio.timeout(20):
         while wanted != await subscriber.fetchval("SELECT count(*) FROM kept"):
             await asyncio.sleep(0.05)
