@@ -30,7 +30,13 @@ class Code(enum.StrEnum):
     PRIMARY_READ_ONLY = "primary-read-only"
     """The primary takes no writes, by its own setting; reads go on."""
     NO_REPLICA_FIT = "no-replica-fit"
-    """No replica may serve: every read goes to the primary."""
+    """No replica may serve, or none is listed: every read goes to the primary."""
+    REPLICA_UNFIT = "replica-unfit"
+    """Some replicas may not serve, and others do."""
+    READS_ON_PRIMARY = "reads-on-primary"
+    """Nearly all reads of the last seconds went to the primary, though a replica may serve."""
+    NODE_BUSY = "node-busy"
+    """Reads or writes wait for a connection to a node: all that there may be are in use."""
     NODE_CLOSED = "node-closed"
     """A node is observed, and lets no further connection in, or takes long to: reads go elsewhere."""
     NODE_REFUSED = "node-refused"
@@ -57,23 +63,38 @@ class Health:
     """What makes them slower, and not wrong."""
 
 
+_FEW_READS = 10
+"""Of no more than these nothing is concluded."""
+_NEARLY_ALL = 0.9
+
+
 async def examine(router: Router) -> Health:
     """Check what the router knows, and whether the primary answers within `Limits.attempt_s`.
 
     A primary whose connections are all in use is not asked, since waiting for one would prove nothing. The
     observer has a connection of its own.
     """
+    health = known(router)
+    if health.missing or _all_at_work(router) or await router.primary_answers():
+        return health
+    primary = router.board.primary
+    name = "" if primary is None else f", {primary.name},"
+    silent = Finding(Code.PRIMARY_SILENT, f"the primary{name} does not answer")
+    return Health((silent,), known(router).degraded)
+
+
+def known(router: Router) -> Health:
+    """Return the same without asking the primary: only what the router knows already. Another thread may ask."""
     now = time.monotonic()
     missing = _of_primary(router.board, router.policy, now)
-    if missing is None and not _all_at_work(router) and not await router.primary_answers():
-        primary = router.board.primary
-        name = "" if primary is None else f", {primary.name},"
-        missing = Finding(Code.PRIMARY_SILENT, f"the primary{name} does not answer")
+    replicas = _of_replicas(router, now)
     degraded = (
         _of_read_only(router.board),
-        _of_replicas(router, now),
+        replicas,
         _of_refused(router.board),
         _of_left_alone(router),
+        _of_busy(router),
+        _of_reads(router, now) if replicas is None or replicas.code != Code.NO_REPLICA_FIT else None,
     )
     return Health(
         () if missing is None else (missing,), tuple(finding for finding in degraded if finding is not None)
@@ -110,25 +131,57 @@ def _of_read_only(board: Board) -> Finding | None:
 
 
 def _of_replicas(router: Router, now: float) -> Finding | None:
-    """Return why no replica may serve, if there are any."""
+    """Return why no replica may serve, or not each of them."""
     board = router.board
     if board.primary is None:
         return None  # without a primary, no node is known to be a replica
     against = {
         pool.name: obstacle_of(pool.name, board, router.policy, now)
         for pool in router.pools
-        if pool.name != board.primary.name
+        if pool.name != board.primary.name and pool.node.weight > 0
     }
-    if not against or None in against.values():
+    unfit = {name: reason for name, reason in against.items() if reason is not None}
+    if against and not unfit:
         return None
-    why = ", ".join(f"{name}: {reason}" for name, reason in against.items())
+    why = ", ".join(f"{name}: {reason}{_failure(router, name)}" for name, reason in unfit.items())
+    if len(unfit) < len(against):
+        return Finding(Code.REPLICA_UNFIT, f"some replicas may not serve ({why})")
+    why = why or "none is listed"
     return Finding(Code.NO_REPLICA_FIT, f"no replica may serve, so that every read goes to the primary ({why})")
+
+
+def _failure(router: Router, name: str) -> str:
+    why = router.unobserved.get(name)
+    return "" if why is None else f" ({why})"
+
+
+def _of_busy(router: Router) -> Finding | None:
+    """Return for which nodes requests wait: they are answered later, or not at all."""
+    busy = [f"{pool.name}: {pool.limiter.waiting}" for pool in router.pools if pool.limiter.waiting]
+    if router.primary_reads_waiting:
+        busy.append(f"to read on the primary: {router.primary_reads_waiting}")
+    if not busy:
+        return None
+    return Finding(Code.NODE_BUSY, f"requests wait for a connection ({', '.join(busy)})")
+
+
+def _of_reads(router: Router, now: float) -> Finding | None:
+    """Return why nearly all reads of late went to the primary."""
+    by_replicas, to_primary = router.recent_reads.look(now)
+    fallbacks = to_primary.total()
+    if fallbacks < max(_FEW_READS, _NEARLY_ALL * (fallbacks + by_replicas)):
+        return None
+    why = ", ".join(f"{reason}: {count}" for reason, count in to_primary.most_common())
+    return Finding(
+        Code.READS_ON_PRIMARY,
+        f"{fallbacks} of the last {fallbacks + by_replicas} reads went to the primary ({why})",
+    )
 
 
 def _of_refused(board: Board) -> Finding | None:
     if not board.refused:
         return None
-    why = "; ".join(f"{name}: {reason}" for name, reason in board.refused.items())
+    why = "; ".join(f"{name}: {reason}" for name, reason in board.refused.copy().items())
     return Finding(Code.NODE_REFUSED, f"some nodes are left alone ({why})")
 
 

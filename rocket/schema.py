@@ -8,6 +8,26 @@ from pathlib import Path
 _DEMONSTRATION = "-- The tables of the demonstration"
 """Begins the line after which nothing is needed by rocket itself."""
 
+_PUBLISHED = """
+-- Says it if these tables are published to subscribers, which may not have them.
+DO $$
+DECLARE
+    found text;
+BEGIN
+    SELECT string_agg(DISTINCT quote_ident(pubname), ', ') INTO found
+      FROM pg_publication_tables
+      JOIN pg_namespace ON nspname = schemaname
+      JOIN pg_class AS class ON relname = tablename AND relnamespace = pg_namespace.oid
+     WHERE class.oid = ANY ('{epochs, replica_statuses, rocket_floors}'::regclass[]);
+    IF found IS NOT NULL THEN
+        RAISE WARNING 'published by %: the tables of rocket', found
+            USING DETAIL = 'A subscriber without these tables stops at the first row that rocket writes.',
+                  HINT = 'Run this SQL at each subscriber before rocket is started, or publish a list of tables.';
+    END IF;
+END
+$$;
+"""
+
 _GRANTS = """
 -- What rocket's role needs, unless it owns the tables.
 GRANT SELECT, INSERT ON epochs TO {role};
@@ -40,7 +60,7 @@ def tables(role: str | None = None, *, demonstration: bool = False) -> str:
     """Return the SQL for rocket's own tables or, with the demonstration's, all; with the grants for a role."""
     everything = schema_sql()
     own, _, _ = everything.partition(_DEMONSTRATION)
-    sql = (everything if demonstration else own).rstrip() + "\n"
+    sql = (everything if demonstration else own).rstrip() + "\n" + _PUBLISHED
     if role is None:
         return sql
     quoted = '"' + role.replace('"', '""') + '"'

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import deque
+from bisect import bisect_right
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,11 @@ if TYPE_CHECKING:
     from rocket.consistency.token import SessionToken
 
 _HISTORY = 600
-"""How many advances of the primary are kept to compute lag in seconds: five minutes at two a second."""
+"""How many advances of the primary are kept to compute lag in seconds: five minutes at two a second. Of more than
+these, some of the older ones are forgotten."""
+_COARSENESS = 1 / 16
+"""How far apart those may then be, beside their age: lag is known well beyond any bound, however often the primary
+is asked, and never told an eighth too small."""
 
 
 class Board:
@@ -74,7 +77,10 @@ class Board:
         """Called with each status that is published."""
         self.on_gone: list[Callable[[str], None]] = []
         """Called with the name of a node whose status is removed."""
-        self._advances: deque[tuple[Lsn, float]] = deque(maxlen=_HISTORY)
+        self._passed: list[Lsn] = []
+        """Flush LSNs of the primary, ascending."""
+        self._passed_at: list[float] = []
+        """When it was first seen at each of them."""
 
     @property
     def replicas(self) -> Sequence[ReplicaStatus]:
@@ -186,7 +192,7 @@ class Board:
         self.primary_is_lost = self._holder_is_gone = False
         self.flush_lsn = Lsn(0)
         self._forget_followers()
-        self._advances.clear()
+        self._forget_advances()
 
     def _readmit(self, name: str) -> None:
         self.refused.pop(name, None)
@@ -350,8 +356,8 @@ class Board:
             self._seen_lsn, self._seen_at = status.flush_lsn, status.observed_at
         if before is not None and (before.name, before.epoch) != (name, status.epoch):
             self._succeed(before, status)
-        if not self._advances or status.flush_lsn > self._advances[-1][0]:
-            self._advances.append((status.flush_lsn, status.observed_at))
+        if not self._passed or status.flush_lsn > self._passed[-1]:
+            self._note_advance(status.flush_lsn, status.observed_at)
         for notify in self.on_status:
             notify(status)
         return True
@@ -377,7 +383,7 @@ class Board:
         return None
 
     def _succeed(self, before: PrimaryStatus, status: PrimaryStatus) -> None:
-        self._advances.clear()  # they are another primary's
+        self._forget_advances()  # they are another primary's
         for name in {before.name, status.name}:
             self._notify(name)
         if rank_of(status.epoch) <= rank_of(before.epoch) and status.epoch != before.epoch:
@@ -421,15 +427,18 @@ class Board:
     def lag_seconds(self, status: ReplicaStatus, now: float) -> float | None:
         """Return how long ago the primary was first seen beyond what a replica has replayed; 0.0 if it never was.
 
-        The resolution is the observer's interval. A replica behind all that is remembered gets the age of the
-        oldest memory, which is a lower bound.
+        The resolution is the observer's interval, and coarser for what is long ago. A replica behind all that was
+        seen of this primary gets the age of the first sight, which is a lower bound. While the primary is lost the
+        lag is what it was when that was last seen: what is written since is unknown.
         """
         if self.primary is None:
             return None
-        first_beyond = bisect_left(self._advances, status.replay_lsn + 1, key=lambda advance: advance[0])
-        if first_beyond == len(self._advances):
+        first_beyond = bisect_right(self._passed, status.replay_lsn)
+        if first_beyond == len(self._passed):
             return 0.0
-        return max(0.0, now - self._advances[first_beyond][1])
+        if self.primary_is_lost:
+            now = min(now, self.primary.observed_at)
+        return max(0.0, now - self._passed_at[first_beyond])
 
     def age_s(self, status: ReplicaStatus, now: float) -> float | None:
         """Return how old what a replica shows is at the most, in seconds; None if that is unknown.
@@ -441,8 +450,30 @@ class Board:
             return None
         if status.vouched_lsn >= self.primary.flush_lsn:
             return max(0.0, now - self.primary.observed_at)
-        beyond = bisect_left(self._advances, status.vouched_lsn + 1, key=lambda advance: advance[0])
-        return max(0.0, now - self._advances[beyond - 1][1]) if beyond else None
+        beyond = bisect_right(self._passed, status.vouched_lsn)
+        return max(0.0, now - self._passed_at[beyond - 1]) if beyond else None
+
+    def _note_advance(self, flush_lsn: Lsn, at: float) -> None:
+        if len(self._passed) >= _HISTORY:
+            self._thin_out_advances(at)
+        self._passed.append(flush_lsn)
+        self._passed_at.append(at)
+
+    def _thin_out_advances(self, now: float) -> None:
+        at = self._passed_at
+        kept = [len(at) - 1]
+        for i in range(len(at) - 2, 0, -1):
+            newer_at = at[kept[-1]]
+            if newer_at - at[i] > _COARSENESS * (now - newer_at):
+                kept.append(i)
+        kept.append(0)
+        kept.reverse()
+        self._passed = [self._passed[i] for i in kept]
+        self._passed_at = [at[i] for i in kept]
+
+    def _forget_advances(self) -> None:
+        self._passed.clear()
+        self._passed_at.clear()
 
     def has_diverged(self, status: ReplicaStatus) -> bool:
         """Return whether a replica has replayed more than its primary had flushed when that was asked later.

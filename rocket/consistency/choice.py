@@ -59,8 +59,11 @@ class Policy:
     """A replica that was not observed for longer serves no read."""
     max_lag_bytes: int | None = 16 * 1024 * 1024
     """A replica further behind the primary's last flush LSN known serves no read; None: no bound."""
-    max_lag_s: float | None = None
-    """The same in seconds; None: no bound."""
+    max_lag_s: float | None = 60.0
+    """The same in seconds, which a replica that is cut off meets however little is written; None: no bound.
+
+    Postgres by itself lets queries hold up replay for 30 s; a replica that follows is never further behind.
+    """
     max_age_s: float | None = None
     """No replica serves what may be older; None: no bound. What it shows is as old as the last answer of the
     primary that it covers: this bound is met while the primary is away, too. See `Freshness.within`."""
@@ -191,12 +194,16 @@ def obstacle(  # noqa: PLR0911 - in one piece: most reads come through here
     lag_bytes = board.flush_lsn - status.replay_lsn
     if policy.max_lag_bytes is not None and lag_bytes > policy.max_lag_bytes:
         return Reason.TOO_FAR_BEHIND
-    if policy.max_lag_s is not None and (board.lag_seconds(status, now) or 0.0) > policy.max_lag_s:
-        return Reason.TOO_FAR_BEHIND
     if policy.max_age_s is not None and not _is_fresh(status, board, policy.max_age_s, now):
         return Reason.TOO_FAR_BEHIND
     if epoch is None or epoch != board.epoch:
         return Reason.OTHER_EPOCH
+    if (
+        lag_bytes > 0
+        and policy.max_lag_s is not None
+        and (board.lag_seconds(status, now) or 0.0) > policy.max_lag_s
+    ):
+        return Reason.TOO_FAR_BEHIND
     if lag_bytes < 0 and board.has_diverged(status):
         return Reason.DIVERGED
     if token.epoch != epoch:

@@ -40,10 +40,10 @@ _RATE = re.compile(r"[0-9]{1,6}(?:\.[0-9]{0,24})?(?:e-[0-9]{1,2})?|\.[0-9]{1,24}
 
 
 class MaxLag(NamedTuple):
-    """How far behind a replica may be and still serve: bytes or seconds, one of the two."""
+    """How far behind a replica may be and still serve: None is no bound."""
 
     bytes: int | None
-    seconds: float | None
+    seconds: float | None = 60.0
 
 
 def parse_port(text: str) -> int:
@@ -94,10 +94,10 @@ def parse_rate(text: str) -> float:
 
 
 def parse_max_lag(text: str) -> MaxLag:
-    """Read a bound on lag: bytes like `16MiB`, or seconds like `5s`."""
+    """Read a bound on lag: bytes like `16MiB`, beside the default one in seconds, or just seconds like `5s`."""
     size = _SIZE.fullmatch(text)
     if size and size[2].upper() in _SIZES:
-        return MaxLag(int(size[1]) * _SIZES[size[2].upper()], None)
+        return MaxLag(int(size[1]) * _SIZES[size[2].upper()])
     match = _DURATION.fullmatch(text)
     if match and match[2] and (seconds := parse_duration(text)):
         return MaxLag(None, seconds)
@@ -321,8 +321,9 @@ class Settings(CommandSettings):
         env="ROCKET_MAX_WAIT",
     )  # fmt: skip
     max_lag: MaxLag = setting(
-        MaxLag(16 * 2**20, None), parse_max_lag, "LAG",
-        "a replica further behind is not read from: 16MiB, or 5s", env="ROCKET_MAX_LAG",
+        MaxLag(16 * 2**20), parse_max_lag, "LAG",
+        "a replica further behind is not read from: 16MiB (then also one 60s behind), or 5s",
+        env="ROCKET_MAX_LAG",
     )  # fmt: skip
     routing: str = setting(
         "never-stale", parse_one_of(*ROUTINGS), "HOW",

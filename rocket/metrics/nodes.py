@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from rocket import __version__
-from rocket.health import obstacle_of
+from rocket.health import Code, known, obstacle_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +53,12 @@ class NodeGauges:
         yield from self._of_roles(now)
         yield from self._of_replicas(now)
         yield from self._of_pools()
+        health = known(self._router)
+        found = {finding.code for finding in (*health.missing, *health.degraded)}
+        yield _gauge(
+            "rocket_health_finding", "Whether something is missing, or slower than it may be: 1 or 0.", ["code"],
+            {(code.value,): code in found for code in Code if code is not Code.PRIMARY_SILENT},
+        )  # fmt: skip
 
     def _of_roles(self, now: float) -> Iterator[Metric]:
         board, policy = self._router.board, self._router.policy

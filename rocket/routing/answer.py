@@ -3,6 +3,7 @@
 # Annotations are values here: the fields of a named tuple are read at runtime (for the docs, say).
 import enum
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, get_args
@@ -118,6 +119,46 @@ class Route:
     """Where work was run last; None if it was not."""
     lost: PossibleLoss | None = None
     """What the session's tokens had come to on the primary, if work was run there."""
+
+
+_SPAN_S = 10.0
+"""How long reads are counted together."""
+
+
+class RecentReads:
+    """How many reads went to replicas lately, and how many to the primary, by the reason.
+
+    Each is counted for ten seconds at least, and for thirty at most.
+    """
+
+    __slots__ = ("_before", "_began", "_to_primary", "by_replicas")
+
+    def __init__(self) -> None:
+        self.by_replicas = 0
+        """Of those counted now: to be increased with each read that a replica has answered."""
+        self._to_primary: Counter[Reason] = Counter()
+        self._before: tuple[int, Counter[Reason]] = (0, Counter())
+        self._began = 0.0
+
+    def note_fallback(self, reason: Reason, now: float) -> None:
+        """Count a read that goes to the primary; `now` is in monotonic seconds."""
+        age_s = now - self._began
+        if age_s >= _SPAN_S:
+            is_recent = age_s < 2 * _SPAN_S
+            self._before = (self.by_replicas, self._to_primary) if is_recent else (0, Counter())
+            self.by_replicas, self._to_primary, self._began = 0, Counter(), now
+        self._to_primary[reason] += 1
+
+    def look(self, now: float) -> tuple[int, Counter[Reason]]:
+        """Return how many reads replicas have answered, and how many went to the primary, by the reason.
+
+        Another thread may ask.
+        """
+        age_s = now - self._began
+        if age_s >= 2 * _SPAN_S:
+            return 0, Counter()
+        by_replicas, to_primary = self._before if age_s < _SPAN_S else (0, Counter())
+        return by_replicas + self.by_replicas, to_primary + self._to_primary.copy()
 
 
 class Answer(NamedTuple, Generic[ResultT]):

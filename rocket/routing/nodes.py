@@ -169,7 +169,7 @@ class Nodes:
         """Return why no connection to a node can be opened, by name, for those that have no idle one either."""
         if not self._refusing:
             return self._refusing
-        return {name: why for name, why in self._refusing.items() if not self._pools[name].has_idle}
+        return {name: why for name, why in self._refusing.copy().items() if not self._pools[name].has_idle}
 
     def is_open(self, name: str) -> bool:
         """Return whether there is a connection to a node; if there is none, have one opened in the background."""

@@ -27,7 +27,7 @@ from rocket.consistency import (
     worth_waiting_for,
 )
 from rocket.errors import InvalidToken, Unavailable, WriteInRead, describe
-from rocket.routing.answer import Answer, ReadOptions, Role, Route, check_options
+from rocket.routing.answer import Answer, ReadOptions, RecentReads, Role, Route, check_options
 from rocket.routing.bound import (
     NoLongerReplica,
     ReadBound,
@@ -141,6 +141,8 @@ class Reads:
         )
         self._commit_waits = commit_waits(limits.primary_reads, limits.queue)
         self._flush_lsn = FlushQuestion(self._ask_flush_lsn)
+        self.recent = RecentReads()
+        """Who answered lately."""
 
     async def close(self) -> None:
         """End what is under way for several reads."""
@@ -194,6 +196,7 @@ class Reads:
                 except OwnError as own:
                     return await self._second_opinion(own, status, work, subject, route)
                 else:
+                    self.recent.by_replicas += 1
                     return Answer(value, status.name, Role.REPLICA, reason, next_token, None, route)
             return await self._read_on_primary(work, subject, reason, route)
         except BaseException as error:
@@ -433,6 +436,8 @@ class Reads:
     async def _read_on_primary(
         self, work: Work[ResultT], subject: str | None, reason: Reason, route: Route
     ) -> Answer[ResultT]:
+        if reason is not Reason.ASKED:
+            self.recent.note_fallback(reason, time.monotonic())
         first = None
         if any(token.node is not None for token in route.tokens):
             first = functools.partial(self._wait_for_writes, subject=subject)

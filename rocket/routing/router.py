@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from rocket.consistency import Board, Freshness, Policy
 from rocket.dsn import Node
-from rocket.errors import InvalidToken, Unavailable
+from rocket.errors import InvalidToken, Unavailable, describe
 from rocket.routing.failures import REFUSED, NotAsObserved
 from rocket.routing.floors import SubjectLocks, check_floor_table
 from rocket.routing.limits import Limits
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from rocket.consistency import SessionToken, Tokens
-    from rocket.routing.answer import Answer, OnEnd, OnError, ReadOptions, WriteOptions
+    from rocket.routing.answer import Answer, OnEnd, OnError, ReadOptions, RecentReads, WriteOptions
     from rocket.routing.connection import Work
     from rocket.routing.floors import FloorStore
     from rocket.routing.pool import NodePool
@@ -290,6 +290,17 @@ class Router:
     def left_alone(self) -> Mapping[str, str]:
         """Why no connection to a node can be opened, by its name: reads go elsewhere, without trying it."""
         return self._nodes.left_alone()
+
+    @property
+    def unobserved(self) -> Mapping[str, str]:
+        """What kept nodes from being observed when they were last asked, by name."""
+        failures = {} if self._observer is None else self._observer.failures()
+        return {name: describe(failure) for name, failure in failures.items()}
+
+    @property
+    def recent_reads(self) -> RecentReads:
+        """Who answered the reads of the last seconds."""
+        return self._reads.recent
 
     @property
     def policy(self) -> Policy:

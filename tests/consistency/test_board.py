@@ -751,13 +751,45 @@ def test_lag_in_seconds_is_never_negative() -> None:
 
 
 def test_what_lies_before_the_memory_counts_from_its_beginning() -> None:
-    """After very many advances the lag of a replica that stands still is a lower bound, and never nothing."""
+    """The first sight of a primary is never forgotten."""
     board = board_of(*((number, float(number)) for number in range(1, 10_001)))
-    lag_s = board.lag_seconds(replica(replay_lsn=0), now=10_000.0)
+
+    assert board.lag_seconds(replica(replay_lsn=0), now=10_000.0) == 9_999.0
+    assert board.lag_seconds(replica(replay_lsn=9_990), now=10_000.0) == 9.0
+
+
+@given(
+    interval_s=st.sampled_from([0.001, 0.05, 0.5, 60.0]),
+    gaps=st.lists(st.floats(0.5, 1.5), min_size=1, max_size=50),
+    stands_at=st.floats(0.0, 1.0),
+)
+@settings(max_examples=50)
+def test_the_lag_of_a_replica_that_stands_still_is_known_however_often_the_primary_is_asked(
+    interval_s: float, gaps: list[float], stands_at: float
+) -> None:
+    """After thousands of advances it is told a little too small, and never too great."""
+    board, now = Board(), 0.0
+    sights = []
+    for flush_lsn, gap in zip(range(1, 5_001), itertools.cycle(gaps), strict=False):
+        now += interval_s * gap
+        sights.append((flush_lsn, now))
+        board.publish_primary(primary(flush_lsn=flush_lsn, observed_at=now))
+    replay_lsn = int(stands_at * 4_999)
+    true = now - sights[replay_lsn][1]
+    lag_s = board.lag_seconds(replica(replay_lsn=replay_lsn), now)
 
     assert lag_s is not None
-    assert 100.0 < lag_s <= 10_000.0
-    assert board.lag_seconds(replica(replay_lsn=9_990), now=10_000.0) == 9.0
+    assert true * 7 / 8 <= lag_s <= true
+
+
+def test_lag_in_seconds_stops_with_the_primary() -> None:
+    """While it is lost, how much time passes says nothing of the replica that lacks the end of its WAL."""
+    board = board_of((50, 0.0), (80, 5.0), (80, 7.0))
+    board.forget("primary")
+
+    assert board.lag_seconds(replica(replay_lsn=50), now=7_200.0) == 2.0
+    board.publish_primary(primary(flush_lsn=80, observed_at=7_200.0))
+    assert board.lag_seconds(replica(replay_lsn=50), now=7_200.0) == 7_195.0
 
 
 @given(

@@ -21,6 +21,7 @@ from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
 from rocket.metrics import RouterMetrics
 from rocket.metrics.router import BOUNDS_S, Tally, as_histogram
+from rocket.routing.answer import RecentReads
 from rocket.routing.observer import Observer
 from tests.metrics.test_files import PROMTOOL, promtool
 from tests.support.races import write_ride
@@ -257,7 +258,7 @@ async def test_a_read_that_fails_by_itself_is_counted(watched: Watched, email: s
 def test_most_reads_are_counted_like_the_others() -> None:
     """The short way of those that were caught up leads to the same figures."""
     router: Any = type("Router", (), {"board": Board(), "policy": Policy(), "pools": []})()
-    router.primary_reads_waiting = 0
+    router.primary_reads_waiting, router.left_alone, router.recent_reads = 0, {}, RecentReads()
     router.on_read, router.on_write, router.on_invalid_token = [], [], []
     metrics = RouterMetrics(router, registry=CollectorRegistry())
     for reason in (Reason.CAUGHT_UP, Reason.RETRIED, Reason.CAUGHT_UP):

@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from rocket import Limits, Lsn, Router, SubjectLocks, WriteInRead, explain
 from rocket.consistency import Board, Reason, SessionToken
+from rocket.health import Code, known
 from rocket.lab.app import DATABASE
 from rocket.lab.torture.proxy import socket_path
 from rocket.routing.observer import Observer
@@ -238,6 +239,7 @@ async def test_a_node_that_refuses_connections_is_left_alone(cluster: LocalClust
         assert Reason.CAUGHT_UP is answers[-1].reason
         assert sum("replica0" in answer.route.failed for answer in answers if answer.route is not None) <= 2
         assert "replica0" in router.left_alone
+        assert "replica0" in {found.code: found.text for found in known(router).degraded}[Code.NODE_CLOSED]
         board.forget("replica1")
         answer = await router.read(plain, subject=None, token=token)
         assert ("primary", Reason.UNREACHABLE) == (answer.node, answer.reason)

@@ -35,6 +35,7 @@ def api_body(*replicas: dict[str, Any], primary: str | None = "primary", lost: b
         if primary is None
         else {"name": primary, "flush_lsn": "0/18", "epoch": EPOCH, "lost": lost},
         "replicas": list(replicas),
+        "findings": [],
         "reads": {"replica0": 3, "primary": 1},
         "reasons": {"caught-up": 3, "not-caught-up": 1},
         "fallbacks": {"not-caught-up": 1},

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from rocket import Role
-from rocket.health import Finding, examine
+from rocket.health import Finding, examine, known
 from rocket.lab.comparison import ComparisonRouter
 from rocket.metrics import RouterMetrics
 
@@ -105,13 +105,13 @@ async def ready(request: web.Request) -> web.Response:
 
 
 async def replicas(request: web.Request) -> web.Response:
-    """`GET /replicas`: the observer's latest statuses with their ages, and how many reads each node has answered.
+    """`GET /replicas`: the observer's latest statuses, what is wrong, and how many reads each node has answered.
 
     The counts are this process's since its start; `pid` identifies it among others that share its port.
     """
     router = request.app[ROUTER]
     now = time.monotonic()
-    primary = router.board.primary
+    primary, health = router.board.primary, known(router)
     return web.json_response(
         {
             "pid": os.getpid(),
@@ -139,6 +139,7 @@ async def replicas(request: web.Request) -> web.Response:
                 }
                 for status in router.board.replicas
             ],
+            "findings": [asdict(finding) for finding in (*health.missing, *health.degraded)],
             **request.app[METRICS].counts(),
             "connections": {pool.name: {"in_use": pool.in_use, "idle": pool.idle} for pool in router.pools},
         }

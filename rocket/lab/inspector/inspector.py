@@ -229,11 +229,8 @@ class Inspector:
         no_controls = _NOT_OURS if self._targets.cluster is None else None
         if no_controls is None and self._targets.token is None and not access.is_local(request):
             no_controls = access.NOT_LOCAL
-        max_lag: str | None = None
-        if policy.max_lag_bytes is not None:
-            max_lag = f"{policy.max_lag_bytes} bytes"
-        elif policy.max_lag_s is not None:
-            max_lag = f"{policy.max_lag_s:g} s"
+        max_lag = [] if policy.max_lag_bytes is None else [f"{policy.max_lag_bytes} bytes"]
+        max_lag += [] if policy.max_lag_s is None else [f"{policy.max_lag_s:g} s"]
         return {
             "now": self.event_log.ms(time.monotonic()),
             "zero": datetime.fromtimestamp(self.event_log.zero_wall, UTC).isoformat().replace("+00:00", "Z"),
@@ -243,7 +240,7 @@ class Inspector:
             "max_wait_ms": policy.max_wait_s * 1000,
             "lease_ms": policy.lease_s * 1000,
             "interval_ms": self._interval_s * 1000,
-            "max_lag": max_lag,
+            "max_lag": " or ".join(max_lag) or None,
             "controls": no_controls is None,
             "no_controls": no_controls,
             "token_required": self._targets.token is not None,

@@ -68,6 +68,8 @@ class ApiStatus:
     replicas: Mapping[str, Mapping[str, Any]]
     connections: Mapping[str, Mapping[str, int]]
     """Of every node, in the cluster's order."""
+    findings: Sequence[Mapping[str, str]]
+    """What is missing, and what makes reads or writes slower: each a code and a text."""
     reads: Reads
 
     @classmethod
@@ -86,6 +88,7 @@ class ApiStatus:
                 primary=body["primary"] or {},
                 replicas={status["name"]: status for status in body["replicas"]},
                 connections=body["connections"],
+                findings=[{key: str(each[key]) for key in ("code", "text")} for each in body["findings"]],
                 reads=reads,
             )
         except (KeyError, TypeError):
@@ -280,6 +283,7 @@ class Overview:
             "routing": None if snapshot.api is None else snapshot.api.routing,
             "epoch": self.epoch,
             "timeline": self.timeline,
+            "findings": None if snapshot.api is None else snapshot.api.findings,
             "members": [asdict(member) for member in self.members],
             "reads": None
             if reads is None

@@ -83,7 +83,7 @@ _DISPENSABLE = ("port", "conns", "life", "tl")
 
 
 def report(overview: Overview, *, width: int | None, colours: bool, timed: bool) -> list[str]:
-    """Return the lines: a heading, the members, their reads.
+    """Return the lines: a heading, the members, their reads, what is wrong.
 
     `width` is the terminal's; None: lines are not wrapped. `timed` puts the time of day before the heading.
     """
@@ -98,6 +98,10 @@ def report(overview: Overview, *, width: int | None, colours: bool, timed: bool)
     lines = [*_wrapped(_heading(overview, timed), width), *table]
     if overview.reads is not None:
         lines += _wrapped(_summary(overview.reads), width)
+    for finding in () if overview.snapshot.api is None else overview.snapshot.api.findings:
+        lines += (
+            _painted(line, _YELLOW, colours) for line in _wrapped(f"{finding['code']}: {finding['text']}", width)
+        )
     if overview.snapshot.cluster_error:
         lines += _wrapped(f"No ports, and no states of servers: {overview.snapshot.cluster_error}.", width)
     return lines

@@ -119,10 +119,10 @@ async def findings(client: Client) -> tuple[int, list[str], list[str]]:
 async def test_replicas_that_may_not_serve_make_it_slow_and_not_unready(
     client: Client, observer: Observer, board: Board
 ) -> None:
-    """Reads go to the primary then; one fit replica is enough for none of that to be said."""
+    """Reads go to the primary then; where one replica is fit, they do not, and the other one is named."""
     await observer.run_once()
     board.forget("replica0")
-    assert await findings(client) == (200, [], [])
+    assert await findings(client) == (200, [], ["replica-unfit"])
     board.forget("replica1")
     assert await findings(client) == (200, [], ["no-replica-fit"])
 
@@ -190,6 +190,7 @@ class TestReplicas:
             "routing": "never-stale",
             "primary": None,
             "replicas": [],
+            "findings": [{"code": "primary-unknown", "text": "no primary has been found yet"}],
             "reads": {},
             "reasons": {},
             "fallbacks": {},

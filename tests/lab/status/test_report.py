@@ -46,6 +46,15 @@ def test_a_system_is_shown_whole() -> None:
     ] == lines(snapshot(api_body(replica_status("replica0")), *NODES))
 
 
+def test_what_is_wrong_is_said_last() -> None:
+    """With the code that alerts go by, and wrapped like all else."""
+    body = api_body(replica_status("replica0"))
+    body["findings"] = [{"code": "no-replica-fit", "text": "no replica may serve (replica0: too-far-behind)"}]
+
+    assert "no-replica-fit: no replica may serve (replica0: too-far-behind)" == lines(snapshot(body, *NODES))[-1]
+    assert "  (replica0: too-far-behind)" == lines(snapshot(body, *NODES), 40)[-1]
+
+
 def test_a_terminal_of_80_columns_is_enough() -> None:
     """It shows all columns with narrower gaps; a narrower one drops the least important columns."""
     at_80 = lines(snapshot(api_body(replica_status("replica0")), *NODES), 80)
