@@ -1,18 +1,22 @@
-"""The decision where a read goes: a pure function of token, board and policy."""
+"""The decision where a read goes: a pure function of token, board and policy, and of what is preferred."""
 
 from __future__ import annotations
 
 import enum
+import math
+from bisect import bisect
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from rocket.consistency.lsn import Lsn
+from rocket.consistency.status import ReplicaStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from rocket.consistency.board import Board
-    from rocket.consistency.status import ReplicaStatus
+    from rocket.consistency.status import PrimaryStatus
     from rocket.consistency.token import SessionToken
 
 
@@ -65,6 +69,8 @@ class Policy:
     """How long a read waits for a replica to catch up before it goes to the primary."""
     primary_lease_s: float = 5.0
     """A primary that was not confirmed for longer is not used: another one may have been promoted."""
+    zone: str | None = None
+    """The router's own zone: reads prefer replicas whose `Node.zone` it is; None: no preference."""
 
 
 class Choice(NamedTuple):
@@ -81,9 +87,11 @@ def choose(  # noqa: C901 - in one piece: every read comes through here
     *,
     now: float,
     start: int = 0,
-    load: Callable[[str], int] = lambda _name: 0,
+    load: Callable[[str], float] = lambda _name: 0,
     without: Collection[str] = (),
     unreachable: Collection[str] = (),
+    leaning: Leaning | None = None,
+    ring: Sequence[ReplicaStatus] | None = None,
 ) -> Choice:
     """Choose a replica of the token's epoch, the current one, that has replayed all WAL up to its floor there.
 
@@ -91,18 +99,22 @@ def choose(  # noqa: C901 - in one piece: every read comes through here
     first two that are fit. The first is the session's own replica if that is fit, and it is left only for one that
     is considerably less busy. The cost does not grow with the number of replicas as long as most are fit. `load`
     returns how busy a replica is; those in `without` have already failed this read, and to those in `unreachable`
-    no connection can be opened at the moment.
+    no connection can be opened at the moment. `leaning` prefers some to others, and `ring` is the replicas to walk
+    in place of all.
     """
+    if leaning is not None:
+        return leaning.choose(
+            token, board, policy, now=now, start=start, load=load, without=without, unreachable=unreachable
+        )
     fit = Reason.RETRIED if without else Reason.CAUGHT_UP
     best, lead = None, 0
-    own = None if (node := token.node) is None else board.replica(node)
-    if own is not None and (node in without or node in unreachable):
-        own = None
+    node = token.node
+    own = None if node is None or node in without or node in unreachable else board.replica(node)
     if own is not None and obstacle(own, token, board, policy, now) is None:
         best, lead = own, _LOYALTY
         if load(own.name) <= lead:
             return Choice(own, fit)  # no other can be less busy by more than that
-    ring = board.replicas
+    ring = board.replicas if ring is None else ring
     nearest = Reason.NO_STATUS
     for step in range(len(ring)):
         if best is not None and load(best.name) <= lead:
@@ -129,6 +141,222 @@ def choose(  # noqa: C901 - in one piece: every read comes through here
 
 _LOYALTY = 4
 """How many more connections than another replica's may be at work on a session's own before it moves."""
+
+# --- zones, weights and speed ---
+
+_OTHER_ZONE = 16
+"""How much busier than a replica elsewhere those of the own zone must be before a read leaves it."""
+_ALIKE = 2.0
+"""A replica that takes up to so many times as long as the fastest one counts as being as fast."""
+_READ_S = 0.001
+"""What a read takes besides the way: where all ways are shorter than that, they hardly matter."""
+_MEMORY_S = 5.0
+"""The time constant of the mean of what was measured."""
+_ANYWAY = 64
+"""One read of so many goes by weight and load alone, as if all replicas were equally fast."""
+_BITS = 32
+_GOLDEN = 2654435769  # 2**32 divided by the golden ratio: multiples of it spread evenly
+
+
+class Preferences:
+    """What makes a router prefer some replicas: their zones and weights, as given, and their speed, as measured.
+
+    The speed is how long the observer's question takes: the way there and back, and how promptly the server
+    answers. It is the same question everywhere, so that no replica is condemned for the long reads that it was
+    given, and it is asked of all, whether they are read from or not, so that one that has recovered is found out.
+    How many reads are at work on a replica, which is what a slow disk or a full pool shows in, is its load.
+
+    Has no clock: it goes by the times of statuses. Only a change of them is work, a read takes what is ready.
+    """
+
+    def __init__(self) -> None:
+        self._given: dict[str, tuple[str | None, float]] = {}
+        self._speeds: dict[str, _Speed] = {}  # of the replicas that have a status
+        self._is_outdated = False
+        self._zone: str | None = None
+        self._leaning: Leaning | None = None
+
+    def add(self, name: str, zone: str | None, weight: float) -> None:
+        """Add a node, or change what is known of one."""
+        self._given[name] = zone, weight
+        self.forget(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a node."""
+        self._given.pop(name, None)
+        self.forget(name)
+
+    def note(self, status: ReplicaStatus | PrimaryStatus) -> None:
+        """Note how long a replica took to answer."""
+        if not isinstance(status, ReplicaStatus):
+            self.forget(status.name)
+            return
+        took_s = max(0.0, status.answered_at - status.observed_at)
+        if (speed := self._speeds.get(status.name)) is None:
+            self._speeds[status.name] = _Speed(took_s, status.answered_at)
+            self._is_outdated = True
+        else:
+            self._is_outdated |= speed.note(took_s, status.answered_at)
+
+    def forget(self, name: str) -> None:
+        """Forget how fast a node is: it is no replica at the moment, or another server."""
+        self._speeds.pop(name, None)
+        self._is_outdated = True
+
+    def leaning(self, zone: str | None) -> Leaning | None:
+        """Return what reads from `zone` prefer; None where no replica is better than another."""
+        if self._is_outdated or zone != self._zone:
+            self._is_outdated, self._zone = False, zone
+            self._leaning = self._reckoned()
+        return self._leaning
+
+    def _reckoned(self) -> Leaning | None:
+        given = {name: self._given[name] for name in self._speeds if name in self._given}
+        weights = {name: weight for name, (_, weight) in given.items() if weight > 0}
+        near = {name for name in weights if self._zone in {None, given[name][0]}} or weights.keys()
+        means_s = [speed.mean_s for speed in self._speeds.values() if speed.mean_s is not None]
+        as_fast_s = _ALIKE * (min(means_s, default=0.0) + _READ_S)
+        prices = {
+            name: _Price(
+                weight / max(weights.values()),
+                self._speeds[name].slowness(as_fast_s),
+                0 if name in near else _OTHER_ZONE,
+            )
+            for name, weight in weights.items()
+        }
+        resting = given.keys() - weights.keys()
+        if not resting and all(price == _SAME for price in prices.values()):
+            return None
+        far = [name for name in weights if name not in near]
+        return Leaning([_Group(names, prices) for names in (list(near), far) if names], prices, resting)
+
+
+class _Speed:
+    """The mean of what a replica took to answer; of two measurements in a row the lesser one counts.
+
+    So a pause of this process, which is measured along, does not count, and a replica that has become slow counts
+    from the second measurement on. The mean is weighted by time (exponentially), not by the number of statuses:
+    there are many while reads wait.
+    """
+
+    __slots__ = ("_at", "_last_s", "_used_s", "mean_s")
+
+    def __init__(self, took_s: float, at: float) -> None:
+        self._last_s, self._at, self._used_s = took_s, at, 0.0
+        self.mean_s: float | None = None
+        """In seconds; None before the second measurement."""
+
+    def note(self, took_s: float, at: float) -> bool:
+        """Note a measurement; return whether the mean differs noticeably from the one that is used."""
+        lesser_s = min(took_s, self._last_s)
+        weight = 1 - math.exp(min(0.0, self._at - at) / _MEMORY_S)
+        self.mean_s = lesser_s if self.mean_s is None else self.mean_s + weight * (lesser_s - self.mean_s)
+        self._last_s, self._at = took_s, at
+        return abs(self.mean_s - self._used_s) > (self._used_s + _READ_S) / 8
+
+    def slowness(self, as_fast_s: float) -> float:
+        """Return how much slower it is than what counts as fast; use the mean for that."""
+        if self.mean_s is None:
+            return 1.0
+        self._used_s = self.mean_s
+        return max(1.0, (self.mean_s + _READ_S) / as_fast_s)
+
+
+class _Price(NamedTuple):
+    """What a read at a replica costs, compared to others."""
+
+    weight: float
+    """1.0: the highest."""
+    slowness: float
+    """1.0: as fast as the fastest."""
+    handicap: float
+    """Added to the load."""
+
+
+_SAME = _Price(1.0, 1.0, 0)
+
+
+class _Group:
+    """Replicas that are equally near, and where in their ring reads start."""
+
+    def __init__(self, names: Sequence[str], prices: Mapping[str, _Price]) -> None:
+        self._names = names
+        self.by_weight = list(accumulate(prices[name].weight for name in names))
+        self.by_speed = list(accumulate(prices[name].weight / prices[name].slowness ** 2 for name in names))
+        self._all: Sequence[ReplicaStatus] | None = None
+        self._ring: Sequence[ReplicaStatus] = ()
+
+    def ring(self, board: Board) -> Sequence[ReplicaStatus]:
+        """Return their statuses."""
+        if self._all is not board.replicas:
+            self._all = board.replicas
+            self._ring = [status for name in self._names if (status := board.replica(name)) is not None]
+        return self._ring
+
+
+class Leaning:
+    """What is preferred at the moment: zones by groups, and weight and speed by prices."""
+
+    def __init__(self, groups: Sequence[_Group], prices: Mapping[str, _Price], resting: Collection[str]) -> None:
+        self._groups = groups
+        self._prices = prices
+        self._resting = resting
+        """Those that take no reads."""
+
+    def choose(
+        self,
+        token: SessionToken,
+        board: Board,
+        policy: Policy,
+        *,
+        now: float,
+        start: int,
+        load: Callable[[str], float],
+        without: Collection[str],
+        unreachable: Collection[str],
+    ) -> Choice:
+        """Choose as the function `choose` does, and prefer what is near, fast and of great weight.
+
+        The walk starts at a replica with a probability of its weight divided by the square of its slowness. How
+        busy one is counts by its weight, and times its slowness, as in Finagle's balancer `p2c_peak_ewma`: the
+        cost is what is at work, and the read itself, times what that takes. So an idle replica is taken where the
+        walk starts unless it is slow. One that was slow and is fast again gets no more than other replicas do,
+        and less where it is busy. A few reads go by weight and load alone: thus connections to slow replicas stay
+        open, and their faults show before they are needed.
+
+        Another zone's replica serves if none of the own zone is fit, or if those asked are considerably busier.
+        """
+        by_speed = start % _ANYWAY != 0
+        if self._resting:
+            unreachable = {*unreachable, *self._resting}
+
+        def cost(name: str) -> float:
+            weight, slowness, handicap = self._prices.get(name, _SAME)
+            at_work = load(name) / weight
+            return (at_work + 1) * slowness - 1 + handicap if by_speed else at_work + handicap
+
+        def chosen(start: int, ring: Sequence[ReplicaStatus]) -> Choice:
+            return choose(
+                token, board, policy,
+                now=now, start=start, load=cost, without=without, unreachable=unreachable, ring=ring,
+            )  # fmt: skip
+
+        where = start * _GOLDEN % 2**_BITS / 2**_BITS
+        best: Choice | None = None
+        least = math.inf
+        for group in self._groups:
+            bounds = group.by_speed if by_speed else group.by_weight
+            choice = chosen(bisect(bounds, where * bounds[-1]), group.ring(board))
+            if choice.status is not None and (found := cost(choice.status.name)) < least:
+                best, least = choice, found
+            if least <= _OTHER_ZONE:
+                break
+        if best is not None:
+            return best
+        return chosen(start, [status for status in board.replicas if status.name not in self._resting])
+
+
+# --- what may catch up, and what keeps a replica from serving ---
 
 
 def worth_waiting_for(

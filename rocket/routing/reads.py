@@ -175,10 +175,11 @@ class Reads:
             self._board,
             self._nodes.policy,
             now=now,
-            start=random.getrandbits(16),
+            start=random.getrandbits(32),
             load=self._nodes.load,
             without=route.failed,
             unreachable=route.left_alone,
+            leaning=self._nodes.leaning,
         )
 
     async def _after_waiting(self, choice: Choice, route: Route) -> Choice:
