@@ -173,6 +173,7 @@ class Preferences:
         self._given: dict[str, tuple[str | None, float]] = {}
         self._speeds: dict[str, _Speed] = {}  # of the replicas that have a status
         self._is_outdated = False
+        self._fastest_s = 0.0
         self._zone: str | None = None
         self._leaning: Leaning | None = None
 
@@ -195,8 +196,8 @@ class Preferences:
         if (speed := self._speeds.get(status.name)) is None:
             self._speeds[status.name] = _Speed(took_s, status.answered_at)
             self._is_outdated = True
-        else:
-            self._is_outdated |= speed.note(took_s, status.answered_at)
+        elif speed.note(took_s, status.answered_at, self._fastest_s):
+            self._is_outdated = True
 
     def forget(self, name: str) -> None:
         """Forget how fast a node is: it is no replica at the moment, or another server."""
@@ -215,11 +216,11 @@ class Preferences:
         weights = {name: weight for name, (_, weight) in given.items() if weight > 0}
         near = {name for name in weights if self._zone in {None, given[name][0]}} or weights.keys()
         means_s = [speed.mean_s for speed in self._speeds.values() if speed.mean_s is not None]
-        as_fast_s = _ALIKE * (min(means_s, default=0.0) + _READ_S)
+        self._fastest_s = min(means_s, default=0.0)
         prices = {
             name: _Price(
                 weight / max(weights.values()),
-                self._speeds[name].slowness(as_fast_s),
+                self._speeds[name].slowness(self._fastest_s),
                 0 if name in near else _OTHER_ZONE,
             )
             for name, weight in weights.items()
@@ -246,20 +247,23 @@ class _Speed:
         self.mean_s: float | None = None
         """In seconds; None before the second measurement."""
 
-    def note(self, took_s: float, at: float) -> bool:
-        """Note a measurement; return whether the mean differs noticeably from the one that is used."""
+    def note(self, took_s: float, at: float, fastest_s: float) -> bool:
+        """Note a measurement; return whether what follows from the mean has changed noticeably."""
         lesser_s = min(took_s, self._last_s)
         weight = 1 - math.exp(min(0.0, self._at - at) / _MEMORY_S)
         self.mean_s = lesser_s if self.mean_s is None else self.mean_s + weight * (lesser_s - self.mean_s)
         self._last_s, self._at = took_s, at
-        return abs(self.mean_s - self._used_s) > (self._used_s + _READ_S) / 8
+        low_s, high_s = sorted((self.mean_s, self._used_s))
+        return high_s - low_s > (low_s + _READ_S) / 8 and (
+            low_s <= fastest_s or high_s + _READ_S > _ALIKE * (fastest_s + _READ_S)
+        )
 
-    def slowness(self, as_fast_s: float) -> float:
-        """Return how much slower it is than what counts as fast; use the mean for that."""
+    def slowness(self, fastest_s: float) -> float:
+        """Return how much slower it is than what counts as fast, 1.0 if it is not; use the mean for that."""
         if self.mean_s is None:
             return 1.0
         self._used_s = self.mean_s
-        return max(1.0, (self.mean_s + _READ_S) / as_fast_s)
+        return max(1.0, (self.mean_s + _READ_S) / (_ALIKE * (fastest_s + _READ_S)))
 
 
 class _Price(NamedTuple):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
-    from rocket.consistency import Board, Epoch, Leaning, Policy, PrimaryStatus, ReplicaStatus
+    from rocket.consistency import Board, Epoch, Policy, PrimaryStatus, ReplicaStatus
     from rocket.dsn import Node
     from rocket.routing.connection import Connection, NodeConnection, Work
     from rocket.routing.limits import Limits
@@ -65,11 +65,12 @@ class Nodes:
         self._pools: dict[str, NodePool] = {}
         self._refusing: dict[str, str] = {}
         self._is_warm = False
-        self._preferences = Preferences()
+        self.preferences = Preferences()
+        """Which replicas are preferred to others."""
         for status in board.replicas:
-            self._preferences.note(status)
-        board.on_status.append(self._preferences.note)
-        board.on_gone.append(self._preferences.forget)
+            self.preferences.note(status)
+        board.on_status.append(self.preferences.note)
+        board.on_gone.append(self.preferences.forget)
         board.on_new_role.append(self._drop)
 
     @classmethod
@@ -105,7 +106,7 @@ class Nodes:
         )
         before = self._pools.get(name)
         self._pools[name] = pool
-        self._preferences.add(name, node.zone, node.weight)
+        self.preferences.add(name, node.zone, node.weight)
         self._refusing.pop(name, None)
         if self._is_warm:
             pool.warm_up()
@@ -122,7 +123,7 @@ class Nodes:
     async def remove(self, name: str) -> None:
         """Remove a node; what runs there is finished. Raise `KeyError` if there is none of that name."""
         pool = self._pools.pop(name)
-        self._preferences.remove(name)
+        self.preferences.remove(name)
         self._refusing.pop(name, None)
         self.board.trust(name)
         await pool.close(self._limits.attempt_s + self._limits.close_s)
@@ -138,8 +139,8 @@ class Nodes:
     async def close(self) -> None:
         """Close every connection."""
         self.board.on_new_role.remove(self._drop)
-        self.board.on_gone.remove(self._preferences.forget)
-        self.board.on_status.remove(self._preferences.note)
+        self.board.on_gone.remove(self.preferences.forget)
+        self.board.on_status.remove(self.preferences.note)
         await asyncio.gather(*(pool.close(self._limits.close_s) for pool in self.pools))
 
     @property
@@ -163,13 +164,8 @@ class Nodes:
             return self._refusing
         return {name: why for name, why in self._refusing.items() if not self._pools[name].has_idle}
 
-    @property
-    def leaning(self) -> Leaning | None:
-        """Which replicas are preferred at the moment; None where none is."""
-        return self._preferences.leaning(self.policy.zone)
-
     def _drop(self, name: str) -> None:
-        self._preferences.forget(name)
+        self.preferences.forget(name)
         if (pool := self._pools.get(name)) is not None:
             pool.drop()
 

@@ -170,16 +170,17 @@ class Reads:
         route.decided_at = now = time.monotonic()
         route.statuses = self._board.replicas
         route.left_alone = self._nodes.left_alone()
+        policy = self._nodes.policy
         return choose(
             route.tokens[0],
             self._board,
-            self._nodes.policy,
+            policy,
             now=now,
-            start=random.getrandbits(32),
+            start=random.getrandbits(30),
             load=self._nodes.load,
             without=route.failed,
             unreachable=route.left_alone,
-            leaning=self._nodes.leaning,
+            leaning=self._nodes.preferences.leaning(policy.zone),
         )
 
     async def _after_waiting(self, choice: Choice, route: Route) -> Choice:
