@@ -249,10 +249,12 @@ class _Speed:
 
     def note(self, took_s: float, at: float, fastest_s: float) -> bool:
         """Note a measurement; return whether what follows from the mean has changed noticeably."""
-        lesser_s = min(took_s, self._last_s)
-        weight = 1 - math.exp(min(0.0, self._at - at) / _MEMORY_S)
-        self.mean_s = lesser_s if self.mean_s is None else self.mean_s + weight * (lesser_s - self.mean_s)
+        lesser_s, weight = min(took_s, self._last_s), 1 - math.exp(min(0.0, self._at - at) / _MEMORY_S)
         self._last_s, self._at = took_s, at
+        if self.mean_s is None:
+            self.mean_s = lesser_s
+            return True
+        self.mean_s += weight * (lesser_s - self.mean_s)
         low_s, high_s = sorted((self.mean_s, self._used_s))
         return high_s - low_s > (low_s + _READ_S) / 8 and (
             low_s <= fastest_s or high_s + _READ_S > _ALIKE * (fastest_s + _READ_S)
