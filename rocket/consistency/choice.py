@@ -147,13 +147,13 @@ _LOYALTY = 4
 _OTHER_ZONE = 16
 """How much busier than a replica elsewhere those of the own zone must be before a read leaves it."""
 _ALIKE = 2.0
-"""A replica that takes up to so many times as long as the fastest one counts as being as fast."""
+"""A replica that takes up to this many times as long as the fastest one counts as being as fast."""
 _READ_S = 0.001
 """What a read takes besides the way: where all ways are shorter than that, they hardly matter."""
 _MEMORY_S = 5.0
 """The time constant of the mean of what was measured."""
 _ANYWAY = 64
-"""One read of so many goes by weight and load alone, as if all replicas were equally fast."""
+"""One read of this many goes by weight and load alone, as if all replicas were equally fast."""
 _BITS = 32
 _GOLDEN = 2654435769  # 2**32 divided by the golden ratio: multiples of it spread evenly
 
@@ -163,8 +163,8 @@ class Preferences:
 
     The speed is how long the observer's question takes: the way there and back, and how promptly the server
     answers. It is the same question everywhere, so that no replica is condemned for the long reads that it was
-    given, and it is asked of all, whether they are read from or not, so that one that has recovered is found out.
-    How many reads are at work on a replica, which is what a slow disk or a full pool shows in, is its load.
+    given, and it is asked of all, whether they are read from or not, so that a recovery is found out. What it does
+    not see, a slow disk or a full pool, shows in the load: how many reads are at work on a replica.
 
     Has no clock: it goes by the times of statuses. Only a change of them is work, a read takes what is ready.
     """
@@ -180,12 +180,14 @@ class Preferences:
     def add(self, name: str, zone: str | None, weight: float) -> None:
         """Add a node, or change what is known of one."""
         self._given[name] = zone, weight
-        self.forget(name)
+        self._speeds.pop(name, None)
+        self._is_outdated = True
 
     def remove(self, name: str) -> None:
         """Remove a node."""
         self._given.pop(name, None)
-        self.forget(name)
+        self._speeds.pop(name, None)
+        self._is_outdated = True
 
     def note(self, status: ReplicaStatus | PrimaryStatus) -> None:
         """Note how long a replica took to answer."""
@@ -201,8 +203,8 @@ class Preferences:
 
     def forget(self, name: str) -> None:
         """Forget how fast a node is: it is no replica at the moment, or another server."""
-        self._speeds.pop(name, None)
-        self._is_outdated = True
+        if self._speeds.pop(name, None) is not None:
+            self._is_outdated = True
 
     def leaning(self, zone: str | None) -> Leaning | None:
         """Return what reads from `zone` prefer; None where no replica is better than another."""

@@ -6,24 +6,34 @@ import heapq
 import random
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rocket.consistency import Board, Choice, Policy, Preferences, Reason, ReplicaStatus, choose
-from tests.consistency.test_choice import NAMES, NOW, QUESTIONS, SMALL, UNBOUNDED, board_of, read_on, replica, wrote
+from rocket.consistency import Board, Choice, Preferences, Reason, choose
+from tests.consistency.test_choice import (
+    NAMES,
+    NOW,
+    QUESTIONS,
+    SMALL,
+    UNBOUNDED,
+    board_of,
+    read_on,
+    replica,
+    wrote,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
-    from rocket.consistency import PrimaryStatus
+    from rocket.consistency import Leaning
     from tests.consistency.test_choice import Question
 
 OTHER_ZONE = 16
 """How much busier a zone may be than another one before reads leave it."""
-SPREAD = list(map(random.Random(1).getrandbits, [30] * 3000))  # noqa: S311 - the same in each run
+SPREAD = list(map(random.Random(1).getrandbits, [30] * 3000))
 """Starts as the router draws them."""
 
 
@@ -74,54 +84,73 @@ FIVE = board_of(*map(replica, NAMES))
 # --- what holds for all that may be preferred ---
 
 
-@given(
-    question=QUESTIONS,
-    zones=st.fixed_dictionaries(dict.fromkeys(NAMES, st.sampled_from(["a", "b", None]))),
+class Setting(NamedTuple):
+    """All that may be preferred or avoided."""
+
+    zones: dict[str, str]
+    zone: str | None
+    weights: dict[str, float]
+    took_s: dict[str, float]
+    load: dict[str, int]
+    unreachable: frozenset[str]
+
+    def leaning(self) -> Leaning | None:
+        """Return what a router prefers then."""
+        return preferring(self.zones, self.weights, self.took_s).leaning(self.zone)
+
+
+def of_each(*values: Any) -> st.SearchStrategy[dict[str, Any]]:
+    """Draw one of these values for each replica."""
+    return st.fixed_dictionaries(dict.fromkeys(NAMES, st.sampled_from(values)))
+
+
+SETTINGS = st.builds(
+    Setting,
+    zones=of_each("a", "b", None),
     zone=st.sampled_from(["a", "b", "c", None]),
-    weights=st.fixed_dictionaries(dict.fromkeys(NAMES, st.sampled_from([0.0, 0.01, 1.0, 1.0, 3.0, 1000.0]))),
-    took_s=st.fixed_dictionaries(dict.fromkeys(NAMES, st.sampled_from([0.0, 0.001, 0.02, 0.3, 5.0]))),
-    load=st.fixed_dictionaries(dict.fromkeys(NAMES, st.sampled_from([0, 1, 5, 17, 300]))),
+    weights=of_each(0.0, 0.01, 1.0, 1.0, 3.0, 1000.0),
+    took_s=of_each(0.0, 0.001, 0.02, 0.3, 5.0),
+    load=of_each(0, 1, 5, 17, 300),
     unreachable=st.just(frozenset[str]()) | st.frozensets(st.sampled_from(NAMES), max_size=2),
-    node=st.none() | st.sampled_from(NAMES),
-    read_floor=SMALL,
 )
+
+
+@given(question=QUESTIONS, setting=SETTINGS, node=st.none() | st.sampled_from(NAMES), read_floor=SMALL)
 @settings(max_examples=400)
 def test_whatever_is_preferred_a_fit_replica_is_chosen_if_there_is_any_and_no_other(
-    question: Question,
-    zones: dict[str, str],
-    zone: str | None,
-    weights: dict[str, float],
-    took_s: dict[str, float],
-    load: dict[str, int],
-    unreachable: frozenset[str],
-    node: str | None,
-    read_floor: int,
+    question: Question, setting: Setting, node: str | None, read_floor: int
 ) -> None:
     """Preferences choose among those that are fit, and may be read from: they never send a read to the primary."""
     token = read_on(node, min(question.floor, 12), read_floor)
-    leaning = preferring(zones, weights, took_s).leaning(zone)
-    more = {"now": NOW, "without": question.without}
-    resting = frozenset(name for name in NAMES if weights[name] == 0)
+    resting = frozenset(name for name in NAMES if setting.weights[name] == 0)
 
-    choice = choose(
-        token, question.board, question.policy,
-        start=question.start, load=load.__getitem__, unreachable=unreachable, leaning=leaning, **more,
-    )  # fmt: skip
-    allowed = choose(token, question.board, question.policy, unreachable=unreachable | resting, **more)
+    def chosen(unreachable: Collection[str], leaning: Leaning | None) -> Choice:
+        return choose(
+            token,
+            question.board,
+            question.policy,
+            now=NOW,
+            start=question.start,
+            load=setting.load.__getitem__,
+            without=question.without,
+            unreachable=unreachable,
+            leaning=leaning,
+        )
+
+    choice = chosen(setting.unreachable, setting.leaning())
+    allowed = chosen(setting.unreachable | resting, None)
 
     assert (choice.status is None) == (allowed.status is None)
     if choice.status is not None:
-        name = choice.status.name
-        only = choose(token, question.board, question.policy, unreachable={*NAMES} - {name}, **more)
-        assert only == choice
-        assert name not in question.without | unreachable | resting
+        assert choice.status.name not in question.without | setting.unreachable | resting
+        assert choice == chosen({*NAMES} - {choice.status.name}, None)
     elif not resting:
         assert allowed.reason == choice.reason
 
 
-@given(question=QUESTIONS, took_s=st.fixed_dictionaries(dict.fromkeys(NAMES, st.sampled_from([0.0, 0.0001, 0.0009]))))
+@given(took_s=of_each(0.0, 0.0001, 0.0009))
 @settings(max_examples=50)
-def test_where_all_are_alike_nothing_is_preferred(question: Question, took_s: dict[str, float]) -> None:
+def test_where_all_are_alike_nothing_is_preferred(took_s: dict[str, float]) -> None:
     """Then a decision costs what it costs without zones, weights and speed."""
     zones = dict.fromkeys(NAMES, "a")
 
@@ -158,11 +187,10 @@ def test_a_replica_without_weight_serves_not_even_its_own_session() -> None:
     preferences = preferring(weights={"replica0": 0.0})
     for others in [("replica1",), ()]:
         board = board_of(*map(replica, ("replica0", *others)))
-        choice = choose(
-            read_on("replica0", 50, 100), board, UNBOUNDED, now=NOW, leaning=preferences.leaning(None)
-        )
+        choice = choose(read_on("replica0", 50, 100), board, UNBOUNDED, now=NOW, leaning=preferences.leaning(None))
 
-        assert (Choice(replica("replica1"), Reason.CAUGHT_UP) if others else Choice(None, Reason.NO_STATUS)) == choice
+        served = Choice(replica("replica1"), Reason.CAUGHT_UP)
+        assert (served if others else Choice(None, Reason.NO_STATUS)) == choice
 
 
 # --- zones ---
@@ -197,7 +225,7 @@ def test_another_zone_serves_if_none_of_the_own_is_fit() -> None:
 
 
 def test_a_session_comes_back_to_the_own_zone() -> None:
-    """Its own replica is not kept where it is of another zone, unless only that one has what it must see."""
+    """Its own replica is not kept where it is of another zone, unless no other has what it must see."""
     leaning = preferring(ZONES).leaning("a")
     token = read_on("replica1", 50, 100)
     ahead = board_of(*(replica(name, 50 if ZONES[name] == "a" else 100) for name in NAMES))
@@ -263,7 +291,7 @@ def test_a_single_slow_answer_counts_for_nothing() -> None:
 
 
 def test_a_replica_that_is_back_counts_as_fast_until_it_is_measured_again() -> None:
-    """What was measured before was another server, perhaps, or another network; nor does one that is gone count."""
+    """What was measured before was another server, perhaps; nor does one that is gone count for others."""
     preferences = preferring(took_s=dict.fromkeys(NAMES[1:], 0.02))
     assert preferences.leaning(None) is not None
     preferences.forget("replica0")
@@ -289,7 +317,7 @@ class Cluster:
     """Replicas that answer in times of their own, and routers that read from them, under virtual time."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
-        self.random = random.Random(7)  # noqa: S311 - the same in each run
+        self.random = random.Random(7)
         self.now = 0.0
         self.took_s = dict.fromkeys(REPLICAS, USUAL_S)
         self.boards = [board_of() for _ in range(ROUTERS)]
@@ -359,7 +387,7 @@ def test_among_fifty_busy_replicas_shares_are_by_weight() -> None:
         assert fair == pytest.approx(share, rel=0.25)
 
 
-def test_a_slow_one_of_fifty_gets_little_and_its_share_back_and_no_crowd_when_it_is_well() -> None:
+def test_a_slow_one_of_fifty_gets_few_reads_and_its_share_and_no_more_once_it_is_well() -> None:
     """Neither starved nor stampeded: ten times slower, and ten seconds after it has recovered."""
     cluster = Cluster({})
     cluster.run(2)
