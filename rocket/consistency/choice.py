@@ -180,7 +180,6 @@ class Preferences:
     def add(self, name: str, zone: str | None, weight: float) -> None:
         """Add a node, or change what is known of one."""
         self._given[name] = zone, weight
-        self._speeds.pop(name, None)
         self._is_outdated = True
 
     def remove(self, name: str) -> None:
@@ -216,22 +215,23 @@ class Preferences:
     def _reckoned(self) -> Leaning | None:
         given = {name: self._given[name] for name in self._speeds if name in self._given}
         weights = {name: weight for name, (_, weight) in given.items() if weight > 0}
-        near = {name for name in weights if self._zone in {None, given[name][0]}} or weights.keys()
-        means_s = [speed.mean_s for speed in self._speeds.values() if speed.mean_s is not None]
+        heaviest = max(weights.values(), default=1.0)
+        is_zoned = self._zone is not None and self._zone in {given[name][0] for name in weights}
+        means_s = [mean_s for name in given if (mean_s := self._speeds[name].mean_s) is not None]
         self._fastest_s = min(means_s, default=0.0)
         prices = {
             name: _Price(
-                weight / max(weights.values()),
+                weight / heaviest,
                 self._speeds[name].slowness(self._fastest_s),
-                0 if name in near else _OTHER_ZONE,
+                _OTHER_ZONE if is_zoned and given[name][0] != self._zone else 0,
             )
             for name, weight in weights.items()
         }
         resting = given.keys() - weights.keys()
         if not resting and all(price == _SAME for price in prices.values()):
             return None
-        far = [name for name in weights if name not in near]
-        return Leaning([_Group(names, prices) for names in (list(near), far) if names], prices, resting)
+        groups = ([name for name in weights if prices[name].handicap == each] for each in (0, _OTHER_ZONE))
+        return Leaning([_Group(names, prices) for names in groups if names], prices, resting)
 
 
 class _Speed:

@@ -156,7 +156,7 @@ def test_where_all_are_alike_nothing_is_preferred(took_s: dict[str, float]) -> N
 
     assert preferring(zones, dict.fromkeys(NAMES, 7.0), took_s).leaning("a") is None
     assert preferring(zones, took_s=took_s).leaning("b") is None
-    assert preferring(took_s=took_s).leaning(None) is None
+    assert preferring({"replica0": "a"}, took_s=took_s).leaning(None) is None
 
 
 # --- weights ---
