@@ -152,8 +152,8 @@ _READ_S = 0.001
 """What a read takes besides the way: where all ways are shorter than that, they hardly matter."""
 _MEMORY_S = 5.0
 """The time constant of the mean of what was measured."""
-_ANYWAY = 64
-"""One read of this many goes by weight and load alone, as if all replicas were equally fast."""
+_LEAST_SHARE = 1 / 200
+"""How often a walk starts at a slow replica at the least, compared to a fast one of its weight."""
 _BITS = 32
 _GOLDEN = 2654435769  # 2**32 divided by the golden ratio: multiples of it spread evenly
 
@@ -280,6 +280,11 @@ class _Price(NamedTuple):
     handicap: float
     """Added to the load."""
 
+    @property
+    def share(self) -> float:
+        """How often a walk starts there."""
+        return self.weight * max(self.slowness**-3, _LEAST_SHARE)
+
 
 _SAME = _Price(1.0, 1.0, 0)
 
@@ -289,10 +294,13 @@ class _Group:
 
     def __init__(self, names: Sequence[str], prices: Mapping[str, _Price]) -> None:
         self._names = names
-        self.by_weight = list(accumulate(prices[name].weight for name in names))
-        self.by_speed = list(accumulate(prices[name].weight / prices[name].slowness ** 2 for name in names))
+        self._bounds = list(accumulate(prices[name].share for name in names))
         self._all: Sequence[ReplicaStatus] | None = None
         self._ring: Sequence[ReplicaStatus] = ()
+
+    def start(self, where: float) -> int:
+        """Return the place in the ring where a walk starts, for a number from 0.0 to 1.0."""
+        return bisect(self._bounds, where * self._bounds[-1])
 
     def ring(self, board: Board) -> Sequence[ReplicaStatus]:
         """Return their statuses."""
@@ -325,23 +333,27 @@ class Leaning:
     ) -> Choice:
         """Choose as the function `choose` does, and prefer what is near, fast and of great weight.
 
-        The walk starts at a replica with a probability of its weight divided by the square of its slowness. How
-        busy one is counts by its weight, and times its slowness, as in Finagle's balancer `p2c_peak_ewma`: the
-        cost is what is at work, and the read itself, times what that takes. So an idle replica is taken where the
-        walk starts unless it is slow. One that was slow and is fast again gets no more than other replicas do,
-        and less where it is busy. A few reads go by weight and load alone: thus connections to slow replicas stay
-        open, and their faults show before they are needed.
+        The walk starts at a replica with a probability of its weight, and seldom at a slow one. The cost is how
+        many reads are at work for its weight, and one more, times its slowness: as in Finagle's balancer
+        `p2c_peak_ewma`. Where the walk starts an idle replica is taken, so that each gets its share of the reads,
+        and a slow one a few: thus its connections stay open, and its faults show before it is needed. One that
+        was slow and is fast again gets no more than others do, and less where it is busy.
 
         Another zone's replica serves if none of the own zone is fit, or if those asked are considerably busier.
         """
-        by_speed = start % _ANYWAY != 0
+        first = ""
         if self._resting:
             unreachable = {*unreachable, *self._resting}
 
         def cost(name: str) -> float:
             weight, slowness, handicap = self._prices.get(name, _SAME)
-            at_work = load(name) / weight
-            return (at_work + 1) * slowness - 1 + handicap if by_speed else at_work + handicap
+            at_work = load(name)
+            if name == first and not at_work:
+                return handicap
+            read = (
+                1 if name in {first, token.node} else 1 / weight
+            )  # it has its weight's share of reads, or one more
+            return (at_work / weight + read) * slowness - 1 + handicap
 
         def chosen(start: int, ring: Sequence[ReplicaStatus]) -> Choice:
             return choose(
@@ -353,8 +365,11 @@ class Leaning:
         best: Choice | None = None
         least = math.inf
         for group in self._groups:
-            bounds = group.by_speed if by_speed else group.by_weight
-            choice = chosen(bisect(bounds, where * bounds[-1]), group.ring(board))
+            if not (ring := group.ring(board)):
+                continue
+            at = group.start(where) % len(ring)
+            first = ring[at].name
+            choice = chosen(at, ring)
             if choice.status is not None and (found := cost(choice.status.name)) < least:
                 best, least = choice, found
             if least <= _OTHER_ZONE:

@@ -26,7 +26,7 @@ from tests.consistency.test_choice import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from rocket.consistency import Leaning
     from tests.consistency.test_choice import Question
@@ -48,10 +48,11 @@ def preferring(
     zones: Mapping[str, str] | None = None,
     weights: Mapping[str, float] | None = None,
     took_s: Mapping[str, float] | None = None,
+    names: Sequence[str] = NAMES,
 ) -> Preferences:
     """Return the preferences of a router for the nodes of the tests, all alike unless something else is said."""
     preferences = Preferences()
-    for name in NAMES:
+    for name in names:
         preferences.add(name, (zones or {}).get(name), (weights or {}).get(name, 1.0))
         each_s = (took_s or {}).get(name, 0.0)
         measured(preferences, name, each_s, each_s)
@@ -176,10 +177,10 @@ def test_idle_replicas_are_read_from_by_their_weights(weights: tuple[float, ...]
 def test_how_busy_a_replica_is_counts_by_its_weight() -> None:
     """Three reads at work where the weight is 3 are fewer than two where it is 1."""
     board = board_of(replica("replica0"), replica("replica1"))
-    preferences = preferring(weights={"replica1": 3.0})
+    preferences = preferring(weights={"replica1": 3.0}, names=NAMES[:2])
 
     assert {"replica1"} == set(shares(preferences, board, load={"replica0": 2, "replica1": 3}))
-    assert {"replica0"} == set(shares(preferences, board, load={"replica0": 1, "replica1": 4}))
+    assert {"replica0"} == set(shares(preferences, board, load={"replica0": 1, "replica1": 6}))
 
 
 def test_a_replica_without_weight_serves_not_even_its_own_session() -> None:
@@ -263,7 +264,7 @@ def test_idle_reads_go_to_the_fast_ones_and_a_few_to_the_slow_one() -> None:
 def test_a_slow_replica_serves_when_the_fast_ones_are_much_busier() -> None:
     """20 ms of way weigh as much as some reads at work."""
     board = board_of(replica("replica0"), replica("replica1"))
-    preferences = preferring(took_s={"replica1": 0.02})
+    preferences = preferring(took_s={"replica1": 0.02}, names=NAMES[:2])
 
     assert shares(preferences, board, load={"replica0": 5})["replica0"] > 0.95 * len(SPREAD)
     assert {"replica1"} == set(shares(preferences, board, load={"replica0": 15}))
@@ -373,7 +374,7 @@ class Cluster:
 
 
 def test_among_fifty_busy_replicas_shares_are_by_weight() -> None:
-    """Within a quarter: load moves reads to where it is less."""
+    """Within a fifth: load moves reads to where it is less."""
     weights = {name: float(1 + number % 3) for number, name in enumerate(REPLICAS)}
     served, _ = Cluster(weights).run(10)
     of_weight = {
@@ -384,7 +385,7 @@ def test_among_fifty_busy_replicas_shares_are_by_weight() -> None:
     fair = served.total() / sum(weights.values())
 
     for share in of_weight.values():
-        assert fair == pytest.approx(share, rel=0.25)
+        assert share == pytest.approx(fair, rel=0.2)
 
 
 def test_a_slow_one_of_fifty_gets_few_reads_and_its_share_and_no_more_once_it_is_well() -> None:
