@@ -152,8 +152,10 @@ _READ_S = 0.001
 """What a read takes besides the way: where all ways are shorter than that, they hardly matter."""
 _MEMORY_S = 5.0
 """The time constant of the mean of what was measured."""
-_LEAST_SHARE = 1 / 200
+_LEAST_SHARE = 1 / 64
 """How often a walk starts at a slow replica at the least, compared to a fast one of its weight."""
+_ANYWAY = 4
+"""One of this many walks takes a slow replica for a fast one where it starts."""
 _BITS = 32
 _GOLDEN = 2654435769  # 2**32 divided by the golden ratio: multiples of it spread evenly
 
@@ -283,7 +285,7 @@ class _Price(NamedTuple):
     @property
     def share(self) -> float:
         """How often a walk starts there."""
-        return self.weight * max(self.slowness**-3, _LEAST_SHARE)
+        return self.weight * max(self.slowness**-4, _LEAST_SHARE)
 
 
 _SAME = _Price(1.0, 1.0, 0)
@@ -336,8 +338,9 @@ class Leaning:
         The walk starts at a replica with a probability of its weight, and seldom at a slow one. The cost is how
         many reads are at work for its weight, and one more, times its slowness: as in Finagle's balancer
         `p2c_peak_ewma`. Where the walk starts an idle replica is taken, so that each gets its share of the reads,
-        and a slow one a few: thus its connections stay open, and its faults show before it is needed. One that
-        was slow and is fast again gets no more than others do, and less where it is busy.
+        unless it is slow. A few reads do go to a slow one: thus its connections stay open, and its faults show
+        before it is needed. One that was slow and is fast again gets no more than others do, and less where it is
+        busy.
 
         Another zone's replica serves if none of the own zone is fit, or if those asked are considerably busier.
         """
@@ -347,13 +350,12 @@ class Leaning:
 
         def cost(name: str) -> float:
             weight, slowness, handicap = self._prices.get(name, _SAME)
-            at_work = load(name)
-            if name == first and not at_work:
-                return handicap
-            read = (
-                1 if name in {first, token.node} else 1 / weight
-            )  # it has its weight's share of reads, or one more
-            return (at_work / weight + read) * slowness - 1 + handicap
+            at_work = load(name) / weight
+            if name == first and start % _ANYWAY == 0:
+                return at_work + handicap
+            # The share of reads is by weight where the walk starts; elsewhere the read would be one more.
+            read = 1 if name in {first, token.node} else 1 / weight
+            return (at_work + read) * slowness - 1 + handicap
 
         def chosen(start: int, ring: Sequence[ReplicaStatus]) -> Choice:
             return choose(
