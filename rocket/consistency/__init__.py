@@ -1,7 +1,16 @@
 """The pure core: positions, statuses and the decision. No asyncio, no asyncpg, no clock of its own."""
 
 from rocket.consistency.board import Board
-from rocket.consistency.choice import Choice, Policy, Reason, choose, obstacle, worth_waiting_for
+from rocket.consistency.choice import (
+    Choice,
+    Leaning,
+    Policy,
+    Preferences,
+    Reason,
+    choose,
+    obstacle,
+    worth_waiting_for,
+)
 from rocket.consistency.freshness import Freshness
 from rocket.consistency.lsn import Lsn, switch_point
 from rocket.consistency.status import Epoch, Incarnation, PrimaryStatus, ReplicaStatus, rank_of, timeline_of
@@ -14,8 +23,10 @@ __all__ = [
     "Epoch",
     "Freshness",
     "Incarnation",
+    "Leaning",
     "Lsn",
     "Policy",
+    "Preferences",
     "PrimaryStatus",
     "Reason",
     "ReplicaStatus",

@@ -1,18 +1,22 @@
-"""The decision where a read goes: a pure function of token, board and policy."""
+"""The decision where a read goes: a pure function of token, board and policy, and of what is preferred."""
 
 from __future__ import annotations
 
 import enum
+import math
+from bisect import bisect
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from rocket.consistency.lsn import Lsn
+from rocket.consistency.status import ReplicaStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from rocket.consistency.board import Board
-    from rocket.consistency.status import ReplicaStatus
+    from rocket.consistency.status import PrimaryStatus
     from rocket.consistency.token import SessionToken
 
 
@@ -73,6 +77,8 @@ class Policy:
     """The same for a read that has to see everybody's commits: most of them have to wait for replication."""
     primary_lease_s: float = 5.0
     """A primary that was not confirmed for longer is not used: another one may have been promoted."""
+    zone: str | None = None
+    """The router's own zone: reads prefer replicas whose `Node.zone` it is; None: no preference."""
 
 
 class Choice(NamedTuple):
@@ -89,9 +95,11 @@ def choose(  # noqa: C901 - in one piece: every read comes through here
     *,
     now: float,
     start: int = 0,
-    load: Callable[[str], int] = lambda _name: 0,
+    load: Callable[[str], float] = lambda _name: 0,
     without: Collection[str] = (),
     unreachable: Collection[str] = (),
+    leaning: Leaning | None = None,
+    ring: Sequence[ReplicaStatus] | None = None,
 ) -> Choice:
     """Choose a replica of the token's epoch, the current one, that has replayed all WAL up to its floor there.
 
@@ -100,17 +108,21 @@ def choose(  # noqa: C901 - in one piece: every read comes through here
     is considerably less busy. The cost does not grow with the number of replicas as long as most are fit. `load`
     returns how busy a replica is; those in `without` have already failed this read, and to those in `unreachable`
     no connection can be opened at the moment. Without a token any replica that was observed lately will do.
+    `leaning` prefers some to others, and `ring` is the replicas to walk in place of all.
     """
+    if leaning is not None:
+        return leaning.choose(
+            token, board, policy, now=now, start=start, load=load, without=without, unreachable=unreachable
+        )
     fit = Reason.RETRIED if without else Reason.CAUGHT_UP if token is not None else Reason.UNCHECKED
     best, lead = None, 0
-    own = None if token is None or (node := token.node) is None else board.replica(node)
-    if own is not None and (node in without or node in unreachable):
-        own = None
+    node = None if token is None else token.node
+    own = None if node is None or node in without or node in unreachable else board.replica(node)
     if own is not None and obstacle(own, token, board, policy, now) is None:
         best, lead = own, _LOYALTY
         if load(own.name) <= lead:
             return Choice(own, fit)  # no other can be less busy by more than that
-    ring = board.replicas
+    ring = board.replicas if ring is None else ring
     nearest = Reason.NO_STATUS
     for step in range(len(ring)):
         if best is not None and load(best.name) <= lead:
@@ -137,6 +149,247 @@ def choose(  # noqa: C901 - in one piece: every read comes through here
 
 _LOYALTY = 4
 """How many more connections than another replica's may be at work on a session's own before it moves."""
+
+# --- zones, weights and speed ---
+
+_OTHER_ZONE = 16
+"""How much busier than a replica elsewhere those of the own zone must be before a read leaves it."""
+_ALIKE = 2.0
+"""A replica that takes up to this many times as long as the fastest one counts as being as fast."""
+_READ_S = 0.001
+"""What a read takes besides the way: where all ways are shorter than that, they hardly matter."""
+_MEMORY_S = 5.0
+"""The time constant of the mean of what was measured."""
+_LEAST_SHARE = 1 / 64
+"""How often a walk starts at a slow replica at the least, compared to a fast one of its weight."""
+_ANYWAY = 4
+"""One of this many walks takes a slow replica for a fast one where it starts."""
+_BITS = 32
+_GOLDEN = 2654435769  # 2**32 divided by the golden ratio: multiples of it spread evenly
+
+
+class Preferences:
+    """What makes a router prefer some replicas: their zones and weights, as given, and their speed, as measured.
+
+    The speed is how long the observer's question takes: the way there and back, and how promptly the server
+    answers. It is the same question everywhere, so that no replica is condemned for the long reads that it was
+    given, and it is asked of all, whether they are read from or not, so that a recovery is found out. What it does
+    not see, a slow disk or a full pool, shows in the load: how many reads are at work on a replica.
+
+    Has no clock: it goes by the times of statuses. Only a change of them is work, a read takes what is ready.
+    """
+
+    def __init__(self) -> None:
+        self._given: dict[str, tuple[str | None, float]] = {}
+        self._speeds: dict[str, _Speed] = {}  # of the replicas that have a status
+        self._is_outdated = False
+        self._fastest_s = 0.0
+        self._zone: str | None = None
+        self._leaning: Leaning | None = None
+
+    def add(self, name: str, zone: str | None, weight: float) -> None:
+        """Add a node, or change what is known of one."""
+        self._given[name] = zone, weight
+        self._is_outdated = True
+
+    def remove(self, name: str) -> None:
+        """Remove a node."""
+        self._given.pop(name, None)
+        self._speeds.pop(name, None)
+        self._is_outdated = True
+
+    def note(self, status: ReplicaStatus | PrimaryStatus) -> None:
+        """Note how long a replica took to answer."""
+        if not isinstance(status, ReplicaStatus):
+            self.forget(status.name)
+            return
+        took_s = max(0.0, status.answered_at - status.observed_at)
+        if (speed := self._speeds.get(status.name)) is None:
+            self._speeds[status.name] = _Speed(took_s, status.answered_at)
+            self._is_outdated = True
+        elif speed.note(took_s, status.answered_at, self._fastest_s):
+            self._is_outdated = True
+
+    def forget(self, name: str) -> None:
+        """Forget how fast a node is: it is no replica at the moment, or another server."""
+        if self._speeds.pop(name, None) is not None:
+            self._is_outdated = True
+
+    def leaning(self, zone: str | None) -> Leaning | None:
+        """Return what reads from `zone` prefer; None where no replica is better than another."""
+        if self._is_outdated or zone != self._zone:
+            self._is_outdated, self._zone = False, zone
+            self._leaning = self._reckoned()
+        return self._leaning
+
+    def _reckoned(self) -> Leaning | None:
+        given = {name: self._given[name] for name in self._speeds if name in self._given}
+        weights = {name: weight for name, (_, weight) in given.items() if weight > 0}
+        heaviest = max(weights.values(), default=1.0)
+        is_zoned = self._zone is not None and self._zone in {given[name][0] for name in weights}
+        means_s = [mean_s for name in given if (mean_s := self._speeds[name].mean_s) is not None]
+        self._fastest_s = min(means_s, default=0.0)
+        prices = {
+            name: _Price(
+                weight / heaviest,
+                self._speeds[name].slowness(self._fastest_s),
+                _OTHER_ZONE if is_zoned and given[name][0] != self._zone else 0,
+            )
+            for name, weight in weights.items()
+        }
+        resting = given.keys() - weights.keys()
+        if not resting and all(price == _SAME for price in prices.values()):
+            return None
+        groups = ([name for name in weights if prices[name].handicap == each] for each in (0, _OTHER_ZONE))
+        return Leaning([_Group(names, prices) for names in groups if names], prices, resting)
+
+
+class _Speed:
+    """The mean of what a replica took to answer; of two measurements in a row the lesser one counts.
+
+    So a pause of this process, which is measured along, does not count, and a replica that has become slow counts
+    from the second measurement on. The mean is weighted by time (exponentially), not by the number of statuses:
+    there are many while reads wait.
+    """
+
+    __slots__ = ("_at", "_last_s", "_used_s", "mean_s")
+
+    def __init__(self, took_s: float, at: float) -> None:
+        self._last_s, self._at, self._used_s = took_s, at, 0.0
+        self.mean_s: float | None = None
+        """In seconds; None before the second measurement."""
+
+    def note(self, took_s: float, at: float, fastest_s: float) -> bool:
+        """Note a measurement; return whether what follows from the mean has changed noticeably."""
+        lesser_s, weight = min(took_s, self._last_s), 1 - math.exp(min(0.0, self._at - at) / _MEMORY_S)
+        self._last_s, self._at = took_s, at
+        if self.mean_s is None:
+            self.mean_s = lesser_s
+            return True
+        self.mean_s += weight * (lesser_s - self.mean_s)
+        low_s, high_s = sorted((self.mean_s, self._used_s))
+        return high_s - low_s > (low_s + _READ_S) / 8 and (
+            low_s <= fastest_s or high_s + _READ_S > _ALIKE * (fastest_s + _READ_S)
+        )
+
+    def slowness(self, fastest_s: float) -> float:
+        """Return how much slower it is than what counts as fast, 1.0 if it is not; use the mean for that."""
+        if self.mean_s is None:
+            return 1.0
+        self._used_s = self.mean_s
+        return max(1.0, (self.mean_s + _READ_S) / (_ALIKE * (fastest_s + _READ_S)))
+
+
+class _Price(NamedTuple):
+    """What a read at a replica costs, compared to others."""
+
+    weight: float
+    """1.0: the highest."""
+    slowness: float
+    """1.0: as fast as the fastest."""
+    handicap: float
+    """Added to the load."""
+
+    @property
+    def share(self) -> float:
+        """How often a walk starts there."""
+        return self.weight * max(self.slowness**-4, _LEAST_SHARE)
+
+
+_SAME = _Price(1.0, 1.0, 0)
+
+
+class _Group:
+    """Replicas that are equally near, and where in their ring reads start."""
+
+    def __init__(self, names: Sequence[str], prices: Mapping[str, _Price]) -> None:
+        self._names = names
+        self._bounds = list(accumulate(prices[name].share for name in names))
+        self._all: Sequence[ReplicaStatus] | None = None
+        self._ring: Sequence[ReplicaStatus] = ()
+
+    def start(self, where: float) -> int:
+        """Return the place in the ring where a walk starts, for a number from 0.0 to 1.0."""
+        return bisect(self._bounds, where * self._bounds[-1])
+
+    def ring(self, board: Board) -> Sequence[ReplicaStatus]:
+        """Return their statuses."""
+        if self._all is not board.replicas:
+            self._all = board.replicas
+            self._ring = [status for name in self._names if (status := board.replica(name)) is not None]
+        return self._ring
+
+
+class Leaning:
+    """What is preferred at the moment: zones by groups, and weight and speed by prices."""
+
+    def __init__(self, groups: Sequence[_Group], prices: Mapping[str, _Price], resting: Collection[str]) -> None:
+        self._groups = groups
+        self._prices = prices
+        self._resting = resting
+        """Those that take no reads."""
+
+    def choose(
+        self,
+        token: SessionToken | None,
+        board: Board,
+        policy: Policy,
+        *,
+        now: float,
+        start: int,
+        load: Callable[[str], float],
+        without: Collection[str],
+        unreachable: Collection[str],
+    ) -> Choice:
+        """Choose as the function `choose` does, and prefer what is near, fast and of great weight.
+
+        The walk starts at a replica with a probability of its weight, and seldom at a slow one. The cost is how
+        many reads are at work for its weight, and one more, times its slowness: as in Finagle's balancer
+        `p2c_peak_ewma`. Where the walk starts an idle replica is taken, so that each gets its share of the reads,
+        unless it is slow. A few reads do go to a slow one: thus its connections stay open, and its faults show
+        before it is needed. One that was slow and is fast again gets no more than others do, and less where it is
+        busy.
+
+        Another zone's replica serves if none of the own zone is fit, or if those asked are considerably busier.
+        """
+        first, own = "", None if token is None else token.node
+        if self._resting:
+            unreachable = {*unreachable, *self._resting}
+
+        def cost(name: str) -> float:
+            weight, slowness, handicap = self._prices.get(name, _SAME)
+            at_work = load(name) / weight
+            if name == first and start % _ANYWAY == 0:
+                return at_work + handicap
+            # The share of reads is by weight where the walk starts; elsewhere the read would be one more.
+            read = 1 if name in {first, own} else 1 / weight
+            return (at_work + read) * slowness - 1 + handicap
+
+        def chosen(start: int, ring: Sequence[ReplicaStatus]) -> Choice:
+            return choose(
+                token, board, policy,
+                now=now, start=start, load=cost, without=without, unreachable=unreachable, ring=ring,
+            )  # fmt: skip
+
+        where = start * _GOLDEN % 2**_BITS / 2**_BITS
+        best: Choice | None = None
+        least = math.inf
+        for group in self._groups:
+            if not (ring := group.ring(board)):
+                continue
+            at = group.start(where) % len(ring)
+            first = ring[at].name
+            choice = chosen(at, ring)
+            if choice.status is not None and (found := cost(choice.status.name)) < least:
+                best, least = choice, found
+            if least <= _OTHER_ZONE:
+                break
+        if best is not None:
+            return best
+        return chosen(start, [status for status in board.replicas if status.name not in self._resting])
+
+
+# --- what may catch up, and what keeps a replica from serving ---
 
 
 def worth_waiting_for(

@@ -9,7 +9,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Self
 
-from rocket.consistency import NODE_NAME, Lsn, Reason, SessionToken, obstacle, timeline_of
+from rocket.consistency import NODE_NAME, Lsn, Preferences, Reason, SessionToken, obstacle, timeline_of
 from rocket.dsn import check_files, parse_dsn
 from rocket.errors import Unavailable, describe
 from rocket.routing.connection import discard, in_one_piece, unwrap
@@ -68,6 +68,12 @@ class Nodes:
         self._dropped: set[str] = set()
         self.on_open: list[Callable[[], None]] = []
         """Called when a connection was opened in the background."""
+        self.preferences = Preferences()
+        """Which replicas are preferred to others."""
+        for status in board.replicas:
+            self.preferences.note(status)
+        board.on_status.append(self.preferences.note)
+        board.on_gone.append(self.preferences.forget)
         board.on_new_role.append(self._drop)
         board.on_status.append(self._warm_again)
 
@@ -105,6 +111,7 @@ class Nodes:
         )
         before = self._pools.get(name)
         self._pools[name] = pool
+        self.preferences.add(name, node.zone, node.weight)
         self._refusing.pop(name, None)
         if self._is_warm:
             pool.warm_up()
@@ -132,6 +139,7 @@ class Nodes:
     async def remove(self, name: str) -> None:
         """Remove a node; what runs there is finished. Raise `KeyError` if there is none of that name."""
         pool = self._pools.pop(name)
+        self.preferences.remove(name)
         self._refusing.pop(name, None)
         self.board.trust(name)
         await pool.close(self._limits.attempt_s + self._limits.close_s)
@@ -148,6 +156,8 @@ class Nodes:
         """Close every connection."""
         self.board.on_new_role.remove(self._drop)
         self.board.on_status.remove(self._warm_again)
+        self.board.on_gone.remove(self.preferences.forget)
+        self.board.on_status.remove(self.preferences.note)
         await asyncio.gather(*(pool.close(self._limits.close_s) for pool in self.pools))
 
     @property
@@ -195,6 +205,7 @@ class Nodes:
         return [pool.name for pool in self.pools if pool.node.weight > 0 and pool.name != holder]
 
     def _drop(self, name: str) -> None:
+        self.preferences.forget(name)
         if (pool := self._pools.get(name)) is not None:
             pool.drop()
             self._dropped.add(name)

@@ -271,10 +271,11 @@ class Reads:
             self._board,
             route.policy,
             now=now,
-            start=random.getrandbits(16),
+            start=random.getrandbits(30),
             load=self._nodes.load,
             without=route.failed,
             unreachable=route.left_alone,
+            leaning=self._nodes.preferences.leaning(route.policy.zone),
         )
 
     async def _after_waiting(self, choice: Choice, route: Route) -> Choice:
