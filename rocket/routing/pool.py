@@ -150,8 +150,11 @@ class NodePool:
             await self._init(connection)
 
     def warm_up(self) -> None:
-        """Open the connections that are kept ready (see `Limits.warm`), in the background."""
-        for _ in range(self._warm):
+        """Open the connections that are kept ready (see `Limits.warm`), in the background, if they are not."""
+        for connection in self._idle:
+            if connection.lacks_epoch:
+                connection.terminate()
+        for _ in range(self._warm - self.idle - len(self._openings)):
             self._open_another()
 
     def _open_another(self) -> None:
