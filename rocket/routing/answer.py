@@ -44,7 +44,7 @@ class Route:
     left_alone: Mapping[str, str] = field(default_factory=dict)
     """The nodes to which no connection could be opened at the decision, and why."""
     attempts: int = 0
-    """How many replicas failed it once there was a connection to them."""
+    """How many replicas failed it, and not at once, as those do whose connections are gone or refused."""
     bound: ReadBound | None = None
     """What the node that served it said of itself then (see `rocket.READ_BOUND`)."""
     on: ReplicaStatus | PrimaryStatus | None = None

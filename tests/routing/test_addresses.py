@@ -226,6 +226,7 @@ async def test_a_primary_that_was_made_read_only(cluster: LocalCluster, email: s
 async def with_its_bound(db: Connection) -> object:
     """Read one row, and hand over what it can have shown."""
     row = await db.fetchrow(f"SELECT 1 AS one, {READ_BOUND} AS bound")
+    assert row is not None
     report_read_bound(db, row["bound"])
     return row["one"]
 
