@@ -48,7 +48,7 @@ _END_SESSIONS = """
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
      WHERE datname = $1 AND application_name = 'rocket'
 """
-_WAIT_FOR_QUERIES = "ALTER SYSTEM SET max_standby_streaming_delay = '1s'"
+_WAIT_FOR_QUERIES = "ALTER SYSTEM SET max_standby_streaming_delay = '300ms'"
 _WAIT_AS_EVER = "ALTER SYSTEM RESET max_standby_streaming_delay"
 
 
@@ -198,7 +198,7 @@ async def _take_connections(node: Node, taken: list[asyncpg.Connection[Any]]) ->
 async def long_query(cluster: LocalCluster, node: Node, table: str) -> AsyncIterator[dict[str, Any]]:
     """Run a long query on a replica while its primary removes the old rows of a table, which the query may see.
 
-    Replay there waits for the query, for a second at the most, and cancels it; then there is another one.
+    Replay there waits for the query, for 0.3 s at the most, and cancels it; then there is another one.
     """
     _check_replica(node)
     async with node.connected() as connection:

@@ -217,9 +217,8 @@ class NodePool:
     def _end_idle(self) -> None:
         """Terminate the connections that were not used for long, but for those that are kept ready."""
         self._idle_timer = None
-        now = time.monotonic()
         while len(self._idle) > self._warm:
-            if (left_s := self._idle[0].idle_since + _IDLE_S - now) > 0:
+            if (left_s := self._idle[0].idle_since + _IDLE_S - time.monotonic()) > 0:
                 self._end_idle_after(left_s)
                 break
             self._idle.pop(0).terminate()
@@ -326,8 +325,7 @@ class NodePool:
     async def _outlast(self, connection: NodeConnection, place: Place) -> None:
         """Keep a connection, and its place, for as long as a COMMIT that was given up runs on the server.
 
-        It may wait for a synchronous replica. To end the connection would not end it, and one more of them would
-        be on the server each time.
+        It may wait for a synchronous replica. To end the connection would leave one more of them on the server.
         """
         pid = connection.get_server_pid()
         answer = self._commits.start(answered_or_lost(connection), "wait for the answer to a COMMIT")
@@ -384,9 +382,8 @@ class NodePool:
         self._is_closing = True
         await self._openings.finish(0)
         await self._commits.finish(0)
-        for timer in (self._idle_timer, self._probe_timer):
-            if timer is not None:
-                timer.cancel()
+        for timer in filter(None, (self._idle_timer, self._probe_timer)):
+            timer.cancel()
         idle, self._idle = self._idle, []
         with contextlib.suppress(*REFUSED):
             async with asyncio.timeout(timeout_s):
