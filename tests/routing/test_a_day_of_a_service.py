@@ -155,18 +155,14 @@ class Day:
                 for port, (name, server) in enumerate(self._servers.items(), start=1):
                     upstream = socket_path(self._cluster.socket_dir, server.port)
                     link = Proxy(socket_path(self._directory, port), functools.partial(Path, upstream))
-                    self.links[name] = await stack.enter_async_context(self._open(link))
+                    await stack.enter_async_context(link.listening())
+                    self.links[name] = link
                     addresses[name] = f"postgresql://day_{name}@/{DATABASE}?host={self._directory}&port={port}"
                 yield addresses
         finally:
             for name in BEHIND:
                 await self._on_primary(f"DROP ROLE day_{name}")
             await self._on_primary("DROP TABLE day_of_a_service")
-
-    @contextlib.asynccontextmanager
-    async def _open(self, link: Proxy) -> AsyncIterator[Proxy]:
-        async with link.listening():
-            yield link
 
     async def befall(self, name: str) -> None:
         """Have the replica of that name fail, for the rest of the day."""
@@ -185,7 +181,7 @@ class Day:
                 await self._cluster.wait_for_catchup()
         if name in {"refusing", "repointed", "full"}:
             connection = await self._servers[name].connect(DATABASE)
-            await connection.execute(_END_POOLED.replace("$1", f"'day_{name}'"))
+            await connection.fetch(_END_POOLED, f"day_{name}")
             await connection.close()
 
     async def _on_primary(self, statement: str) -> None:
@@ -223,9 +219,9 @@ async def test_one_replica_that_is_well_serves_the_reads(
     _log.info("reads once all faults were on: %s", shares)
     # One name leads to the server that is well by then.
     assert (shares[WELL] + shares["repointed"]) / len(reads) >= 0.95
-    assert [] == [each for each in service.requests if each.in_vain]
+    assert [] == [each for each in service.requests if each.in_vain or each.node is None]
     assert [] == [
         each for each in service.requests
-        if each.took_s > LONGEST_S
+        if each.took_s > (2 * LONGEST_S if together else LONGEST_S)  # machines that run many tests are slow
         and not any(at - each.took_s <= each.at <= at + SETTLED_S for at in faults.values())
     ]  # fmt: skip
