@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 WELL = "well"
 BEHIND = {"slow": 0, "refusing": 0, "silent": 1, "repointed": 0, "full": 1, WELL: 1}
 """The replicas of the service, and the server that each leads to: as its number, of the two that there are."""
-SLOW_S = 0.2
+SLOW_S = 0.3
 SESSIONS = 8
-WRITES_EVERY = 20
+WRITES_EVERY = 50
 SETTLED_S = 3.0
 """So long after a fault has begun a request may take longer than `LONGEST_S`."""
 LONGEST_S = 1.0
