@@ -10,14 +10,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import asyncpg
 import psutil
 
 from rocket.cluster.errors import NodeFrozen, NodeNotRunning, NotAReplica, Refused
 from rocket.cluster.node import Fault
 from rocket.cluster.promotion import promote, terminate_receiver
 from rocket.cluster.rejoin import bring_up
+from rocket.errors import unwrapping_group
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from rocket.cluster.cluster import LocalCluster
     from rocket.cluster.node import Node
 
@@ -30,11 +34,22 @@ _SAMPLES_WITHOUT_RECEIVER = 25
 """Consecutive samples: after `wal_retrieve_retry_interval`, a process that has not reloaded may start it again."""
 _LONGEST_DELAY_MS = 3_600_000
 
+_CONNECTIONS_AT_A_TIME = 20
+_HELD_S = 60
+_VACUUM_EVERY_S = 0.1
+
 _PAUSE = "SELECT pg_wal_replay_pause()"
 _RESUME = "SELECT pg_wal_replay_resume()"
 _RELOAD = "SELECT pg_reload_conf()"
 _PROCESS = "SELECT pid FROM pg_stat_activity WHERE backend_type = $1"
 _END_SENDERS = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication WHERE application_name = $1"
+
+_END_SESSIONS = """
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+     WHERE datname = $1 AND application_name = 'rocket'
+"""
+_WAIT_FOR_QUERIES = "ALTER SYSTEM SET max_standby_streaming_delay = '300ms'"
+_WAIT_AS_EVER = "ALTER SYSTEM RESET max_standby_streaming_delay"
 
 
 async def pause(node: Node) -> None:
@@ -140,6 +155,96 @@ async def cut_sender(cluster: LocalCluster, node: Node) -> None:
         ended = await connection.fetchval(_END_SENDERS, node.name)
     if not ended:
         raise NodeNotRunning(f"{cluster.primary.name} sends {node.name} nothing now")
+
+
+async def end_sessions(node: Node, database: str) -> None:
+    """Terminate the sessions of pools on a node; those of observers go on."""
+    async with node.connected() as connection:
+        await connection.execute(_END_SESSIONS, database)
+
+
+@contextlib.asynccontextmanager
+async def full(cluster: LocalCluster, node: Node) -> AsyncIterator[dict[str, Any]]:
+    """Take all connections that a node accepts, those of pools included, and give them back at the end."""
+    taken: list[asyncpg.Connection[Any]] = []
+    try:
+        for _ in range(3):  # pools may be faster
+            await _take_connections(node, taken)
+            await taken[0].execute(_END_SESSIONS, cluster.settings.database)
+        await _take_connections(node, taken)
+        yield {"connections": len(taken)}
+    finally:
+        for connection in taken:
+            connection.terminate()
+
+
+async def _take_connections(node: Node, taken: list[asyncpg.Connection[Any]]) -> None:
+    while True:
+        attempts = (node.connect() for _ in range(_CONNECTIONS_AT_A_TIME))
+        refusals = []
+        for result in await asyncio.gather(*attempts, return_exceptions=True):
+            if isinstance(result, BaseException):
+                refusals.append(result)
+            else:
+                taken.append(result)
+        for refusal in refusals:
+            if not isinstance(refusal, asyncpg.TooManyConnectionsError):
+                raise refusal
+        if refusals:
+            return
+
+
+@contextlib.asynccontextmanager
+async def long_query(cluster: LocalCluster, node: Node, table: str) -> AsyncIterator[dict[str, Any]]:
+    """Run a long query on a replica while its primary removes the old rows of a table, which the query may see.
+
+    Replay there waits for the query, for 0.3 s at the most, and cancels it; then there is another one.
+    """
+    _check_replica(node)
+    async with node.connected() as connection:
+        await connection.execute(_WAIT_FOR_QUERIES)
+        await connection.execute(_RELOAD)
+    detail: dict[str, Any] = {"cancelled": 0}
+    try:
+        with unwrapping_group():
+            async with asyncio.TaskGroup() as group:
+                tasks = (
+                    group.create_task(_query_long(cluster, node, detail), name=f"long queries on {node.name}"),
+                    group.create_task(_remove_old_rows(cluster, table), name=f"vacuum {table}"),
+                )
+                yield detail
+                for task in tasks:
+                    task.cancel()
+    finally:
+        async with node.connected() as connection:
+            await connection.execute(_WAIT_AS_EVER)
+            await connection.execute(_RELOAD)
+
+
+async def _query_long(cluster: LocalCluster, node: Node, detail: dict[str, Any]) -> None:
+    while True:
+        with contextlib.suppress(OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
+            connection = await node.connect(cluster.settings.database)
+            try:
+                await connection.execute(f"SELECT pg_sleep({_HELD_S})")
+            except asyncpg.SerializationError:
+                detail["cancelled"] += 1
+            finally:
+                connection.terminate()
+        await asyncio.sleep(_POLL_S)
+
+
+async def _remove_old_rows(cluster: LocalCluster, table: str) -> None:
+    while True:
+        with contextlib.suppress(OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
+            connection = await cluster.primary.connect(cluster.settings.database)
+            try:
+                while True:
+                    await connection.execute(f"VACUUM (TRUNCATE false) {table}")
+                    await asyncio.sleep(_VACUUM_EVERY_S)
+            finally:
+                connection.terminate()
+        await asyncio.sleep(_POLL_S)
 
 
 async def _on_replica(node: Node, statement: str) -> None:

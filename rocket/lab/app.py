@@ -23,7 +23,7 @@ from rocket.topology.patroni import Topology
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from rocket.lab.settings import Settings
     from rocket.lab.simulator import Simulator
@@ -147,16 +147,22 @@ async def run_patroni(settings: Settings) -> int:
 
 
 async def whole_system(
-    settings: Settings, shutdown: Shutdown, stack: contextlib.AsyncExitStack, observers: int = 0
+    settings: Settings,
+    shutdown: Shutdown,
+    stack: contextlib.AsyncExitStack,
+    observers: int = 0,
+    addresses: Callable[[LocalCluster], Awaitable[Mapping[str, str]]] | None = None,
 ) -> tuple[LocalCluster, str, Workers | None]:
     """Start cluster, API and observer, for `stack` to take down; return the cluster and the API's URL.
 
-    The third is the API's workers, if it has several; among them are `observers` more, which only observe.
+    The third is the API's workers, if it has several; among them are `observers` more, which only observe. They
+    use the servers' own addresses, or those that `addresses` returns.
     """
     held = stack.enter_context(listeners(settings))
     url = url_of(settings, held)
     cluster = await _cluster(settings, shutdown, stack, _api(url, held))
-    serve = _serving(settings, _dsns(cluster), held, shutdown, cluster=cluster, observers=observers)
+    nodes = _dsns(cluster) if addresses is None else await addresses(cluster)
+    serve = _serving(settings, nodes, held, shutdown, cluster=cluster, observers=observers)
     return cluster, url, await stack.enter_async_context(serve)
 
 

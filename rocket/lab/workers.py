@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Mapping  # noqa: TC003 - msgspec reads the annotations of `Job`
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
 
@@ -26,6 +26,7 @@ from rocket.lab.serving import serving
 from rocket.lab.settings import Settings  # noqa: TC001 - the same
 from rocket.lab.shutdown import ShutdownStack, background, shutdown_on_signals
 from rocket.lab.subprocesses import Parent, Subprocess, SubprocessFailed, run_child
+from rocket.routing.heartbeat import WRITERS_LOCK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -39,6 +40,19 @@ READY_S = 30.0
 """How long a worker may take until it serves: on a busy machine, imports alone take seconds."""
 _STOP_S = 8.0
 """How long it may take to end: longer than requests in flight and, after them, the pools are given."""
+
+_TABLE_POLL_S = 0.01
+_TAKEOVER_S = 8.0
+"""How long another process may take to write the table of statuses before the answer is: never."""
+_TABLE_STATE = """
+    SELECT (SELECT application_name
+              FROM pg_locks JOIN pg_stat_activity USING (pid)
+             WHERE locktype = 'advisory' AND granted AND objsubid = 1
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+               AND (classid::bigint << 32) + objid::bigint = $1) AS writer,
+           (SELECT max(xmin::text::bigint) FROM replica_statuses) AS written
+"""
+"""The newest transaction that left a row in the table identifies the last beat."""
 
 _log = logging.getLogger("rocket.workers")
 
@@ -269,6 +283,46 @@ def _log_levels() -> dict[str, int]:
     """Return the levels that this program has set for its loggers."""
     loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("rocket.")]
     return {logger.name: logger.level for logger in loggers if logger.level}
+
+
+# --- the process that writes the table of statuses ---
+
+
+class TableState(NamedTuple):
+    """Which process writes the table of statuses, and its last write."""
+
+    writer: int | None
+    """The id of the process that has the right to write it."""
+    written: int | None
+    """The transaction of the last write; None while it is empty."""
+
+
+async def table_state(primary: asyncpg.Connection[Any]) -> TableState:
+    """Return the state of the table of statuses."""
+    row = await primary.fetchrow(_TABLE_STATE, WRITERS_LOCK)
+    assert row is not None  # noqa: S101 - it has no FROM
+    process = (row["writer"] or "").rpartition(" ")[2]
+    return TableState(int(process) if process.isdecimal() else None, row["written"])
+
+
+async def wait_for_takeover(primary: asyncpg.Connection[Any], before: TableState) -> float | None:
+    """Wait until a process other than the writer of `before` has written the table; return the seconds it took.
+
+    None if none did in time.
+    """
+    began = time.monotonic()
+    lost = before.writer
+    while time.monotonic() - began < _TAKEOVER_S:
+        now = await table_state(primary)
+        if now.writer in {None, lost}:
+            before = now
+        elif now.written != before.written:
+            return time.monotonic() - began
+        await asyncio.sleep(_TABLE_POLL_S)
+    return None
+
+
+# --- a worker's process ---
 
 
 async def work(parent: Parent) -> None:

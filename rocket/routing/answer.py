@@ -110,7 +110,7 @@ class Route:
     left_alone: Mapping[str, str] = field(default_factory=dict)
     """The nodes to which no connection could be opened at the decision, and why."""
     attempts: int = 0
-    """How many replicas failed it once there was a connection to them."""
+    """How many replicas failed it, and not at once, as those do whose connections are gone or refused."""
     attempt_s: float | None = None
     """How long an attempt on a replica may take at the most, where the read has a time of its own."""
     bound: ReadBound | None = None

@@ -192,6 +192,11 @@ class NodeConnection(_PlainConnection):
     _stmt_cache: Any
     _stmt_cache_enabled: bool
 
+    @property
+    def lacks_epoch(self) -> bool:
+        """Whether it leads to a primary whose epoch had no name yet: then nothing is done there."""
+        return self.direct and not self.to_replica and self.epoch is None and self.timeline is None
+
     def due_after(self, seconds: float) -> None:
         """End the connection unless it is given back soon after that.
 

@@ -22,7 +22,7 @@ class Limits:
     attempt_s: float = 1.0
     """One attempt on one replica."""
     replicas_tried: int = 2
-    """How many replicas may fail a read before it goes to the primary."""
+    """How many replicas may fail a read, and not at once, before it goes to the primary."""
     write_s: float = 5.0
     """A write until its COMMIT is sent, with all its attempts."""
     commit_s: float = 5.0

@@ -288,7 +288,8 @@ class Nodes:
             # Where the epoch cannot be read the server is known by its start, as `started` below.
             unread = primary.started is not None and opened.timeline == timeline_of(primary.epoch)
             if opened.direct and opened.epoch != primary.epoch and not unread:
-                self._note_other(primary.name, opened)
+                if not opened.lacks_epoch or opened.opened_at > primary.observed_at:
+                    self._note_other(primary.name, opened)
                 discard(connection)
                 raise NotAsObserved(f"the connection is not to a primary of epoch {primary.epoch}")
             if opened.direct and primary.started not in {None, opened.server_started}:

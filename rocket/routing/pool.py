@@ -144,6 +144,9 @@ class NodePool:
 
     def warm_up(self) -> None:
         """Keep as many connections open as `Limits.warm` says, in the background, until they are dropped."""
+        for connection in list(self._idle):
+            if connection.lacks_epoch:
+                connection.terminate()
         self._warm = min(self._limits.warm, self.limiter.width)
         for _ in range(self._cold):
             self._open_another()
@@ -236,9 +239,8 @@ class NodePool:
     def _end_idle(self) -> None:
         """Terminate the connections that were not used for long, but for those that are kept ready."""
         self._idle_timer = None
-        now = time.monotonic()
         while len(self._idle) > self._warm:
-            if (left_s := self._idle[0].idle_since + self._limits.idle_s - now) > 0:
+            if (left_s := self._idle[0].idle_since + self._limits.idle_s - time.monotonic()) > 0:
                 self._end_idle_after(left_s)
                 break
             self._idle.pop(0).terminate()
@@ -375,9 +377,8 @@ class NodePool:
         self._is_closing = True
         await self._openings.finish(0)
         await self._commits.finish(0)
-        for timer in (self._idle_timer, self._probe_timer):
-            if timer is not None:
-                timer.cancel()
+        for timer in filter(None, (self._idle_timer, self._probe_timer)):
+            timer.cancel()
         idle, self._idle = self._idle, []
         with contextlib.suppress(*REFUSED):
             async with asyncio.timeout(timeout_s):

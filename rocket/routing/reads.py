@@ -74,10 +74,10 @@ _log = logging.getLogger("rocket.router")
 class NodeFailed(Exception):
     """A replica could not serve a read that another node may."""
 
-    def __init__(self, why: str, *, was_reached: bool = True) -> None:
+    def __init__(self, why: str, *, counts: bool = True) -> None:
         super().__init__(why)
-        self.was_reached = was_reached
-        """Whether there was a connection to it."""
+        self.counts = counts
+        """Whether that has cost the read some time."""
 
 
 def _tell(error: BaseException, route: Route, reason: Reason, on_error: OnError | None) -> None:
@@ -113,6 +113,8 @@ def _left(route: Route, error: BaseException, shown: Lsn | None, reason: Reason)
     return Answer(error, on.name, Role.REPLICA, reason, token, None, route)
 
 
+_AT_ONCE_S = 0.1
+"""A replica that has failed a read sooner is none of those that `Limits.replicas_tried` counts."""
 _ROUND_TRIPS = 8
 """How many a read may take whose statements are not prepared yet, and which asks for its bound."""
 
@@ -178,7 +180,7 @@ class Reads:
                 route.required = route.tokens[0]
             while len(route.tokens) < 2 and route.attempts < self._limits.replicas_tried:  # noqa: PLR2004
                 choice = self._choice(route)
-                if choice.reason is Reason.NOT_CAUGHT_UP and not route.failed:
+                if choice.reason in {Reason.NOT_CAUGHT_UP, Reason.REPLICAS_FAILED}:
                     choice = await self._after_waiting(choice, route)
                 status, reason = choice.status, choice.reason
                 if status is None:
@@ -191,7 +193,7 @@ class Reads:
                 except NodeFailed as failure:
                     _log.info("%s failed a read, trying elsewhere: %s", status.name, failure)
                     route.failed = {**route.failed, status.name: str(failure)}
-                    route.attempts += failure.was_reached
+                    route.attempts += failure.counts
                     reason = Reason.REPLICAS_FAILED
                 except OwnError as own:
                     return await self._second_opinion(own, status, work, subject, route)
@@ -279,7 +281,10 @@ class Reads:
         )
 
     async def _after_waiting(self, choice: Choice, route: Route) -> Choice:
-        """Wait a little where no replica has caught up but some may soon; choose again."""
+        """Wait a little where no replica has caught up but some may soon; choose again.
+
+        Those that have may all have failed the read.
+        """
         policy, required = route.policy, route.required
         if self._catch_up is None or not policy.max_wait_s or required is None:
             return choice
@@ -289,7 +294,7 @@ class Reads:
             policy,
             now=route.decided_at,
             start=random.getrandbits(16),
-            unreachable=route.left_alone,
+            unreachable={*route.left_alone, *route.failed},
         )
         if not names:
             return choice
@@ -299,8 +304,8 @@ class Reads:
 
         began = route.decided_at
         status = await self._catch_up.until(names, caught_up, min(policy.max_wait_s, route.deadline - began))
-        route.waited_s = time.monotonic() - began
-        return choice if status is None else Choice(status, Reason.WAITED)
+        route.waited_s = (route.waited_s or 0.0) + time.monotonic() - began
+        return choice if status is None else Choice(status, Reason.RETRIED if route.failed else Reason.WAITED)
 
     # --- on a replica ---
 
@@ -348,6 +353,7 @@ class Reads:
         """
         required = route.required
         name, incarnation = status.name, status.incarnation
+        began = time.monotonic()
         try:
             with Timeout(lease.patience_s) as timer:
                 async with lease as connection:
@@ -368,7 +374,9 @@ class Reads:
             raise
         except Exception as error:
             if speaks_against_node(error):
-                raise NodeFailed(describe(error), was_reached=lease.is_lent) from error
+                # One that is gone is found out at once, and the next may be well.
+                is_slow = time.monotonic() - began > _AT_ONCE_S
+                raise NodeFailed(describe(error), counts=lease.is_lent and is_slow) from error
             raise
         if incarnation is None and shown is None:
             shown = await self._shown_by_any_replica(required.epoch, route)

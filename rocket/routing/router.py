@@ -143,10 +143,11 @@ class Router:
             owns_observer=owns_observer,
         )
         try:
+            router._nodes.warm_up()  # meanwhile: to far nodes it takes long
             if observer is not None and owns_observer:
                 await observer.start()
                 await check_floor_table(floors, router._nodes, limits.attempt_s)
-            router._nodes.warm_up()  # not before: until then an epoch may have no name
+                router._nodes.warm_up()  # to the primary, whose epoch may have had no name
         except BaseException:
             await router.aclose()
             raise

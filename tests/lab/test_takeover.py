@@ -16,8 +16,7 @@ from rocket.lab.app import DATABASE
 from rocket.lab.serving import listeners, url_of
 from rocket.lab.settings import Settings
 from rocket.lab.shutdown import Shutdown
-from rocket.lab.torture.faults import table_state, wait_for_takeover
-from rocket.lab.workers import Worker, working
+from rocket.lab.workers import Worker, table_state, wait_for_takeover, working
 from tests.support.races import come_back_behind, restart_point_now, write_ride
 from tests.support.servers import dsns
 

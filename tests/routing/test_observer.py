@@ -15,7 +15,7 @@ from rocket.consistency import Board
 from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
-from rocket.lab.torture.faults import table_state
+from rocket.lab.workers import table_state
 from rocket.routing import connection, heartbeat, opening
 from rocket.routing.observer import Observer
 from tests.support.races import write_ride

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 import pytest_asyncio
 
-from rocket import Policy, Reason, Router
+from rocket import Policy, Reason, Role, Router
 from rocket.cluster import faults
 from rocket.consistency import Board
 from rocket.lab.api.users import UserFloors
@@ -22,6 +22,7 @@ from tests.support.servers import dsns, paused, until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
+    from rocket import Connection
     from rocket.cluster.cluster import LocalCluster
 
 FoundT = TypeVar("FoundT")
@@ -158,3 +159,53 @@ async def test_replica_that_vanishes_while_waited_for_costs_no_answer(
             await node.stop()
             await node.start(cluster.primary.port)
     await cluster.wait_for_catchup()
+
+
+_LOSE_CONNECTION = "SELECT pg_terminate_backend(pg_backend_pid())"
+
+
+async def write_nothing(db: Connection) -> object:
+    """Do as little as a write can."""
+    return await db.fetchval("SELECT 1")
+
+
+async def test_replicas_that_fail_at_once_keep_no_read_from_the_others(cluster: LocalCluster) -> None:
+    """Nor do they have the primary read in their place, however many they are."""
+    nodes = dsns(cluster)
+    nodes |= {f"{name}-again": dsn for name, dsn in nodes.items() if name != "primary"}
+    tried = 0
+
+    async def fail_thrice(db: Connection) -> object:
+        nonlocal tried
+        tried += 1
+        return await db.fetchval(_LOSE_CONNECTION if tried <= 3 else "SELECT 1")
+
+    async with await Router.open(nodes, policy=Policy(max_wait_s=3.0)) as router:
+        session = router.session()
+        await session.write(write_nothing)
+        await until(lambda: len(router.board.replicas) == len(nodes) - 1)
+        assert 1 == await session.read(fail_thrice)
+        assert (4, Role.REPLICA) == (tried, session.last and session.last.role)
+
+
+async def test_a_read_that_failed_waits_for_another_replica(cluster: LocalCluster, patient: Router) -> None:
+    """Where the first one was the only one that had caught up."""
+    tried = 0
+
+    async def fail_once(db: Connection) -> object:
+        nonlocal tried
+        tried += 1
+        if tried == 1:
+            await faults.resume(cluster.node("replica1"))
+            return await db.fetchval(_LOSE_CONNECTION)
+        return True
+
+    session = patient.session()
+    await session.write(write_nothing)
+    await cluster.wait_for_catchup()
+    async with paused(cluster, "replica1"):
+        await session.write(lambda db: db.execute("SELECT txid_current()"))
+        assert await session.read(write_nothing)  # waits for the other one, and knows then that it is there
+        assert await session.read(fail_once)
+        assert session.last is not None
+        assert (2, Role.REPLICA, Reason.RETRIED) == (tried, session.last.role, session.last.reason), session.last

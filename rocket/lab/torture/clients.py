@@ -18,15 +18,23 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from rocket import Freshness, InvalidToken, Limits, OutcomeUnknown, Router, Unavailable
+from rocket import Freshness, Limits, Router
 from rocket.errors import TaskDied, describe, unwrapping_group
 from rocket.lab.api.rides import INSERT_RIDE
 from rocket.lab.api.users import INSERT_USER
-from rocket.lab.checker.history import READS, TENANT, HistoryWriter, Op, Outcome, Request, Role
+from rocket.lab.checker.history import TENANT, HistoryWriter, Op, Outcome, Request
 from rocket.lab.client import Api
 from rocket.lab.shutdown import background
 from rocket.lab.subprocesses import Subprocess, SubprocessFailed, run_child
-from rocket.lab.torture.workload import API_TIMEOUT_S, Job, Workload
+from rocket.lab.torture.workload import (
+    API_TIMEOUT_S,
+    Job,
+    Workload,
+    library_failed,
+    library_shown,
+    loss_of,
+    route_of,
+)
 from rocket.topology.patroni import Topology
 from rocket.topology.patroni_rest import RestClient
 
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
 
     from asyncpg import Record
 
-    from rocket import Answer, Connection, Session, Work
+    from rocket import Connection, Work
     from rocket.lab.subprocesses import Parent
     from rocket.lab.torture.workload import Account
 
@@ -432,20 +440,20 @@ class LibrarySession:
         fields: dict[str, Any] = {"outcome": Outcome.UNKNOWN, "error": "cut off"}
         try:
             async with asyncio.timeout(within_s):
-                fields = _shown(request, await run(work))
+                fields = library_shown(request, await run(work))
         except TimeoutError:  # our own
             fields = {"outcome": Outcome.UNKNOWN, "error": f"hung up after {within_s:.4f} s"}
             if seen:
-                fields = _shown(request, seen[0]) | {"raised": "cancelled"}
+                fields = library_shown(request, seen[0]) | {"raised": "cancelled"}
             elif within_s == _LONGEST_S:
                 fields |= {"status": HTTPStatus.INTERNAL_SERVER_ERROR}
         except Refused as refused:
             if request is Request.WRITE:
                 fields = {"outcome": Outcome.FAIL, "error": describe(refused)}
             else:
-                fields = _shown(request, refused.seen) | {"raised": "error"}
+                fields = library_shown(request, refused.seen) | {"raised": "error"}
         except Exception as error:  # noqa: BLE001 - which ones are allowed is for the checker
-            fields = _failed(request, kind, error)
+            fields = library_failed(request, kind, error)
         finally:  # cancelled: it is recorded all the same
             last = None if session.last is before else session.last
             got = session.token
@@ -458,60 +466,17 @@ class LibrarySession:
                 done=round(self._workload.now(), 6),
                 sent=None if sent is None else sent.replace(",", ", "),
                 got=None if got is None or "," in got else got,  # several: until a primary resolves them
-                lost=_lost(session),
+                lost=loss_of(session),
                 freshness=None if freshness is _SESSION else str(freshness),
                 work=kind,
                 left=self._left,
-                **{"ride": ride, "distance": distance} | _route(last) | fields,
+                **{"ride": ride, "distance": distance} | route_of(last) | fields,
             )
             self._workload.record(op)
         if op.acknowledged_write and op.ride is not None:
             self._account.rides.append(op.ride)
         self._over = op.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED}
         return op.outcome is Outcome.OK
-
-
-def _shown(request: Request, value: Any) -> dict[str, Any]:
-    """Return the fields of an `Op` that are filled by what work returned, or raised."""
-    ok: dict[str, Any] = {"outcome": Outcome.OK, "status": HTTPStatus.OK}
-    match request:
-        case Request.JOIN:
-            return ok
-        case Request.WRITE if value is None:
-            return {"outcome": Outcome.FAIL, "status": HTTPStatus.UNAUTHORIZED}
-        case Request.WRITE:
-            return ok | {"status": HTTPStatus.CREATED, "ride": value["id"]}
-        case Request.READ if value:
-            return ok | {"distance": value[0]["distance"]}
-        case Request.READ:
-            return ok | {"status": HTTPStatus.NOT_FOUND}
-        case Request.LIST:
-            return ok | {"complete": True, "rides": tuple((ride["id"], ride["distance"]) for ride in value)}
-
-
-def _failed(request: Request, kind: str, error: Exception) -> dict[str, Any]:
-    """Return the fields of an `Op` that are filled by an error of the library."""
-    fields: dict[str, Any] = {"outcome": Outcome.FAIL, "error": f"{type(error).__name__}: {error}"[:200]}
-    match error:
-        case OutcomeUnknown() if request not in READS:
-            return fields | {"outcome": Outcome.UNKNOWN, "status": HTTPStatus.GATEWAY_TIMEOUT}
-        case Unavailable() | OutcomeUnknown():
-            return fields | {"status": HTTPStatus.SERVICE_UNAVAILABLE}
-        case InvalidToken():
-            return fields | {"status": HTTPStatus.BAD_REQUEST}
-        case asyncpg.InFailedSQLTransactionError() if kind == "swallows" and request is Request.WRITE:
-            return fields
-    return fields | {"status": HTTPStatus.INTERNAL_SERVER_ERROR}
-
-
-def _lost(session: Session) -> str | None:
-    return None if session.lost is None else str(session.lost)
-
-
-def _route(last: Answer[Any] | None) -> dict[str, Any]:
-    if last is None:
-        return {}
-    return {"node": last.node, "role": Role(last.role), "reason": str(last.reason)}
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -34,7 +35,7 @@ from rocket.lab.torture.histories import (
     signal_removed,
 )
 from rocket.lab.torture.proxy import Mode
-from rocket.routing.heartbeat import WRITERS_LOCK
+from rocket.lab.workers import table_state, wait_for_takeover
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -53,14 +54,13 @@ _STUCK_MS = 5_000
 but its commit, which is what a floor that was read too early calls enough. No longer, since a server that is
 restarted meanwhile may accept no connection before it is over."""
 _LINK_DELAY_S = 0.15
+_FAR_S = (0.1, 0.3)
+"""The round trip time of a replica that is far."""
 _UNSENT_S = 0.4
 """How long writes go on that no replica receives."""
 _ALONE_S = 3.0
 """How long a replica may take to come up while the primary is away; it may need WAL from there."""
 _LOCK_EVERY_S = 0.01
-_TABLE_POLL_S = 0.01
-_TAKEOVER_S = 8.0
-"""How long another process may take to write the table of statuses before the answer is: never."""
 
 _CANCEL_AT_ONCE = "ALTER SYSTEM SET max_standby_streaming_delay = 0"
 _CANCEL_AS_EVER = "ALTER SYSTEM RESET max_standby_streaming_delay"
@@ -73,16 +73,6 @@ _CHANGE_BACK = "ALTER TABLE rides ALTER COLUMN idempotency_key TYPE text"
 _CHANGE_RIDES = ("ALTER TABLE rides ALTER COLUMN idempotency_key TYPE varchar", _CHANGE_BACK)
 _IMPATIENT = "SET LOCAL lock_timeout = '100ms'"
 _CONFLICTS = "SELECT sum(confl_lock + confl_snapshot)::int FROM pg_stat_database_conflicts"
-_TABLE_STATE = """
-    SELECT (SELECT application_name
-              FROM pg_locks JOIN pg_stat_activity USING (pid)
-             WHERE locktype = 'advisory' AND granted AND objsubid = 1
-               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-               AND (classid::bigint << 32) + objid::bigint = $1) AS writer,
-           (SELECT max(xmin::text::bigint) FROM replica_statuses) AS written
-"""
-"""The newest transaction that left a row in the table identifies the last beat."""
-
 _log = logging.getLogger("rocket.torture")
 
 
@@ -93,6 +83,8 @@ class Target:
     cluster: LocalCluster
     links: Mapping[str, Proxy]
     """By the name of the node that follows through it."""
+    accesses: Mapping[str, Proxy]
+    """Between clients and each node, by its name."""
     clients: Clients
     processes: Sequence[Worker]
     """Those of the API, and those that only observe; none if this program serves the API itself."""
@@ -178,6 +170,49 @@ def _link(mode: Mode, *, kills_sender: bool = False) -> Injection:
             link.turn(Mode.PASS)
 
     return turned
+
+
+def _access(change: Callable[[Target, Node, Proxy], Detail], *, ends_sessions: bool = False) -> Injection:
+    """Return a fault of the way from clients to a node; with `ends_sessions`, pools need it at once."""
+
+    @contextlib.asynccontextmanager
+    async def changed(target: Target, node: Node, _length_s: float) -> AsyncIterator[Detail]:
+        link = target.accesses[node.name]
+        upstream = link.upstream
+        try:
+            detail = change(target, node, link)
+            if ends_sessions:
+                await faults.end_sessions(node, target.cluster.settings.database)
+            yield detail
+        finally:
+            link.upstream = upstream
+            link.turn(Mode.PASS)
+
+    return changed
+
+
+def _put_far(_target: Target, _node: Node, link: Proxy) -> Detail:
+    round_trip_s = random.uniform(*_FAR_S)  # noqa: S311 - to be various, not to be secret
+    link.turn(Mode.DELAYED, delay_s=round_trip_s / 2)
+    return {"round_trip_ms": round(1000 * round_trip_s)}
+
+
+def _refuse(_target: Target, _node: Node, link: Proxy) -> Detail:
+    link.turn(Mode.REFUSING)
+    return {}
+
+
+def _forget(_target: Target, _node: Node, link: Proxy) -> Detail:
+    link.forget()
+    return {}
+
+
+def _repoint(target: Target, node: Node, link: Proxy) -> Detail:
+    other = next((each for each in target.cluster.replicas if each is not node and each.up.is_set()), None)
+    if other is None:
+        raise NodeNotRunning("there is no other replica")
+    link.upstream = target.accesses[other.name].upstream
+    return {"to": other.name}
 
 
 def _halted(kind: faults.ReplicationProcess) -> Injection:
@@ -321,7 +356,7 @@ async def _again(target: Target, detail: Detail, counted: str, statements: Seque
         await asyncio.sleep(POLL_S)
 
 
-def _of_history(
+def _of_cluster(
     fault: Callable[[LocalCluster, Node], AbstractAsyncContextManager[Detail]],
 ) -> Injection:
     """Return as an injection what needs the cluster alone."""
@@ -392,40 +427,6 @@ def _of_writer(fault: Injection) -> Injection:
     return hit
 
 
-class TableState(NamedTuple):
-    """Which process writes the table of statuses, and its last write."""
-
-    writer: int | None
-    """The id of the process that has the right to write it."""
-    written: int | None
-    """The transaction of the last write; None while it is empty."""
-
-
-async def table_state(primary: asyncpg.Connection[Any]) -> TableState:
-    """Return the state of the table of statuses."""
-    row = await primary.fetchrow(_TABLE_STATE, WRITERS_LOCK)
-    assert row is not None  # noqa: S101 - it has no FROM
-    process = (row["writer"] or "").rpartition(" ")[2]
-    return TableState(int(process) if process.isdecimal() else None, row["written"])
-
-
-async def wait_for_takeover(primary: asyncpg.Connection[Any], before: TableState) -> float | None:
-    """Wait until a process other than the writer of `before` has written the table; return the seconds it took.
-
-    None if none did in time.
-    """
-    began = time.monotonic()
-    lost = before.writer
-    while time.monotonic() - began < _TAKEOVER_S:
-        now = await table_state(primary)
-        if now.writer in {None, lost}:
-            before = now
-        elif now.written != before.written:
-            return time.monotonic() - began
-        await asyncio.sleep(_TABLE_POLL_S)
-    return None
-
-
 # --- all of them ---
 
 REPLICA, PRIMARY, API, PROCESS, WRITER = "replica", "primary", "api", "process", "writer"
@@ -469,6 +470,12 @@ FAULTS: Mapping[str, FaultKind] = {
     "backend-killed": FaultKind(_backend_killed, REPLICA, 1.0),
     "replica-killed": FaultKind(_killed, REPLICA, 1.0),
     "replica-frozen": FaultKind(_frozen, REPLICA, 3.0),
+    "far": FaultKind(_access(_put_far), REPLICA, 6.0),
+    "refusing": FaultKind(_access(_refuse, ends_sessions=True), REPLICA, 4.0),
+    "silent": FaultKind(_access(_forget), REPLICA, 4.0),
+    "repointed": FaultKind(_access(_repoint, ends_sessions=True), REPLICA, 4.0),
+    "full": FaultKind(_of_cluster(faults.full), REPLICA, 4.0),
+    "long-query": FaultKind(_of_cluster(partial(faults.long_query, table="users")), REPLICA, 4.0),
     "primary-backend-killed": FaultKind(_backend_killed, PRIMARY, 1.0),
     "primary-killed": FaultKind(_killed, PRIMARY, 1.5),
     "replica-restarted-without-primary": FaultKind(_replica_restarted_without_primary, REPLICA, 2.0, PRIMARY),
@@ -477,9 +484,9 @@ FAULTS: Mapping[str, FaultKind] = {
     "recovery-conflict": FaultKind(_recovery_conflict, PRIMARY, 2.0),
     "standby-away": FaultKind(_standby_away, PRIMARY, 8.0, slots=3),
     "schema-changes": FaultKind(_schema_changes, PRIMARY, 2.0),
-    "foreign-cluster": FaultKind(_of_history(foreign_cluster), REPLICA, 3.0),
-    "restored-snapshot": FaultKind(_of_history(restored_snapshot), PRIMARY, 5.0, slots=3, by_name=True),
-    "signal-removed": FaultKind(_of_history(signal_removed), REPLICA, 5.0, PRIMARY, slots=3, by_name=True),
+    "foreign-cluster": FaultKind(_of_cluster(foreign_cluster), REPLICA, 3.0),
+    "restored-snapshot": FaultKind(_of_cluster(restored_snapshot), PRIMARY, 5.0, slots=3, by_name=True),
+    "signal-removed": FaultKind(_of_cluster(signal_removed), REPLICA, 5.0, PRIMARY, slots=3, by_name=True),
     "pool-exhaustion": FaultKind(_pool_exhaustion, API, 1.5),
     "clients-hang-up": FaultKind(_clients_hang_up, API, 2.0),
     "api-killed": FaultKind(_process_killed, PROCESS, 2.0),

@@ -33,6 +33,8 @@ class Mode(enum.StrEnum):
     """Half open: connections stand, and nothing comes from the replica."""
     SILENT = "silent"
     """Connections stand, new ones are accepted, and nothing goes through."""
+    REFUSING = "refusing"
+    """New connections are dropped at once; those that stand go on."""
 
 
 class _Link(abc.ABC):
@@ -45,6 +47,7 @@ class _Link(abc.ABC):
         self.name = name
         self.mode = Mode.PASS
         self._delay_s = 0.0
+        self._forgotten = 0
         self._changed = asyncio.Event()
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -73,6 +76,13 @@ class _Link(abc.ABC):
             for connection in self._connections:
                 connection.cancel()
 
+    def forget(self) -> None:
+        """Let nothing more through on the connections that there are, as a firewall that has forgotten them.
+
+        New ones are as good as ever.
+        """
+        self._forgotten += 1
+
     async def _drop(self) -> None:
         for connection in self._connections:
             connection.cancel()
@@ -86,7 +96,7 @@ class _Link(abc.ABC):
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
         with _closing(writer), contextlib.suppress(asyncio.CancelledError):
-            if self.mode is Mode.CUT:
+            if self.mode in {Mode.CUT, Mode.REFUSING}:
                 return
             try:
                 async with asyncio.timeout(_CONNECT_S):
@@ -102,6 +112,7 @@ class _Link(abc.ABC):
         primary: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
         """Carry bytes until one side has ended."""
+        since = self._forgotten
         with contextlib.suppress(ExceptionGroup):
             async with asyncio.TaskGroup() as group:
                 for source, target, silence in (
@@ -109,20 +120,28 @@ class _Link(abc.ABC):
                     (primary[0], replica[1], Mode.SILENT_PRIMARY),
                 ):
                     under_way: _UnderWay = asyncio.Queue(_PIECES_UNDER_WAY)
-                    group.create_task(self._take(source, under_way), name=f"{self.name} from {silence}")
-                    group.create_task(self._hand_on(under_way, target, silence), name=f"{self.name} of {silence}")
+                    group.create_task(self._take(source, under_way, since), name=f"{self.name} from {silence}")
+                    group.create_task(
+                        self._hand_on(under_way, target, silence, since), name=f"{self.name} of {silence}"
+                    )
 
-    async def _take(self, source: asyncio.StreamReader, under_way: _UnderWay) -> None:
+    async def _take(self, source: asyncio.StreamReader, under_way: _UnderWay, since: int) -> None:
         loop = asyncio.get_running_loop()
         while piece := await source.read(_PIECE):
             await under_way.put((loop.time(), piece))
+        if since != self._forgotten:  # the server notices by itself, some day
+            raise ConnectionResetError("one side has given up")
         await under_way.put((loop.time(), b""))
 
-    async def _hand_on(self, under_way: _UnderWay, target: asyncio.StreamWriter, silence: Mode) -> None:
+    async def _hand_on(
+        self, under_way: _UnderWay, target: asyncio.StreamWriter, silence: Mode, since: int
+    ) -> None:
         loop = asyncio.get_running_loop()
         target.transport.set_write_buffer_limits(0)  # what is drained is the kernel's, and survives our end
         while True:
             taken_at, piece = await under_way.get()
+            if since != self._forgotten:
+                await asyncio.Event().wait()
             while self.mode in {silence, Mode.SILENT}:
                 await self._changed.wait()
             if self.mode is Mode.DELAYED and (late_s := taken_at + self._delay_s - loop.time()) > 0:
@@ -134,12 +153,16 @@ class _Link(abc.ABC):
 
 
 class Proxy(_Link):
-    """A link by unix socket, from one replica to the node that is the primary when it connects."""
+    """A link by unix socket, from one replica to the node that is the primary when it connects.
+
+    Or from clients to a node.
+    """
 
     def __init__(self, path: Path, upstream: Callable[[], Path]) -> None:
         super().__init__(path.name)
         self.path = path
-        self._upstream = upstream
+        self.upstream = upstream
+        """Where new connections lead."""
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -157,7 +180,7 @@ class Proxy(_Link):
         return server
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_unix_connection(self._upstream())
+        return await asyncio.open_unix_connection(self.upstream())
 
 
 class TcpProxy(_Link):

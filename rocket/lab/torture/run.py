@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import functools
 import json
 import logging
 import random
@@ -12,9 +13,10 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from itertools import cycle, islice
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import psutil
 
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AsyncExitStack
-    from pathlib import Path
 
     import asyncpg
 
@@ -195,7 +196,7 @@ class AnyNemesis(Protocol):
 
 
 class LocalSystem(System):
-    """Our own cluster, with a proxy before each node; its faults follow a schedule."""
+    """Our own cluster, with proxies before each node, for replicas and clients; its faults follow a schedule."""
 
     def __init__(self, settings: TortureSettings) -> None:
         self.nodes = ("primary", *(f"replica{number}" for number in range(settings.replicas)))
@@ -203,6 +204,8 @@ class LocalSystem(System):
         self._settings = settings
         self._cluster: LocalCluster
         self._links: dict[str, Proxy] = {}
+        self._accesses: dict[str, Proxy] = {}
+        self._addresses: dict[str, str] = {}
         self._processes: list[Worker] = []
         self.has_library_clients = settings.routing == NEVER_STALE
 
@@ -220,13 +223,27 @@ class LocalSystem(System):
             shutdown,
             stack,
             observers=OBSERVERS if self._settings.processes > 1 else 0,
+            addresses=functools.partial(self._start_accesses, stack),
         )
         self._processes = list(workers or ())
         if self.has_library_clients:
-            self.dsns = {name: node.dsn(app.DATABASE) for name, node in self._cluster.nodes.items()}
+            self.dsns = self._addresses
             await _prepare_tenants(await self._cluster.primary.connect(app.DATABASE))
         await self._start_links(stack)
         return url, self._cluster.run_dir
+
+    async def _start_accesses(self, stack: AsyncExitStack, cluster: LocalCluster) -> Mapping[str, str]:
+        """Put a proxy between clients and each node; return its addresses."""
+        directory = cluster.run_dir / "access"
+        directory.mkdir(mode=0o700)
+        own = quote(str(cluster.socket_dir), safe="")
+        for name, node in cluster.nodes.items():
+            server = socket_path(cluster.socket_dir, node.port)
+            self._accesses[name] = Proxy(socket_path(directory, node.port), functools.partial(Path, server))
+            await stack.enter_async_context(self._accesses[name].listening())
+            dsn = node.dsn(app.DATABASE)
+            self._addresses[name] = dsn.replace(f"host={own}&", f"host={quote(str(directory), safe='')}&")
+        return self._addresses
 
     async def _start_links(self, stack: AsyncExitStack) -> None:
         """Put a proxy before every node, since any node may come to follow another one."""
@@ -244,7 +261,7 @@ class LocalSystem(System):
 
     def nemesis(self, running: Clients, history: HistoryWriter, zero: float) -> Nemesis:
         """Return the nemesis that carries out the schedule."""
-        target = Target(self._cluster, self._links, running, self._processes, zero)
+        target = Target(self._cluster, self._links, self._accesses, running, self._processes, zero)
         return Nemesis(target, self._settings.schedule, history)
 
 

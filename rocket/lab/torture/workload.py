@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
+
+import rocket
+from rocket import InvalidToken, OutcomeUnknown, Unavailable
 from rocket.lab.checker.history import READS, Op, Outcome, Request, Role
 from rocket.lab.client import Api, ConnectionLost, NoAnswer, NotConnected
 
@@ -348,3 +352,51 @@ def _not_ok(request: Request, status: int) -> Outcome:
     """Return what a client knows after an answer that is not a success: a write may be done in spite of a 5xx."""
     definite = request in READS or status < HTTPStatus.INTERNAL_SERVER_ERROR
     return Outcome.FAIL if definite or status == HTTPStatus.SERVICE_UNAVAILABLE else Outcome.UNKNOWN
+
+
+# --- what sessions of the library record ---
+
+
+def library_shown(request: Request, value: Any) -> dict[str, Any]:
+    """Return the fields of an `Op` that are filled by what work returned, or raised."""
+    ok: dict[str, Any] = {"outcome": Outcome.OK, "status": HTTPStatus.OK}
+    match request:
+        case Request.JOIN:
+            return ok
+        case Request.WRITE if value is None:
+            return {"outcome": Outcome.FAIL, "status": HTTPStatus.UNAUTHORIZED}
+        case Request.WRITE:
+            return ok | {"status": HTTPStatus.CREATED, "ride": value["id"]}
+        case Request.READ if value:
+            return ok | {"distance": value[0]["distance"]}
+        case Request.READ:
+            return ok | {"status": HTTPStatus.NOT_FOUND}
+        case Request.LIST:
+            return ok | {"complete": True, "rides": tuple((ride["id"], ride["distance"]) for ride in value)}
+
+
+def library_failed(request: Request, kind: str, error: Exception) -> dict[str, Any]:
+    """Return the fields of an `Op` that are filled by an error of the library."""
+    fields: dict[str, Any] = {"outcome": Outcome.FAIL, "error": f"{type(error).__name__}: {error}"[:200]}
+    match error:
+        case OutcomeUnknown() if request not in READS:
+            return fields | {"outcome": Outcome.UNKNOWN, "status": HTTPStatus.GATEWAY_TIMEOUT}
+        case Unavailable() | OutcomeUnknown():
+            return fields | {"status": HTTPStatus.SERVICE_UNAVAILABLE}
+        case InvalidToken():
+            return fields | {"status": HTTPStatus.BAD_REQUEST}
+        case asyncpg.InFailedSQLTransactionError() if kind == "swallows" and request is Request.WRITE:
+            return fields
+    return fields | {"status": HTTPStatus.INTERNAL_SERVER_ERROR}
+
+
+def loss_of(session: rocket.Session) -> str | None:
+    """Return the notice of a loss that a session was given."""
+    return None if session.lost is None else str(session.lost)
+
+
+def route_of(last: rocket.Answer[Any] | None) -> dict[str, Any]:
+    """Return the fields of an `Op` that say where an answer of the library came from."""
+    if last is None:
+        return {}
+    return {"node": last.node, "role": Role(last.role), "reason": str(last.reason)}

@@ -104,6 +104,38 @@ async def test_a_delayed_link_is_late_by_as_much_each_way(proxy: Proxy) -> None:
         assert 0.1 <= time.monotonic() - began < 0.5
 
 
+async def test_a_refusing_link_lets_none_in(proxy: Proxy) -> None:
+    """Connections made before go on."""
+    async with connected(proxy) as (reader, writer):
+        writer.write(b"x")
+        assert b"x" == await reader.readexactly(1)
+        proxy.turn(Mode.REFUSING)
+        async with connected(proxy) as (other, _):
+            with contextlib.suppress(ConnectionError):
+                assert b"" == await other.read(1)
+        writer.write(b"y")
+        assert b"y" == await reader.readexactly(1)
+
+
+async def test_a_forgotten_connection_stands_and_says_nothing(proxy: Proxy, server: Server) -> None:
+    """A new one is as good as ever; the server notices that a client has given up."""
+    async with connected(proxy) as (reader, writer):
+        writer.write(b"x")
+        assert b"x" == await reader.readexactly(1)
+        proxy.forget()
+        writer.write(b"y")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(SOON_S):
+                await reader.read(1)
+        assert b"x" == server.heard
+        async with connected(proxy) as (other, to_other):
+            to_other.write(b"z")
+            assert b"z" == await other.readexactly(1)
+    async with asyncio.timeout(5):
+        while any(proxy.path.name in task.get_name() for task in asyncio.all_tasks()):
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize(("mode", "heard"), [(Mode.SILENT_PRIMARY, b"xy"), (Mode.SILENT_REPLICA, b"x")])
 async def test_a_half_open_link_holds_one_direction_back(
     proxy: Proxy, server: Server, mode: Mode, heard: bytes
