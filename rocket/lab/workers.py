@@ -31,6 +31,8 @@ from rocket.routing.heartbeat import WRITERS_LOCK
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
+    import asyncpg
+
     from rocket.lab.shutdown import Shutdown
 
 COMMAND = ("rocket.lab.workers",)

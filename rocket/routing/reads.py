@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import logging
@@ -26,33 +25,24 @@ from rocket.consistency import (
     obstacle,
     worth_waiting_for,
 )
-from rocket.errors import InvalidToken, Unavailable, WriteInRead, describe
+from rocket.errors import Unavailable, WriteInRead, describe
 from rocket.routing.answer import Answer, ReadOptions, RecentReads, Role, Route, check_options
-from rocket.routing.bound import (
-    NoLongerReplica,
-    ReadBound,
-    ask_bound,
-    in_transaction,
-    run_bounded,
-    run_unbounded,
-)
+from rocket.routing.bound import NoLongerReplica, ReadBound, in_transaction, run_bounded, run_unbounded
 from rocket.routing.catchup import FlushQuestion
-from rocket.routing.connection import in_one_piece, unwrap
-from rocket.routing.epochs import PossibleLoss, resolve_tokens
+from rocket.routing.connection import in_one_piece
 from rocket.routing.failures import (
     NotAsObserved,
     OwnError,
-    StatementsOutdated,
     asks_primary,
     may_pass,
     speaks_against_node,
 )
-from rocket.routing.limits import CapacityLimiter, Timeout, TooManyWaiting, commit_waits
+from rocket.routing.limits import Timeout, TooManyWaiting
+from rocket.routing.primary_reads import PrimaryReads
 from rocket.routing.watch import STATUS_QUERY, replica_status_from
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Sequence
 
     from rocket.consistency import Epoch, ReplicaStatus, Tokens
     from rocket.routing.answer import OnError
@@ -64,9 +54,6 @@ if TYPE_CHECKING:
     from rocket.routing.pool import Lease
 
 ResultT = TypeVar("ResultT")
-
-_READ_ONLY_NOW = "SET TRANSACTION READ ONLY"
-"""Behind a pooler, where each read is in a transaction."""
 
 _log = logging.getLogger("rocket.router")
 
@@ -135,14 +122,10 @@ class Reads:
     def __init__(self, nodes: Nodes, floors: FloorStore, limits: Limits, catch_up: CatchUp | None = None) -> None:
         self._nodes = nodes
         self._board = nodes.board
-        self._floors = floors
         self._limits = limits
         self._catch_up = catch_up
-        self._primary_reads = CapacityLimiter(
-            "a read on the primary", width=limits.primary_reads, queue=limits.queue
-        )
-        self._commit_waits = commit_waits(limits.primary_reads, limits.queue)
-        self._flush_lsn = FlushQuestion(self._ask_flush_lsn)
+        self._primary = PrimaryReads(nodes, floors, limits)
+        self._flush_lsn = FlushQuestion(self._primary.all_committed)
         self.recent = RecentReads()
         """Who answered lately."""
 
@@ -153,7 +136,7 @@ class Reads:
     @property
     def waiting_for_primary(self) -> int:
         """How many reads wait until the primary may take them."""
-        return self._primary_reads.waiting + self._commit_waits.waiting
+        return self._primary.waiting
 
     async def read(  # noqa: C901 - the way of every read, in one piece
         self,
@@ -229,7 +212,7 @@ class Reads:
         if freshness is Freshness.GLOBAL:
             route.tokens = merged((*route.tokens, await self._all_committed(route)))
         elif not route.tokens and freshness is Freshness.SESSION:
-            floor, epoch = await self._on_primary(functools.partial(self._look_up, subject), route)
+            floor, epoch = await self._primary.look_up(subject, route)
             if floor is None or floor == Lsn.PENDING:
                 return Reason.NO_FLOOR if floor is None else Reason.WRITE_IN_PROGRESS
             route.tokens = (SessionToken(epoch, floor),)
@@ -252,15 +235,6 @@ class Reads:
             raise Unavailable("the primary did not say in time what is committed") from None
         except Unavailable as error:
             raise Unavailable(str(error)) from error  # each read one of its own
-
-    async def _ask_flush_lsn(self) -> SessionToken:
-        async def ask(primary: Connection, status: PrimaryStatus) -> SessionToken:
-            bound = await ask_bound(primary)
-            unwrap(primary).left_clean = True
-            return SessionToken(status.epoch, Lsn(0), bound.on_primary(status.epoch))
-
-        route = Route(time.monotonic() + self._limits.read_s, (), self._nodes.policy)
-        return await self._on_primary(ask, route, is_limited=False)
 
     # --- the choice ---
 
@@ -424,132 +398,15 @@ class Reads:
         raise own
 
     async def _shown_by_any_replica(self, epoch: Epoch, route: Route) -> Lsn:
-        """Ask the primary for an LSN that covers all that a replica of its epoch can have shown until now.
-
-        Nothing gets to a replica before its primary has flushed it. And as long as that answers, no other one has
-        been promoted: the replica has applied WAL of this epoch, which some roles may not see on the replica.
-        """
-
-        async def ask(primary: Connection, status: PrimaryStatus) -> Lsn:
-            if status.epoch != epoch:
-                raise NotAsObserved(f"epoch {epoch} was over when its primary was asked")
-            return (await ask_bound(primary)).on_primary(epoch)
-
+        """Return an LSN that covers all that a replica of an epoch can have shown until now."""
         try:
-            return await self._on_primary(ask, route)
+            return await self._primary.flushed(epoch, route)
         except Unavailable as error:
             raise NodeFailed(f"what it may have shown is unknown: {error}") from error
-
-    # --- on the primary ---
 
     async def _read_on_primary(
         self, work: Work[ResultT], subject: str | None, reason: Reason, route: Route
     ) -> Answer[ResultT]:
         if reason is not Reason.ASKED:
             self.recent.note_fallback(reason, time.monotonic())
-        first = None
-        if any(token.node is not None for token in route.tokens):
-            first = functools.partial(self._wait_for_writes, subject=subject)
-
-        async def read(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
-            epoch = status.epoch
-            resolved = await resolve_tokens(
-                route.tokens, primary, epoch, is_last=self._nodes.knows_no_later_epoch()
-            )
-            if unwrap(primary).direct:
-                await unwrap(primary).set_read_only(True)
-            else:
-                await primary.execute(_READ_ONLY_NOW)
-            route.on, route.lost = status, resolved.lost
-            try:
-                value, route.bound, flush_lsn = await run_bounded(work, primary, ReadBound.on_primary, epoch)
-            except OwnError:
-                self._nodes.check_still_current(epoch)  # another one may know better
-                raise
-            token, lost = resolved.token or SessionToken(epoch, Lsn(0)), resolved.lost
-            if token.is_beyond(flush_lsn):
-                if not route.floor_looked_up:
-                    if not self._board.note_claim(token):
-                        raise InvalidToken("the token lies beyond all that the primary has written", token)
-                    lost = PossibleLoss(epoch, None, writes=bool(token.write_floor))
-                token = SessionToken(epoch, flush_lsn)  # what was recorded came from another cluster, in a dump
-            next_token = token.after_primary_read(flush_lsn) if route.freshness is not Freshness.ANY else None
-            return Answer(value, status.name, Role.PRIMARY, reason, next_token, lost, route)
-
-        return await self._on_primary(read, route, read_only=first is None, first=first)
-
-    async def _wait_for_writes(self, primary: Connection, subject: str | None) -> None:
-        """Wait for writes that a replica may have shown; no lock outlives the wait, so none is held up."""
-        if not primary.is_in_transaction():
-            await self._floors.wait_for_writes(primary, subject)
-            return
-        savepoint = primary.transaction()  # behind a pooler the lock would last as long as the read
-        await savepoint.start()
-        await self._floors.wait_for_writes(primary, subject)
-        await savepoint.rollback()
-
-    async def _look_up(
-        self, subject: str | None, primary: Connection, status: PrimaryStatus
-    ) -> tuple[Lsn | None, Epoch]:
-        """Return the floor of a subject, None where none is recorded, and the epoch that it belongs to."""
-        floor = await self._floors.look_up(primary, subject)
-        unwrap(primary).left_clean = True
-        return floor, status.epoch
-
-    async def _on_primary(
-        self,
-        ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]],
-        route: Route,
-        *,
-        read_only: bool = False,
-        first: Callable[[Connection], Awaitable[None]] | None = None,
-        is_limited: bool = True,
-    ) -> ResultT:
-        """Ask the primary something; raise `Unavailable` if it does not answer by the read's deadline.
-
-        `first` waits for commits, on the same connection; not many do that at a time. What `is_limited` takes one
-        of the places that reads on the primary have.
-        """
-        places = self._primary_reads if is_limited else contextlib.nullcontext()
-        try:
-            async with asyncio.timeout(route.deadline - time.monotonic()):
-                return await self._on_primary_in_time(ask, route, read_only, first, places)
-        except TimeoutError:
-            raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
-
-    async def _on_primary_in_time(
-        self,
-        ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]],
-        route: Route,
-        read_only: bool,
-        first: Callable[[Connection], Awaitable[None]] | None,
-        places: AbstractAsyncContextManager[None],
-    ) -> ResultT:
-        """Try twice, since a connection that a restart has ended shows that only in use."""
-        for last in (False, True):
-            try:
-                self._nodes.current_primary()  # before anything is waited for
-                within_s = route.deadline - time.monotonic()
-                lease = self._nodes.primary(within_s, read_only=read_only)
-                wait = contextlib.nullcontext() if first is None else self._commit_waits.unless_nested()
-                async with contextlib.AsyncExitStack() as stack:
-                    async with wait:
-                        await stack.enter_async_context(places)
-                        connection, status = await stack.enter_async_context(lease)
-                        if first is not None:
-                            await first(connection)
-                    result = await ask(connection, status)
-                self._nodes.check_still_current(status.epoch)
-            except OwnError as own:
-                if last or not may_pass(own.error):
-                    raise
-            except Exception as error:
-                if not speaks_against_node(error):
-                    raise
-                if last and isinstance(error, StatementsOutdated):
-                    raise error.error from error.error.__cause__
-                if last or isinstance(error, TimeoutError | TooManyWaiting):
-                    raise Unavailable(f"the primary does not answer: {describe(error)}") from error
-            else:
-                return result
-        raise AssertionError("unreachable")
+        return await self._primary.read(work, subject, reason, route)

@@ -48,6 +48,7 @@ from rocket.routing.failures import NotAsObserved
 from rocket.routing.floors import SubjectLocks
 from rocket.routing.nodes import Nodes
 from rocket.routing.pool import NodePool
+from rocket.routing.primary_reads import PrimaryReads
 from rocket.routing.reads import Reads
 from rocket.routing.session import Session
 from rocket.routing.watch import NodeWatch
@@ -479,12 +480,12 @@ _SEES_ALL = f"{_FRESHNESS}TestGlobal::test_it_sees_what_others_have_committed"
 def flush_lsn_of_the_board(patch: pytest.MonkeyPatch) -> None:
     """A global read goes by the primary's flush LSN as it was last observed."""
 
-    async def observed(self: Reads) -> SessionToken:
+    async def observed(self: PrimaryReads) -> SessionToken:
         board = self._board
         assert board.epoch is not None
         return SessionToken(board.epoch, Lsn(0), board.flush_lsn)
 
-    patch.setattr(Reads, "_ask_flush_lsn", observed)
+    patch.setattr(PrimaryReads, "all_committed", observed)
 
 
 @convicted_by(_SEES_ALL)
@@ -516,16 +517,16 @@ def flush_lsn_of_a_question_under_way(patch: pytest.MonkeyPatch) -> None:
 @convicted_by(f"{_PROMOTION}test_a_global_read_goes_by_the_primary_of_today")
 def flush_lsn_of_an_old_primary(patch: pytest.MonkeyPatch) -> None:
     """A global read asks the primary that answered first, also when another one was promoted."""
-    first: dict[Reads, str] = {}
+    first: dict[PrimaryReads, str] = {}
 
-    async def stuck(self: Reads) -> SessionToken:
+    async def stuck(self: PrimaryReads) -> SessionToken:
         board, nodes = self._board, self._nodes
         assert board.epoch is not None
         assert board.primary is not None
         async with nodes.replica(first.setdefault(self, board.primary.name), None) as node:
             return SessionToken(board.epoch, Lsn(0), (await ask_bound(node)).lsn)
 
-    patch.setattr(Reads, "_ask_flush_lsn", stuck)
+    patch.setattr(PrimaryReads, "all_committed", stuck)
 
 
 _HISTORIES = "tests/routing/test_histories.py::"

@@ -1,0 +1,194 @@
+"""Reads on the primary, and what reads on replicas have to ask it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from rocket.consistency import Freshness, Lsn, SessionToken
+from rocket.errors import InvalidToken, Unavailable, describe
+from rocket.routing.answer import Answer, Role, Route
+from rocket.routing.bound import ReadBound, ask_bound, run_bounded
+from rocket.routing.connection import unwrap
+from rocket.routing.epochs import PossibleLoss, resolve_tokens
+from rocket.routing.failures import (
+    NotAsObserved,
+    OwnError,
+    StatementsOutdated,
+    may_pass,
+    speaks_against_node,
+)
+from rocket.routing.limits import CapacityLimiter, TooManyWaiting, commit_waits
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from rocket.consistency import Epoch, PrimaryStatus, Reason
+    from rocket.routing.connection import Connection, Work
+    from rocket.routing.floors import FloorStore
+    from rocket.routing.limits import Limits
+    from rocket.routing.nodes import Nodes
+
+ResultT = TypeVar("ResultT")
+
+_READ_ONLY_NOW = "SET TRANSACTION READ ONLY"
+"""Behind a pooler, where each read is in a transaction."""
+
+
+class PrimaryReads:
+    """Reads and questions that only the primary answers, some at a time."""
+
+    def __init__(self, nodes: Nodes, floors: FloorStore, limits: Limits) -> None:
+        self._nodes = nodes
+        self._board = nodes.board
+        self._floors = floors
+        self._limits = limits
+        self._places = CapacityLimiter("a read on the primary", width=limits.primary_reads, queue=limits.queue)
+        self._commit_waits = commit_waits(limits.primary_reads, limits.queue)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait until the primary may take them."""
+        return self._places.waiting + self._commit_waits.waiting
+
+    async def read(
+        self, work: Work[ResultT], subject: str | None, reason: Reason, route: Route
+    ) -> Answer[ResultT]:
+        """Run work on the primary, after the commits that a replica may have shown the session."""
+        first = None
+        if any(token.node is not None for token in route.tokens):
+            first = functools.partial(self._wait_for_writes, subject=subject)
+
+        async def read(primary: Connection, status: PrimaryStatus) -> Answer[ResultT]:
+            epoch = status.epoch
+            resolved = await resolve_tokens(
+                route.tokens, primary, epoch, is_last=self._nodes.knows_no_later_epoch()
+            )
+            if unwrap(primary).direct:
+                await unwrap(primary).set_read_only(True)
+            else:
+                await primary.execute(_READ_ONLY_NOW)
+            route.on, route.lost = status, resolved.lost
+            try:
+                value, route.bound, flush_lsn = await run_bounded(work, primary, ReadBound.on_primary, epoch)
+            except OwnError:
+                self._nodes.check_still_current(epoch)  # another one may know better
+                raise
+            token, lost = resolved.token or SessionToken(epoch, Lsn(0)), resolved.lost
+            if token.is_beyond(flush_lsn):
+                if not route.floor_looked_up:
+                    if not self._board.note_claim(token):
+                        raise InvalidToken("the token lies beyond all that the primary has written", token)
+                    lost = PossibleLoss(epoch, None, writes=bool(token.write_floor))
+                token = SessionToken(epoch, flush_lsn)  # what was recorded came from another cluster, in a dump
+            next_token = token.after_primary_read(flush_lsn) if route.freshness is not Freshness.ANY else None
+            return Answer(value, status.name, Role.PRIMARY, reason, next_token, lost, route)
+
+        return await self._ask(read, route, read_only=first is None, first=first)
+
+    async def _wait_for_writes(self, primary: Connection, subject: str | None) -> None:
+        """Wait for writes that a replica may have shown; no lock outlives the wait, so none is held up."""
+        if not primary.is_in_transaction():
+            await self._floors.wait_for_writes(primary, subject)
+            return
+        savepoint = primary.transaction()  # behind a pooler the lock would last as long as the read
+        await savepoint.start()
+        await self._floors.wait_for_writes(primary, subject)
+        await savepoint.rollback()
+
+    async def look_up(self, subject: str | None, route: Route) -> tuple[Lsn | None, Epoch]:
+        """Return the floor of a subject, None where none is recorded, and the epoch that it belongs to."""
+
+        async def ask(primary: Connection, status: PrimaryStatus) -> tuple[Lsn | None, Epoch]:
+            floor = await self._floors.look_up(primary, subject)
+            unwrap(primary).left_clean = True
+            return floor, status.epoch
+
+        return await self._ask(ask, route)
+
+    async def flushed(self, epoch: Epoch, route: Route) -> Lsn:
+        """Ask the primary for an LSN that covers all that a replica of its epoch can have shown until now.
+
+        Nothing gets to a replica before its primary has flushed it. And as long as that answers, no other one has
+        been promoted: the replica has applied WAL of this epoch, which some roles may not see on the replica.
+        """
+
+        async def ask(primary: Connection, status: PrimaryStatus) -> Lsn:
+            if status.epoch != epoch:
+                raise NotAsObserved(f"epoch {epoch} was over when its primary was asked")
+            return (await ask_bound(primary)).on_primary(epoch)
+
+        return await self._ask(ask, route)
+
+    async def all_committed(self) -> SessionToken:
+        """Return a token that covers all that anybody was told is committed by now."""
+
+        async def ask(primary: Connection, status: PrimaryStatus) -> SessionToken:
+            bound = await ask_bound(primary)
+            unwrap(primary).left_clean = True
+            return SessionToken(status.epoch, Lsn(0), bound.on_primary(status.epoch))
+
+        route = Route(time.monotonic() + self._limits.read_s, (), self._nodes.policy)
+        return await self._ask(ask, route, is_limited=False)
+
+    async def _ask(
+        self,
+        ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]],
+        route: Route,
+        *,
+        read_only: bool = False,
+        first: Callable[[Connection], Awaitable[None]] | None = None,
+        is_limited: bool = True,
+    ) -> ResultT:
+        """Ask the primary something; raise `Unavailable` if it does not answer by the read's deadline.
+
+        `first` waits for commits, on the same connection; not many do that at a time. What `is_limited` takes one
+        of the places that reads on the primary have.
+        """
+        places = self._places if is_limited else contextlib.nullcontext()
+        try:
+            async with asyncio.timeout(route.deadline - time.monotonic()):
+                return await self._ask_in_time(ask, route, read_only, first, places)
+        except TimeoutError:
+            raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
+
+    async def _ask_in_time(
+        self,
+        ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]],
+        route: Route,
+        read_only: bool,
+        first: Callable[[Connection], Awaitable[None]] | None,
+        places: AbstractAsyncContextManager[None],
+    ) -> ResultT:
+        """Try twice, since a connection that a restart has ended shows that only in use."""
+        for last in (False, True):
+            try:
+                self._nodes.current_primary()  # before anything is waited for
+                within_s = route.deadline - time.monotonic()
+                lease = self._nodes.primary(within_s, read_only=read_only)
+                wait = contextlib.nullcontext() if first is None else self._commit_waits.unless_nested()
+                async with contextlib.AsyncExitStack() as stack:
+                    async with wait:
+                        await stack.enter_async_context(places)
+                        connection, status = await stack.enter_async_context(lease)
+                        if first is not None:
+                            await first(connection)
+                    result = await ask(connection, status)
+                self._nodes.check_still_current(status.epoch)
+            except OwnError as own:
+                if last or not may_pass(own.error):
+                    raise
+            except Exception as error:
+                if not speaks_against_node(error):
+                    raise
+                if last and isinstance(error, StatementsOutdated):
+                    raise error.error from error.error.__cause__
+                if last or isinstance(error, TimeoutError | TooManyWaiting):
+                    raise Unavailable(f"the primary does not answer: {describe(error)}") from error
+            else:
+                return result
+        raise AssertionError("unreachable")
