@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
+MOST_OUTDATED = 3
+"""How often work is run again on the primary with fresh statements."""
 _READ_ONLY_NOW = "SET TRANSACTION READ ONLY"
 """Behind a pooler, where each read is in a transaction."""
 
@@ -164,31 +166,46 @@ class PrimaryReads:
         first: Callable[[Connection], Awaitable[None]] | None,
         places: AbstractAsyncContextManager[None],
     ) -> ResultT:
-        """Try twice, since a connection that a restart has ended shows that only in use."""
-        for last in (False, True):
+        """Try twice, since a connection that a restart has ended shows that only in use.
+
+        And a few times with fresh statements: while a schema is migrated, they may be outdated again at once.
+        """
+        failed = outdated = 0
+        while True:
             try:
-                self._nodes.current_primary()  # before anything is waited for
-                within_s = route.deadline - time.monotonic()
-                lease = self._nodes.primary(within_s, read_only=read_only)
-                wait = contextlib.nullcontext() if first is None else self._commit_waits.unless_nested()
-                async with contextlib.AsyncExitStack() as stack:
-                    async with wait:
-                        await stack.enter_async_context(places)
-                        connection, status = await stack.enter_async_context(lease)
-                        if first is not None:
-                            await first(connection)
-                    result = await ask(connection, status)
-                self._nodes.check_still_current(status.epoch)
+                return await self._ask_once(ask, route, read_only, first, places)
             except OwnError as own:
-                if last or not may_pass(own.error):
+                if failed or not may_pass(own.error):
                     raise
+                failed += 1
+            except StatementsOutdated as error:
+                outdated += 1
+                if outdated > MOST_OUTDATED:
+                    raise error.error from error.error.__cause__
             except Exception as error:
                 if not speaks_against_node(error):
                     raise
-                if last and isinstance(error, StatementsOutdated):
-                    raise error.error from error.error.__cause__
-                if last or isinstance(error, TimeoutError | TooManyWaiting):
+                if failed or isinstance(error, TimeoutError | TooManyWaiting):
                     raise Unavailable(f"the primary does not answer: {describe(error)}") from error
-            else:
-                return result
-        raise AssertionError("unreachable")
+                failed += 1
+
+    async def _ask_once(
+        self,
+        ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]],
+        route: Route,
+        read_only: bool,
+        first: Callable[[Connection], Awaitable[None]] | None,
+        places: AbstractAsyncContextManager[None],
+    ) -> ResultT:
+        self._nodes.current_primary()  # before anything is waited for
+        lease = self._nodes.primary(route.deadline - time.monotonic(), read_only=read_only)
+        wait = contextlib.nullcontext() if first is None else self._commit_waits.unless_nested()
+        async with contextlib.AsyncExitStack() as stack:
+            async with wait:
+                await stack.enter_async_context(places)
+                connection, status = await stack.enter_async_context(lease)
+                if first is not None:
+                    await first(connection)
+            result = await ask(connection, status)
+        self._nodes.check_still_current(status.epoch)
+        return result

@@ -30,6 +30,7 @@ from rocket.routing.failures import (
 from rocket.routing.floors import FORCE_FLUSH_STATEMENT
 from rocket.routing.limits import commit_waits
 from rocket.routing.nodes import in_epoch
+from rocket.routing.primary_reads import MOST_OUTDATED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 _LONGEST_BACKOFF_S = 0.1
-_MOST_OUTDATED = 3
-"""How often a write is run again with fresh statements."""
 _MOST_UNANSWERED = 2
 """On how many dead connections one may try to begin."""
 _OWN_REPEATED = 3
@@ -311,7 +310,7 @@ class _Attempt:
                 raise Unavailable(f"the primary did not take the write: {error}") from error
             return
         self.outdated += 1
-        if is_late or self.outdated > _MOST_OUTDATED:
+        if is_late or self.outdated > MOST_OUTDATED:
             raise error.error from error.error.__cause__
 
     async def back_off(self, error: Exception) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from rocket import Session
+from rocket import Freshness, Session
 from rocket.web.carriers import Carrier, Header
 from rocket.web.problems import FORESEEN, NOT_TO_BE_CACHED, problem_of, session_fields
 
@@ -29,6 +29,7 @@ def setup(
     *,
     subject: Callable[[web.Request], str | None] | None = None,
     carrier: Carrier | None = None,
+    freshness: Callable[[web.Request], Freshness] | None = None,
     only: Callable[[web.Request], bool] | None = None,
     route_headers: bool = False,
     answer_errors: bool = True,
@@ -42,7 +43,8 @@ def setup(
     A `rocket.Unavailable` that no handler catches becomes a 503 with Retry-After, `OutcomeUnknown` a 504 and
     `InvalidToken` a 400; with `answer_errors` false they are raised to the application's other middlewares.
     `router` returns the router, once there is one. `subject` names the owner of a request's writes; a handler may
-    set `session.subject` instead. `only` selects the requests that get a session (default: all). `route_headers`
+    set `session.subject` instead. `freshness` says what a request's reads ask for that say nothing themselves.
+    `only` selects the requests that get a session (default: all). `route_headers`
     adds `Rocket-Served-By`, `Rocket-Served-As` and `Rocket-Route-Reason` for the session's last answer.
     """
     carries = carrier or Header()
@@ -56,6 +58,7 @@ def setup(
                 None if subject is None else subject(request),
                 carries.bring(_values_of(request)),
                 lenient=carries.lenient,
+                freshness=Freshness.SESSION if freshness is None else freshness(request),
             )
             return await handler(request)
         except FORESEEN as error:

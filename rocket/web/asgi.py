@@ -6,6 +6,7 @@ import functools
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from rocket import Freshness
 from rocket.web.carriers import Carrier, Header
 from rocket.web.problems import FORESEEN, NOT_TO_BE_CACHED, Problem, problem_of, session_fields
 
@@ -49,8 +50,9 @@ class RocketMiddleware:
 
     A `rocket.Unavailable` that reaches it becomes a 503 with Retry-After, `OutcomeUnknown` a 504 and
     `InvalidToken` a 400. `router` returns the router, once there is one. `subject` names the owner of a request's
-    writes; a handler may set `session.subject` instead. `route_headers` adds `Rocket-Served-By`,
-    `Rocket-Served-As` and `Rocket-Route-Reason` for the session's last answer.
+    writes; a handler may set `session.subject` instead. `freshness` says what a request's reads ask for that say
+    nothing themselves. `route_headers` adds `Rocket-Served-By`, `Rocket-Served-As` and `Rocket-Route-Reason` for
+    the session's last answer.
     """
 
     def __init__(
@@ -61,12 +63,14 @@ class RocketMiddleware:
         *,
         subject: Callable[[Scope], str | None] | None = None,
         carrier: Carrier | None = None,
+        freshness: Callable[[Scope], Freshness] | None = None,
         route_headers: bool = False,
     ) -> None:
         self._app = app
         self._router = router
         self._subject = subject
         self._carrier = carrier or Header()
+        self._freshness = freshness
         self._route_headers = route_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,6 +103,7 @@ class RocketMiddleware:
             None if self._subject is None else self._subject(scope),
             self._carrier.bring(functools.partial(_values, scope["headers"])),
             lenient=self._carrier.lenient,
+            freshness=Freshness.SESSION if self._freshness is None else self._freshness(scope),
         )
 
     def _with_session(self, session: Session, scope: Scope, message: Message) -> list[tuple[bytes, bytes]]:

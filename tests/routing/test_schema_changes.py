@@ -131,6 +131,32 @@ async def test_a_statement_for_another_type_is_prepared_again(cluster: LocalClus
     await change(cluster, f"DROP TABLE {table}")
 
 
+@pytest.mark.superuser
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_a_schema_may_change_again_and_again(cluster: LocalCluster, opened: Router, times: int) -> None:
+    """While a migration runs, statements that were just prepared anew may be outdated when they are executed."""
+    table = f"changes_{secrets.token_hex(4)}"
+    await change(cluster, f"CREATE TABLE {table} (id int); INSERT INTO {table} VALUES (1)")  # noqa: S608
+    admin = await cluster.primary.connect(DATABASE)
+    runs = 0
+
+    async def work(db: Connection) -> int:
+        nonlocal runs
+        runs += 1
+        await db.fetchrow(f"SELECT * FROM {table}")  # noqa: S608
+        if runs <= times:
+            await admin.execute(f"ALTER TABLE {table} ADD COLUMN more{runs} int")
+        async with db.transaction():  # outside of one, asyncpg does as much by itself
+            row = await db.fetchrow(f"SELECT * FROM {table}")  # noqa: S608
+        assert row is not None
+        return len(row)
+
+    assert 1 + times == await opened.session("ann").read(work, on="primary")
+    assert times + 1 == runs
+    await admin.close()
+    await change(cluster, f"DROP TABLE {table}")
+
+
 async def test_an_error_that_fresh_statements_do_not_mend_is_raised_as_it_is(opened: Router) -> None:
     """After a few runs, and not as a failure of the node's."""
     runs = 0

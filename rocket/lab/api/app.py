@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from rocket.lab.api import rides, status, users
+from rocket.lab.api import parameters, rides, status, users
 from rocket.lab.api.limits import ADMISSION, BOUNDS, Admission, Bounds, Connections
 from rocket.lab.api.problems import MAX_BODY_BYTES, Problem, answer_problems, known_hosts_only
 from rocket.lab.api.recorder import RECORDER, RequestRecorder, log_requests
@@ -63,6 +63,7 @@ def build_app(
         app,
         lambda: router,
         subject=lambda request: users.who_asks(request) if request.match_info.handler in _OF_RIDES else None,
+        freshness=parameters.freshness,
         only=lambda request: request.match_info.handler in _OF_SESSIONS,
         route_headers=True,
         answer_errors=False,

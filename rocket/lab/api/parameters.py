@@ -11,9 +11,12 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
+from rocket import Freshness
 from rocket.lab.api.limits import ADMISSION, BOUNDS
 from rocket.lab.api.problems import Problem, missing_parameter, unreadable_body, wrong_parameter
 
+FRESHNESS = "Rocket-Freshness"
+"""The header that says how fresh a read has to be."""
 BIGINT_MAX = 2**63 - 1
 _MOST_FIELDS = 100
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")  # in linear time
@@ -133,3 +136,14 @@ def page_before(request: web.Request) -> int:
     if before == 0:
         raise wrong_parameter("before", "the ID of a ride")
     return before
+
+
+def freshness(request: web.Request) -> Freshness:
+    """Return how fresh a request's reads have to be, by the header `Rocket-Freshness`; raise a 400."""
+    text = request.headers.get(FRESHNESS)
+    if text is None:
+        return Freshness.SESSION
+    try:
+        return Freshness.parse(text)
+    except ValueError as error:
+        raise Problem(HTTPStatus.BAD_REQUEST, f"Header '{FRESHNESS}' {error}.") from None
