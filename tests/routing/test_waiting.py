@@ -16,6 +16,7 @@ from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
 from rocket.routing.catchup import CatchUp
 from rocket.routing.observer import Observer
+from tests.support.clusters import fetch
 from tests.support.races import read_ride, write_ride
 from tests.support.servers import dsns, paused, until
 
@@ -188,24 +189,27 @@ async def test_replicas_that_fail_at_once_keep_no_read_from_the_others(cluster: 
         assert (4, Role.REPLICA) == (tried, session.last and session.last.role)
 
 
-async def test_a_read_that_failed_waits_for_another_replica(cluster: LocalCluster, patient: Router) -> None:
+async def test_a_read_that_failed_waits_for_another_replica(
+    cluster: LocalCluster, rare: Observer, patient: Router, email: str
+) -> None:
     """Where the first one was the only one that had caught up."""
     tried = 0
 
     async def fail_once(db: Connection) -> object:
         nonlocal tried
         tried += 1
-        if tried == 1:
-            await faults.resume(cluster.node("replica1"))
-            return await db.fetchval(_LOSE_CONNECTION)
-        return True
+        return await db.fetchval(_LOSE_CONNECTION if tried == 1 else "SELECT 1")
 
     session = patient.session()
     await session.write(write_nothing)
     await cluster.wait_for_catchup()
-    async with paused(cluster, "replica1"):
-        await session.write(lambda db: db.execute("SELECT txid_current()"))
-        assert await session.read(write_nothing)  # waits for the other one, and knows then that it is there
-        assert await session.read(fail_once)
-        assert session.last is not None
-        assert (2, Role.REPLICA, Reason.RETRIED) == (tried, session.last.role, session.last.reason), session.last
+    async with asyncio.TaskGroup() as group:  # noqa: SIM117 - which ends once the replica goes on
+        async with paused(cluster, "replica1"):
+            while "paused" != await fetch(cluster.node("replica1"), "SELECT pg_get_wal_replay_pause_state()"):
+                await asyncio.sleep(0.01)
+            await session.write(lambda db: db.execute("INSERT INTO users (email) VALUES ($1)", email))
+            assert await session.read(write_nothing)  # waits for the other one, and knows then that it is there
+            reading = group.create_task(session.read(fail_once), name="reading")
+            await until(lambda: reading.done() or (tried == 1 and rare.catch_up.waiting > 0))
+    assert session.last is not None
+    assert (2, Role.REPLICA, Reason.RETRIED) == (tried, session.last.role, session.last.reason), session.last
