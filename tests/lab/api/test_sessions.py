@@ -846,3 +846,34 @@ class TestUnrecordedFloors:
             await observer.run_once()
             for each in (path, later):
                 assert served_by(await read(client, user, each, token)) == "primary"
+
+
+class TestFreshness:
+    """A request may say how fresh its answer has to be."""
+
+    @staticmethod
+    async def get(client: Client, email: str, path: str, freshness: str, *tokens: SessionToken) -> ClientResponse:
+        """Read with the header."""
+        sent = headers(email, *tokens)
+        sent["Rocket-Freshness"] = freshness
+        return await client.get(path, headers=sent)
+
+    async def test_another_device_sees_the_write(
+        self, client: Client, cluster: LocalCluster, observer: Observer, user: str
+    ) -> None:
+        """Without a token, by `global`; what is late is shown by `any`, and by `within` as long as it says."""
+        await observe(cluster, observer)
+        async with paused(cluster):
+            path, token = await write(client, user)
+            assert "primary" == served_by(await self.get(client, user, path, "global"))
+            for freshness in ("any", "within 3600s"):
+                response = await self.get(client, user, path, freshness, token)
+                assert HTTPStatus.NOT_FOUND == response.status
+                assert response.headers["Rocket-Served-By"] in REPLICAS
+            assert "primary" == served_by(await self.get(client, user, path, "session", token))
+
+    async def test_what_is_no_freshness_is_refused(self, client: Client, user: str) -> None:
+        """With a word on what there is."""
+        answer = await said(await self.get(client, user, "/rides", "newest"))
+        allowed = "must be session, global, any, or within some seconds: within 10s"
+        assert (400, {"error": f"Header 'Rocket-Freshness' {allowed}."}) == answer
