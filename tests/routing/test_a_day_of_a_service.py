@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import time
 from collections import Counter
@@ -83,15 +84,16 @@ class Service:
     async def _serve(self, email: str) -> None:
         session = self._router.session(email)
         written = 0
-        while not self._ends.is_set():
-            for turn in range(WRITES_EVERY):
-                if turn:
-                    seen = await self._ask(session, session.read, functools.partial(count, email))
-                    assert seen in {None, written}
-                else:
-                    done = await self._ask(session, session.write, functools.partial(write, email))
-                    written += done is not None
-                await asyncio.sleep(0)
+        for turn in itertools.count():
+            if self._ends.is_set():
+                break
+            if turn % WRITES_EVERY:
+                seen = await self._ask(session, session.read, functools.partial(count, email))
+                assert seen in {None, written}
+            else:
+                done = await self._ask(session, session.write, functools.partial(write, email))
+                written += done is not None
+            await asyncio.sleep(0)
 
     async def _ask(
         self,
