@@ -165,11 +165,11 @@ async def test_health_says_that_a_password_cannot_be_had_and_no_more(
         return "any"
 
     nodes = with_options(dsns(cluster), "replica0", password=password)
-    async with await Router.open(nodes) as router:
+    async with await Router.open(nodes, limits=Limits(warm=0)) as router:
         session = router.session()
         await session.write(one)
-        for _ in range(20):
-            await served_by_replica(session, "replica1")
+        for _ in range(20):  # none is bound to the other replica
+            await served_by_replica(router.session(None, session.token), "replica1")
         await until(lambda: "replica0" in router.left_alone)
         findings = {finding.code: finding.text for finding in (await examine(router)).degraded}
         assert f"replica0: the node's `password` has failed: {kind.__name__}" in findings[Code.NODE_CLOSED]
@@ -525,7 +525,8 @@ async def test_a_primary_that_lets_no_more_in_is_not_ready(cluster: LocalCluster
             raise RuntimeError
         return "any"
 
-    async with await Router.open(with_options(dsns(cluster), "primary", password=password)) as router:
+    nodes = with_options(dsns(cluster), "primary", password=password)
+    async with await Router.open(nodes, limits=Limits(warm=0)) as router:
         await router.wait_ready(primaries=0, replicas=2)
         with pytest.raises(
             TimeoutError, match=r"s: the primary, primary, does not answer \(the node's `password`"

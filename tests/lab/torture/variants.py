@@ -40,7 +40,7 @@ from rocket.consistency.origins import Origins
 from rocket.lab import cli, workers
 from rocket.lab.api.users import UserFloors
 from rocket.lab.torture import clients
-from rocket.routing import epochs, heartbeat, pool, reads, writes
+from rocket.routing import epochs, heartbeat, pool, primary_reads, reads, writes
 from rocket.routing.bound import ReadBound, ask_bound
 from rocket.routing.catchup import FlushQuestion
 from rocket.routing.connection import NodeConnection, discard
@@ -425,6 +425,7 @@ def epochs_ignored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(choice, "obstacle", of_any_epoch)
     for module in (reads, writes):
         patch.setattr(module, "merged", merged_as_one)
+    for module in (primary_reads, writes):
         patch.setattr(module, "resolve_tokens", resolve_tokens)
 
 
