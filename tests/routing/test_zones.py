@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rocket import Connection
     from rocket.cluster.cluster import LocalCluster
 
-ROUND_TRIP_S = 0.02
+ROUND_TRIP_S, BEAT_S = 0.02, 0.1
 
 
 async def one(db: Connection) -> object:
@@ -68,7 +68,7 @@ async def all_serve(router: Router, *names: str) -> str | None:
     token = await written(router)
     async with asyncio.timeout(10):
         while set(await served(router, token, 40)) != set(names):
-            pass
+            await asyncio.sleep(BEAT_S)
     return token
 
 
@@ -77,16 +77,16 @@ async def test_reads_go_to_the_near_one_of_two_replicas(cluster: LocalCluster, t
     """A few go to the far one; and when that is near, too, as many as to the other."""
     async with far(cluster, "replica0", tmp_path) as (dsn, link):
         nodes = dsns(cluster) | {"replica0": dsn}
-        async with await Router.open(nodes, observer_interval_s=0.1) as router:
+        async with await Router.open(nodes, observer_interval_s=BEAT_S) as router:
             token = await all_serve(router, "replica1")
-            nodes_served = await served(router, token, 400)
-            assert nodes_served["replica1"] >= 0.95 * 400
+            nodes_served = await served(router, token, 200)
+            assert nodes_served["replica1"] >= 0.95 * 200
             assert 0 == nodes_served["primary"]
 
             link.turn(Mode.PASS)
             async with asyncio.timeout(30):
                 while (await served(router, token, 100))["replica0"] < 30:
-                    pass
+                    await asyncio.sleep(BEAT_S)
 
 
 @pytest.mark.vouched
@@ -99,7 +99,7 @@ async def test_reads_stay_in_a_zone_while_a_replica_there_is_fit(cluster: LocalC
             "replica0": Node(dsn, zone="a"),
             "replica1": Node(addresses["replica1"], zone="b"),
         }
-        async with await Router.open(nodes, policy=Policy(zone="a"), observer_interval_s=0.1) as router:
+        async with await Router.open(nodes, policy=Policy(zone="a"), observer_interval_s=BEAT_S) as router:
             token = await all_serve(router, "replica0")
             assert {"replica0": 40} == await served(router, token, 40)
             async with paused(cluster, "replica0"):
@@ -119,7 +119,7 @@ async def test_reads_are_shared_by_weight(cluster: LocalCluster) -> None:
         "replica0": Node(addresses["replica0"], weight=1),
         "replica1": Node(addresses["replica1"], weight=3),
     }
-    async with await Router.open(nodes, observer_interval_s=0.1) as router:
+    async with await Router.open(nodes, observer_interval_s=BEAT_S) as router:
         token = await all_serve(router, "replica0", "replica1")
         nodes_served = await served(router, token, 600)
         assert pytest.approx(150, abs=60) == nodes_served["replica0"]

@@ -27,7 +27,7 @@ _FLOOR = Lsn(1_000_000)
 _POLICY = Policy()
 _BATCHES = 10
 _BATCH_S = 0.01
-_ROUNDS = 5
+_ROUNDS = 3
 _NS, _US = 1_000_000_000, 1000
 _STRIDE = 7919
 """Between the positions at which successive reads start to search; a prime, so that all positions occur."""
@@ -152,6 +152,7 @@ class _SimulatedConnection:
             "system_id": 1,
             "started": 1,
             "restarted": False,
+            "read_only": False,
             "checkpoint_lsn": int(_FLOOR),
         }
 
@@ -173,7 +174,9 @@ async def _observation(count: int) -> dict[str, float]:
     observer = Observer(nodes, board, interval_s=1.0, connect=_connect)
     await observer.run_once()
     if len(board.replicas) != count or board.epoch != _EPOCH:
-        raise AssertionError("the observer did not accept the simulated nodes")
+        raise AssertionError("the observer did not accept the simulated replicas")
+    if board.primary is None or board.primary_is_lost:
+        raise AssertionError("the observer did not accept the simulated primary")
     took_s = []
     for _ in range(_ROUNDS):
         began = time.perf_counter()
