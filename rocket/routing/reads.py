@@ -204,7 +204,7 @@ class Reads:
     async def _require(self, route: Route, subject: str | None, options: ReadOptions | None) -> Reason | None:
         """Note what a replica must show; return why only the primary will do, if that is so."""
         freshness = route.freshness
-        if options and "on" in options:
+        if options and ("on" in options or self._needs_primary(options)):
             return Reason.ASKED
         if freshness is Freshness.ANY:
             route.tokens = ()
@@ -225,6 +225,14 @@ class Reads:
         if freshness.max_age_s is not None:
             route.required = replace(route.required, write_floor=Lsn(0))
         return None
+
+    def _needs_primary(self, options: ReadOptions) -> bool:
+        """Return whether a read asks for one snapshot where each read on a replica has to check by itself.
+
+        It checks in the same transaction, whose snapshot would be older than what is found then.
+        """
+        isolation = options.get("isolation", "read_committed")
+        return isolation != "read_committed" and any(each.incarnation is None for each in self._board.replicas)
 
     async def _all_committed(self, route: Route) -> SessionToken:
         """Return what covers all that anybody was told is committed; raise `Unavailable` without a primary."""

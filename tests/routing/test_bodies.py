@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from rocket import Freshness, Role, Router, SubjectLocks, Unavailable, WriteInRead
+from rocket.lab.app import DATABASE
 from tests.support.servers import dsns, paused, until
 
 if TYPE_CHECKING:
@@ -28,8 +29,11 @@ PID = "SELECT pg_backend_pid()"
 @pytest_asyncio.fixture
 async def router(cluster: LocalCluster) -> AsyncIterator[Router]:
     """A router beside a table that is empty."""
-    primary = await asyncpg.connect(dsns(cluster, "primary")["primary"])
-    await primary.execute("DROP TABLE IF EXISTS bodies; CREATE TABLE bodies (number int UNIQUE DEFERRABLE)")
+    primary = await cluster.primary.connect(DATABASE)
+    await primary.execute(
+        "DROP TABLE IF EXISTS bodies; CREATE TABLE bodies (number int UNIQUE DEFERRABLE);"
+        "GRANT ALL ON bodies TO PUBLIC"
+    )
     await cluster.wait_for_catchup()
     async with await Router.open(dsns(cluster), SubjectLocks(), observer_interval_s=0.05) as router:
         await until(lambda: len(router.board.replicas) == 2)
@@ -150,7 +154,7 @@ async def test_a_long_body_has_the_time_that_it_asks_for(router: Router) -> None
 async def test_a_body_is_not_run_again_when_its_node_fails(router: Router, cluster: LocalCluster) -> None:
     """Its caller gets to know that, and may ask again."""
     session = router.session()
-    killer = {node.name: await asyncpg.connect(dsns(cluster, node.name)[node.name]) for node in cluster.replicas}
+    killer = {node.name: await node.connect(DATABASE) for node in cluster.replicas}
     runs = 0
     with pytest.raises(Unavailable, match="cannot run again"):
         async with session.reading(freshness=Freshness.GLOBAL) as db:

@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from rocket import Freshness, Policy, Reason, Role, Router, SubjectLocks, Unavailable, explain
 from rocket.consistency import Epoch, Lsn, SessionToken
+from rocket.lab.app import DATABASE
 from rocket.routing.catchup import FlushQuestion
 from tests.support.servers import dsns, paused, until
 
@@ -38,8 +39,10 @@ async def router(cluster: LocalCluster) -> AsyncIterator[Router]:
 @pytest_asyncio.fixture
 async def other(cluster: LocalCluster) -> AsyncIterator[asyncpg.Connection[Any]]:
     """Another program, which writes into a table of its own, and knows nothing of rocket."""
-    connection = await asyncpg.connect(dsns(cluster, "primary")["primary"])
-    await connection.execute("DROP TABLE IF EXISTS freshness; CREATE TABLE freshness (number int)")
+    connection = await cluster.primary.connect(DATABASE)
+    await connection.execute(
+        "DROP TABLE IF EXISTS freshness; CREATE TABLE freshness (number int); GRANT ALL ON freshness TO PUBLIC"
+    )
     await cluster.wait_for_catchup()
     yield connection
     await connection.execute("DROP TABLE freshness")

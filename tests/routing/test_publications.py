@@ -98,6 +98,7 @@ async def count(subscriber: asyncpg.Connection[asyncpg.Record], wanted: int) -> 
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.superuser
 async def test_a_subscriber_stops_without_the_tables_and_goes_on_with_them() -> None:
     """As the warning says; a router needs nothing for it."""
     async with local_cluster(settings(replicas=0, database=DATABASE, schema="")) as ours:
