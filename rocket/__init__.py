@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rocket.routing.connection import Connection, Work
     from rocket.routing.epochs import PossibleLoss
     from rocket.routing.explain import explain
-    from rocket.routing.floors import FORCE_FLUSH, FloorStore, FloorTable, SubjectLocks
     from rocket.routing.limits import Limits
     from rocket.routing.router import Router
     from rocket.routing.session import Session
@@ -39,12 +38,9 @@ else:  # a type checker that saw it would find any name
 
 
 __all__ = [
-    "FORCE_FLUSH",
     "READ_BOUND",
     "Answer",
     "Connection",
-    "FloorStore",
-    "FloorTable",
     "Freshness",
     "InvalidToken",
     "Limits",
@@ -58,7 +54,6 @@ __all__ = [
     "Role",
     "Router",
     "Session",
-    "SubjectLocks",
     "TransactionEnded",
     "Unavailable",
     "Work",
@@ -79,7 +74,6 @@ _MODULES = (
     "rocket.routing.connection",
     "rocket.routing.epochs",
     "rocket.routing.explain",
-    "rocket.routing.floors",
     "rocket.routing.limits",
     "rocket.routing.router",
     "rocket.routing.session",

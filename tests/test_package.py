@@ -68,12 +68,11 @@ MISTAKES = {
     "found = await session.read(finding(note))": "found: int = await session.read(finding(note))",
     "last = session.last\n": "last: Answer[str] = session.last\n",
     "functools.partial(add, words)": 'functools.partial(add, "words")',
-    "opened(UserFloors()": "opened(Limits()",
+    'opened("notes")': "opened(Limits())",
     "note = answer.value": "note: str = answer.value",
     "Limits(read_s=2.0": 'Limits(read_s="2"',
     "on_read.append(note_slow)": "on_read.append(note_invalid)",
     "    row = await db.fetchrow(f": "    row: int = await db.fetchrow(f",
-    "await primary.execute(": "return await primary.execute(",
 }
 """Right and wrong, by lines of `tests/web/service.py`."""
 

@@ -15,7 +15,7 @@ class Freshness:
     """What a read has to see: `SESSION`, `GLOBAL`, `ANY`, or `within` some seconds."""
 
     SESSION: ClassVar[Freshness]
-    """All that the session has written and seen. The default."""
+    """All that the session has written and seen; `GLOBAL` where it has no token yet. The default."""
     GLOBAL: ClassVar[Freshness]
     """That, and all that anybody was told is committed before the read began.
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from rocket.consistency import Lsn, Reason, SessionToken, merged
 from rocket.errors import OutcomeUnknown, Unavailable, describe
 from rocket.routing.answer import Answer, Role, Route
+from rocket.routing.commits import Commits
 from rocket.routing.failures import NotAsObserved, speaks_against_node
-from rocket.routing.floors import SubjectLocks
 from rocket.routing.limits import TooManyWaiting
 from rocket.routing.pool import NodePool
 from rocket.routing.router import Router
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from rocket.consistency import Board, PrimaryStatus, Tokens
+    from rocket.consistency import PrimaryStatus, Tokens
     from rocket.routing.answer import OnError, ReadOptions, WriteOptions
     from rocket.routing.connection import Connection, NodeConnection, Work
-    from rocket.routing.floors import FloorStore
     from rocket.routing.nodes import Nodes
 
     Lease = Callable[[str], AbstractAsyncContextManager[Connection]]
@@ -36,8 +35,9 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
-_LSN_INSIDE_THE_TRANSACTION = "SELECT pg_current_wal_lsn()"
+_RECORD_FLOOR_AS_PUBLISHED = "UPDATE users SET min_lsn = pg_current_wal_lsn() WHERE email = $1"
 """Lies before the commit record (design fact F1)."""
+_LOOK_UP_FLOOR = "SELECT min_lsn FROM users WHERE email = $1"
 _CAUGHT_UP = "SELECT name FROM replica_statuses WHERE last_lsn >= $1"
 _WRITE_SOMETHING = "SELECT pg_logical_emit_message(true, 'rocket', '')"
 
@@ -63,15 +63,53 @@ class Routing(enum.StrEnum):
     """No replica."""
 
 
+class ComparedCommits(Commits):
+    """Leaves the writes of wrong routings as they would be without rocket."""
+
+    def statements(self, subject: str | None) -> str:
+        """Return what to commit by; whether that is flushed is up to the session's settings."""
+        return "COMMIT" if _WRONG.get() else super().statements(subject)
+
+    async def floor(self, primary: Connection) -> Lsn:
+        """Return what covers a write, which nothing asks for under a wrong routing."""
+        return Lsn.PENDING if _WRONG.get() else await super().floor(primary)
+
+
+_WRONG: ContextVar[bool] = ContextVar("whether the write under way is of a wrong routing", default=False)
+
+
+@contextlib.contextmanager
+def _right(*, right: bool) -> Iterator[None]:
+    before = _WRONG.set(not right)
+    try:
+        yield
+    finally:
+        _WRONG.reset(before)
+
+
+def _recording(work: Work[ResultT], subject: str | None) -> Work[ResultT]:
+    """Return work that records a floor as published: from inside the transaction, and so too low."""
+
+    async def recording(primary: Connection) -> ResultT:
+        value = await work(primary)
+        await primary.execute(_RECORD_FLOOR_AS_PUBLISHED, subject)
+        return value
+
+    return recording
+
+
 class ComparisonRouter(Router):
     """A router whose routing can be switched to one that is wrong, and back to never-stale.
 
     Open it like a `Router`: it begins as never-stale.
     """
 
-    def __init__(self, nodes: Nodes, floors: FloorStore, **parts: Any) -> None:
-        self._floors = _ComparedFloors(floors, nodes.board)
-        super().__init__(nodes, self._floors, **parts)
+    _commits_type = ComparedCommits
+
+    def __init__(self, nodes: Nodes, **parts: Any) -> None:
+        super().__init__(nodes, **parts)
+        self._wrongly_written: SessionToken | None = None
+        """Covers what was written under wrong routings; None if there was none."""
         self._routing = self._routing_of_writes = Routing.NEVER_STALE
         self._wrong_writes = _InFlight()
         self._switching = asyncio.Lock()
@@ -97,7 +135,7 @@ class ComparisonRouter(Router):
             before, self._routing_of_writes = self._routing, routing
             if routing is Routing.NEVER_STALE is not before:
                 try:
-                    self._floors.since = await self._token_for_wrong_writes()
+                    self._wrongly_written = await self._token_for_wrong_writes()
                 except BaseException:
                     self._routing_of_writes = before
                     raise
@@ -112,7 +150,7 @@ class ComparisonRouter(Router):
         except TimeoutError:
             raise Unavailable("writes under way did not end in time") from None
         # What was committed without being flushed (`synchronous_commit = off`) is flushed with a later commit.
-        with self._floors.used_for_writes(SubjectLocks()):
+        with _right(right=True):
             try:
                 answer = await super().write(lambda primary: primary.execute(_WRITE_SOMETHING), subject=None)
             except OutcomeUnknown as error:
@@ -139,7 +177,9 @@ class ComparisonRouter(Router):
         routing = self._routing_of_writes
         if routing is Routing.NEVER_STALE:
             return await super().write(work, subject=subject, token=token, on_error=on_error, **options)
-        with self._wrong_writes, self._floors.used_for_writes(self._floors.of[routing]):
+        if routing is Routing.ARTICLE:
+            work = _recording(work, subject)
+        with self._wrong_writes, _right(right=False):
             answer = await super().write(work, subject=subject, token=token, **options)
         return answer._replace(token=None)
 
@@ -154,10 +194,17 @@ class ComparisonRouter(Router):
     ) -> Answer[ResultT]:
         """Run work on the node that the routing names."""
         if self._routing is Routing.NEVER_STALE:
-            covering = self._floors.covering(token)
+            covering = self._covering(token)
             return await super().read(work, subject=subject, token=covering, on_error=on_error, **options)
         self._check_usable()
         return await self._with_hooks(self._read_wrongly(work, subject, token), self.on_read)
+
+    def _covering(self, tokens: Tokens) -> Tokens:
+        """Return tokens that cover what was written under wrong routings as well."""
+        since = self._wrongly_written
+        if since is None or tokens is None:
+            return tokens
+        return [token.merged_with(since) if token.epoch == since.epoch else token for token in merged(tokens)]
 
     async def _read_wrongly(self, work: Work[ResultT], subject: str | None, token: Tokens) -> Answer[ResultT]:
         route = Route(time.monotonic() + self.limits.read_s, merged(token), self.policy)
@@ -180,10 +227,11 @@ class ComparisonRouter(Router):
         """Return the replicas that had replayed the subject's floor when the table was last written."""
         lease = self._lease_resetting
         floor, primary = await self._ask_primary(
-            lambda connection: self._floors.look_up_as_recorded(connection, subject), route, lease
+            lambda connection: connection.fetchval(_LOOK_UP_FLOOR, subject), route, lease
         )
         if floor is None:
             return ()
+        floor = Lsn.from_wire(floor)
         route.tokens = (SessionToken(primary.epoch, floor),)
         rows, _ = await self._ask_primary(lambda primary: primary.fetch(_CAUGHT_UP, floor.wire), route, lease)
         return [row["name"] for row in rows]
@@ -265,97 +313,6 @@ class _WrongSession(Session):
         if answer.token is None:
             self._tokens = ()
         return value
-
-
-# --- the floors of writes ---
-
-
-class _ComparedFloors:
-    """Gives each write the floor store of its routing; looked-up floors cover all writes under wrong routings."""
-
-    def __init__(self, floors: FloorStore, board: Board) -> None:
-        self._right = floors
-        self._board = board
-        self.of: dict[Routing, FloorStore] = {
-            Routing.NEVER_STALE: floors,
-            Routing.ARTICLE: _FloorInside(floors),
-            Routing.RANDOM: _NoFloor(floors),
-            Routing.PRIMARY: _NoFloor(floors),
-        }
-        self.since: SessionToken | None = None
-        """Covers what was written under wrong routings; None if there was none."""
-
-    @contextlib.contextmanager
-    def used_for_writes(self, store: FloorStore) -> Iterator[None]:
-        """Have the write in the body use this store."""
-        before = _STORE.set(store)
-        try:
-            yield
-        finally:
-            _STORE.reset(before)
-
-    def covering(self, tokens: Tokens) -> Tokens:
-        """Return tokens that cover what was written under wrong routings as well."""
-        since = self.since
-        if since is None or tokens is None:
-            return tokens
-        return [token.merged_with(since) if token.epoch == since.epoch else token for token in merged(tokens)]
-
-    async def look_up_as_recorded(self, primary: Connection, subject: str | None) -> Lsn | None:
-        """Return the subject's floor alone."""
-        return await self._right.look_up(primary, subject)
-
-    async def look_up(self, primary: Connection, subject: str | None) -> Lsn | None:
-        """Return a floor that covers what was written under wrong routings as well."""
-        floor = await self._right.look_up(primary, subject)
-        if floor is None or self.since is None or self.since.epoch != self._board.epoch:
-            return floor
-        return max(floor, self.since.write_floor)
-
-    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:
-        """Set the subject's floor as the write's routing does."""
-        return await (_STORE.get() or self._right).begin_write(primary, subject, floor)
-
-    async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:
-        """Record the subject's floor as the write's routing does."""
-        return await (_STORE.get() or self._right).record_floor(primary, subject)
-
-    async def wait_for_writes(self, primary: Connection, subject: str | None) -> None:
-        """Wait for the subject's writes under way."""
-        await self._right.wait_for_writes(primary, subject)
-
-
-_STORE: ContextVar[FloorStore | None] = ContextVar("floor store of the write under way", default=None)
-
-
-class _NoFloor:
-    """Records no floors: a write is what it would be without rocket."""
-
-    def __init__(self, floors: FloorStore) -> None:
-        self.look_up = floors.look_up
-        self.wait_for_writes = floors.wait_for_writes
-
-    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:  # noqa: ARG002
-        """Leave the transaction as it is: its COMMIT is flushed or not, as the session's settings say."""
-        return ""
-
-    async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:  # noqa: ARG002
-        """Return that no floor is known."""
-        return Lsn.PENDING
-
-
-class _FloorInside(_NoFloor):
-    """Records floors as published: taken inside the transaction, and so too low."""
-
-    def __init__(self, floors: FloorStore) -> None:
-        super().__init__(floors)
-        self._floors = floors
-
-    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:  # noqa: ARG002
-        """Set the subject's floor to the LSN before the commit record."""
-        inside = Lsn.from_wire(await primary.fetchval(_LSN_INSIDE_THE_TRANSACTION))
-        await self._floors.begin_write(primary, subject, inside)
-        return ""
 
 
 class _InFlight:

@@ -129,7 +129,6 @@ async def serving(
     """
     # To import aiohttp takes as long as to start a cluster: `run_all` does both at the same time.
     from rocket.lab.api.app import build_app, leave_out, serve  # noqa: PLC0415
-    from rocket.lab.api.users import UserFloors  # noqa: PLC0415
 
     async with contextlib.AsyncExitStack() as stack:
         topology = None
@@ -139,7 +138,6 @@ async def serving(
         router = await stack.enter_async_context(
             await ComparisonRouter.open(
                 nodes,
-                UserFloors(),
                 policy=Policy(
                     lease_s=settings.lease,
                     max_lag_bytes=settings.max_lag.bytes,

@@ -38,7 +38,7 @@ class ReadOptions(TypedDict, total=False):
     """What one read asks for, where it is not what the router does by default."""
 
     freshness: Freshness
-    """What it has to see; what its session has, if nothing is said."""
+    """What it has to see; if nothing is said what its session has, or everybody's commits if that has nothing."""
     timeout: float
     """How many seconds it may take, in place of `Limits.read_s`.
 
@@ -90,15 +90,13 @@ class Route:
     deadline: float
     """When the read has to be over."""
     tokens: Sequence[SessionToken]
-    """Whose floors it had to respect: the session's, or one for what the primary knew of the subject."""
+    """Whose floors it had to respect: the session's, and one for all that is committed if it was to see that."""
     policy: Policy
     """The router's, with the bounds that the read has itself."""
     freshness: Freshness = Freshness.SESSION
-    """What it asked for."""
+    """What it had to see: without a token, and if nothing else was asked for, what everybody has committed."""
     required: SessionToken | None = None
     """What a replica is chosen by; None if any will do."""
-    floor_looked_up: bool = False
-    """Whether the latter is the case."""
     statuses: Sequence[ReplicaStatus] = ()
     """What was known of the replicas at the decision; empty if none was needed."""
     decided_at: float = 0.0

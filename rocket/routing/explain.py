@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from rocket.routing.answer import Answer, Route
 
 _TO_THE_PRIMARY = {
-    Reason.NO_FLOOR: "Nothing is known of what its user wrote last",
-    Reason.WRITE_IN_PROGRESS: "Its user's last write has no known position yet",
     Reason.NO_STATUS: "No replica was observed lately",
     Reason.TOO_FAR_BEHIND: "Every replica lies too far behind",
     Reason.OTHER_EPOCH: "No replica is known to follow this primary, or the token is of an earlier one",
@@ -108,7 +106,7 @@ def sentences_of(
 def _asked_for(route: Route) -> list[str]:
     freshness = route.freshness
     if freshness is Freshness.GLOBAL:
-        return ["It asked for all that was committed when it began."]
+        return ["It was to see all that was committed when it began."]
     if freshness is Freshness.ANY:
         return ["It asked for any node."]
     return [] if freshness.max_age_s is None else [f"It asked for nothing older than {freshness.max_age_s:g} s."]

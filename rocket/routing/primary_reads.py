@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Epoch, PrimaryStatus, Reason
+    from rocket.routing.commits import Commits
     from rocket.routing.connection import Connection, Work
-    from rocket.routing.floors import FloorStore
     from rocket.routing.limits import Limits
     from rocket.routing.nodes import Nodes
 
@@ -44,10 +44,10 @@ _READ_ONLY_NOW = "SET TRANSACTION READ ONLY"
 class PrimaryReads:
     """Reads and questions that only the primary answers, some at a time."""
 
-    def __init__(self, nodes: Nodes, floors: FloorStore, limits: Limits) -> None:
+    def __init__(self, nodes: Nodes, commits: Commits, limits: Limits) -> None:
         self._nodes = nodes
         self._board = nodes.board
-        self._floors = floors
+        self._commits = commits
         self._limits = limits
         self._places = CapacityLimiter("a read on the primary", width=limits.primary_reads, queue=limits.queue)
         self._commit_waits = commit_waits(limits.primary_reads, limits.queue)
@@ -82,11 +82,10 @@ class PrimaryReads:
                 raise
             token, lost = resolved.token or SessionToken(epoch, Lsn(0)), resolved.lost
             if token.is_beyond(flush_lsn):
-                if not route.floor_looked_up:
-                    if not self._board.note_claim(token):
-                        raise InvalidToken("the token lies beyond all that the primary has written", token)
-                    lost = PossibleLoss(epoch, None, writes=bool(token.write_floor))
-                token = SessionToken(epoch, flush_lsn)  # what was recorded came from another cluster, in a dump
+                if not self._board.note_claim(token):
+                    raise InvalidToken("the token lies beyond all that the primary has written", token)
+                lost = PossibleLoss(epoch, None, writes=bool(token.write_floor))
+                token = SessionToken(epoch, flush_lsn)
             next_token = token.after_primary_read(flush_lsn) if route.freshness is not Freshness.ANY else None
             return Answer(value, status.name, Role.PRIMARY, reason, next_token, lost, route)
 
@@ -95,22 +94,12 @@ class PrimaryReads:
     async def _wait_for_writes(self, primary: Connection, subject: str | None) -> None:
         """Wait for writes that a replica may have shown; no lock outlives the wait, so none is held up."""
         if not primary.is_in_transaction():
-            await self._floors.wait_for_writes(primary, subject)
+            await self._commits.wait(primary, subject)
             return
         savepoint = primary.transaction()  # behind a pooler the lock would last as long as the read
         await savepoint.start()
-        await self._floors.wait_for_writes(primary, subject)
+        await self._commits.wait(primary, subject)
         await savepoint.rollback()
-
-    async def look_up(self, subject: str | None, route: Route) -> tuple[Lsn | None, Epoch]:
-        """Return the floor of a subject, None where none is recorded, and the epoch that it belongs to."""
-
-        async def ask(primary: Connection, status: PrimaryStatus) -> tuple[Lsn | None, Epoch]:
-            floor = await self._floors.look_up(primary, subject)
-            unwrap(primary).left_clean = True
-            return floor, status.epoch
-
-        return await self._ask(ask, route)
 
     async def flushed(self, epoch: Epoch, route: Route) -> Lsn:
         """Ask the primary for an LSN that covers all that a replica of its epoch can have shown until now.

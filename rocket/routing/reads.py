@@ -37,7 +37,7 @@ from rocket.routing.failures import (
     may_pass,
     speaks_against_node,
 )
-from rocket.routing.limits import Timeout, TooManyWaiting
+from rocket.routing.limits import HELD, Timeout, TooManyWaiting
 from rocket.routing.primary_reads import PrimaryReads
 from rocket.routing.watch import STATUS_QUERY, replica_status_from
 
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from rocket.consistency import Epoch, ReplicaStatus, Tokens
     from rocket.routing.answer import OnError
     from rocket.routing.catchup import CatchUp
+    from rocket.routing.commits import Commits
     from rocket.routing.connection import Connection, Work
-    from rocket.routing.floors import FloorStore
     from rocket.routing.limits import Limits
     from rocket.routing.nodes import Nodes
     from rocket.routing.pool import Lease
@@ -119,12 +119,12 @@ def _policy_for(policy: Policy, freshness: Freshness, max_wait_s: float | None) 
 class Reads:
     """Reads that are never stale."""
 
-    def __init__(self, nodes: Nodes, floors: FloorStore, limits: Limits, catch_up: CatchUp | None = None) -> None:
+    def __init__(self, nodes: Nodes, commits: Commits, limits: Limits, catch_up: CatchUp | None = None) -> None:
         self._nodes = nodes
         self._board = nodes.board
         self._limits = limits
         self._catch_up = catch_up
-        self._primary = PrimaryReads(nodes, floors, limits)
+        self._primary = PrimaryReads(nodes, commits, limits)
         self._flush_lsn = FlushQuestion(self._primary.all_committed)
         self.recent = RecentReads()
         """Who answered lately."""
@@ -146,7 +146,7 @@ class Reads:
         on_error: OnError | None = None,
         options: ReadOptions | None = None,
     ) -> Answer[ResultT]:
-        """Read where the session's floors are respected, or those of `subject` where it brings none.
+        """Read where the session's floors are respected, or everybody's where it brings none.
 
         An error of work is an outcome like a value: it counts only where a value would.
         """
@@ -156,7 +156,7 @@ class Reads:
         reason = Reason.OTHER_EPOCH  # where there are several tokens, only a primary knows what they mean
         try:
             if options or not route.tokens:
-                primary_only = await self._require(route, subject, options)
+                primary_only = await self._require(route, options)
                 if primary_only is not None:
                     return await self._read_on_primary(work, subject, primary_only, route)
             else:
@@ -191,17 +191,20 @@ class Reads:
     def _route(self, tokens: Sequence[SessionToken], options: ReadOptions | None) -> Route:
         """Return the beginning of a read's way; raise `TypeError` or `ValueError` for options that are none."""
         now, policy = time.monotonic(), self._nodes.policy
-        if not options:
+        if tokens and not options:
             return Route(now + self._limits.read_s, tokens, policy)
+        options = options or {}
         check_options(options, ReadOptions)
         freshness, within_s = options.get("freshness", Freshness.SESSION), options.get("timeout")
+        if freshness is Freshness.SESSION and not tokens:
+            freshness = Freshness.GLOBAL
         policy = _policy_for(policy, freshness, options.get("max_wait"))
         route = Route(now + (within_s or self._limits.read_s), tokens, policy, freshness)
         if within_s is not None:
             route.attempt_s = max(within_s / 2, within_s - self._limits.attempt_s)
         return route
 
-    async def _require(self, route: Route, subject: str | None, options: ReadOptions | None) -> Reason | None:
+    async def _require(self, route: Route, options: ReadOptions | None) -> Reason | None:
         """Note what a replica must show; return why only the primary will do, if that is so."""
         freshness = route.freshness
         if options and ("on" in options or self._needs_primary(options)):
@@ -211,12 +214,6 @@ class Reads:
             return None
         if freshness is Freshness.GLOBAL:
             route.tokens = merged((*route.tokens, await self._all_committed(route)))
-        elif not route.tokens and freshness is Freshness.SESSION:
-            floor, epoch = await self._primary.look_up(subject, route)
-            if floor is None or floor == Lsn.PENDING:
-                return Reason.NO_FLOOR if floor is None else Reason.WRITE_IN_PROGRESS
-            route.tokens = (SessionToken(epoch, floor),)
-            route.floor_looked_up = True
         elif not route.tokens:
             if self._board.epoch is None:
                 return Reason.OTHER_EPOCH
@@ -236,9 +233,11 @@ class Reads:
 
     async def _all_committed(self, route: Route) -> SessionToken:
         """Return what covers all that anybody was told is committed; raise `Unavailable` without a primary."""
+        # Work that reads by another session must find out if it would wait for its own connection.
+        ask = self._primary.all_committed if HELD.get() else self._flush_lsn.answer
         try:
             with Timeout(route.deadline - time.monotonic()):
-                return await self._flush_lsn.answer()
+                return await ask()
         except TimeoutError:
             raise Unavailable("the primary did not say in time what is committed") from None
         except Unavailable as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack
 
 from rocket.consistency import Board, Freshness, Policy
 from rocket.dsn import Node
 from rocket.errors import InvalidToken, Unavailable, describe
+from rocket.routing.commits import Commits
 from rocket.routing.failures import REFUSED, NotAsObserved
-from rocket.routing.floors import SubjectLocks, check_floor_table
 from rocket.routing.limits import Limits
 from rocket.routing.nodes import Nodes
 from rocket.routing.observer import Observer
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from rocket.consistency import SessionToken, Tokens
     from rocket.routing.answer import Answer, OnEnd, OnError, ReadOptions, RecentReads, WriteOptions
     from rocket.routing.connection import Work
-    from rocket.routing.floors import FloorStore
     from rocket.routing.pool import NodePool
     from rocket.routing.watch import MayBePrimary
 
@@ -48,10 +47,11 @@ class Router:
     context manager.
     """
 
+    _commits_type: ClassVar[type[Commits]] = Commits
+
     def __init__(
         self,
         nodes: Nodes,
-        floors: FloorStore,
         *,
         limits: Limits,
         observer: Observer | None = None,
@@ -74,8 +74,9 @@ class Router:
         """How long reads and writes may take by default, and how many there may be."""
         self._observer = observer
         self._owns_observer = owns_observer
-        self._reads = Reads(nodes, floors, limits, None if observer is None else observer.catch_up)
-        self._writes = Writes(nodes, floors, limits)
+        commits = self._commits_type()
+        self._reads = Reads(nodes, commits, limits, None if observer is None else observer.catch_up)
+        self._writes = Writes(nodes, commits, limits)
         self._closed = False
         self._loop = asyncio.get_running_loop()
 
@@ -83,9 +84,8 @@ class Router:
     async def open(
         cls,
         nodes: Mapping[str, str | Node] | str | Node,
-        floors: FloorStore | None = None,
-        board: Board | None = None,
         *,
+        board: Board | None = None,
         policy: Policy | None = None,
         limits: Limits | None = None,
         observe: bool = True,
@@ -101,9 +101,8 @@ class Router:
 
         It observes them, every `observer_interval_s` seconds and once before this returns; with `observe` false it
         only finds out which one is the primary, where then every read goes. Nodes may be down, all of them even.
-        `may_be_primary` may veto that a node becomes the primary; with it, `nodes` may be empty. `floors` is what
-        reads without a token go by: `SubjectLocks` unless another store is given. `init` is called with each
-        new connection that work is given, for what asyncpg keeps with it: type codecs, for example.
+        `may_be_primary` may veto that a node becomes the primary; with it, `nodes` may be empty. `init` is called
+        with each new connection that work is given, for what asyncpg keeps with it: type codecs, for example.
         With `record_statuses` what is observed is written into the table `replica_statuses` as well, for people to
         read; its dead rows conflict with long queries on replicas.
 
@@ -137,7 +136,6 @@ class Router:
         policy = policy or Policy()
         router = cls(
             await Nodes.open(given, board, policy, limits, init=init, failures=failures, observe_anew=anew),
-            SubjectLocks() if floors is None else floors,
             limits=limits,
             observer=observer,
             owns_observer=owns_observer,
@@ -146,7 +144,6 @@ class Router:
             router._nodes.warm_up()  # meanwhile: to far nodes it takes long
             if observer is not None and owns_observer:
                 await observer.start()
-                await check_floor_table(floors, router._nodes, limits.attempt_s)
                 router._nodes.warm_up()  # to the primary, whose epoch may have had no name
         except BaseException:
             await router.aclose()
@@ -217,8 +214,9 @@ class Router:
         """Return a session that goes on from `token`, as `Session.token` gave it out, or a new one.
 
         A client may bring several tokens, also in one text with commas between them: they are merged. `subject`
-        names the owner of the writes; what it is for, and what its absence means, is up to the `FloorStore` in
-        use. Raise `InvalidToken` for what no router gave out. With `lenient` an invalid token is dropped instead,
+        names the owner of the writes, if there is one: a session that comes from a replica to the primary waits
+        there for the subject's commits, and without one for all that named none. Raise `InvalidToken` for what no
+        router gave out. With `lenient` an invalid token is dropped instead,
         now or once the primary finds it foreign: for cookies, which a browser keeps sending. `freshness` is what
         its reads ask for that say nothing themselves.
         """
@@ -366,9 +364,10 @@ class Router:
     ) -> Answer[ResultT]:
         """Run `work` on a node that shows every acknowledged write, and all that earlier reads have shown.
 
-        With the session's token that is what the session wrote and read; without one it is what `subject` wrote,
-        for which the primary has to be asked. `options` (`ReadOptions`) may ask for something else. `work` must
-        not write, on no node: raise `WriteInRead` if it does.
+        With the session's token that is what the session wrote and read; without one it is all that anybody was
+        told is committed, for which the primary is asked, once for all reads that wait for that. `options`
+        (`ReadOptions`) may ask for something else. `work` must not write, on no node: raise `WriteInRead` if it
+        does.
 
         Raise `Unavailable` if no node that may serve it answers in time, and `InvalidToken`. An error of `work` is
         raised as it is; one that may come from a replica, or from its being late, only if the primary agrees.

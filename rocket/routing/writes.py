@@ -27,7 +27,6 @@ from rocket.routing.failures import (
     leaves_commit_in_doubt,
     speaks_against_node,
 )
-from rocket.routing.floors import FORCE_FLUSH_STATEMENT
 from rocket.routing.limits import commit_waits
 from rocket.routing.nodes import in_epoch
 from rocket.routing.primary_reads import MOST_OUTDATED
@@ -40,9 +39,9 @@ if TYPE_CHECKING:
 
     from rocket.consistency import Epoch, PrimaryStatus, Tokens
     from rocket.routing.answer import OnError
+    from rocket.routing.commits import Commits
     from rocket.routing.connection import Connection, Isolation, NodeConnection, Work
     from rocket.routing.epochs import Resolved
-    from rocket.routing.floors import FloorStore
     from rocket.routing.limits import Limits
     from rocket.routing.nodes import Nodes
 
@@ -61,21 +60,15 @@ _READ_ONLY = "the primary takes no writes: default_transaction_read_only is on t
 _ASKS = f"SELECT {TAKES_NO_WRITES}"
 _ENDED = "work has ended the transaction of its write by itself"
 
-COMMIT = f"SET CONSTRAINTS ALL IMMEDIATE; {FORCE_FLUSH_STATEMENT}; COMMIT"
-"""Commits by one message, and has what counts hold at that moment.
-
-What runs at COMMIT, deferred triggers, could otherwise take back that it is flushed.
-"""
-
 _log = logging.getLogger("rocket.router")
 
 
 class Writes:
     """Writes on the primary."""
 
-    def __init__(self, nodes: Nodes, floors: FloorStore, limits: Limits) -> None:
+    def __init__(self, nodes: Nodes, commits: Commits, limits: Limits) -> None:
         self._nodes = nodes
-        self._floors = floors
+        self._commits = commits
         self._limits = limits
         self._commit_waits = commit_waits(limits.connections, limits.queue)
 
@@ -147,15 +140,15 @@ class Writes:
                         transaction = connection.transaction(isolation=attempt.isolation)
                         await self._nodes.answered_first(connection, transaction.start())
                         attempt.on, attempt.lost = primary, resolved.lost
-                        value, commit = await self._up_to_commit(connection, transaction, epoch, work, subject)
+                        value = await self._up_to_commit(connection, transaction, epoch, work)
                     commit_sent = unwrap(connection).commits = True
                     unwrap(connection).due_after(2 * self._limits.commit_s)
                     async with asyncio.timeout(self._limits.commit_s):
-                        await _commit(unwrap(connection), commit)
+                        await _commit(unwrap(connection), self._commits.statements(subject))
                 except OwnError as own:
                     await self._roll_back(own, connection, transaction, epoch, attempt)
                     raise
-                floor = await self._record_floor(connection, epoch, subject)
+                floor = await self._floor(connection, epoch)
                 if floor != Lsn.PENDING:
                     self._nodes.board.note_flush(epoch, floor, time.monotonic())
                 self._nodes.check_still_current(epoch)
@@ -185,18 +178,13 @@ class Writes:
         async with in_epoch(connection, epoch):
             resolved = await resolve_tokens(tokens, connection, epoch, is_last=self._nodes.knows_no_later_epoch())
             if _has_seen_replica(tokens):
-                await self._floors.wait_for_writes(connection, subject)
+                await self._commits.wait(connection, subject)
             return resolved
 
     async def _up_to_commit(
-        self,
-        connection: Connection,
-        transaction: Transaction,
-        epoch: Epoch,
-        work: Work[ResultT],
-        subject: str | None,
-    ) -> tuple[ResultT, str]:
-        """Do all of a write but its COMMIT; return what work does, and the statements to commit by.
+        self, connection: Connection, transaction: Transaction, epoch: Epoch, work: Work[ResultT]
+    ) -> ResultT:
+        """Do all of a write but its COMMIT; return what work does.
 
         Raise `OwnError`, with the transaction still open, for what is not the failure of the server.
         """
@@ -207,9 +195,6 @@ class Writes:
             value = await begun(work, connection)
             if not inner.is_in_transaction():
                 raise TransactionEnded(f"{_ENDED}: what it committed stays")  # noqa: TRY301 - as if by work
-            mark = await self._floors.begin_write(connection, subject, Lsn.PENDING)
-            if mark is None:
-                await connection.execute(FORCE_FLUSH_STATEMENT)
         except Exception as error:
             if is_own(error, inner):
                 if not (isinstance(error, TransactionEnded) or is_lost(inner) or inner.is_in_transaction()):
@@ -221,7 +206,7 @@ class Writes:
                 with contextlib.suppress(*REFUSED):
                     await transaction.rollback()
             raise
-        return value, COMMIT if mark != "" else "COMMIT"  # the last from a routing that promises nothing
+        return value
 
     async def _roll_back(
         self, own: OwnError, connection: Connection, transaction: Transaction, epoch: Epoch, attempt: _Attempt
@@ -248,13 +233,13 @@ class Writes:
         except (AttributeError, *REFUSED):  # no bound is known then
             discard(connection)
 
-    async def _record_floor(self, connection: Connection, epoch: Epoch, subject: str | None) -> Lsn:
-        """Record the floor of a write that has been committed; failing to is slow, not wrong."""
+    async def _floor(self, connection: Connection, epoch: Epoch) -> Lsn:
+        """Return the floor of a write that has been committed; not to know it is slow, not wrong."""
         try:
             async with asyncio.timeout(self._limits.commit_s), in_epoch(connection, epoch):
-                return await self._floors.record_floor(connection, subject)
+                return await self._commits.floor(connection)
         except REFUSED as error:
-            _log.warning("a write was committed, but its floor is not recorded: %s", describe(error))
+            _log.warning("a write was committed, but its floor is not known: %s", describe(error))
             discard(connection)
             return Lsn.PENDING
 

@@ -298,6 +298,13 @@ class Request:
     bit: int = 0
     lsn_inside: int = 0
     """The primary's LSN when the write was about to commit."""
+    is_global: bool = False
+    """Whether a read must see all that was acknowledged; until `asked`, the primary has to say what that is."""
+    asked: bool = False
+    committed: int = 0
+    """What was acknowledged when it began, to whichever session, and is known to the primary that was asked."""
+    in_order: int = 0
+    """What earlier ones have shown on replicas."""
 
     @property
     def token(self) -> SessionToken | None:
@@ -323,6 +330,8 @@ class Process:
         """Of the newest epoch that was published here."""
         self.seen_current: dict[Epoch, float] = {}
         self.seen_flush: int | None = None
+        self.asked: int | None = None
+        """What the primary has answered when it was asked last for all that is committed."""
 
 
 # --- the rules under test: those of the core, and how routing applies them ---
@@ -386,6 +395,10 @@ class Rules:
 
     def vouches_for(self, status: ReplicaStatus, incarnation: Incarnation) -> bool:
         return status.vouches_for(incarnation)
+
+    def all_committed(self, process: Process, primary: Node) -> int:
+        """Asked after a read began which must see all that was acknowledged."""
+        return primary.have
 
     # After a read.
 
@@ -513,6 +526,10 @@ class World:
         self._sessions = [Session() for _ in range(rules.clients)]
         self._reads: list[Request] = []
         self._writes: list[Request] = []
+        self._acknowledged = 0
+        """All that was acknowledged."""
+        self._shown_to_all = 0
+        """What reads that must see all of that have shown on replicas."""
 
     def run(self, steps: int) -> None:
         """Live for some steps; raise `Stale`."""
@@ -667,6 +684,10 @@ class World:
         node = self._some_replica()
         if node is None or self._leader.up or node.history is not self._leader.history or self._chance(0.5):
             return
+        if node.history.timeline_at(node.have) != node.history.timeline:
+            return  # it would go on with the timeline before
+        if self.events["started without a timeline"]:
+            return  # not promised: one number for the timelines of two servers that know nothing of each other
         if not all(
             process.board.primary is not None and process.board.primary.name == self._leader.name
             for process in self._processes
@@ -721,6 +742,12 @@ class World:
     def _may_be_promoted(self, node: Node) -> bool:
         if node.history.spliced is not None:
             return False
+        epochs = [self._leader.epoch, *self._leader.history.rows]
+        if any(
+            epoch is not None and rank_of(epoch)[1] and epoch not in node.history.rows_at(node.have)
+            for epoch in epochs
+        ):
+            return False  # not promised: what was lost with a primary that was set back is not known there
         return node.history is self._leader.history or self._chance(0.2)
 
     def _begin_epoch_on(self, node: Node) -> None:
@@ -998,7 +1025,8 @@ class World:
                 self.events["refused an old primary" if node.system_id == 1 else "refused a foreign node"] += 1
             if node.system_id == 1 and node.name not in process.board.claimants:
                 process.seen_rank = max(process.seen_rank, rank_of(primary.epoch))
-            process.seen_current[primary.epoch] = primary.observed_at
+            seen_at = process.seen_current.get(primary.epoch, 0.0)  # another server may claim it, too
+            process.seen_current[primary.epoch] = max(seen_at, primary.observed_at)
 
     # The clients.
 
@@ -1094,11 +1122,14 @@ class World:
             token = token.after_write(floor)
         wrote, seen = self._required(write, node)
         self._answer(write, Held(token, wrote | write.bit, seen))
+        self._acknowledged |= write.bit
         self.events["written"] += 1
 
     def _begin_read(self) -> None:
         read = self._request() if len(self._reads) < 4 else None
         if read is not None:
+            read.is_global = not read.tokens or not self._step % 5
+            read.committed, read.in_order = self._acknowledged, self._shown_to_all
             self._reads.append(read)
             self._send(read)
 
@@ -1124,6 +1155,9 @@ class World:
     def _send(self, read: Request) -> None:
         """Choose a node and take a connection to it."""
         read.shown = read.status = read.node = None
+        if read.is_global and not read.asked and not self._ask_for_all_committed(read):
+            self._reads.remove(read)  # a 503
+            return
         token = read.token
         if token is not None and len(read.tokens) == 1 and len(read.failed) < REPLICAS_TRIED:
             busy = {status.name: self._random.randrange(12) for status in read.process.board.replicas}
@@ -1150,6 +1184,23 @@ class World:
         else:
             read.failed.add(node.name)
             self.events["not vouched for"] += 1
+
+    def _ask_for_all_committed(self, read: Request) -> bool:
+        """Have the primary say what a read must see; return whether it does."""
+        if not self._enter_primary(read):
+            return False
+        node, epoch = read.node, read.epoch
+        assert node is not None
+        assert epoch is not None
+        if node.frozen:
+            return False
+        lsn = self.rules.all_committed(read.process, node)
+        read.process.asked = node.have
+        read.tokens = self.rules.merged((*read.tokens, SessionToken(epoch, Lsn(0), Lsn(lsn))))
+        read.committed &= node.history.shows[-1]
+        read.in_order &= node.history.shows[-1]
+        read.asked, read.node, read.epoch = True, None, None
+        return True
 
     def _check_choice(self, status: ReplicaStatus, process: Process) -> None:
         if self.rules.by_data:
@@ -1275,6 +1326,15 @@ class World:
             self._fail(f"a read on {read.node.name} lacks a write of its session; its token was {read.token}")
         if seen & ~read.shown:
             self._fail(f"a read on {read.node.name} lacks what its session had seen; its token was {read.token}")
+        if read.is_global:
+            kept = -1 if read.lost is None else read.node.history.shows[-1]
+            self.events["saw all that was acknowledged"] += read.status is not None and bool(read.committed)
+            if read.committed & kept & ~read.shown:
+                self._fail(f"a read on {read.node.name} lacks what was acknowledged; its token was {read.token}")
+            if read.status is not None:
+                if read.in_order & kept & ~read.shown:
+                    self._fail(f"a read on {read.node.name} goes back behind one that had ended; by {read.token}")
+                self._shown_to_all |= read.shown
 
     def _check_floor(self, shown: int, token: SessionToken) -> None:
         """Check that a replica of the epoch which has replayed the read floor shows all that was shown."""

@@ -15,6 +15,9 @@ timeline's WAL, and lives until a checkpoint); a lost tail not reported, or only
 losses only the first reported; a timeline's end read from its own line of the history file alone (a replica that
 was promoted before it had reached a fork names that fork).
 
+By what was acknowledged to any session, and a read that has to see all of that lacks: floor from the board, or
+from a question that was asked before the read began.
+
 By a floor that does not cover, in its epoch, what was shown (the next read elsewhere may lack it): a bound
 without a stream; a bound below the replay LSN; the epoch of the status alone, or the bound of another timeline,
 after a replica has gone on to the next epoch within its life.
@@ -54,7 +57,7 @@ from rocket.consistency import (
     merged,
 )
 from rocket.consistency.origins import Origins
-from tests.consistency.model import Lost, Node, Played, Rules, Stale, simulate
+from tests.consistency.model import Lost, Node, Played, Process, Rules, Stale, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -622,10 +625,30 @@ class OwnLineOfTheHistoryAlone(Rules):
         return super().lost(token, "\n".join(own))
 
 
+class EverybodysCommitsByTheBoard(Rules):
+    """What was acknowledged is taken from what was observed, and no primary is asked."""
+
+    by_data: ClassVar = True
+
+    def all_committed(self, process: Process, primary: Node) -> int:
+        return min(process.board.flush_lsn, primary.have)
+
+
+class EverybodysCommitsAskedBefore(Rules):
+    """An answer is shared with reads that began after its question."""
+
+    by_data: ClassVar = True
+
+    def all_committed(self, process: Process, primary: Node) -> int:
+        return primary.have if process.asked is None else min(process.asked, primary.have)
+
+
 CONVICTED = [
+    (EverybodysCommitsByTheBoard, "lacks what was acknowledged"),
+    (EverybodysCommitsAskedBefore, "lacks what was acknowledged"),
     (StatusKeptAcrossARestart, "lacks"),
     (FloorDroppedOnRetry, "lacks"),
-    (ReadFloorDroppedOnChangingNodes, "lacks what its session had seen"),
+    (ReadFloorDroppedOnChangingNodes, "lacks what its session had seen|goes back|was acknowledged"),
     (OffByOne, "lacks"),
     (LeaseAndLagIgnored, "beyond max_lag|within the lease"),
     (LsnsComparedAsText, "lacks"),
@@ -636,7 +659,7 @@ CONVICTED = [
     (BoundBelowTheReplayLsn, "do not cover|went back"),
     (FallbackWithoutWaiting, "lacks what its session had seen"),
     (FloorTakenInsideTheTransaction, "lacks a write of its session"),
-    (MergeKeepsTheLife, "lacks what its session had seen"),
+    (MergeKeepsTheLife, "lacks what its session had seen|goes back|was acknowledged"),
     (MergeDropsTheNode, "lacks what its session had seen"),
     (EpochIgnored, "lacks|is refused"),
     (EpochOfTheStatusAlone, "do not cover"),

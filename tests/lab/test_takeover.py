@@ -133,7 +133,7 @@ async def session_of(router: Router, cluster: LocalCluster, email: str) -> tuple
         floor = Lsn.from_wire(await primary.fetchval("SELECT pg_current_wal_flush_lsn()"))
     await cluster.wait_for_catchup()
     assert router.board.epoch is not None
-    return f"/rides/{ride}", {
+    return f"/rides/{ride.id}", {
         "Authorization": email,
         "Rocket-Session": str(SessionToken(router.board.epoch, floor)),
     }

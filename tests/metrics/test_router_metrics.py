@@ -17,7 +17,6 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from rocket import Answer, Limits, OutcomeUnknown, Policy, Reason, Role, Router, Unavailable
 from rocket.consistency import Board, Epoch
-from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
 from rocket.metrics import RouterMetrics
 from rocket.metrics.router import BOUNDS_S, Tally, as_histogram
@@ -65,7 +64,6 @@ async def watched(cluster: LocalCluster) -> AsyncIterator[Watched]:
         await until(lambda: len(observer.board.replicas) == 2 and observer.board.primary is not None)
         async with await Router.open(
             dsns(cluster),
-            UserFloors(),
             policy=Policy(lease_s=60.0, primary_lease_s=60.0, max_wait_s=5.0),
             observer=observer,
             limits=Limits(attempt_s=0.2),
@@ -116,7 +114,7 @@ async def test_rejected_reads_are_counted_apart_from_those_without_a_node(
 ) -> None:
     """More clients than may wait, and no primary at all, are not the same trouble."""
     limits = Limits(connections=1, primary_reads=1, queue=0)
-    async with await Router.open(dsns(cluster), UserFloors(), watched.router.board, limits=limits) as router:
+    async with await Router.open(dsns(cluster), board=watched.router.board, limits=limits) as router:
         narrow = Watched(router)
         await asyncio.gather(*(narrow.read(email) for _ in range(4)), return_exceptions=True)
         assert (narrow.seen("rocket_reads_unavailable_total", reason="overloaded") or 0) >= 1
@@ -193,7 +191,7 @@ async def test_routers_share_a_registry_by_names(watched: Watched, cluster: Loca
     assert 1 == len(watched.router.on_read)  # what was refused is gone
     watched.metrics.unregister()
     assert "" == generate_latest(watched.registry).decode()
-    async with await Router.open(dsns(cluster), UserFloors(), watched.router.board) as other:
+    async with await Router.open(dsns(cluster), board=watched.router.board) as other:
         first, second = (
             RouterMetrics(router, registry=watched.registry, name=name)
             for router, name in ((watched.router, "users"), (other, "notes"))

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from rocket import Freshness, Role, Router, SubjectLocks, Unavailable, WriteInRead
+from rocket import Freshness, Role, Router, Unavailable, WriteInRead
 from rocket.lab.app import DATABASE
 from tests.support.servers import dsns, paused, until
 
@@ -35,7 +35,7 @@ async def router(cluster: LocalCluster) -> AsyncIterator[Router]:
         "GRANT ALL ON bodies TO PUBLIC"
     )
     await cluster.wait_for_catchup()
-    async with await Router.open(dsns(cluster), SubjectLocks(), observer_interval_s=0.05) as router:
+    async with await Router.open(dsns(cluster), observer_interval_s=0.05) as router:
         await until(lambda: len(router.board.replicas) == 2)
         yield router
     await primary.execute("DROP TABLE bodies")

@@ -19,7 +19,6 @@ from rocket.consistency import Board
 from rocket.errors import NodesUnusable
 from rocket.health import examine
 from rocket.lab.api.rides import SELECT_RIDE
-from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.routing import reads
 from rocket.routing.observer import Observer
@@ -63,10 +62,13 @@ class Session:
         self.email = email
         self.token: SessionToken | None = None
         self.ride_id = 0
+        self.written: SessionToken | None = None
+        """The token of the last write alone."""
 
     async def write(self) -> None:
         """Write a ride."""
-        self.ride_id = await write_ride(self.router, self.email)
+        ride = await write_ride(self.router, self.email)
+        self.ride_id, self.written = ride.id, ride.token
 
     async def read(self) -> Answer[bool]:
         """Look for it; the answer's value says whether it was seen."""
@@ -100,7 +102,7 @@ async def attached(nodes: dict[str, str], email: str, *, record_statuses: bool =
     try:
         await observer.run_once()
         policy = Policy(primary_lease_s=60.0, lease_s=60.0)
-        async with await Router.open(nodes, UserFloors(), board, policy=policy) as router:
+        async with await Router.open(nodes, board=board, policy=policy) as router:
             session = Session(router, observer, email)
             await session.write()
             if "reader" in nodes:
@@ -153,7 +155,7 @@ async def test_servers_that_come_back_behind_are_not_read_stale(
         async with come_back_behind(cluster, email):
             answers = []
             for _ in range(6):  # the first ones may meet connections that the crash has ended
-                session.token = None
+                session.token = session.written
                 answers.append(await session.read())
     if checked:
         assert {(True, Role.PRIMARY)} == {(answer.value, answer.role) for answer in answers}
@@ -255,7 +257,7 @@ async def test_a_replica_that_was_promoted_behind_the_pooler_is_left(cluster: Lo
             status = session.router.board.replica("replica0")
             assert status is not None
             elsewhere = nodes | {"replica0": behind_it["primary"]}  # the same role as if it had been promoted
-            async with await Router.open(elsewhere, UserFloors(), session.router.board) as router:
+            async with await Router.open(elsewhere, board=session.router.board) as router:
                 session.router = router
                 answer = await session.read()
     assert (True, Role.PRIMARY) == (answer.value, answer.role)
@@ -299,7 +301,7 @@ async def test_another_server_behind_the_pooler_takes_nothing(cluster: LocalClus
             for status in board.replicas:
                 board.forget(status.name)
             turned = nodes | {"primary": nodes["replica0"]}
-            async with await Router.open(turned, UserFloors(), board) as router:
+            async with await Router.open(turned, board=board) as router:
                 session.router = router
                 with pytest.raises(Unavailable, match="behind the pooler there is no primary"):
                     await session.write()
@@ -316,7 +318,7 @@ async def test_through_pgpool_nothing_is_read_or_written(cluster: LocalCluster, 
             async with paused(cluster, "replica0"):
                 await session.write()
                 through = {"primary": behind_it}
-                async with await Router.open(through, UserFloors(), session.router.board) as session.router:
+                async with await Router.open(through, board=session.router.board) as session.router:
                     seen: set[bool | str] = set()
 
                     async def look(node: asyncpg.Connection[asyncpg.Record]) -> bool:
@@ -373,7 +375,7 @@ async def test_a_poolers_list_of_a_primary_and_a_replica_is_refused(cluster: Loc
                 await observer.run_once()
                 assert (None, []) == (board.current_primary(time.monotonic(), 60.0), list(board.replicas))
             assert "a primary and a replica answer at its address" in str(observer.failures()["listed"])
-            async with await Router.open({"listed": listed}, UserFloors(), board, observer=observer) as router:
+            async with await Router.open({"listed": listed}, board=board, observer=observer) as router:
                 with pytest.raises(Unavailable, match="listed: a primary and a replica answer at its address"):
                     await write_ride(router, email)
                 assert ["node-refused"] == [finding.code for finding in (await examine(router)).degraded]

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from rocket import Limits, Policy, Role, Router, SubjectLocks
+from rocket import Limits, Policy, Role, Router
 from rocket.cluster.binaries import SUPERUSER
 from rocket.lab.app import DATABASE
 from rocket.routing.connection import unwrap
 from tests.support.between import pgbouncer
+from tests.support.commits import GATES, gates
 from tests.support.servers import commits_wait, dsns, until
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from rocket import Connection, Lsn, Session
+    from rocket import Connection, Session
     from rocket.cluster.cluster import LocalCluster
 
 BEAT_S = 0.05
@@ -33,7 +34,7 @@ AT_ONCE_S = 3.0
 NO_REPLICA = Policy(lease_s=0.0)
 
 _IN_COMMIT = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%COMMIT')"
-_WAITS = "SELECT count(*)::int FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+_WAITS = f"SELECT count(*)::int FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND classid <> {GATES}"  # noqa: S608
 
 
 @pytest_asyncio.fixture
@@ -52,21 +53,6 @@ async def table(cluster: LocalCluster, admin: asyncpg.Connection[asyncpg.Record]
     await admin.execute(f"GRANT ALL ON {table} TO PUBLIC")
     await cluster.wait_for_catchup()
     return table
-
-
-class HeldLocks(SubjectLocks):
-    """Holds each write between its mark and its COMMIT."""
-
-    def __init__(self) -> None:
-        self.held: list[asyncio.Event] = []
-
-    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:
-        """Mark, and wait."""
-        flushed = await super().begin_write(primary, subject, floor)
-        go_on = asyncio.Event()
-        self.held.append(go_on)
-        await go_on.wait()
-        return flushed
 
 
 async def waiting(admin: asyncpg.Connection[asyncpg.Record], count: int, *asking: asyncio.Task[int]) -> None:
@@ -153,16 +139,16 @@ async def test_a_session_waits_for_no_write_that_began_after_it(
     cluster: LocalCluster, admin: asyncpg.Connection[asyncpg.Record], table: str, *, pooled: bool
 ) -> None:
     """Not even for one on the same connection as a write that it did wait for."""
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         nodes = (
             stack.enter_context(pgbouncer(cluster, SUPERUSER, "default_pool_size = 8"))
             if pooled
             else dsns(cluster)
         )
-        held, limits = HeldLocks(), Limits(connections=2)
+        held, limits = await stack.enter_async_context(gates(cluster)), Limits(connections=2)
         async with (
             await Router.open(nodes, observer_interval_s=BEAT_S) as router,
-            await Router.open(nodes, held, observer_interval_s=BEAT_S, limits=limits) as writers,
+            await held.on(Router).open(nodes, observer_interval_s=BEAT_S, limits=limits) as writers,
         ):
             reader = await from_replica(router, table)
             router.policy = NO_REPLICA
@@ -173,19 +159,19 @@ async def test_a_session_waits_for_no_write_that_began_after_it(
                     return writing.create_task(writers.session().write(add))
 
                 first, second = begin(), begin()
-                await until(lambda: len(held.held) == 2)
+                await held.wait(2)
                 asking = writing.create_task(reader.read(counting(table)))
                 await waiting(admin, 1, asking)
-                held.held[0].set()
+                await held.open(0)
                 await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED)
                 later = begin()
-                await until(lambda: len(held.held) == 3)
+                await held.wait(2)
                 assert not asking.done()
-                held.held[1].set()
+                await held.open(1)
                 async with asyncio.timeout(AT_ONCE_S):
                     assert 3 == await asking
                 assert not later.done()
-                held.held[2].set()
+                await held.open(2)
         if not pooled:
             assert later.result() in {first.result(), second.result()}
 
@@ -194,16 +180,17 @@ async def test_sessions_that_wait_leave_connections_for_others(
     cluster: LocalCluster, admin: asyncpg.Connection[asyncpg.Record], table: str
 ) -> None:
     """However many there are, and whether they read or write."""
-    held, limits = HeldLocks(), Limits(connections=3, primary_reads=2)
+    limits = Limits(connections=3, primary_reads=2)
     async with (
+        gates(cluster) as held,
         await Router.open(dsns(cluster), observer_interval_s=BEAT_S, limits=limits) as router,
-        await Router.open(dsns(cluster), held, observer_interval_s=BEAT_S) as writers,
+        await held.on(Router).open(dsns(cluster), observer_interval_s=BEAT_S) as writers,
     ):
         reader = await from_replica(router, table)
         router.policy = NO_REPLICA
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(writers.session().write(adding(table)))
-            await until(lambda: len(held.held) == 1)
+            await held.wait(1)
             asking = [
                 tasks.create_task(getattr(router.session(token=reader.token), how)(counting(table)))
                 for how in ("read", "write") * 4
@@ -215,7 +202,7 @@ async def test_sessions_that_wait_leave_connections_for_others(
                     await router.session().write(adding(table))
                 assert 4 == await router.session().read(counting(table))
             assert not any(task.done() for task in asking)
-            held.held[0].set()
+            await held.open(0)
         assert {5} == {task.result() for task in asking}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 import pytest_asyncio
 
-from rocket import FloorTable, InvalidToken, Policy, Role, Router, Unavailable
+from rocket import InvalidToken, Policy, Role, Router, Unavailable
 from rocket.consistency import Epoch, Lsn, SessionToken
 from rocket.lab.app import DATABASE
 from rocket.routing.epochs import resolve_tokens
@@ -31,7 +31,7 @@ ELSEWHERE = 42
 async def opened(cluster: LocalCluster) -> AsyncIterator[Router]:
     """A router with a table of floors, which observes by itself."""
     policy = Policy(max_wait_s=1.0)
-    async with await Router.open(dsns(cluster), FloorTable(), policy=policy, observer_interval_s=BEAT_S) as router:
+    async with await Router.open(dsns(cluster), policy=policy, observer_interval_s=BEAT_S) as router:
         yield router
 
 
@@ -197,19 +197,3 @@ async def test_a_loss_is_reported_behind_a_pooler_to_a_role_that_may_not_read_th
         await admin.close()
     assert session.lost is not None
     assert (earlier, None) == (session.lost.epoch, session.lost.switch_lsn)
-
-
-async def test_a_recorded_floor_beyond_the_primary_came_from_elsewhere(
-    cluster: LocalCluster, opened: Router
-) -> None:
-    """In a dump, say: a session without a token gets no error for that, and a token that is valid."""
-    admin = await cluster.primary.connect(DATABASE)
-    await admin.execute("INSERT INTO rocket_floors VALUES ('restored', 'FF/0')")
-    try:
-        session = opened.session("restored")
-        assert 1 == await session.read(answer)
-        assert 1 == await session.read(answer)
-        assert 1 == await opened.session("restored", session.token).read(answer)
-    finally:
-        await admin.execute("DELETE FROM rocket_floors WHERE subject = 'restored'")
-        await admin.close()

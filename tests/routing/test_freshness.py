@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from rocket import Freshness, Policy, Reason, Role, Router, SubjectLocks, Unavailable, explain
+from rocket import Freshness, Policy, Reason, Role, Router, Unavailable, explain
 from rocket.consistency import Epoch, Lsn, SessionToken
 from rocket.lab.app import DATABASE
 from rocket.routing.catchup import FlushQuestion
@@ -31,7 +31,7 @@ BEAT_S = 0.05
 async def router(cluster: LocalCluster) -> AsyncIterator[Router]:
     """A router that observes often, and keeps no floors."""
     await cluster.wait_for_catchup()
-    async with await Router.open(dsns(cluster), SubjectLocks(), observer_interval_s=BEAT_S) as router:
+    async with await Router.open(dsns(cluster), observer_interval_s=BEAT_S) as router:
         await until(lambda: len(router.board.replicas) == 2)
         yield router
 
@@ -324,7 +324,7 @@ async def test_what_a_read_asked_for_is_explained(
             await session.read(count, **options)
             explained.append(explain(session.last))
     everything, recent, anything, primary = explained
-    assert everything.startswith("It asked for all that was committed when it began. Floor ")
+    assert everything.startswith("It was to see all that was committed when it began. Floor ")
     assert everything.endswith("No replica was there, also after 200 ms: the primary served the read.") or (
         "behind" in everything
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rocket import Limits, Lsn, OutcomeUnknown, Policy, Router, SubjectLocks, Unavailable
+from rocket import Limits, Lsn, OutcomeUnknown, Policy, Router, Unavailable
 from rocket.consistency import Board, SessionToken
 from rocket.errors import RoutingError
 from rocket.lab.app import DATABASE
@@ -111,7 +111,7 @@ async def behind_a_link(
     policy = Policy(primary_lease_s=60, lease_s=60)
     async with link.listening():
         nodes = dsns(cluster, "primary", name) | {name: link.dsn}
-        async with await Router.open(nodes, SubjectLocks(), board, policy=policy, limits=limits) as router:
+        async with await Router.open(nodes, board=board, policy=policy, limits=limits) as router:
             yield router, link
             link.heal()
 
@@ -224,7 +224,7 @@ async def test_commits_that_were_given_up_count_until_they_have_ended(cluster: L
     """There are never more connections on the server than the limit says; all are back once it confirms again."""
     table = f"confirmed_{secrets.token_hex(4)}"
     limits = Limits(commit_s=0.1, write_s=0.3, connections=3)
-    async with await Router.open(dsns(cluster, "primary"), None, board, limits=limits) as router:
+    async with await Router.open(dsns(cluster, "primary"), board=board, limits=limits) as router:
         await router.write(lambda db: db.execute(f"CREATE TABLE {table} (id int)"), subject=None)
         outcomes: list[type[Exception] | None] = []
 
@@ -257,7 +257,7 @@ async def test_a_closed_router_waits_for_no_commit(cluster: LocalCluster, board:
     limits = Limits(commit_s=0.1)
     tasks = asyncio.all_tasks()
     async with commits_wait(cluster):
-        router = await Router.open(dsns(cluster, "primary"), None, board, limits=limits)
+        router = await Router.open(dsns(cluster, "primary"), board=board, limits=limits)
         await router.write(lambda db: db.execute("SELECT 1"), subject=None)
         (pool,) = router.pools
         number = 0

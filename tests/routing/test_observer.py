@@ -12,7 +12,6 @@ import pytest
 
 from rocket import Policy, Role, Router
 from rocket.consistency import Board
-from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
 from rocket.lab.workers import table_state
@@ -310,7 +309,7 @@ async def test_a_lock_on_epochs_holds_up_no_read_and_no_write(cluster: LocalClus
     """ALTER TABLE that hangs, say: replicas replay its lock, and new connections are opened meanwhile."""
     policy = Policy(lease_s=1.5, primary_lease_s=1.5)
     other = await cluster.primary.connect(DATABASE)
-    async with await Router.open(dsns(cluster), UserFloors(), policy=policy, observer_interval_s=0.05) as router:
+    async with await Router.open(dsns(cluster), policy=policy, observer_interval_s=0.05) as router:
         await write_ride(router, email)
         await cluster.wait_for_catchup()
         board = router.board

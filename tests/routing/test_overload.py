@@ -13,7 +13,6 @@ import pytest
 from rocket import Answer, Limits, Role, Router, Unavailable
 from rocket.consistency import SessionToken
 from rocket.lab.api.rides import SELECT_RIDE
-from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.routing.limits import CapacityLimiter, TooManyWaiting
 from tests.support.races import write_ride
@@ -75,7 +74,7 @@ async def test_stampede_on_the_primary_is_shed_and_leaves_room_for_writes(
     """When no replica may serve, some reads are refused at once, and writes go on."""
     limits = Limits(connections=4, primary_reads=2, queue=3)
     holder = await cluster.primary.connect(DATABASE)
-    async with await Router.open(dsns(cluster, "primary"), UserFloors(), board, limits=limits) as router:
+    async with await Router.open(dsns(cluster, "primary"), board=board, limits=limits) as router:
         await write_ride(router, email)
         token = (await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)).token
 
@@ -107,7 +106,7 @@ async def test_work_that_waits_for_its_own_connection_fails_at_once(
     """All connections are held by work that uses another session: no one of them would ever be free."""
     limits = Limits(connections=2, primary_reads=2)
     inside = asyncio.Barrier(2)
-    async with await Router.open(dsns(cluster, "primary"), None, board, limits=limits) as router:
+    async with await Router.open(dsns(cluster, "primary"), board=board, limits=limits) as router:
 
         async def nests(_db: Connection) -> int:
             async with asyncio.timeout(2):
@@ -131,7 +130,7 @@ async def test_work_may_use_another_session_while_there_are_connections(
     """Also when it has to wait for one that other work will give back."""
     limits = Limits(connections=2, primary_reads=2)
     free = asyncio.Event()
-    async with await Router.open(dsns(cluster, "primary"), None, board, limits=limits) as router:
+    async with await Router.open(dsns(cluster, "primary"), board=board, limits=limits) as router:
 
         async def nests(_db: Connection) -> int:
             doing = asyncio.create_task(router.session("bob").read(lambda db: db.fetchval("SELECT 1")))
@@ -157,17 +156,16 @@ async def test_busy_replicas_are_waited_for(
     limits = Limits(connections=1, queue=1, attempt_s=0.3, read_s=2)
     async with await Router.open(
         dsns(cluster),
-        UserFloors(),
-        board,
+        board=board,
         limits=limits,
     ) as router:
-        await write_ride(router, email)
+        token = (await write_ride(router, email)).token
         await cluster.wait_for_catchup()
         await observer.run_once()
         pools = [pool for pool in router.pools if pool.name != "primary"]
 
         def read() -> asyncio.Task[Answer[int]]:
-            reading = router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
+            reading = router.read(lambda node: node.fetchval("SELECT 1"), subject=email, token=token)
             return asyncio.create_task(reading, context=Context())  # not nested in the leases below
 
         async with contextlib.AsyncExitStack() as leases:
@@ -195,7 +193,7 @@ async def test_frozen_primary_is_refused_at_once_and_replicas_go_on(
     cluster: LocalCluster, observer: Observer, board: Board, router: Router, email: str
 ) -> None:
     """What needs it is not let into a time-out once it is known; the rest does not need it."""
-    ride_id = await write_ride(router, email)
+    ride = await write_ride(router, email)
     await cluster.wait_for_catchup()
     await observer.run_once()
     epoch = board.epoch
@@ -214,15 +212,15 @@ async def test_frozen_primary_is_refused_at_once_and_replicas_go_on(
             await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
         assert time.monotonic() - began < 0.1
         answer = await router.read(
-            lambda node: node.fetchrow(SELECT_RIDE, email, ride_id), subject=email, token=token
+            lambda node: node.fetchrow(SELECT_RIDE, email, ride.id), subject=email, token=token
         )
         assert answer.value is not None
-        assert answer.value["id"] == ride_id
+        assert answer.value["id"] == ride.id
         assert "primary" != answer.node
     finally:
         cluster.primary.thaw()
     async with asyncio.timeout(10):
         while board.primary_is_lost:
             await observer.run_once()
-    assert await write_ride(router, email) > ride_id
+    assert (await write_ride(router, email)).id > ride.id
     await cluster.wait_for_catchup()

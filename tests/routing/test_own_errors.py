@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import asyncpg
 import pytest
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from rocket import Connection, Session
     from rocket.cluster.cluster import LocalCluster
+    from rocket.routing.answer import ReadOptions
 
 BEAT_S = 0.05
 DEADLINE_S = 15.0
@@ -208,14 +209,14 @@ async def test_what_reads_may_do_does_not_depend_on_where_they_go(
 ) -> None:
     """A replica refuses more than writes; what counts is what the primary says to a read."""
 
-    async def outcome(session: Session) -> object:
+    async def outcome(session: Session, **options: Unpack[ReadOptions]) -> object:
         try:
-            return type(await session.read(lambda db: db.execute(statement)))
+            return type(await session.read(lambda db: db.execute(statement), **options))
         except Exception as error:  # noqa: BLE001 - whatever it is
             return type(error)
 
     on_replica = await caught_up(opened, cluster)
     on_primary = opened.session()
-    assert await outcome(on_primary) == await outcome(on_replica)
+    assert await outcome(on_primary, on="primary") == await outcome(on_replica)
     assert on_primary.last is not None
     assert Role.PRIMARY == on_primary.last.role

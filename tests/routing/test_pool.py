@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from rocket import Limits, Lsn, Router, SubjectLocks, WriteInRead, explain
+from rocket import Limits, Lsn, Router, WriteInRead, explain
 from rocket.consistency import Board, Reason, SessionToken
 from rocket.health import Code, known
 from rocket.lab.app import DATABASE
@@ -47,7 +47,7 @@ async def board(cluster: LocalCluster) -> Board:
 async def opened(cluster: LocalCluster, board: Board) -> AsyncIterator[Router]:
     """Open a router that has two connections to each node."""
     nodes = dsns(cluster, "primary", "replica0")
-    async with await Router.open(nodes, SubjectLocks(), board, limits=LIMITS) as router:
+    async with await Router.open(nodes, board=board, limits=LIMITS) as router:
         yield router
 
 
@@ -233,7 +233,7 @@ async def test_a_node_that_refuses_connections_is_left_alone(cluster: LocalClust
     assert board.epoch is not None
     token = SessionToken(board.epoch, Lsn(0))
     nodes = dsns(cluster) | {"replica0": refused}
-    async with await Router.open(nodes, SubjectLocks(), board, limits=LIMITS) as router:
+    async with await Router.open(nodes, board=board, limits=LIMITS) as router:
         answers = [await router.read(plain, subject=None, token=token) for _ in range(40)]
         assert {"replica1"} == {answer.node for answer in answers}
         assert Reason.CAUGHT_UP is answers[-1].reason

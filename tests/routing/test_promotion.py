@@ -17,10 +17,12 @@ from rocket.cluster.cluster import ClusterSettings
 from rocket.cluster.supervisor import local_cluster
 from rocket.consistency import Board, SessionToken
 from rocket.lab.api.rides import INSERT_RIDE, SELECT_RIDE
-from rocket.lab.api.users import INSERT_USER, UserFloors
+from rocket.lab.api.users import INSERT_USER
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
+from rocket.routing.commits import Commits
 from rocket.routing.observer import Observer
+from tests.support.commits import committing
 from tests.support.races import lose_a_backend
 from tests.support.servers import dsns, paused, schema, until
 
@@ -68,7 +70,7 @@ async def watched(cluster: LocalCluster) -> AsyncIterator[Observer]:
 @pytest_asyncio.fixture
 async def router(cluster: LocalCluster, watched: Observer) -> AsyncIterator[Router]:
     """A router on what that observer sees."""
-    async with await Router.open(dsns(cluster), UserFloors(), observer=watched) as router:
+    async with await Router.open(dsns(cluster), observer=watched) as router:
         yield router
 
 
@@ -304,14 +306,14 @@ async def test_a_write_across_a_promotion_is_an_unknown_outcome(
     session = Session(router, email)
     await session.write()
 
-    class Slow(UserFloors):
-        async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:
-            floor = await super().record_floor(primary, subject)
+    class Slow(Commits):
+        async def floor(self, primary: Connection) -> Lsn:
+            floor = await super().floor(primary)
             await promote(new)
             await until(lambda: watched.board.primary is not None and watched.board.primary.name == new.name)
             return floor
 
-    async with await Router.open(dsns(cluster), Slow(), watched.board) as slow:
+    async with await committing(Router, Slow).open(dsns(cluster), board=watched.board) as slow:
         with pytest.raises(OutcomeUnknown):
             await Session(slow, email).write()
 
@@ -409,11 +411,11 @@ async def test_an_api_that_was_away_during_the_promotion_trusts_no_node_at_first
     assert primary is not None
     halted = Board()
     halted.publish_primary(primary)
-    async with await Router.open(dsns(cluster), UserFloors(), halted) as late:
+    async with await Router.open(dsns(cluster), board=halted) as late:
         assert (await Session(late, email).read(written.value)).value
     a_lease_ago = time.monotonic() - router.policy.primary_lease_s - 0.01
     halted.publish_primary(dataclasses.replace(primary, observed_at=a_lease_ago))
-    async with await Router.open(dsns(cluster), UserFloors(), halted) as late:
+    async with await Router.open(dsns(cluster), board=halted) as late:
         with pytest.raises(Unavailable):
             await Session(late, email).read(written.value)
         with pytest.raises(Unavailable):

@@ -15,13 +15,14 @@ from rocket import Limits, Lsn, Reason, Role, Router
 from rocket.cluster import faults
 from rocket.consistency import Board, SessionToken
 from rocket.lab.api.rides import INSERT_RIDE
-from rocket.lab.api.users import INSERT_USER, UserFloors
+from rocket.lab.api.users import INSERT_USER
 from rocket.lab.app import DATABASE
-from rocket.lab.comparison import ComparisonRouter, Routing
+from rocket.lab.comparison import ComparedCommits, ComparisonRouter, Routing
 from rocket.lab.shutdown import background
 from rocket.routing.bound import ReadBound
 from tests.support.clusters import EVERY_POSTGRES, on
-from tests.support.races import come_back_behind, read_ride, restart_point_now, write_ride
+from tests.support.commits import MOST, gates
+from tests.support.races import Ride, come_back_behind, read_ride, restart_point_now, write_ride
 from tests.support.servers import dsns, paused, recorded, role
 
 if TYPE_CHECKING:
@@ -39,23 +40,31 @@ def cluster(request: pytest.FixtureRequest, postgres: str, cluster: LocalCluster
     return on(request, postgres, cluster)
 
 
-class HeldBeforeCommit(UserFloors):
-    """Holds each write between its floor and its COMMIT until `meanwhile` has been done."""
+async def replayed_so_far(cluster: LocalCluster) -> None:
+    """Have what is written flushed, and replayed everywhere."""
+    other = await cluster.primary.connect(DATABASE)
+    await other.execute("SELECT pg_logical_emit_message(true, 'test', 'flush')")
+    await other.close()
+    await cluster.wait_for_catchup()
 
-    def __init__(self, cluster: LocalCluster, observer: Observer) -> None:
-        self._cluster = cluster
-        self._observer = observer
-        self.replay_stopped = contextlib.AsyncExitStack()
 
-    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> None:
-        """Let replicas replay all of the transaction but its commit, observe them, and stop their replay."""
-        await super().begin_write(primary, subject, floor)
-        other = await self._cluster.primary.connect(DATABASE)
-        await other.execute("SELECT pg_logical_emit_message(true, 'test', 'flush')")
-        await other.close()
-        await self._cluster.wait_for_catchup()
-        await self._observer.run_once()
-        await self.replay_stopped.enter_async_context(paused(self._cluster))
+@contextlib.asynccontextmanager
+async def written_without_its_commit(
+    cluster: LocalCluster, observer: Observer, board: Board, email: str, routing: Routing
+) -> AsyncIterator[tuple[ComparisonRouter, Ride]]:
+    """Write a ride, and have replicas replay all of that but the commit; they are observed, and halt."""
+    async with (
+        gates(cluster) as held,
+        await held.on(ComparisonRouter, ComparedCommits).open(dsns(cluster), board=board) as router,
+    ):
+        await router.switch(routing)
+        writing = asyncio.create_task(write_ride(router, email))
+        await held.wait(1)
+        await replayed_so_far(cluster)
+        await observer.run_once()
+        async with paused(cluster):
+            await held.open(*range(MOST))
+            yield router, await writing
 
 
 @EVERY_POSTGRES
@@ -65,14 +74,8 @@ async def test_floor_taken_inside_the_transaction_is_stale_and_ours_is_not(
 ) -> None:
     """A replica that has replayed all but the commit passes the published check (design fact F1)."""
     await recorded(observer, cluster, {replica.name for replica in cluster.replicas})
-    floors = HeldBeforeCommit(cluster, observer)
-    async with (
-        await ComparisonRouter.open(dsns(cluster), floors, board) as router,
-        floors.replay_stopped,
-    ):
-        await router.switch(routing)
-        ride_id = await write_ride(router, email)
-        seen, node, reason = await read_ride(router, email, ride_id)
+    async with written_without_its_commit(cluster, observer, board, email, routing) as (router, ride):
+        seen, node, reason = await read_ride(router, email, ride)
     assert fresh == seen
     if fresh:
         assert ("primary", Reason.NOT_CAUGHT_UP) == (node, reason)
@@ -88,16 +91,11 @@ async def test_what_was_written_as_published_is_not_missed_once_the_guarantee_is
     await recorded(observer, cluster, {replica.name for replica in cluster.replicas})
     assert board.epoch is not None
     token = SessionToken(board.epoch, Lsn(1)) if with_token else None
-    floors = HeldBeforeCommit(cluster, observer)
-    async with (
-        await ComparisonRouter.open(dsns(cluster), floors, board) as router,
-        floors.replay_stopped,
-    ):
-        await router.switch(Routing.ARTICLE)
-        ride_id = await write_ride(router, email)
-        assert not (await read_ride(router, email, ride_id))[0]
+    held = written_without_its_commit(cluster, observer, board, email, Routing.ARTICLE)
+    async with held as (router, ride):
+        assert not (await read_ride(router, email, ride))[0]
         await router.switch(Routing.NEVER_STALE)
-        assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id, token)
+        assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride, token)
 
 
 @EVERY_POSTGRES
@@ -115,20 +113,20 @@ async def test_replica_that_comes_back_behind_is_read_stale_as_published_and_not
     await router.switch(routing)
     await recorded(observer, cluster, {replica.name for replica in cluster.replicas})
     async with restart_point_now(cluster):
-        ride_id = await write_ride(router, email)
+        ride = await write_ride(router, email)
         await cluster.wait_for_catchup()
         await observer.run_once()
-        assert (await read_ride(router, email, ride_id))[1] != "primary"
+        assert (await read_ride(router, email, ride))[1] != "primary"
         async with come_back_behind(cluster, email):
-            seen, node, reason = await read_ride(router, email, ride_id)
+            seen, node, reason = await read_ride(router, email, ride)
             if fresh:
                 assert (True, "primary", Reason.REPLICAS_FAILED) == (seen, node, reason)
                 await observer.run_once()
-                assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id)
+                assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride)
             else:
                 assert (False, Reason.UNCHECKED) == (seen, reason)
     await observer.run_once()
-    assert (await read_ride(router, email, ride_id))[0]
+    assert (await read_ride(router, email, ride))[0]
 
 
 async def test_an_unknown_floor_stays_unknown_across_switches(
@@ -140,10 +138,10 @@ async def test_an_unknown_floor_stays_unknown_across_switches(
     await cluster.wait_for_catchup()
     async with paused(cluster):
         await observer.run_once()
-        ride_id = await write_ride(router, email)
+        ride = await write_ride(router, email)
         assert router.board.epoch is not None
         token = SessionToken(router.board.epoch, Lsn.PENDING)
-        assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id, token)
+        assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride, token)
 
 
 async def test_after_the_published_technique_reads_are_read_only_again(
@@ -157,10 +155,11 @@ async def test_after_the_published_technique_reads_are_read_only_again(
     for _ in range(5):
         await router.read(no_work, subject=email)
     await router.switch(Routing.NEVER_STALE)
+    token = (await write_ride(router, email)).token
     await cluster.wait_for_catchup()
     await observer.run_once()
     shows = "SHOW default_transaction_read_only"
-    answers = [await router.read(lambda node: node.fetchval(shows), subject=email) for _ in range(5)]
+    answers = [await router.read(lambda node: node.fetchval(shows), subject=email, token=token) for _ in range(5)]
     assert {("on", Role.REPLICA)} == {(answer.value, answer.role) for answer in answers}
 
 
@@ -179,12 +178,13 @@ async def test_what_was_committed_and_not_flushed_is_covered_by_a_switch_back(
         return int(ride["id"])
 
     async with paused(cluster):
-        ride_id = (await router.write(work, subject=email)).value
+        written = await router.write(work, subject=email)
+        ride = Ride(written.value, written.token)
         await router.switch(Routing.NEVER_STALE)
         await observer.run_once()
         assert router.board.epoch is not None
         token = SessionToken(router.board.epoch, Lsn(1))
-        seen, node, _ = await read_ride(router, email, ride_id, token)
+        seen, node, _ = await read_ride(router, email, ride, token)
         assert (True, "primary") == (seen, node)
 
 
@@ -255,12 +255,12 @@ async def test_a_read_that_began_before_the_write_was_replayed_is_not_believed(
         return int(await node.fetchval(HELD_READ, email))
 
     limits = Limits(attempt_s=10, read_s=20)
-    async with await Router.open(dsns(cluster), UserFloors(), board, limits=limits) as router:
+    async with await Router.open(dsns(cluster), board=board, limits=limits) as router:
         await cluster.wait_for_catchup()
         async with paused(cluster), held_until_caught_up(cluster):
-            await write_ride(router, email)
+            token = (await write_ride(router, email)).token
             await observer.run_once()
-            answer = await router.read(held_read, subject=email)
+            answer = await router.read(held_read, subject=email, token=token)
     assert (1, "primary", Reason.NOT_CAUGHT_UP) == (answer.value, answer.node, answer.reason)
 
 
@@ -311,10 +311,18 @@ async def test_a_read_before_the_replay_lsn_has_moved_is_not_gone_back_behind(
     async def rides(node: Connection) -> int:
         return int(await node.fetchval(RIDES_OF, email))
 
-    floors = HeldBeforeCommit(cluster, observer)
     limits = Limits(write_s=60, commit_s=60, attempt_s=10)
-    async with await Router.open(dsns(cluster), floors, board, limits=limits) as router, floors.replay_stopped:
-        await router.write(write_and_drop, subject=email)
+    async with (
+        gates(cluster) as held,
+        await held.on(Router).open(dsns(cluster), board=board, limits=limits) as router,
+        contextlib.AsyncExitStack() as replay_stopped,
+    ):
+        writing = asyncio.create_task(router.write(write_and_drop, subject=email))
+        await held.wait(1)
+        await replayed_so_far(cluster)
+        await replay_stopped.enter_async_context(paused(cluster))
+        await held.open(0)
+        await writing
         await observer.run_once()
         behind = board.replica("replica1")
         assert behind is not None

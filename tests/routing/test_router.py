@@ -22,10 +22,10 @@ from rocket import (
     Unavailable,
     report_read_bound,
 )
-from rocket.lab.api.problems import Problem
 from rocket.lab.api.rides import INSERT_RIDE, SELECT_RIDE
-from rocket.lab.api.users import INSERT_USER, SELECT_USER, UserFloors
+from rocket.lab.api.users import INSERT_USER, SELECT_USER
 from rocket.lab.app import DATABASE
+from tests.support.commits import Unsettled, committing
 from tests.support.races import read_ride, write_ride
 from tests.support.servers import dsns, paused
 
@@ -48,10 +48,10 @@ async def test_read_goes_to_a_replica_that_is_caught_up(
     cluster: LocalCluster, observer: Observer, router: Router, email: str
 ) -> None:
     """A status at or above the floor opens the replica."""
-    ride_id = await write_ride(router, email)
+    ride = await write_ride(router, email)
     await cluster.wait_for_catchup()
     await observer.run_once()
-    seen, node, reason = await read_ride(router, email, ride_id)
+    seen, node, reason = await read_ride(router, email, ride)
     assert (True, Reason.CAUGHT_UP) == (seen, reason)
     assert node in {"replica0", "replica1"}
 
@@ -60,10 +60,10 @@ async def test_reads_spread_over_the_replicas(
     cluster: LocalCluster, observer: Observer, router: Router, email: str
 ) -> None:
     """No replica is left out."""
-    ride_id = await write_ride(router, email)
+    ride = await write_ride(router, email)
     await cluster.wait_for_catchup()
     await observer.run_once()
-    nodes = {(await read_ride(router, email, ride_id))[1] for _ in range(50)}
+    nodes = {(await read_ride(router, email, ride))[1] for _ in range(50)}
     assert {"replica0", "replica1"} == nodes
 
 
@@ -72,11 +72,11 @@ async def test_read_leaves_the_replica_that_does_not_replay(
 ) -> None:
     """The other replica serves as long as one is paused."""
     async with paused(cluster, "replica0"):
-        ride_id = await write_ride(router, email)
+        ride = await write_ride(router, email)
         async with asyncio.timeout(10):
-            while "replica1" != (await read_ride(router, email, ride_id))[1]:
+            while "replica1" != (await read_ride(router, email, ride))[1]:
                 await observer.run_once()
-        nodes = {(await read_ride(router, email, ride_id))[1] for _ in range(20)}
+        nodes = {(await read_ride(router, email, ride))[1] for _ in range(20)}
     assert {"replica1"} == nodes
 
 
@@ -85,11 +85,13 @@ async def test_an_answer_tells_its_way(
 ) -> None:
     """What floors there were, what was known of the replicas, and what the node said of itself."""
     async with paused(cluster, "replica0"):
-        await write_ride(router, email)
+        token = (await write_ride(router, email)).token
         async with asyncio.timeout(10):
             while True:
                 await observer.run_once()
-                answer = await router.read(lambda node: node.fetchval(SELECT_USER, email), subject=email)
+                answer = await router.read(
+                    lambda node: node.fetchval(SELECT_USER, email), subject=email, token=token
+                )
                 if answer.role is Role.REPLICA:
                     break
     route = answer.route
@@ -109,16 +111,16 @@ async def test_every_replica_behind_means_the_primary(
 ) -> None:
     """Never wrong, only slower."""
     async with paused(cluster):
-        ride_id = await write_ride(router, email)
+        ride = await write_ride(router, email)
         await observer.run_once()
-        assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id)
+        assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride)
 
 
 async def test_replica_beyond_max_lag_serves_nobody(
     cluster: LocalCluster, observer: Observer, router: Router, email: str
 ) -> None:
     """Not even one whose floor it has reached."""
-    ride_id = await write_ride(router, email)
+    ride = await write_ride(router, email)
     await cluster.wait_for_catchup()
     router.policy = Policy(max_lag_bytes=10_000)
     async with paused(cluster):
@@ -126,25 +128,25 @@ async def test_replica_beyond_max_lag_serves_nobody(
         await connection.execute("SELECT pg_logical_emit_message(true, 'test', repeat('x', 20000))")
         await connection.close()
         await observer.run_once()
-        assert (True, "primary", Reason.TOO_FAR_BEHIND) == await read_ride(router, email, ride_id)
+        assert (True, "primary", Reason.TOO_FAR_BEHIND) == await read_ride(router, email, ride)
 
 
 async def test_replica_unheard_of_for_a_lease_serves_nobody(
     cluster: LocalCluster, observer: Observer, router: Router, email: str
 ) -> None:
     """What was seen too long ago is not known."""
-    ride_id = await write_ride(router, email)
+    ride = await write_ride(router, email)
     await cluster.wait_for_catchup()
     await observer.run_once()
     router.policy = Policy(lease_s=0.0)
-    assert (True, "primary", Reason.NO_STATUS) == await read_ride(router, email, ride_id)
+    assert (True, "primary", Reason.NO_STATUS) == await read_ride(router, email, ride)
 
 
 async def test_replica_that_fails_costs_a_retry_elsewhere(
     cluster: LocalCluster, observer: Observer, router: Router, email: str
 ) -> None:
     """The floor stays the same on the way."""
-    ride_id = await write_ride(router, email)
+    ride = await write_ride(router, email)
     await cluster.wait_for_catchup()
     await observer.run_once()
     ended = 0
@@ -154,9 +156,9 @@ async def test_replica_that_fails_costs_a_retry_elsewhere(
         if not ended:
             ended += 1
             await node.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-        return await node.fetchrow(SELECT_RIDE, email, ride_id)
+        return await node.fetchrow(SELECT_RIDE, email, ride.id)
 
-    answer = await router.read(die_once, subject=email)
+    answer = await router.read(die_once, subject=email, token=ride.token)
     assert answer.value is not None
     assert Reason.RETRIED == answer.reason
     assert answer.node != "primary"
@@ -167,15 +169,15 @@ async def test_frozen_replicas_cost_a_bounded_time(
 ) -> None:
     """A replica that accepts and says nothing is given up after the attempt's time."""
     limits = Limits(attempt_s=0.2)
-    async with await Router.open(dsns(cluster), UserFloors(), board, limits=limits) as router:
-        ride_id = await write_ride(router, email)
+    async with await Router.open(dsns(cluster), board=board, limits=limits) as router:
+        ride = await write_ride(router, email)
         await cluster.wait_for_catchup()
         await observer.run_once()
         for node in cluster.replicas:
             node.freeze()
         try:
             began = time.monotonic()
-            seen, name, reason = await read_ride(router, email, ride_id)
+            seen, name, reason = await read_ride(router, email, ride)
             took_s = time.monotonic() - began
         finally:
             for node in cluster.replicas:
@@ -207,22 +209,18 @@ async def test_replica_connection_takes_no_write(
     cluster: LocalCluster, observer: Observer, router: Router, email: str
 ) -> None:
     """Not even on the primary's side of a promotion: the session itself is read-only."""
-    await write_ride(router, email)
+    ride = await write_ride(router, email)
     await cluster.wait_for_catchup()
     await observer.run_once()
-    answer = await router.read(lambda node: node.fetchval("SHOW default_transaction_read_only"), subject=email)
+    answer = await router.read(
+        lambda node: node.fetchval("SHOW default_transaction_read_only"), subject=email, token=ride.token
+    )
     assert answer.node != "primary"
     assert "on" == answer.value
 
 
-async def test_unknown_user_is_reported_by_the_store(router: Router, email: str) -> None:
-    """What the application's store raises arrives as it is."""
-    with pytest.raises(Problem, match="Credentials"):
-        await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
-
-
-async def test_floor_is_recorded_after_the_commit(cluster: LocalCluster, router: Router, email: str) -> None:
-    """It covers the commit record, and what the answer says is what the row says."""
+async def test_the_floor_of_a_write_lies_after_its_commit(router: Router, email: str) -> None:
+    """It covers the commit record, and so what was inserted before."""
     inside = Lsn(0)
 
     async def work(primary: Connection) -> None:
@@ -231,11 +229,7 @@ async def test_floor_is_recorded_after_the_commit(cluster: LocalCluster, router:
         inside = Lsn.from_wire(await primary.fetchval("SELECT pg_current_wal_insert_lsn()"))
 
     answer = await router.write(work, subject=email)
-    connection = await cluster.primary.connect(DATABASE)
-    recorded = Lsn.from_wire(await connection.fetchval("SELECT min_lsn FROM users WHERE email = $1", email))
-    await connection.close()
-    assert written(answer) == recorded
-    assert inside < recorded < Lsn.PENDING
+    assert inside < written(answer) < Lsn.PENDING
 
 
 async def test_servers_that_end_first_do_not_keep_a_router_from_closing(
@@ -246,14 +240,14 @@ async def test_servers_that_end_first_do_not_keep_a_router_from_closing(
     async def gone(_self: asyncpg.Pool) -> None:
         raise BrokenPipeError
 
-    async with await Router.open(dsns(cluster), UserFloors(), board):
+    async with await Router.open(dsns(cluster), board=board):
         monkeypatch.setattr(asyncpg.Pool, "close", gone)
 
 
 async def test_what_work_leaves_in_a_session_on_the_primary_reaches_nobody_else(
     cluster: LocalCluster, observer: Observer, board: Board, email: str
 ) -> None:
-    """A connection on which only a floor was looked up is not reset, which must not keep it from that for good."""
+    """One that was only asked for the flush LSN is not reset, which must not keep it from that for good."""
 
     async def settings(primary: Connection) -> str:
         await primary.execute(INSERT_USER, email)
@@ -261,31 +255,17 @@ async def test_what_work_leaves_in_a_session_on_the_primary_reaches_nobody_else(
         await primary.execute("SET application_name = 'left behind'")
         return found
 
-    async with await Router.open(dsns(cluster), UserFloors(), board, limits=Limits(connections=1)) as router:
+    async with await Router.open(dsns(cluster), board=board, limits=Limits(connections=1)) as router:
         await observer.run_once()
         for _ in range(2):
             assert "rocket" == (await router.write(settings, subject=email)).value
             await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
-        await cluster.wait_for_catchup()
-        await observer.run_once()
-        for _ in range(2):  # served by a replica, once the floor has been looked up
-            answer = await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
-            assert answer.role is Role.REPLICA
         assert "rocket" == (await router.write(settings, subject=email)).value
 
 
-class Plain(UserFloors):
-    """Marks the floor as any application might: the router has to see to the rest."""
-
-    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> None:
-        """Set the user's floor."""
-        await primary.execute("UPDATE users SET min_lsn = $2 WHERE email = $1", subject, floor.wire)
-
-
 @pytest.mark.usefixtures("observer")
-@pytest.mark.parametrize("floors", [UserFloors(), Plain()], ids=["with the mark", "by a statement of its own"])
 async def test_commit_is_flushed_whatever_the_session_says(
-    cluster: LocalCluster, board: Board, floors: UserFloors, email: str
+    cluster: LocalCluster, board: Board, email: str
 ) -> None:
     """With synchronous_commit off the flush LSN would not cover the commit (design fact F2)."""
     inside = Lsn(0)
@@ -296,71 +276,41 @@ async def test_commit_is_flushed_whatever_the_session_says(
         await primary.execute(INSERT_USER, email)
         inside = Lsn.from_wire(await primary.fetchval("SELECT pg_current_wal_insert_lsn()"))
 
-    async with await Router.open(dsns(cluster), floors, board) as router:
+    async with await Router.open(dsns(cluster), board=board) as router:
         answer = await router.write(work, subject=email)
     assert inside < written(answer)
 
 
-class Forgetful(UserFloors):
-    """Dies between COMMIT and the settling of the floor."""
-
-    async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:
-        """Lose the connection."""
-        await primary.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-        return await super().record_floor(primary, subject)
-
-
-async def test_writer_that_dies_before_settling_leaves_a_mark_that_a_read_finishes(
+async def test_a_write_whose_floor_is_not_known_is_acknowledged_and_covered(
     cluster: LocalCluster, observer: Observer, board: Board, router: Router, email: str
 ) -> None:
-    """The write is acknowledged without a floor; until one is known only the primary will do."""
-    async with await Router.open(dsns(cluster), Forgetful(), board) as forgetful:
+    """For its session only the primary will do; one without a token goes by what the primary has flushed."""
+    async with await committing(Router, Unsettled).open(dsns(cluster), board=board) as forgetful:
         answer = await forgetful.write(lambda primary: primary.fetchval(INSERT_USER, email), subject=email)
     assert Lsn.PENDING == written(answer)
-    connection = await cluster.primary.connect(DATABASE)
-    mark = await connection.fetchval("SELECT min_lsn::text FROM users WHERE email = $1", email)
-    await connection.close()
-    assert str(Lsn.PENDING) == mark
-    await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
     await cluster.wait_for_catchup()
     await observer.run_once()
-    found = await router.read(lambda node: node.fetchval(SELECT_USER, email), subject=email)
-    assert Reason.CAUGHT_UP == found.reason
-    assert found.value is not None
+    own = await router.read(lambda node: node.fetchval(SELECT_USER, email), subject=email, token=answer.token)
+    assert (Role.PRIMARY, Reason.NOT_CAUGHT_UP) == (own.role, own.reason)
+    other = await router.read(lambda node: node.fetchval(SELECT_USER, email), subject=email)
+    assert own.value == other.value is not None
 
 
-async def test_write_in_progress_sends_reads_to_the_primary_without_waiting(
-    cluster: LocalCluster, router: Router, email: str
-) -> None:
-    """A mark whose row another write holds is left to that write."""
+async def test_concurrent_writes_of_one_user_have_floors_that_cover_them(router: Router, email: str) -> None:
+    """Each of them lies above its own commit."""
     await write_ride(router, email)
-    connection = await cluster.primary.connect(DATABASE)
-    await connection.execute("UPDATE users SET min_lsn = $2 WHERE email = $1", email, Lsn.PENDING.wire)
-    async with connection.transaction():
-        await connection.execute("SELECT FROM users WHERE email = $1 FOR UPDATE", email)
-        async with asyncio.timeout(2):
-            answer = await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
-    await connection.close()
-    assert ("primary", Reason.WRITE_IN_PROGRESS) == (answer.node, answer.reason)
 
+    async def write() -> None:
+        inside = Lsn(0)
 
-async def test_concurrent_writes_of_one_user_leave_a_floor_that_covers_all(
-    cluster: LocalCluster, router: Router, email: str
-) -> None:
-    """In whatever order floors are recorded, the row ends above each commit, and without a mark."""
-    await write_ride(router, email)
-    insides: list[Lsn] = []
+        async def work(primary: Connection) -> None:
+            nonlocal inside
+            await primary.fetchrow(INSERT_RIDE, email, 1.0, None)
+            inside = Lsn.from_wire(await primary.fetchval("SELECT pg_current_wal_insert_lsn()"))
 
-    async def work(primary: Connection) -> None:
-        await primary.fetchrow(INSERT_RIDE, email, 1.0, None)
-        insides.append(Lsn.from_wire(await primary.fetchval("SELECT pg_current_wal_insert_lsn()")))
+        assert inside < written(await router.write(work, subject=email)) < Lsn.PENDING
 
-    answers = await asyncio.gather(*(router.write(work, subject=email) for _ in range(30)))
-    connection = await cluster.primary.connect(DATABASE)
-    recorded = Lsn.from_wire(await connection.fetchval("SELECT min_lsn FROM users WHERE email = $1", email))
-    await connection.close()
-    assert max(insides) < recorded < Lsn.PENDING
-    assert all(written(answer) < Lsn.PENDING for answer in answers)
+    await asyncio.gather(*(write() for _ in range(30)))
 
 
 async def test_serialization_failure_is_tried_again(router: Router, email: str) -> None:
@@ -387,8 +337,7 @@ async def test_error_in_the_work_rolls_everything_back(router: Router, email: st
 
     with pytest.raises(ZeroDivisionError):
         await router.write(work, subject=email)
-    with pytest.raises(Problem, match="Credentials"):
-        await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
+    assert (await router.read(lambda node: node.fetchval(SELECT_USER, email), subject=email)).value is None
 
 
 async def test_connection_lost_during_commit_is_an_unknown_outcome(router: Router, email: str) -> None:
@@ -426,21 +375,21 @@ async def test_connection_lost_before_commit_is_known_to_have_changed_nothing(ro
 async def test_write_that_waits_too_long_is_unavailable(cluster: LocalCluster, board: Board, email: str) -> None:
     """A lock held elsewhere ends in the deadline, and leaves the pool usable."""
     limits = Limits(write_s=0.3)
-    async with await Router.open(dsns(cluster, "primary"), UserFloors(), board, limits=limits) as router:
-        ride_id = await write_ride(router, email)
+    async with await Router.open(dsns(cluster, "primary"), board=board, limits=limits) as router:
+        ride = await write_ride(router, email)
         connection = await cluster.primary.connect(DATABASE)
         async with connection.transaction():
             await connection.execute("SELECT FROM users WHERE email = $1 FOR UPDATE", email)
             with pytest.raises(Unavailable):
                 await write_ride(router, email)
         await connection.close()
-        assert (await read_ride(router, email, ride_id))[0]
+        assert (await read_ride(router, email, ride))[0]
 
 
 async def test_router_without_a_primary_refuses_at_once(board: Board, email: str, tmp_path: Path) -> None:
     """No time-out is waited for where no server listens."""
     dsn = f"postgresql://postgres@/nowhere?host={tmp_path}&port=1"
-    async with await Router.open({"primary": dsn}, UserFloors(), board) as router:
+    async with await Router.open({"primary": dsn}, board=board) as router:
         began = time.monotonic()
         with pytest.raises(Unavailable):
             await router.read(lambda node: node.fetchval("SELECT 1"), subject=email)
@@ -457,8 +406,8 @@ async def test_pool_recovers_from_a_crash_of_the_primary(
 
     Until then nothing is read there: it may have been set back to a snapshot.
     """
-    ride_id = await write_ride(router, email)
-    assert (await read_ride(router, email, ride_id))[0]
+    ride = await write_ride(router, email)
+    assert (await read_ride(router, email, ride))[0]
     died = cluster.primary.process
     cluster.primary.kill()
     async with asyncio.timeout(20):
@@ -466,9 +415,9 @@ async def test_pool_recovers_from_a_crash_of_the_primary(
             await asyncio.sleep(0.01)
         await cluster.primary.up.wait()
     with pytest.raises(Unavailable, match="has not been observed since"):
-        await read_ride(router, email, ride_id)
+        await read_ride(router, email, ride)
     await observer.run_once()
-    assert (await read_ride(router, email, ride_id))[0]
+    assert (await read_ride(router, email, ride))[0]
     await cluster.wait_for_catchup()
 
 
@@ -490,11 +439,11 @@ async def test_replica_without_the_database_costs_a_retry(
 ) -> None:
     """What goes wrong in connecting speaks against the node, whatever the server says (it may lie far behind)."""
     elsewhere = {node.name: node.dsn("not_replayed_yet") for node in cluster.replicas}
-    async with await Router.open(dsns(cluster) | elsewhere, UserFloors(), board) as router:
-        ride_id = await write_ride(router, email)
+    async with await Router.open(dsns(cluster) | elsewhere, board=board) as router:
+        ride = await write_ride(router, email)
         await cluster.wait_for_catchup()
         await observer.run_once()
-        seen, node, reason = await read_ride(router, email, ride_id)
+        seen, node, reason = await read_ride(router, email, ride)
         assert (True, "primary") == (seen, node)
         assert reason in {Reason.REPLICAS_FAILED, Reason.UNREACHABLE}  # warming up may have found it before
 
@@ -505,15 +454,17 @@ async def test_read_longer_than_an_attempt_ends_on_the_primary(
     """Replicas get no more than a share of the time, however many there are."""
     many = {f"replica{number}": cluster.replicas[0].dsn(DATABASE) for number in range(6)}
     limits = Limits(read_s=3.0, attempt_s=0.2)
-    async with await Router.open(dsns(cluster) | many, UserFloors(), board, limits=limits) as router:
-        await write_ride(router, email)
+    async with await Router.open(dsns(cluster) | many, board=board, limits=limits) as router:
+        ride = await write_ride(router, email)
         await cluster.wait_for_catchup()
         await observer.run_once()
         status = board.replica("replica0")
         assert status is not None
         for name in many:
             board.publish(dataclasses.replace(status, name=name))
-        answer = await router.read(lambda node: node.fetchval("SELECT pg_sleep(0.5)::text"), subject=email)
+        answer = await router.read(
+            lambda node: node.fetchval("SELECT pg_sleep(0.5)::text"), subject=email, token=ride.token
+        )
     assert ("primary", Reason.REPLICAS_FAILED) == (answer.node, answer.reason)
 
 
@@ -525,13 +476,13 @@ async def test_connection_lost_after_the_write_does_not_undo_the_answer(
     async def lost(*_: object, **__: object) -> None:
         raise asyncpg.InternalClientError("cannot switch to state 12")
 
-    async with await Router.open(dsns(cluster, "primary"), UserFloors(), board) as router:
-        ride_id = await write_ride(router, email)
+    async with await Router.open(dsns(cluster, "primary"), board=board) as router:
+        ride = await write_ride(router, email)
         with monkeypatch.context() as patch:
             patch.setattr(asyncpg.Connection, "reset", lost)
-            second_id = await write_ride(router, email)
-        assert second_id > ride_id
-        assert (await read_ride(router, email, second_id))[0]
+            second = await write_ride(router, email)
+        assert second.id > ride.id
+        assert (await read_ride(router, email, second))[0]
 
 
 async def test_primary_that_freezes_before_the_commit_is_known_to_have_changed_nothing(
@@ -539,7 +490,7 @@ async def test_primary_that_freezes_before_the_commit_is_known_to_have_changed_n
 ) -> None:
     """A time-out before COMMIT was sent is no unknown outcome, and does not wait for the frozen server."""
     limits = Limits(write_s=0.5)
-    async with await Router.open(dsns(cluster, "primary"), UserFloors(), board, limits=limits) as router:
+    async with await Router.open(dsns(cluster, "primary"), board=board, limits=limits) as router:
         await write_ride(router, email)
 
         async def work(primary: Connection) -> None:
@@ -560,7 +511,7 @@ async def test_connection_that_is_ended_before_the_work_has_reported_its_bound_c
     cluster: LocalCluster, observer: Observer, router: Router, email: str
 ) -> None:
     """A node's pool may be emptied at any moment, when the observer finds it in another role."""
-    ride_id = await write_ride(router, email)
+    ride = await write_ride(router, email)
     await cluster.wait_for_catchup()
     await observer.run_once()
     ran = 0
@@ -568,7 +519,7 @@ async def test_connection_that_is_ended_before_the_work_has_reported_its_bound_c
     async def work(node: Connection) -> int:
         nonlocal ran
         ran += 1
-        row = await node.fetchrow(SELECT_RIDE, email, ride_id)
+        row = await node.fetchrow(SELECT_RIDE, email, ride.id)
         assert row is not None
         if 1 == ran:
             for pool in router.pools:
@@ -576,15 +527,15 @@ async def test_connection_that_is_ended_before_the_work_has_reported_its_bound_c
         report_read_bound(node, row["shown"])
         return int(row["id"])
 
-    answer = await router.read(work, subject=email)
-    assert (ride_id, Reason.RETRIED, 2) == (answer.value, answer.reason, ran)
+    answer = await router.read(work, subject=email, token=ride.token)
+    assert (ride.id, Reason.RETRIED, 2) == (answer.value, answer.reason, ran)
 
 
 async def test_what_an_earlier_statement_said_is_not_what_the_work_has_shown(
     cluster: LocalCluster, observer: Observer, board: Board, router: Router, email: str
 ) -> None:
     """Only the last statement's word covers all of the work; else the node is asked once more."""
-    await write_ride(router, email)
+    ride = await write_ride(router, email)
     await cluster.wait_for_catchup()
     await observer.run_once()
 
@@ -592,6 +543,6 @@ async def test_what_an_earlier_statement_said_is_not_what_the_work_has_shown(
         report_read_bound(node, f"replica 0/1 0/2 1 {board.epoch}")
         await node.fetchval("SELECT 1")
 
-    answer = await router.read(work, subject=email)
+    answer = await router.read(work, subject=email, token=ride.token)
     assert answer.token is not None
     assert answer.token.highest_floor > Lsn(2)

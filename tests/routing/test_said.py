@@ -160,16 +160,6 @@ async def test_replicas_that_fail_every_read_are_noticed(cluster: LocalCluster) 
         assert "replicas-failed: " in text
 
 
-async def test_reads_without_token_or_subject_are_noticed(cluster: LocalCluster) -> None:
-    """Of what nothing is known, only the primary can serve."""
-    async with watched(dict(dsns(cluster))) as ours:
-        for _ in range(10):
-            answer = await ours.router.read(one, subject=None)
-        assert Reason.NO_FLOOR is answer.reason
-        assert "no-floor: 10" in (await ours.findings())[Code.READS_ON_PRIMARY]
-        assert "Nothing is known" in explain(answer)
-
-
 @pytest.mark.vouched
 async def test_a_queue_for_connections_is_noticed(cluster: LocalCluster) -> None:
     """All that there may be to a replica are in use, and more reads are on the way."""

@@ -12,7 +12,6 @@ import pytest_asyncio
 from rocket import Policy, Reason, Role, Router
 from rocket.cluster import faults
 from rocket.consistency import Board
-from rocket.lab.api.users import UserFloors
 from rocket.lab.shutdown import background
 from rocket.routing.catchup import CatchUp
 from rocket.routing.observer import Observer
@@ -51,7 +50,6 @@ async def patient(cluster: LocalCluster, rare: Observer) -> AsyncIterator[Router
     """A router whose reads wait as long as it takes."""
     async with await Router.open(
         dsns(cluster),
-        UserFloors(),
         policy=Policy(lease_s=2 * LONG_S, max_wait_s=3.0),
         observer=rare,
     ) as router:
@@ -60,8 +58,8 @@ async def patient(cluster: LocalCluster, rare: Observer) -> AsyncIterator[Router
 
 async def test_read_after_write_waits_for_a_replica(patient: Router, email: str) -> None:
     """The replica that is about to catch up is looked at until it has."""
-    ride_id = await write_ride(patient, email)
-    seen, node, reason = await read_ride(patient, email, ride_id)
+    ride = await write_ride(patient, email)
+    seen, node, reason = await read_ride(patient, email, ride)
     assert (True, Reason.WAITED) == (seen, reason)
     assert node != "primary"
 
@@ -74,8 +72,8 @@ async def test_wait_ends_when_replay_goes_on(
     await cluster.wait_for_catchup()
     async with asyncio.TaskGroup() as group:
         async with paused(cluster):
-            ride_id = await write_ride(patient, email)
-            reading = group.create_task(read_ride(patient, email, ride_id), name="reading")
+            ride = await write_ride(patient, email)
+            reading = group.create_task(read_ride(patient, email, ride), name="reading")
             await until(lambda: rare.catch_up.waiting > 0)
             assert not reading.done()
         assert (True, Reason.WAITED) == ((await reading)[0], (await reading)[2])
@@ -85,9 +83,9 @@ async def test_wait_is_bounded(cluster: LocalCluster, patient: Router, email: st
     """Then the primary answers."""
     patient.policy = Policy(lease_s=2 * LONG_S, max_wait_s=0.1)
     async with paused(cluster):
-        ride_id = await write_ride(patient, email)
+        ride = await write_ride(patient, email)
         began = time.monotonic()
-        assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(patient, email, ride_id)
+        assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(patient, email, ride)
         assert time.monotonic() - began < 1
 
 
@@ -104,16 +102,16 @@ class NoWaiting(CatchUp):
 async def test_hopeless_wait_is_skipped(cluster: LocalCluster, observer: Observer, email: str) -> None:
     """A replica that was late already when it was seen will not be there in time."""
     observer.catch_up = NoWaiting()
-    async with await Router.open(dsns(cluster), UserFloors(), observer=observer) as router:
+    async with await Router.open(dsns(cluster), observer=observer) as router:
         await cluster.wait_for_catchup()
         await observer.run_once()
         async with paused(cluster):
-            ride_id = await write_ride(router, email)
+            ride = await write_ride(router, email)
             await observer.run_once()
             behind_since = time.monotonic()
             await until(lambda: time.monotonic() - behind_since > router.policy.max_wait_s)
             await observer.run_once()
-            assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride_id)
+            assert (True, "primary", Reason.NOT_CAUGHT_UP) == await read_ride(router, email, ride)
 
 
 async def test_many_waiting_reads_share_one_look_at_a_replica(rare: Observer, patient: Router, email: str) -> None:
@@ -135,8 +133,8 @@ async def test_many_waiting_reads_share_one_look_at_a_replica(rare: Observer, pa
                 under_way[name] -= 1
 
         watch.observe = counted  # type: ignore[method-assign]
-    ride_id = await write_ride(patient, email)
-    answers = await asyncio.gather(*(read_ride(patient, email, ride_id) for _ in range(50)))
+    ride = await write_ride(patient, email)
+    answers = await asyncio.gather(*(read_ride(patient, email, ride) for _ in range(50)))
     assert all(seen for seen, _, _ in answers)
     assert {"replica0", "replica1"} >= {node for _, node, _ in answers}
     assert {0} == set(under_way.values())
@@ -149,9 +147,9 @@ async def test_replica_that_vanishes_while_waited_for_costs_no_answer(
     await write_ride(patient, email)
     await cluster.wait_for_catchup()
     async with paused(cluster):
-        ride_id = await write_ride(patient, email)
+        ride = await write_ride(patient, email)
         patient.policy = Policy(lease_s=2 * LONG_S, max_wait_s=0.5)
-        reading = asyncio.ensure_future(read_ride(patient, email, ride_id))
+        reading = asyncio.ensure_future(read_ride(patient, email, ride))
         await until(lambda: rare.catch_up.waiting > 0)
         for node in cluster.replicas:
             await faults.kill_backend(node)

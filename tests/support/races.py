@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
 
@@ -24,8 +24,16 @@ if TYPE_CHECKING:
 AN_HOUR_MS = 3_600_000
 
 
-async def write_ride(router: Router, email: str) -> int:
-    """Write a user with a ride, and return the ride's ID."""
+class Ride(NamedTuple):
+    """A ride that was written."""
+
+    id: int
+    token: SessionToken | None
+    """Of that write; None from a routing that guarantees nothing."""
+
+
+async def write_ride(router: Router, email: str) -> Ride:
+    """Write a user with a ride."""
 
     async def work(primary: Connection) -> int:
         await primary.fetchval(INSERT_USER, email)
@@ -33,14 +41,16 @@ async def write_ride(router: Router, email: str) -> int:
         assert ride is not None
         return int(ride["id"])
 
-    return (await router.write(work, subject=email)).value
+    answer = await router.write(work, subject=email)
+    return Ride(answer.value, answer.token)
 
 
 async def read_ride(
-    router: Router, email: str, ride_id: int, token: SessionToken | None = None
+    router: Router, email: str, ride: Ride, token: SessionToken | None = None
 ) -> tuple[bool, str, Reason]:
-    """Say whether the ride was seen, on which node, and why there."""
-    answer = await router.read(lambda node: node.fetchrow(SELECT_RIDE, email, ride_id), subject=email, token=token)
+    """Say whether the ride was seen, on which node, and why there; by the token of its write, or another one."""
+    token = token or ride.token
+    answer = await router.read(lambda node: node.fetchrow(SELECT_RIDE, email, ride.id), subject=email, token=token)
     return answer.value is not None, answer.node, answer.reason
 
 

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 from rocket import Policy
 from rocket.consistency import Board
 from rocket.lab.api.app import build_app, serve
-from rocket.lab.api.users import UserFloors
 from rocket.lab.comparison import ComparisonRouter
 from rocket.routing.observer import Observer
+from rocket.web.carriers import HEADER
 from tests.support.servers import dsns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from aiohttp import web
+    from aiohttp.test_utils import TestClient
 
     from rocket.cluster.cluster import LocalCluster
     from rocket.lab.api.limits import Bounds
@@ -36,8 +39,14 @@ async def board_of_primary(cluster: LocalCluster) -> Board:
 async def opened(cluster: LocalCluster, board: Board, lease_s: float = 60.0) -> AsyncIterator[ComparisonRouter]:
     """Open a router on a board whose primary may be used for `lease_s` after it was last observed."""
     policy = Policy(primary_lease_s=lease_s)
-    async with await ComparisonRouter.open(dsns(cluster), UserFloors(), board, policy=policy) as router:
+    async with await ComparisonRouter.open(dsns(cluster), board=board, policy=policy) as router:
         yield router
+
+
+async def as_session(client: TestClient[web.Request, web.Application], email: str) -> dict[str, str]:
+    """Return the headers of a session whose token covers all that was written so far, by a user who is there."""
+    response = await client.post("/users", json={"email": email})
+    return {"Authorization": email, HEADER: response.headers[HEADER]}
 
 
 @contextlib.asynccontextmanager

@@ -19,15 +19,11 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from rocket import (
-    FORCE_FLUSH,
     READ_BOUND,
     Answer,
     Connection,
-    FloorStore,
-    FloorTable,
     InvalidToken,
     Limits,
-    Lsn,
     Node,
     OutcomeUnknown,
     Policy,
@@ -59,32 +55,6 @@ class Note:
     text: str
 
 
-class UserFloors:
-    """A floor store of its own: a column of the users' table."""
-
-    async def look_up(self, primary: Connection, subject: str | None) -> Lsn | None:
-        """Return the user's floor."""
-        row = await primary.fetchrow(
-            "SELECT min_lsn, pg_current_wal_flush_lsn() AS flushed FROM users WHERE name = $1", subject
-        )
-        return None if row is None or row["min_lsn"] is None else Lsn.from_wire(row["min_lsn"])
-
-    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> str | None:
-        """Set it to what is not known yet."""
-        sql = f"UPDATE users SET min_lsn = $2 WHERE name = $1 RETURNING {FORCE_FLUSH}"  # noqa: S608
-        flushed: str | None = await primary.fetchval(sql, subject, floor.wire)
-        return flushed
-
-    async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:
-        """Set it to the flush LSN."""
-        sql = "UPDATE users SET min_lsn = pg_current_wal_flush_lsn() WHERE name = $1 RETURNING min_lsn"
-        return Lsn.from_wire(await primary.fetchval(sql, subject))
-
-    async def wait_for_writes(self, primary: Connection, subject: str | None) -> None:
-        """Wait for the user's row."""
-        await primary.execute("SELECT 1 FROM users WHERE name = $1 FOR KEY SHARE", subject)
-
-
 @dataclass
 class Service:
     """What the process holds."""
@@ -102,11 +72,11 @@ async def with_json(db: Connection) -> None:
     await db.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
 
 
-async def opened(floors: FloorStore, name: str) -> Router:
+async def opened(name: str) -> Router:
     """Open a router that says what it does."""
     nodes = {each: Node(dsn, zone="a", weight=2) for each, dsn in nodes_from_environment().items()}
     limits, policy = Limits(read_s=2.0, connections=20), Policy(max_wait_s=0.5)
-    router = await Router.open(nodes, floors, policy=policy, limits=limits, init=with_json)
+    router = await Router.open(nodes, policy=policy, limits=limits, init=with_json)
     RouterMetrics(router, name=name, registry=registry)
     router.on_read.append(note_slow)
     router.on_write.append(note_slow)
@@ -131,7 +101,7 @@ def note_invalid(error: InvalidToken) -> None:
 @contextlib.asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     """Run the service."""
-    async with await opened(FloorTable(), "notes") as notes, await opened(UserFloors(), "users") as users:
+    async with await opened("notes") as notes, await opened("users") as users:
         running.append(Service(notes, users, asyncio.Queue()))
         worker = asyncio.create_task(work_off(running[0]), name="jobs")
         yield

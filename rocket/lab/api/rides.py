@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
 
-from rocket import READ_BOUND, Role, Unavailable, report_read_bound
+from rocket import READ_BOUND, Freshness, Role, Unavailable, report_read_bound
 from rocket.lab.api import parameters
 from rocket.lab.api.problems import invalid_credentials, key_used_otherwise, not_found, wrong_idempotency_key
 from rocket.lab.api.recorder import Asked, recorded, started
@@ -143,7 +143,8 @@ async def _read(
     try:
         found = await session.read(work)
         if found is None and _last_of(session).role is Role.REPLICA:
-            session, found = await _confirmed(request, session, work)
+            # The session's token may not cover the creation of the user.
+            found = await session.read(work, freshness=Freshness.GLOBAL)
     except Unavailable as error:
         if record is not None:
             record.end(session, error)
@@ -157,20 +158,6 @@ async def _read(
     if record is not None:
         record.end(session)
     return found, answer
-
-
-async def _confirmed(request: web.Request, session: Session, work: Work[ResultT]) -> tuple[Session, ResultT]:
-    """Read again for a user whom a replica does not have, since the session's tokens may not cover its creation.
-
-    Without a token, the user's floor is looked up on the primary, which raises a 401 if the user does not exist. A
-    session that has both tokens covers all that either has shown, also if there was a promotion in between.
-    """
-    router = request.app[ROUTER]
-    alone = request[SESSION] = router.session(session.subject)
-    await alone.read(work)
-    tokens = [token for token in (session.token, alone.token) if token is not None]
-    both = request[SESSION] = router.session(session.subject, tokens)
-    return both, await both.read(work)
 
 
 def _last_of(session: Session) -> Answer[Any]:

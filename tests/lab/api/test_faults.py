@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import aiohttp
 import pytest
@@ -13,7 +13,6 @@ import pytest_asyncio
 
 from rocket.lab.api.app import build_app, serve
 from rocket.lab.api.limits import Bounds
-from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
 from rocket.lab.comparison import ComparisonRouter
 from tests.support.raw_http import connection
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
-    from rocket import Connection, Lsn
+    from rocket import Answer, Connection, Work
     from rocket.cluster.cluster import LocalCluster
     from rocket.consistency import Board
 
@@ -55,37 +54,58 @@ AT_COMMIT = """
 """Has something done when the transaction is told to commit, and not before."""
 
 
-class BrokenFloors(UserFloors):
-    """Floors that fail in an unexpected way."""
+class BrokenRouter(ComparisonRouter):
+    """Work fails in an unexpected way."""
 
-    async def look_up(self, primary: Connection, subject: str | None) -> Lsn | None:
-        """Fail a read after the floor was looked up."""
-        raise LookupError(f"{SECRET}: {await super().look_up(primary, subject)}")
+    async def read(self, work: Work[Any], **options: Any) -> Answer[Any]:
+        """Fail a read after it was asked."""
 
-    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> None:
+        async def broken(node: Connection) -> None:
+            raise LookupError(f"{SECRET}: {await work(node)}")
+
+        return await super().read(broken, **options)
+
+    async def write(self, work: Work[Any], **options: Any) -> Answer[Any]:
         """Fail a write before its commit."""
-        await super().begin_write(primary, subject, floor)
-        raise LookupError(SECRET)
+
+        async def broken(primary: Connection) -> None:
+            await work(primary)
+            raise LookupError(SECRET)
+
+        return await super().write(broken, **options)
 
 
-class FloorsWithFuse(UserFloors):
-    """Floors that have the server do something at COMMIT."""
+class RouterWithFuse(ComparisonRouter):
+    """Has the server do something at COMMIT."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    what: ClassVar[str] = ""
 
-    async def begin_write(self, primary: Connection, subject: str | None, floor: Lsn) -> None:
+    async def write(self, work: Work[Any], **options: Any) -> Answer[Any]:
         """Lay the fuse within the write."""
-        await super().begin_write(primary, subject, floor)
-        await primary.execute(AT_COMMIT.format(what=self.what))
+
+        async def fused(primary: Connection) -> Any:
+            value = await work(primary)
+            await primary.execute(AT_COMMIT.format(what=self.what))
+            return value
+
+        return await super().write(fused, **options)
+
+
+def with_fuse(what: str) -> type[RouterWithFuse]:
+    """Return a kind of router that has the server do this at COMMIT."""
+    return type("RouterWithFuse", (RouterWithFuse,), {"what": what})
 
 
 @contextlib.asynccontextmanager
 async def api(
-    dsn: str, floors: UserFloors, board: Board, aiohttp_client: AiohttpClient, bounds: Bounds | None = None
+    dsn: str,
+    kind: type[ComparisonRouter],
+    board: Board,
+    aiohttp_client: AiohttpClient,
+    bounds: Bounds | None = None,
 ) -> AsyncIterator[Client]:
     """Run an API on a primary alone."""
-    async with await ComparisonRouter.open({"primary": dsn}, floors, board) as router:
+    async with await kind.open({"primary": dsn}, board=board) as router:
         yield await aiohttp_client(build_app(router, bounds=bounds))
 
 
@@ -142,7 +162,7 @@ class TestUnforeseen:
         path: str,
     ) -> None:
         """The client learns that it happened; what it was stands in the log, once."""
-        async with api(dsn, BrokenFloors(), board, aiohttp_client) as client:
+        async with api(dsn, BrokenRouter, board, aiohttp_client) as client:
             data = {"distance": "1"} if method == "POST" else None
             response = await client.request(method, path, data=data, headers={"Authorization": user})
             assert await refusal(response) == (500, "Internal error.")
@@ -154,7 +174,7 @@ class TestUnforeseen:
         self, dsn: str, user: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
         """One request that failed is no reason to fail others."""
-        async with api(dsn, BrokenFloors(), board, aiohttp_client) as client:
+        async with api(dsn, BrokenRouter, board, aiohttp_client) as client:
             await client.get("/rides", headers={"Authorization": user})
             assert (await client.get("/readyz")).status == 200
         assert len(errors(caplog)) == 1
@@ -163,7 +183,7 @@ class TestUnforeseen:
         self, dsn: str, user: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
         """What the client chose is logged as it was encoded."""
-        async with api(dsn, BrokenFloors(), board, aiohttp_client) as client:
+        async with api(dsn, BrokenRouter, board, aiohttp_client) as client:
             await client.get("/rides/1%0Aforged", headers={"Authorization": user})
         assert tracebacks(caplog) == ["GET /rides/1%0Aforged failed"]
 
@@ -192,7 +212,7 @@ class TestPrimaryAway:
         data: dict[str, str] | None,
     ) -> None:
         """A 503 with Retry-After comes without waiting for anything, and is no error of ours."""
-        async with api(dsn_of_nothing, UserFloors(), board, aiohttp_client) as client, asyncio.timeout(1):
+        async with api(dsn_of_nothing, ComparisonRouter, board, aiohttp_client) as client, asyncio.timeout(1):
             response = await client.request(method, path, data=data, headers={"Authorization": "a@example.com"})
             assert await refusal(response) == (503, "No database server can answer this now. Please try again.")
         assert response.headers["Retry-After"] == "1"
@@ -202,7 +222,7 @@ class TestPrimaryAway:
         self, dsn_of_nothing: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A warning without a traceback tells which request failed, and why; the client is not told."""
-        async with api(dsn_of_nothing, UserFloors(), board, aiohttp_client) as client:
+        async with api(dsn_of_nothing, ComparisonRouter, board, aiohttp_client) as client:
             response = await client.get("/rides", headers={"Authorization": "a@example.com"})
         assert any(message.startswith("GET /rides: the primary does not answer") for message in caplog.messages)
         assert tracebacks(caplog) == []
@@ -216,7 +236,7 @@ class TestOutcomeUnknown:
         self, dsn: str, user: str, board: Board, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
         """The client is told that it cannot be told, rather than to try again."""
-        fuse = FloorsWithFuse("pg_terminate_backend(pg_backend_pid())")
+        fuse = with_fuse("pg_terminate_backend(pg_backend_pid())")
         async with api(dsn, fuse, board, aiohttp_client) as client:
             response = await client.post("/rides", data={"distance": "1"}, headers={"Authorization": user})
             assert await refusal(response) == (504, "The outcome of this write is unknown.")
@@ -229,7 +249,7 @@ class TestOutcomeUnknown:
         self, dsn: str, client: Client, user: str, board: Board, aiohttp_client: AiohttpClient
     ) -> None:
         """A COMMIT that the server refuses has not happened: nothing is written."""
-        async with api(dsn, FloorsWithFuse("1 / 0"), board, aiohttp_client) as failing:
+        async with api(dsn, with_fuse("1 / 0"), board, aiohttp_client) as failing:
             response = await failing.post("/rides", data={"distance": "1"}, headers={"Authorization": user})
         assert response.status == 500
         page = await client.get("/rides", headers={"Authorization": user})
@@ -239,7 +259,7 @@ class TestOutcomeUnknown:
         self, dsn: str, user: str, board: Board, aiohttp_client: AiohttpClient
     ) -> None:
         """The last resort against slow requests does not claim that nothing was written when that is not known."""
-        fuse, bounds = FloorsWithFuse("pg_sleep(1)"), Bounds(request_s=0.2)
+        fuse, bounds = with_fuse("pg_sleep(1)"), Bounds(request_s=0.2)
         async with api(dsn, fuse, board, aiohttp_client, bounds) as client:
             response = await client.post("/rides", data={"distance": "1"}, headers={"Authorization": user})
             assert await refusal(response) == (504, "The outcome of this write is unknown.")

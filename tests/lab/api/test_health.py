@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from rocket import Lsn, Policy
 from rocket.consistency import Board
 from rocket.lab.api.app import build_app
-from rocket.lab.api.users import UserFloors
 from rocket.lab.comparison import ComparisonRouter
+from tests.support.routers import as_session
 from tests.support.servers import dsns, paused
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ async def user(client: Client, email: str) -> str:
 async def client_of_nothing(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator[Client]:
     """Return an HTTP client of an API whose primary's address leads nowhere, and which has no replicas."""
     dsn = f"postgresql://postgres@/rocket?host={tmp_path / 'nowhere'}"
-    async with await ComparisonRouter.open({"primary": dsn}, UserFloors(), Board()) as router:
+    async with await ComparisonRouter.open({"primary": dsn}, board=Board()) as router:
         yield await aiohttp_client(build_app(router))
 
 
@@ -68,9 +68,9 @@ def named(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return name, frozenset(labels.items())
 
 
-async def read_as(client: Client, user: str, times: int = 1) -> list[str]:
-    """Read as a user and return the names of the nodes that served."""
-    responses = [await client.get("/rides", headers={"Authorization": user}) for _ in range(times)]
+async def read_as(client: Client, headers: dict[str, str], times: int = 1) -> list[str]:
+    """Read as a session and return the names of the nodes that served."""
+    responses = [await client.get("/rides", headers=headers) for _ in range(times)]
     assert {response.status for response in responses} == {200}
     return [response.headers["Rocket-Served-By"] for response in responses]
 
@@ -138,7 +138,7 @@ async def test_an_observer_that_says_nothing_any_more_is_noticed(
 ) -> None:
     """The primary was not lost; it was not looked at for longer than its lease."""
     policy = Policy(primary_lease_s=0.001)
-    async with await ComparisonRouter.open(dsns(cluster), UserFloors(), board, policy=policy) as router:
+    async with await ComparisonRouter.open(dsns(cluster), board=board, policy=policy) as router:
         client = await aiohttp_client(build_app(router))
         assert (await findings(client))[:2] == (503, ["observer-silent"])
 
@@ -233,10 +233,11 @@ class TestReplicas:
         self, client: Client, user: str, cluster: LocalCluster, observer: Observer
     ) -> None:
         """By node, by reason, and by reason those that the primary answered."""
-        await read_as(client, user, 2)
+        session = await as_session(client, user)
+        await read_as(client, session, 2)
         await cluster.wait_for_catchup()
         await observer.run_once()
-        served = await read_as(client, user, 10)
+        served = await read_as(client, session, 10)
         body = await (await client.get("/replicas")).json()
         assert body["reads"] == {"primary": 2, **{name: served.count(name) for name in set(served)}}
         assert body["reasons"] == {"no-status": 2, "caught-up": 10}
@@ -256,10 +257,11 @@ class TestMetrics:
         self, client: Client, user: str, cluster: LocalCluster, observer: Observer
     ) -> None:
         """Each read adds one to the node that served it and to the reason why."""
-        await read_as(client, user, 2)
+        session = await as_session(client, user)
+        await read_as(client, session, 2)
         await cluster.wait_for_catchup()
         await observer.run_once()
-        served = await read_as(client, user, 20)
+        served = await read_as(client, session, 20)
         seen = await samples(client)
         assert seen[named("rocket_reads_total", node="primary", role="primary", reason="no-status")] == 2
         for name in REPLICAS:
@@ -311,7 +313,7 @@ class TestMetrics:
 
     async def test_connections_are_gauged(self, client: Client, user: str) -> None:
         """Connections are counted by node and state, and one to each node is kept ready."""
-        await read_as(client, user)
+        await read_as(client, {"Authorization": user})
         wanted = {(name, "idle") for name in NODES}
         async with asyncio.timeout(10):  # they are opened in the background
             while True:
@@ -328,7 +330,7 @@ class TestMetrics:
     async def test_no_address_appears_in_the_metrics(self, client: Client, user: str) -> None:
         """Monitoring needs no addresses, which would make a label for each user."""
         await client.post("/rides", data={"distance": "1"}, headers={"Authorization": user})
-        await read_as(client, user)
+        await read_as(client, {"Authorization": user})
         await client.get("/rides", headers={"Authorization": "unknown@example.com"})
         text = await (await client.get("/metrics")).text()
         assert user.partition("@")[0] not in text
@@ -338,7 +340,7 @@ class TestMetrics:
         self, client: Client, user: str, router: ComparisonRouter, aiohttp_client: AiohttpClient
     ) -> None:
         """Two applications in one process do not share their counters."""
-        await read_as(client, user)
+        await read_as(client, {"Authorization": user})
         other = await aiohttp_client(build_app(router))
         seen = await samples(other)
         assert named("rocket_reads_total", node="primary", role="primary", reason="no-status") not in seen

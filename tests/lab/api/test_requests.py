@@ -10,9 +10,9 @@ import pytest_asyncio
 
 from rocket import Limits, Policy
 from rocket.lab.api.app import build_app
-from rocket.lab.api.users import UserFloors
 from rocket.lab.comparison import ComparisonRouter
 from tests.lab.test_logs import entries, logged
+from tests.support.routers import as_session
 from tests.support.servers import dsns
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ HEADER = "X-Request-ID"
 async def numbered(cluster: LocalCluster, board: Board, aiohttp_client: AiohttpClient) -> AsyncIterator[Client]:
     """An HTTP client of an API whose requests have ids."""
     async with await ComparisonRouter.open(
-        dsns(cluster), UserFloors(), board, policy=Policy(primary_lease_s=60.0), limits=Limits(attempt_s=0.2)
+        dsns(cluster), board=board, policy=Policy(primary_lease_s=60.0), limits=Limits(attempt_s=0.2)
     ) as router:
         yield await aiohttp_client(build_app(router, request_ids=True))
 
@@ -57,15 +57,16 @@ async def test_every_line_of_a_request_carries_its_id_the_routers_too(
     numbered: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board
 ) -> None:
     """From the retry of a read, which the router tells of, to the line that says how it was answered."""
+    session = await as_session(numbered, user)
     await cluster.wait_for_catchup()
     await observer.run_once()
     board.forget("replica1")
-    first = await numbered.get("/rides", headers={"Authorization": user})
+    first = await numbered.get("/rides", headers=session)
     assert first.headers["Rocket-Served-By"] == "replica0"
     cluster.node("replica0").freeze()
     try:
         with logged("json") as output:
-            headers = {"Authorization": user, HEADER: "checkout-17"}
+            headers = session | {HEADER: "checkout-17"}
             response = await numbered.get("/rides", headers=headers)
     finally:
         cluster.node("replica0").thaw()

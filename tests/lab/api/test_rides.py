@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 import pytest_asyncio
 
+from tests.support.routers import as_session
 from tests.support.servers import paused
 
 if TYPE_CHECKING:
@@ -184,8 +185,9 @@ class TestReading:
         """A replica that has caught up serves the ride as it was written, and the log says which one."""
         caplog.set_level(logging.INFO, "rocket.api")
         ride = await new_ride(client, user)
+        headers = await as_session(client, user)
         await observe(cluster, observer)
-        response = await read(client, user, f"/rides/{ride['id']}")
+        response = await client.get(f"/rides/{ride['id']}", headers=headers)
         node, reason = route(response)
         assert (response.status, await response.json()) == (200, ride)
         assert node in REPLICAS
@@ -220,8 +222,9 @@ class TestReading:
     ) -> None:
         """With all caught up, each replica serves some of many reads."""
         ride = await new_ride(client, user)
+        headers = await as_session(client, user)
         await observe(cluster, observer)
-        responses = [await read(client, user, f"/rides/{ride['id']}") for _ in range(40)]
+        responses = [await client.get(f"/rides/{ride['id']}", headers=headers) for _ in range(40)]
         assert {route(response)[0] for response in responses} == REPLICAS
 
     @pytest.mark.parametrize(
@@ -240,8 +243,9 @@ class TestReading:
         self, client: Client, user: str, cluster: LocalCluster, observer: Observer
     ) -> None:
         """A 404 names its node and reason too, and is not cached."""
+        headers = await as_session(client, user)
         await observe(cluster, observer)
-        response = await read(client, user, "/rides/0")
+        response = await client.get("/rides/0", headers=headers)
         node, reason = route(response)
         assert node in REPLICAS
         assert reason == "caught-up"
@@ -348,8 +352,9 @@ class TestPaging:
     ) -> None:
         """A page is a read like any other: a replica that has caught up serves it, and is named."""
         ride = await new_ride(client, user)
+        headers = await as_session(client, user)
         await observe(cluster, observer)
-        response = await read(client, user, "/rides")
+        response = await client.get("/rides", headers=headers)
         node, reason = route(response)
         assert node in REPLICAS
         assert reason == "caught-up"

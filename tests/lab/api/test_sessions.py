@@ -16,11 +16,12 @@ from rocket import Lsn, Policy
 from rocket.consistency import Board, SessionToken, merged
 from rocket.lab.api.app import build_app
 from rocket.lab.api.rides import INSERT_RIDE
-from rocket.lab.api.users import UserFloors
 from rocket.lab.app import DATABASE
-from rocket.lab.comparison import ComparisonRouter, Routing
+from rocket.lab.comparison import ComparedCommits, ComparisonRouter, Routing
+from rocket.routing.commits import Commits
 from rocket.routing.observer import Observer
 from rocket.web.carriers import HEADER
+from tests.support.commits import Unsettled, committing
 from tests.support.servers import dsns, paused
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
-    from rocket import Connection
     from rocket.cluster.cluster import LocalCluster
 
     Client: TypeAlias = TestClient[web.Request, web.Application]
@@ -47,7 +47,6 @@ WRITE_FLOOR = Lsn.parse("0/10")
 INVALID = (400, {"error": "The session token in Rocket-Session is invalid."})
 UNAVAILABLE = (503, {"error": "No database server can answer this now. Please try again."})
 
-LOCK_USER = "SELECT FROM users WHERE email = $1 FOR NO KEY UPDATE"
 WAITS_FOR_LOCK = """
     SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'rocket'
                       AND datname = current_database())
@@ -156,12 +155,13 @@ async def read_on(client: Client, board: Board, name: str, email: str, token: Se
 
 @contextlib.asynccontextmanager
 async def write_under_way(cluster: LocalCluster, email: str) -> AsyncIterator[str]:
-    """Hold a ride's write before its commit, with the user's row locked, and return the ride's path."""
+    """Hold a ride's write before its commit, with the locks that it has then, and return the ride's path."""
     connection = await cluster.primary.connect(DATABASE)
     try:
         async with connection.transaction():
-            await connection.execute(LOCK_USER, email)
-            yield f"/rides/{await connection.fetchval(INSERT_RIDE, email, 1.5, None)}"
+            path = f"/rides/{await connection.fetchval(INSERT_RIDE, email, 1.5, None)}"
+            await connection.execute(Commits().statements(email).removesuffix("COMMIT"))
+            yield path
     finally:
         await connection.close()
 
@@ -196,14 +196,6 @@ async def read_during_write(
     return waited, path in shown, response
 
 
-class Unsettled(UserFloors):
-    """Floors of a writer that cannot record any."""
-
-    async def record_floor(self, primary: Connection, subject: str | None) -> Lsn:
-        """Fail after COMMIT."""
-        raise ConnectionResetError(f"the floor of {subject} is lost on {primary}")
-
-
 @pytest_asyncio.fixture
 async def user(client: Client, email: str) -> str:
     """Return the e-mail address of a user who has no rides yet."""
@@ -222,11 +214,12 @@ async def another_api(cluster: LocalCluster, aiohttp_client: AiohttpClient) -> A
     """Make clients of further APIs on the same cluster, each with a router of its own."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def make(board: Board, *, primary: str | None = None, floors: UserFloors | None = None) -> Client:
-            router = await ComparisonRouter.open(
+        async def make(
+            board: Board, *, primary: str | None = None, commits: type[Commits] = ComparedCommits
+        ) -> Client:
+            router = await committing(ComparisonRouter, commits).open(
                 dsns(cluster) if primary is None else dsns(cluster) | {"primary": primary},
-                floors or UserFloors(),
-                board,
+                board=board,
                 policy=Policy(lease_s=60.0, primary_lease_s=60.0),  # boards of these tests grow old
             )
             await stack.enter_async_context(router)
@@ -486,7 +479,7 @@ class TestMonotonicReads:
         assert await response.json() == {"rides": [], "next": None}
         assert ride.status == HTTPStatus.NOT_FOUND
         for after in (handed(response), handed(ride)):
-            assert after.write_floor >= max(made.write_floor, token.write_floor)
+            assert after.highest_floor >= max(made.write_floor, token.write_floor)
 
     async def test_confirming_a_user_loses_nothing_that_was_read(
         self, client: Client, user: str, cluster: LocalCluster, observer: Observer, board: Board
@@ -499,7 +492,7 @@ class TestMonotonicReads:
             made = await sign_up(client, newcomer)
             token = await read_on(client, board, "replica0", user, token)
             after = handed(await read(client, newcomer, "/rides", token))
-        assert after.write_floor >= made.write_floor
+        assert after.highest_floor >= made.write_floor
         assert after.floor_on("replica0", token.incarnation) >= token.highest_floor > token.write_floor
 
     async def test_a_user_whom_the_primary_does_not_know_is_refused(
@@ -822,7 +815,7 @@ class TestUnrecordedFloors:
         another_api: AnotherApi,
     ) -> None:  # fmt: skip
         """The token says that the floor is unknown; a read on the primary makes it as good as any."""
-        forgetful = await another_api(board, floors=Unsettled())
+        forgetful = await another_api(board, commits=Unsettled)
         path, token = await write(forgetful, user)
         assert Lsn.PENDING == token.write_floor
         await observe(cluster, observer)
@@ -838,7 +831,7 @@ class TestUnrecordedFloors:
         another_api: AnotherApi,
     ) -> None:  # fmt: skip
         """With or without a floor of its own, the next write's token is never wrong."""
-        forgetful = await another_api(board, floors=Unsettled())
+        forgetful = await another_api(board, commits=Unsettled)
         path, token = await write(forgetful, user)
         await cluster.wait_for_catchup()
         async with paused(cluster):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
+from tests.support.routers import as_session
+
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, web
     from aiohttp.test_utils import TestClient
@@ -76,10 +78,10 @@ async def test_a_new_user_has_a_floor_and_is_read_from_replicas(
     client: Client, email: str, cluster: LocalCluster, observer: Observer
 ) -> None:
     """Making a user is a write like any other: a replica that has caught up with it may serve."""
-    await client.post("/users", json={"email": email})
+    headers = await as_session(client, email)
     await cluster.wait_for_catchup()
     await observer.run_once()
-    response = await client.get("/rides", headers={"Authorization": email})
+    response = await client.get("/rides", headers=headers)
     assert response.status == HTTPStatus.OK
     assert response.headers["Rocket-Served-By"] in {"replica0", "replica1"}
 

@@ -15,7 +15,6 @@ import pytest_asyncio
 
 from rocket.errors import RocketError
 from rocket.lab.api.app import build_app, serve
-from rocket.lab.api.users import UserFloors
 from rocket.lab.app import whole_system
 from rocket.lab.comparison import ComparisonRouter
 from rocket.lab.inspector.controls import Targets
@@ -145,7 +144,7 @@ async def second_api(cluster: LocalCluster, limits: Limits) -> AsyncIterator[tup
     targets = FaultyTargets(f"http://127.0.0.1:{listener.getsockname()[1]}", cluster)
     targets.may_heal.set()
     async with (
-        await ComparisonRouter.open(dsns(cluster), UserFloors(), observer_interval_s=INTERVAL_S) as router,
+        await ComparisonRouter.open(dsns(cluster), observer_interval_s=INTERVAL_S) as router,
         background(router.observing(), "observer"),
     ):
         inspector = Inspector(router, targets, list(cluster.nodes), INTERVAL_S, limits=limits)

@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import random
 import sys
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +37,13 @@ from rocket.consistency import (
 )
 from rocket.consistency.origins import Origins
 from rocket.lab import cli, workers
-from rocket.lab.api.users import UserFloors
 from rocket.lab.torture import clients
 from rocket.routing import epochs, heartbeat, pool, primary_reads, reads, writes
 from rocket.routing.bound import ReadBound, ask_bound
 from rocket.routing.catchup import FlushQuestion
+from rocket.routing.commits import Commits
 from rocket.routing.connection import NodeConnection, discard
 from rocket.routing.failures import NotAsObserved
-from rocket.routing.floors import SubjectLocks
 from rocket.routing.nodes import Nodes
 from rocket.routing.pool import NodePool
 from rocket.routing.primary_reads import PrimaryReads
@@ -192,33 +190,30 @@ _RACES = "tests/routing/test_races.py::"
 _INSIDE = f"{_RACES}test_floor_taken_inside_the_transaction_is_stale_and_ours_is_not[never-stale-True-wheel]"
 
 
-def _take_floor_before_commit(patch: pytest.MonkeyPatch, statement: str) -> None:
-    taken: ContextVar[Lsn] = ContextVar("taken")
-    begin_write = UserFloors.begin_write
+def _take_floor_before_commit(patch: pytest.MonkeyPatch, function: str) -> None:
+    statements = Commits.statements
+    take = f"SELECT set_config('rocket.floor', {function}()::text, false); COMMIT"
 
-    async def mark_with_it(self: UserFloors, primary: Connection, subject: str | None, _floor: Lsn) -> None:
-        await begin_write(self, primary, subject, Lsn(0))  # the LSN shall cover this UPDATE, too
-        taken.set(Lsn.from_wire(await primary.fetchval(statement)))
-        await begin_write(self, primary, subject, taken.get())
-        taken.set(Lsn.from_wire(await primary.fetchval(statement)))
+    def taking(self: Commits, subject: str | None) -> str:
+        return statements(self, subject).replace("COMMIT", take)
 
-    async def record_floor(_self: UserFloors, _primary: Connection, _subject: str | None) -> Lsn:
-        return taken.get()
+    async def floor(_self: Commits, primary: Connection) -> Lsn:
+        return Lsn.parse(await primary.fetchval("SELECT current_setting('rocket.floor')"))
 
-    patch.setattr(UserFloors, "begin_write", mark_with_it)
-    patch.setattr(UserFloors, "record_floor", record_floor)
+    patch.setattr(Commits, "statements", taking)
+    patch.setattr(Commits, "floor", floor)
 
 
 @convicted_by(_INSIDE, conditions=LAG)
 def floor_inside_the_transaction(patch: pytest.MonkeyPatch) -> None:
     """The floor is the write LSN, read inside the transaction: it lies before the commit record (F1)."""
-    _take_floor_before_commit(patch, "SELECT pg_current_wal_lsn()")
+    _take_floor_before_commit(patch, "pg_current_wal_lsn")
 
 
 @convicted_by(_INSIDE, conditions=LAG)
 def insert_lsn_before_commit(patch: pytest.MonkeyPatch) -> None:
     """The floor is the insert LSN, read right before COMMIT: it covers all but the commit record (F1)."""
-    _take_floor_before_commit(patch, "SELECT pg_current_wal_insert_lsn()")
+    _take_floor_before_commit(patch, "pg_current_wal_insert_lsn")
 
 
 # --- the check ---
@@ -701,12 +696,17 @@ def token_not_raised_on_errors(patch: pytest.MonkeyPatch) -> None:
 @convicted_by(
     "tests/routing/test_own_transactions.py::test_what_runs_at_commit_does_not_take_back_that_it_is_flushed"
 )
-def mark_trusted_at_commit(patch: pytest.MonkeyPatch) -> None:
-    """A COMMIT is flushed because the mark has set that, whatever deferred triggers do since.
+def deferred_triggers_run_at_the_commit(patch: pytest.MonkeyPatch) -> None:
+    """A COMMIT is flushed because the session was set so before, whatever deferred triggers do since.
 
     Torture's tables have no triggers.
     """
-    patch.setattr(writes, "COMMIT", "COMMIT")
+    statements = Commits.statements
+
+    def without_triggers(self: Commits, subject: str | None) -> str:
+        return statements(self, subject).partition(";")[2]
+
+    patch.setattr(Commits, "statements", without_triggers)
 
 
 @convicted_by("tests/routing/test_bounds.py::test_read_that_cannot_be_bounded_ties_the_session_to_its_replica")
@@ -744,24 +744,9 @@ def fallback_without_the_lock(patch: pytest.MonkeyPatch) -> None:
     Without faults that happens for a few in a thousand pairs of reads, for milliseconds.
     """
 
-    async def wait_for_nobody(_self: UserFloors, _primary: Connection, _subject: str | None) -> None: ...
+    async def wait_for_nobody(_self: Commits, _primary: Connection, _subject: str | None) -> None: ...
 
-    patch.setattr(UserFloors, "wait_for_writes", wait_for_nobody)
-
-
-@convicted_by(
-    "tests/routing/test_commit_waits.py::"
-    "test_a_commit_that_a_replica_has_shown_is_waited_for_and_others_write_on[None-read]"
-)
-def waiter_waits_for_none(patch: pytest.MonkeyPatch) -> None:
-    """Sessions that hold up no write do not wait for any that is under way, either (F13).
-
-    Torture's service keeps floors in its table of users, and not by locks.
-    """
-
-    async def wait_for_none(_self: SubjectLocks, _primary: Connection, _subject: str | None) -> None: ...
-
-    patch.setattr(SubjectLocks, "wait_for_writes", wait_for_none)
+    patch.setattr(Commits, "wait", wait_for_nobody)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one for each way to be run
