@@ -469,7 +469,7 @@ def old_primary_still_used(patch: pytest.MonkeyPatch) -> None:
 
 
 _FRESHNESS = "tests/routing/test_freshness.py::"
-_SEES_ALL = f"{_FRESHNESS}TestGlobal::test_it_sees_what_others_have_committed"
+_SEES_ALL = f"{_FRESHNESS}TestGlobal::test_a_sessions_default_is_for_reads_that_say_nothing"
 
 
 @convicted_by(_SEES_ALL)
