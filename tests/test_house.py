@@ -85,7 +85,9 @@ ROOMS = {
     "rocket.lab.checker": Room(
         ("rocket.errors", "rocket.consistency", "rocket.lab.checker"), ("msgspec",), never=NO_INPUT_OUTPUT
     ),
-    "rocket.lab.simulator": Room(("rocket.lab.client", "rocket.lab.settings"), never=("asyncpg",)),
+    "rocket.lab.simulator": Room(
+        ("rocket.consistency", "rocket.lab.client", "rocket.lab.settings"), never=("asyncpg",)
+    ),
     "rocket.__main__": Room(("rocket.lab.cli",), ()),
 }
 

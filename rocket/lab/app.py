@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rocket.cluster import control
 from rocket.cluster.cluster import ClusterSettings, LocalCluster
 from rocket.cluster.supervisor import forward_logs, local_cluster, supervise
+from rocket.consistency import Freshness
 from rocket.errors import InvalidSetting
 from rocket.lab.serving import check_usable, inspector_off, listeners, patroni_client, serving, url_of
 from rocket.lab.settings import flag
@@ -63,7 +64,12 @@ async def run_all(settings: Settings, parts: Parts) -> int:
             if parts.simulator:
                 from rocket.lab.simulator import Simulator  # noqa: PLC0415 - it imports aiohttp, see `_import_http`
 
-                simulator = Simulator(url, rate=settings.simulator_rate, reconnect=len(held) > 1)
+                simulator = Simulator(
+                    url,
+                    rate=settings.simulator_rate,
+                    reconnect=len(held) > 1,
+                    freshness=Freshness.parse(settings.freshness),
+                )
             _check_parts(settings, parts)
             if parts.cluster or parts.api or parts.observer:
                 nodes, cluster = await _nodes(settings, parts, shutdown, stack, api)

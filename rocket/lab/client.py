@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 10.0
 """Longer than the API takes for anything: it gives up a request by itself after five seconds or so."""
 
-_SESSION = "Rocket-Session"
+_SESSION, _FRESHNESS = "Rocket-Session", "Rocket-Freshness"
 _LOST = (
     aiohttp.ServerDisconnectedError,
     aiohttp.ClientOSError,
@@ -140,9 +140,11 @@ class Api:
     ) -> None:
         await self._http.close()
 
-    async def get(self, path: str, *, user: str | None = None, tokens: Collection[str] = ()) -> Answer:
+    async def get(
+        self, path: str, *, user: str | None = None, tokens: Collection[str] = (), freshness: str | None = None
+    ) -> Answer:
         """Send a GET request; see `request`."""
-        return await self.request("GET", path, user=user, tokens=tokens)
+        return await self.request("GET", path, user=user, tokens=tokens, freshness=freshness)
 
     async def post(
         self,
@@ -165,10 +167,15 @@ class Api:
         tokens: Collection[str] = (),
         form: Mapping[str, str] | None = None,
         json: Mapping[str, object] | None = None,
+        freshness: str | None = None,
     ) -> Answer:
-        """Send a request as a user, with session tokens, and return the answer; raise `NoAnswer`."""
+        """Send a request as a user, with session tokens, and return the answer; raise `NoAnswer`.
+
+        `freshness` is what its reads ask to be shown, where that is not what the session has written and seen.
+        """
         headers = [("Authorization", user)] if user is not None else []
         headers += [(_SESSION, token) for token in tokens]
+        headers += [] if freshness is None else [(_FRESHNESS, freshness)]
         try:
             async with self._http.request(
                 method, f"{self.url}{path}", headers=headers, data=form, json=json

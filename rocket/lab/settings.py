@@ -14,6 +14,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from rocket.consistency import Freshness
 from rocket.dsn import PRIMARY, parse_dsn, parse_replicas
 from rocket.errors import InvalidSetting
 from rocket.topology.patroni import parse_template, parse_urls
@@ -113,6 +114,11 @@ def parse_one_of(*choices: str) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def parse_freshness(text: str) -> str:
+    """Read what a read may ask to be shown."""
+    return str(Freshness.parse(text))
 
 
 def parse_yes_or_no(text: str) -> bool:
@@ -333,6 +339,11 @@ class Settings(CommandSettings):
         None, parse_rate, "R", "rides per second that the simulator writes; by default it is one slow client",
         env="ROCKET_SIMULATOR_RATE",
     )  # fmt: skip
+    freshness: str = setting(
+        str(Freshness.SESSION), parse_freshness, "HOW",
+        "what the simulator's reads ask to be shown: session, global, any, or 'within 10s'",
+        env="ROCKET_FRESHNESS",
+    )  # fmt: skip
     server_logs: bool = setting(
         False, parse_yes_or_no, "", "show the logs of the Postgres servers too",
         env="ROCKET_SERVER_LOGS", also_cluster=True,
@@ -406,7 +417,7 @@ class Settings(CommandSettings):
 
 
 GROUPS = {
-    "run": ("duration", "simulator_rate"),
+    "run": ("duration", "simulator_rate", "freshness"),
     "cluster": ("replicas", "postgres_port", "data_dir", "postgres_bin"),
     "API": ("host", "api_port", "api_workers", "allowed_hosts", "no_inspector", "inspector_token"),
     "routing": ("routing", "max_wait", "max_lag", "lease", "primary_lease", "observer_interval"),

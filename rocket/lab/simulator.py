@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from rocket.consistency import Freshness
 from rocket.lab.client import Api, NoAnswer, UnexpectedAnswer
 
 _LONGEST_PAUSE_S = 2.0
@@ -36,6 +37,8 @@ class Outcome(enum.StrEnum):
     FRESH = "fresh"
     STALE = "stale"
     """The ride that had been acknowledged was not there, or not as it had been written."""
+    LATE = "late"
+    """The ride was not there yet, and need not be, by what the read asked for."""
     REFUSED = "refused"
     """The API answered that it could not carry it out now."""
     FAILED = "failed"
@@ -74,6 +77,7 @@ class Tally:
         trouble = {
             ("ride", "not acknowledged"): self.unwritten,
             ("ride", "left out"): self.left_out,
+            ("read", "without a ride that it need not show yet"): self.reads[Outcome.LATE],
             ("read", "refused"): self.reads[Outcome.REFUSED],
             ("read", "without an answer"): self.reads[Outcome.FAILED],
         }
@@ -93,7 +97,7 @@ class Simulator:
 
     Without a rate: one client that writes a ride, waits up to two seconds, and reads it back. With a rate: that
     number of rides a second in all, each read back at once or after a pause like that, from as many clients as it
-    takes, which keep their sessions from ride to ride.
+    takes, which keep their sessions from ride to ride. Reads ask for what `freshness` says.
     The rate may be changed at any time. Where several processes share the API's port, `reconnect` lets each
     request reach another one. When the API is slower than the rate, no more than `most_in_flight` rides are begun;
     the others are left out, and counted. After a failure a client waits for `retry_s`.
@@ -108,6 +112,7 @@ class Simulator:
         chance: random.Random | None = None,
         most_in_flight: int = 2000,
         retry_s: float = 0.5,
+        freshness: Freshness = Freshness.SESSION,
     ) -> None:
         self.tally = Tally()
         self._url = url
@@ -117,6 +122,7 @@ class Simulator:
         self._chance = chance or random.Random()  # noqa: S311 - no secrets here
         self._most_in_flight = most_in_flight
         self._retry_s = retry_s
+        self._freshness = freshness
         self._emails: list[str] = []
         self._tokens: dict[str, str] = {}
         """The session token of each client, while none of its rides has it."""
@@ -203,18 +209,21 @@ class Simulator:
             await asyncio.sleep(self._retry_s)
             return
         self.tally.rides += 1
+        written_at = time.monotonic()
         await asyncio.sleep(pause_s)
-        outcome, token = await self._read_back(api, email, answer.token, ride)
+        outcome, token = await self._read_back(api, email, answer.token, ride, written_at)
         self.tally.reads[outcome] += 1
         if token is not None and self._rate is not None:  # one client alone would stay on its replica for good
             self._tokens[email] = token
 
     async def _read_back(
-        self, api: Api, email: str, token: str | None, ride: dict[str, Any]
+        self, api: Api, email: str, token: str | None, ride: dict[str, Any], written_at: float
     ) -> tuple[Outcome, str | None]:
         """Read a ride that was acknowledged; return how that went, and the session's next token."""
+        asked = None if self._freshness is Freshness.SESSION else str(self._freshness)
+        age_s = time.monotonic() - written_at
         try:
-            answer = await api.get(f"/rides/{ride['id']}", user=email, tokens=_sent(token))
+            answer = await api.get(f"/rides/{ride['id']}", user=email, tokens=_sent(token), freshness=asked)
             body = answer.json()
         except (NoAnswer, ValueError) as error:
             _log.warning("no answer for ride %s: %s", ride["id"], error, extra=_ALIKE)
@@ -228,10 +237,17 @@ class Simulator:
             self.tally.fallbacks[reason] += 1
         if answer.status == HTTPStatus.OK and body == ride:
             return Outcome.FRESH, answer.token
+        if answer.status == HTTPStatus.NOT_FOUND and self._may_be_late(age_s):
+            return Outcome.LATE, answer.token
         _log.error(
             "STALE READ: wrote ride %s, and %s (%s) answered %d %s", ride, node, reason, answer.status, body
         )
         return Outcome.STALE, answer.token
+
+    def _may_be_late(self, age_s: float) -> bool:
+        """Return whether reads need not show what was written that many seconds before."""
+        max_age_s = self._freshness.max_age_s
+        return self._freshness is Freshness.ANY if max_age_s is None else age_s < max_age_s
 
 
 def _sent(token: str | None) -> tuple[str, ...]:

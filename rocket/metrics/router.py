@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from rocket.consistency import Reason
+from rocket.consistency import Freshness, Reason
 from rocket.errors import InvalidToken, OutcomeUnknown, Unavailable
 from rocket.metrics.nodes import NodeGauges, of_process
 from rocket.routing.answer import Answer, Role
@@ -34,6 +34,9 @@ _STRAIGHT = {
     Reason.ASKED: Role.PRIMARY,
 }
 """Reasons of reads that neither waited nor failed on a node, each with its only role: those of most reads."""
+_FRESHNESS = tuple(each.name for each in (Freshness.SESSION, Freshness.GLOBAL, Freshness.within(1), Freshness.ANY))
+"""What reads may ask for: those within some seconds are one kind, however many."""
+_NO_NODE = "none"
 _OUTCOMES = ("committed", "failed", "unknown", "unavailable")
 _WHY_UNAVAILABLE = ("no-node", "overloaded")
 _ENDS_OF_WAITS = ("caught-up", "in-vain")
@@ -92,6 +95,8 @@ class RouterMetrics:
         self._straight_reads: dict[str, dict[str, Tally]] = {reason.value: {} for reason in _STRAIGHT}
         """By reason and node; the reasons as text, since members of enumerations are slow keys."""
         self._other_reads: defaultdict[tuple[str, Role, Reason], Tally] = defaultdict(Tally)
+        self._asked = {role: dict.fromkeys(_FRESHNESS, 0) for role in (*(each.value for each in Role), _NO_NODE)}
+        """Reads by the role of who answered, and by what they asked to be shown."""
         self._writes: dict[str, Tally] = {outcome: Tally() for outcome in _OUTCOMES}
         self._waits: dict[str, Tally] = {end: Tally() for end in _ENDS_OF_WAITS}
         self._unavailable = Counter(dict.fromkeys(_WHY_UNAVAILABLE, 0))
@@ -124,6 +129,8 @@ class RouterMetrics:
         if not isinstance(ended, Answer):
             self._count_failed_read(ended)
             return
+        if ended.route is not None:
+            self._asked[ended.role._value_][ended.route.freshness.name] += 1
         tallies = self._straight_reads.get(ended.reason._value_)
         if tallies is not None:
             try:
@@ -140,6 +147,8 @@ class RouterMetrics:
         if isinstance(error, Unavailable):
             self._unavailable["overloaded" if isinstance(error.__cause__, TooManyWaiting) else "no-node"] += 1
             self._look_back(error.route, "in-vain")
+            if error.route is not None:
+                self._asked[_NO_NODE][error.route.freshness.name] += 1
         elif isinstance(error, InvalidToken):
             self._tokens_refused += 1
         else:
@@ -213,6 +222,7 @@ class RouterMetrics:
         yield _histogram(
             "rocket_read_duration_seconds", "Time to route and answer a read.", ["node", "role"], by_node
         )
+        yield from self._of_freshness()
         unavailable = CounterMetricFamily(
             "rocket_reads_unavailable",
             "Reads that no node answered: none was available, or too many waited already.",
@@ -244,6 +254,22 @@ class RouterMetrics:
             "rocket_session_tokens_refused",
             "Session tokens that this cluster has not given out.",
             value=self._tokens_refused,
+        )
+
+    def _of_freshness(self) -> Iterator[Metric]:
+        asked = CounterMetricFamily(
+            "rocket_read_freshness",
+            "Reads by what they asked to be shown, and by the role of the node that answered; none: no node did.",
+            labels=["freshness", "role"],
+        )
+        for role, counts in self._asked.items():
+            for freshness, count in counts.items():
+                asked.add_metric([freshness, role], count)
+        yield asked
+        yield CounterMetricFamily(
+            "rocket_flush_questions",
+            "Questions to the primary for what is committed, each for all global reads that waited for it.",
+            value=self._router.flush_questions,
         )
 
     def _of_writes(self) -> Iterator[Metric]:

@@ -134,6 +134,11 @@ class Reads:
         await self._flush_lsn.close()
 
     @property
+    def flush_questions(self) -> int:
+        """How often the primary was asked for what is committed, on behalf of all reads that waited for that."""
+        return self._flush_lsn.asked
+
+    @property
     def waiting_for_primary(self) -> int:
         """How many reads wait until the primary may take them."""
         return self._primary.waiting

@@ -316,6 +316,11 @@ class Router:
         return self._nodes.pools
 
     @property
+    def flush_questions(self) -> int:
+        """How often the primary was asked what is committed, each time for all global reads that waited for it."""
+        return self._reads.flush_questions
+
+    @property
     def primary_reads_waiting(self) -> int:
         """How many reads wait until the primary may take them (see `Limits.primary_reads`).
 

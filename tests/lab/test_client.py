@@ -51,6 +51,8 @@ class Stub:
                 return response
             case "/wait":
                 await asyncio.sleep(DEADLINE_S)
+            case "/echo":
+                return web.json_response(dict(headers))
             case "/garble":
                 return web.Response(body=b'{"distance": \xff')
         answered = {
@@ -87,6 +89,14 @@ async def test_requests_carry_user_tokens_and_body(stub: Stub, url: str) -> None
         ("POST", ["a@b"], [], "distance=1.5"),
         ("POST", [], [], '{"email": "a@b"}'),
     ] == stub.requests
+
+
+async def test_a_read_says_what_it_asks_for(url: str) -> None:
+    """By a header, which there is not where it asks for nothing else than its session's."""
+    async with Api(url) as api:
+        for asked in ("global", None):
+            sent = (await api.get("/echo", freshness=asked)).json()
+            assert asked == sent.get("Rocket-Freshness")
 
 
 async def test_answer_shows_what_the_api_says_of_the_read(url: str) -> None:

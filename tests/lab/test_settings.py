@@ -123,6 +123,12 @@ CASES = {
         (Given("article", "article"), Given("random", "random"), Given("primary", "primary")),
         ("Primary", "never_stale", "stale", "never-stale ", *HOSTILE),
     ),
+    "freshness": Case(
+        "ROCKET_FRESHNESS",
+        "session",
+        (Given("global", "global"), Given("any", "any"), Given("within2.50 s", "within 2.5s")),
+        ("Global", "mixed", "within", "within 0s", "within 10", "10s", *HOSTILE),
+    ),
     "simulator_rate": Case(
         "ROCKET_SIMULATOR_RATE",
         None,
@@ -493,6 +499,7 @@ def test_a_whole_number_is_within_its_bounds_or_refused(number: int, least: int,
             run_settings.parse_duration,
             run_settings.parse_rate,
             run_settings.parse_max_lag,
+            run_settings.parse_freshness,
             run_settings.parse_yes_or_no,
             run_settings.parse_text,
         ]

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from rocket import Freshness
 from rocket.lab.shutdown import background
 from rocket.lab.simulator import Outcome, Simulator, Tally
 
@@ -284,6 +285,41 @@ class TestStaleAnswers:
             await until(lambda: tally.reads.total() >= 10)
         assert tally.stale == 1
         assert len(stale_reads(caplog)) == 1
+
+
+class TestReadsThatAskForLess:
+    """What a read need not show yet is not stale without it; a ride that is another one still is."""
+
+    @pytest.mark.parametrize("freshness", [Freshness.ANY, Freshness.within(60)])
+    async def test_a_ride_that_is_not_there_yet_is_late(
+        self, stub: StubApi, url: str, caplog: pytest.LogCaptureFixture, freshness: Freshness
+    ) -> None:
+        """And counted as late; the reads ask by their header."""
+        asked: set[str | None] = set()
+
+        async def not_there(request: web.Request) -> web.StreamResponse:
+            asked.add(request.headers.get("Rocket-Freshness"))
+            return await answers(404)(request)
+
+        stub.on_read = not_there
+        async with running(simulator(url, freshness=freshness)) as tally:
+            await until(lambda: tally.reads[Outcome.LATE] >= 3)
+            stub.on_read = answers(200, {"id": 0})
+            await until(lambda: tally.stale >= 1)
+        assert {str(freshness)} == asked
+        assert {Outcome.LATE, Outcome.STALE} == set(tally.reads)
+        assert f"{tally.reads[Outcome.LATE]} reads without a ride that it need not show yet" in tally.lines()[2]
+        assert tally.stale == len(stale_reads(caplog))
+
+    @pytest.mark.parametrize("freshness", [Freshness.GLOBAL, Freshness.within(0.000001)])
+    async def test_what_it_has_to_show_is_stale_without(
+        self, stub: StubApi, url: str, freshness: Freshness
+    ) -> None:
+        """Also what was acknowledged longer ago than the read allows."""
+        stub.on_read = answers(404)
+        async with running(simulator(url, freshness=freshness)) as tally:
+            await until(lambda: tally.stale >= 3)
+        assert {Outcome.STALE} == set(tally.reads)
 
 
 class TestTrouble:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from rocket import Answer, Limits, OutcomeUnknown, Policy, Reason, Role, Router, Unavailable
+from rocket import Answer, Freshness, Limits, OutcomeUnknown, Policy, Reason, Role, Router, Unavailable
 from rocket.consistency import Board, Epoch
 from rocket.lab.shutdown import background
 from rocket.metrics import RouterMetrics
@@ -107,6 +107,31 @@ async def test_a_replica_that_fails_a_read_is_counted(watched: Watched, cluster:
     assert answer_elsewhere.node != answer.node
     assert watched.seen("rocket_replica_failures_total", node=answer.node) == 1
     assert watched.seen("rocket_replica_failures_total", node=answer_elsewhere.node) is None
+
+
+async def test_reads_are_counted_by_what_they_ask_for(watched: Watched, cluster: LocalCluster, email: str) -> None:
+    """However many seconds some may be old; and by who answered, if any node did."""
+    session = watched.router.session(email)
+    await session.write(_one)
+    await cluster.wait_for_catchup()
+    for freshness in (Freshness.SESSION, Freshness.within(10), Freshness.within(20.5), Freshness.ANY):
+        await session.read(_one, freshness=freshness)
+    await asyncio.gather(*(session.read(_one, freshness=Freshness.GLOBAL) for _ in range(5)))
+    await session.read(_one, freshness=Freshness.GLOBAL, on="primary")
+    asked = {"session": 1, "global": 5, "within": 2, "any": 1}
+    for name, count in asked.items():
+        assert count == watched.seen("rocket_read_freshness_total", freshness=name, role="replica")
+    assert 1 == watched.seen("rocket_read_freshness_total", freshness="global", role="primary")
+    questions = watched.seen("rocket_flush_questions_total")
+    assert questions is not None
+    assert 1 <= questions < 5
+
+    watched.router.board.forget("primary")
+    with pytest.raises(Unavailable):
+        await session.read(_one, freshness=Freshness.GLOBAL)
+    assert 1 == watched.seen("rocket_read_freshness_total", freshness="global", role="none")
+    samples = generate_latest(watched.registry).decode().splitlines()
+    assert 12 == sum(line.startswith("rocket_read_freshness_total{") for line in samples)
 
 
 async def test_rejected_reads_are_counted_apart_from_those_without_a_node(
@@ -257,6 +282,7 @@ def test_most_reads_are_counted_like_the_others() -> None:
     """The short way of those that were caught up leads to the same figures."""
     router: Any = type("Router", (), {"board": Board(), "policy": Policy(), "pools": []})()
     router.primary_reads_waiting, router.left_alone, router.recent_reads = 0, {}, RecentReads()
+    router.flush_questions = 0
     router.on_read, router.on_write, router.on_invalid_token = [], [], []
     metrics = RouterMetrics(router, registry=CollectorRegistry())
     for reason in (Reason.CAUGHT_UP, Reason.RETRIED, Reason.CAUGHT_UP):

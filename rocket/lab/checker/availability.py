@@ -207,10 +207,11 @@ def _answered_by(node: str | None, role: Role, history: History) -> Iterator[Op]
 def _may_expect_an_answer(op: Op, faults: Sequence[Fault]) -> bool:
     """Return whether a read brought a token that a replica may answer, and its client waited for the answer.
 
-    With a floor that is pending, or beyond what the member had that was promoted then, only a primary may.
+    With a floor that is pending, or beyond what the member had that was promoted then, only a primary may; and
+    only a primary can say what a global read has to show.
     """
     client_gone = op.outcome is Outcome.UNKNOWN and op.status is None and (op.error or "").startswith(_CLIENT_GONE)
-    if not op.tokens or client_gone or str(Lsn.PENDING) in (op.sent or ""):
+    if not op.tokens or op.asks_for_all or client_gone or str(Lsn.PENDING) in (op.sent or ""):
         return False
     forks = [
         Lsn.parse(promoted["fork"])

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from rocket.consistency import Reason
+from rocket.consistency import Freshness, Reason
 from rocket.lab.checker.availability import outages_of
-from rocket.lab.checker.history import TENANT, Outcome, Request, Role
+from rocket.lab.checker.history import TENANT, Outcome, Request, Role, asked_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from rocket.lab.checker.availability import Outages
-    from rocket.lab.checker.history import Fault, History
+    from rocket.lab.checker.history import Fault, History, Op
 
 NEVER_STALE = "never-stale"
+_SESSION = str(Freshness.SESSION)
 _CHOSEN = {Reason.ASKED, Reason.WRITE}
 """Why a read is on the primary although a replica may serve it: the client has asked for that."""
 
@@ -44,6 +45,8 @@ class Figures:
     requests: Mapping[tuple[Request, Outcome], int]
     reads: Mapping[tuple[str, Role], int]
     """Reads answered, by the node and its role then."""
+    asked: Mapping[str, tuple[int, int]]
+    """Reads by what they asked to be shown: how many replicas have answered, and how many any node has."""
     fallbacks: Mapping[str, int]
     """Reads that the primary answered since no replica could, by the reason given."""
     waits: int
@@ -77,6 +80,7 @@ def figures_of(history: History, *, lost_and_reported: int = 0, lost_without_tok
         span_s=ended - began,
         requests=dict(Counter((op.request, op.outcome) for op in history.ops)),
         reads=dict(Counter((op.node or "?", op.role) for op in reads if op.role is not None)),
+        asked=_asked(reads),
         fallbacks=dict(
             Counter(op.reason or "?" for op in reads if op.role is Role.PRIMARY and op.reason not in _CHOSEN)
         ),
@@ -91,6 +95,12 @@ def figures_of(history: History, *, lost_and_reported: int = 0, lost_without_tok
         library=dict(Counter((op.work, op.outcome) for op in history.ops if op.work is not None)),
         raised=dict(Counter(op.raised for op in reads if op.raised is not None)),
     )
+
+
+def _asked(reads: Sequence[Op]) -> dict[str, tuple[int, int]]:
+    answered = Counter(op.freshness or _SESSION for op in reads)
+    by_replicas = Counter(op.freshness or _SESSION for op in reads if op.role is Role.REPLICA)
+    return {asked: (by_replicas[asked], count) for asked, count in sorted(answered.items())}
 
 
 def _of_faults(history: History) -> dict[str, FaultFigures]:
@@ -130,15 +140,24 @@ def shortcomings(history: History, figures: Figures) -> Iterator[str]:
     if history.run.asks_replicas:
         yield from (f"{node} never served a read as a replica" for node in _idle_replicas(history, figures))
     if history.run.routing == NEVER_STALE:
-        if not figures.fallbacks:
-            yield "no read fell back to the primary"
-        if not figures.waits:
-            yield "no read waited for a replica to catch up"
+        yield from _untried_freshness(history, figures)
     if history.run.library and not figures.raised:
         yield "no error of work showed anything"
     if history.run.library and not figures.library.get((TENANT, Outcome.OK)):
         yield "no work was a tenant's"
     yield from _untried_faults(history, figures)
+
+
+def _untried_freshness(history: History, figures: Figures) -> Iterator[str]:
+    asked = set(asked_by(history.run.freshness))
+    if asked & {Freshness.SESSION, Freshness.GLOBAL}:
+        if not figures.fallbacks:
+            yield "no read fell back to the primary"
+        if not figures.waits:
+            yield "no read waited for a replica to catch up"
+    for each in sorted(map(str, asked - {Freshness.SESSION})):
+        if not figures.asked.get(each, (0, 0))[0]:
+            yield f"no read that asked for '{each}' was answered by a replica"
 
 
 def _untried_faults(history: History, figures: Figures) -> Iterator[str]:

@@ -30,6 +30,8 @@ class ExpectedRide:
     """A promotion from this moment on may have lost the ride, as far as is known."""
     notice: int = 0
     """How many notices of a loss the session had been given by then."""
+    seen: bool = False
+    """Whether the session has been shown a ride that it wrote."""
 
     @classmethod
     def of(cls, write: Op, notices: int = 0) -> ExpectedRide:
@@ -66,11 +68,11 @@ class ExpectedRides:
         """Return the expected rides that an answer shows."""
         return [self._rides[distance] for distance in shown.keys() & self._rides.keys()]
 
-    def missing_from(self, op: Op, shown: dict[float, int]) -> list[ExpectedRide]:
+    def missing_from(self, op: Op, shown: dict[float, int], *, all_of_them: bool = False) -> list[ExpectedRide]:
         """Return the expected rides that an answer covers and does not show.
 
         A ride that is asked for covers its id. A page covers the ids from its smallest on, or, if it is complete,
-        all of them.
+        all of them. Unless `all_of_them` count, an answer that may be older may miss what its session wrote.
         """
         first, end = 0, len(self._order)
         if op.request is Request.READ:
@@ -80,9 +82,10 @@ class ExpectedRides:
             first = bisect_left(self._order, (min(shown.values()),)) if shown else end
         order = self._order if (first, end) == (0, len(self._order)) else self._order[first:end]
         missing = [self._rides[distance] for _, distance in order if distance not in shown]
-        if op.freshness in {None, GLOBAL}:
+        if all_of_them or op.freshness in {None, GLOBAL}:
             return missing
-        return [ride for ride in missing if ride.write is None]  # it may miss what the session wrote
+        # It may miss what the session wrote, until that has been shown.
+        return [ride for ride in missing if ride.write is None or ride.seen]
 
 
 class Expectations:
@@ -107,16 +110,21 @@ class Expectations:
         return last
 
     def check(self, sessions: Mapping[str, Sequence[Op]]) -> None:
-        """Check every reader: each session with tokens by itself, the others and global reads by their users."""
+        """Check every reader: each session with tokens by itself, and by their users what others have written.
+
+        That concerns sessions without tokens, global reads, and reads within some seconds.
+        """
         users: dict[str, list[Op]] = {}
-        asking = {op.user for op in self._history.ops if op.asks_for_all}
+        asking = {op.user for op in self._history.ops if op.asks_for_all or op.max_age_s is not None}
         for ops in sessions.values():
             if ops[0].tokens:
                 self._check_session(ops)
             if ops[0].user in asking:
                 users.setdefault(ops[0].user, []).extend(ops)
         for ops in users.values():
-            self._check_user(ops)
+            self._check_user(ops, [(op.at, op) for op in ops if op.asks_for_all])
+            aged = [(op.at - op.max_age_s, op) for op in ops if op.max_age_s is not None]
+            self._check_user(ops, aged, Rule.TOO_OLD)
             self._check_order([op for op in ops if op.freshness == GLOBAL and op.role is Role.REPLICA])
 
     # --- with tokens ---
@@ -124,6 +132,7 @@ class Expectations:
     def _check_session(self, ops: Sequence[Op]) -> None:
         """Expect every acknowledged write of the session, and all that it was shown, from then on."""
         rides, notices = ExpectedRides(), 0
+        has_aged = any(op.max_age_s is not None for op in ops)
         for place, op in enumerate(ops):
             notices += op.lost is not None
             if op.acknowledged_write:
@@ -138,44 +147,46 @@ class Expectations:
                     self.reported.add(missing.distance)
                 else:
                     self._convict(missing, ops[:place], op, promoted=promoted)
-            if notices:
+            if notices or has_aged:
                 # What is shown by the answer that tells of a loss, or after it, is not what was lost.
                 for present in rides.among(shown):
+                    present.seen = True
                     if present.notice < notices:
                         present.since, present.notice = op.at, notices
             for distance in rides.unexpected(shown):
                 rides.add(ExpectedRide(shown[distance], distance, write=None, since=op.at, notice=notices))
 
-    # --- without, and global reads ---
+    # --- what others have written ---
 
-    def _check_user(self, ops: Sequence[Op]) -> None:
-        """Expect every write that was acknowledged to any session of the user in those reads that begin later."""
+    def _check_user(self, ops: Sequence[Op], reads: Sequence[tuple[float, Op]], rule: Rule | None = None) -> None:
+        """Expect every write that was acknowledged to any session of the user until the moment of each read."""
         rides = ExpectedRides()
         writes = sorted((op for op in ops if op.acknowledged_write), key=lambda op: op.done, reverse=True)
-        for op in sorted((op for op in ops if op.asks_for_all), key=lambda op: op.at):
-            while writes and writes[-1].done < op.at:
+        for moment, op in sorted(reads, key=lambda read: read[0]):
+            while writes and writes[-1].done < moment:
                 rides.add(ExpectedRide.of(writes.pop()))
             shown = op.shown
             if shown is None:
                 continue
-            for missing in rides.missing_from(op, shown):
+            for missing in rides.missing_from(op, shown, all_of_them=True):
                 if self._history.promotions(missing.since, op.done):
                     rides.excuse(missing)
                     self.lost_without_token.add(missing.distance)
                 else:
-                    self._convict(missing, (), op, promoted=False)
+                    self._convict(missing, (), op, promoted=False, rule=rule)
             if self._any_promotion:
                 self._renew(rides, op, shown)
 
     def _check_order(self, ops: Sequence[Op]) -> None:
         """Expect what global reads have shown on replicas in those that begin later, of all sessions."""
         rides = ExpectedRides()
-        before = sorted((op for op in ops if op.shown), key=lambda op: op.done, reverse=True)
+        later = sorted((op for op in ops if op.shown), key=lambda op: op.done, reverse=True)
+        before: list[Op] = []
         for op in sorted(ops, key=lambda op: op.at):
-            while before and before[-1].done < op.at:
-                earlier = before.pop()
-                for distance, ride in (earlier.shown or {}).items():
-                    rides.add(ExpectedRide(ride, distance, write=None, since=earlier.at))
+            while later and later[-1].done < op.at:
+                before.append(later.pop())
+                for distance, ride in (before[-1].shown or {}).items():
+                    rides.add(ExpectedRide(ride, distance, write=None, since=before[-1].at))
             for missing in rides.missing_from(op, op.shown) if op.shown is not None else ():
                 if self._history.promotions(missing.since, op.done):
                     rides.excuse(missing)
@@ -232,7 +243,8 @@ class Expectations:
 
 
 def _sentence(rule: Rule, missing: ExpectedRide, showing: Op | None, op: Op) -> str:
-    reader = f"session {op.session}" if op.tokens and rule is not Rule.GLOBAL_READS else f"user {op.user}"
+    of_user = not op.tokens or rule in {Rule.GLOBAL_READS, Rule.TOO_OLD}
+    reader = f"user {op.user}" if of_user else f"session {op.session}"
     ride = f"ride {missing.ride} (distance {missing.distance:.1f})"
     if missing.write is not None:
         known = f"The write of {ride} was acknowledged to {reader} at {missing.write.done:.3f} s"
@@ -243,5 +255,6 @@ def _sentence(rule: Rule, missing: ExpectedRide, showing: Op | None, op: Op) -> 
     why = {
         Rule.LOSS_NOT_REPORTED: "no later answer does, and the session was not told that a promotion had lost it",
         Rule.ACKNOWLEDGED_WRITE_LOST: "nor does any later answer, and no promotion excuses that",
+        Rule.TOO_OLD: f"it asked for nothing older than {op.max_age_s} s",
     }.get(rule)
     return f"{known}, yet {lack}" + (f"; {why}." if why else ".")

@@ -24,6 +24,8 @@ class Rule(enum.StrEnum):
     """A read shows every write that was acknowledged to its session (without tokens: to its user) before."""
     GLOBAL_READS = "global-reads"
     """A read that asks for all that is committed shows every write that was acknowledged to any session before."""
+    TOO_OLD = "too-old"
+    """A read within some seconds shows every write that was acknowledged to any session longer ago than that."""
     MONOTONIC_READS = "monotonic-reads"
     """A session with tokens is shown again what it was shown before."""
     ACKNOWLEDGED_WRITE_LOST = "acknowledged-write-lost"

@@ -12,8 +12,12 @@ from rocket.consistency import Freshness
 from rocket.errors import RocketError, SetupError, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+MIXED = "mixed"
+"""What the reads of a run ask for whose reads ask for all that there is."""
+_MIXED = (*(Freshness.SESSION,) * 12, *(Freshness.GLOBAL,) * 5, *(Freshness.within(2.0),) * 2, Freshness.ANY)
 
 VERSION = 2
 """Of the format."""
@@ -115,6 +119,8 @@ class Run(_Line, frozen=True, kw_only=True):
     """How many the API has."""
     library: bool = False
     """Whether some of the sessions use the library itself."""
+    freshness: str = str(Freshness.SESSION)
+    """What its reads ask for: each the same, or `MIXED`."""
     version: int = VERSION
 
     @property
@@ -125,6 +131,11 @@ class Run(_Line, frozen=True, kw_only=True):
 
 _ANY = str(Freshness.ANY)
 GLOBAL = str(Freshness.GLOBAL)
+
+
+def asked_by(freshness: str) -> Sequence[Freshness]:
+    """Return what the reads of a run ask for, by `Run.freshness`: each as often as it should be."""
+    return _MIXED if freshness == MIXED else (Freshness.parse(freshness),)
 
 
 class Op(_Line, frozen=True, kw_only=True, gc=False):
@@ -185,6 +196,11 @@ class Op(_Line, frozen=True, kw_only=True, gc=False):
     def asks_for_nothing(self) -> bool:
         """Whether it is a read that any node may serve."""
         return self.freshness == _ANY
+
+    @property
+    def max_age_s(self) -> float | None:
+        """How old it may be what it shows, if it is a read that asks for that; in seconds."""
+        return None if self.freshness is None else Freshness.parse(self.freshness).max_age_s
 
     @property
     def acknowledged_write(self) -> bool:
@@ -369,6 +385,8 @@ def parse_line(line: str | bytes) -> Entry:
 def _contradiction(entry: Entry) -> str | None:
     if isinstance(entry, Run) and entry.version != VERSION:
         return f"version {entry.version} of the format is not known here, only {VERSION}"
+    if isinstance(entry, Run) and not (entry.freshness == MIXED or _is_freshness(entry.freshness)):
+        return f"no reads ask for '{entry.freshness}'"
     if isinstance(entry, Fault) and entry.until < entry.at:
         return "over before it began"
     return _contradiction_of_op(entry) if isinstance(entry, Op) else None
@@ -382,6 +400,7 @@ def _contradiction_of_op(op: Op) -> str | None:
         "a write without its distance": op.request is Request.WRITE and op.distance is None,
         "a ride that was not found is an answer, so 'ok'": read and found_nothing and not ok,
         f"'ok' with status {op.status}": ok and op.status not in _SUCCESS[op.request],
+        f"no read asks for '{op.freshness}'": not _is_freshness(op.freshness),
         "a ride without its id": ok and op.request in _OF_ONE_RIDE and op.ride is None,
         "a ride that was read has a distance, and one that was not found has none": (
             ok and read and (op.distance is None) != found_nothing
@@ -391,6 +410,14 @@ def _contradiction_of_op(op: Op) -> str | None:
         ),
     }
     return next((what for what, so in contradictions.items() if so), None)
+
+
+@lru_cache(maxsize=64)
+def _is_freshness(text: str | None) -> bool:
+    try:
+        return text is None or bool(Freshness.parse(text))
+    except ValueError:
+        return False
 
 
 def _in_tenths(op: Op) -> Op:

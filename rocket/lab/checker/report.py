@@ -73,6 +73,7 @@ def excerpt(violation: Violation) -> list[str]:
 def _of_op(op: Op, about: float | None) -> Iterator[str]:
     asked = _ASKED[op.request].format(ride=op.ride)
     asked += f" by the library, work {op.work}" if op.work else ""
+    asked += f" ({op.freshness})" if op.freshness else ""
     asked += f" distance={op.distance:.1f}" if op.request is Request.WRITE and op.distance is not None else ""
     yield f"  {_stretch(op.at, op.done)}  {op.session}  {asked}  ->  {_answer(op, about)}"
     yield f"{_INDENT}{op.user}, {'with' if op.tokens else 'without'} tokens; {_route(op)}"
@@ -122,9 +123,7 @@ def _stretch(since: float, until: float) -> str:
 def _table(figures: Figures) -> Iterator[tuple[str, str, str]]:
     """Yield the rows: what, of which kind, how much."""
     yield "requests", f"in {figures.span_s:.1f} s", f"{figures.ops}"
-    read = sum(figures.reads.values())
-    for (node, role), count in sorted(figures.reads.items()):
-        yield "reads answered", node if node == role else f"{node} as {role}", f"{count} ({_share(count, read)})"
+    yield from _of_reads(figures)
     for reason, count in sorted(figures.fallbacks.items()):
         yield "fallbacks to the primary", reason, f"{count}"
     yield "reads that waited", "and were served by a replica", f"{figures.waits}"
@@ -147,6 +146,14 @@ def _table(figures: Figures) -> Iterator[tuple[str, str, str]]:
         yield "read latency", "p50", f"{figures.read_p50_ms:.1f} ms"
         yield "read latency", "p99", f"{figures.read_p99_ms:.1f} ms"
     yield "longest stretch", "without a read answered", f"{figures.longest_without_read_s:.2f} s"
+
+
+def _of_reads(figures: Figures) -> Iterator[tuple[str, str, str]]:
+    read = sum(figures.reads.values())
+    for (node, role), count in sorted(figures.reads.items()):
+        yield "reads answered", node if node == role else f"{node} as {role}", f"{count} ({_share(count, read)})"
+    for asked, (by_replicas, count) in figures.asked.items():
+        yield "by replicas, of reads that asked for", asked, f"{_share(by_replicas, count)} of {count}"
 
 
 def _of_outages(outages: Outages) -> Iterator[tuple[str, str, str]]:

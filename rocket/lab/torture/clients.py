@@ -68,8 +68,7 @@ _IN_WRITE = 0.4
 """The share of lists that are read in a write, and so on the primary."""
 _RAISING_KINDS = ("raises", "cancelled")
 _KINDS = (*_RAISING_KINDS, "returns", "nests", "swallows", "sets state", TENANT)
-_SESSION, _GLOBAL = Freshness.SESSION, Freshness.GLOBAL
-_FRESHNESS = (*(_SESSION,) * 5, *(_GLOBAL,) * 3, Freshness.within(2.0), Freshness.ANY)
+_SESSION = Freshness.SESSION
 _LONGEST_PAUSE_S = 0.03
 _AFTER_FAILURE_S = 0.05
 _CANCELLED_AFTER_S = (0.0005, 0.03)
@@ -275,7 +274,7 @@ class LibrarySessions:
         self._workload = workload
         self._router = router
         self._sessions = sessions
-        self._account = workload.new_account()
+        self._account = workload.account_of_all()
 
     async def run(self) -> None:
         """Make traffic until cancelled."""
@@ -289,7 +288,7 @@ class LibrarySessions:
         """Run one session after the other; they share a user, so that each sees what others write."""
         while True:
             if self._account.full:
-                self._account = self._workload.new_account()
+                self._account = self._workload.account_of_all()
             await LibrarySession(self._workload, self._router, self._account, raising=raising).run()
 
 
@@ -365,7 +364,7 @@ class LibrarySession:
                 raise Refused(found)
             return found
 
-        freshness = self._chance.choice(_FRESHNESS)
+        freshness = self._workload.freshness()
         return await self._record(
             Request.READ,
             "raises" if raises else "returns",
@@ -402,7 +401,7 @@ class LibrarySession:
                 await node.execute(self._chance.choice(_STATE_OF_WRITES if writes else _STATE))
             return found
 
-        freshness = _SESSION if writes else self._chance.choice(_FRESHNESS)
+        freshness = _SESSION if writes else self._workload.freshness()
         read = functools.partial(self._session.read, freshness=freshness)
         run = self._session.write if writes else read
         within_s = self._chance.uniform(*_CANCELLED_AFTER_S) if kind == "cancelled" else _LONGEST_S
@@ -475,6 +474,7 @@ class LibrarySession:
             self._workload.record(op)
         if op.acknowledged_write and op.ride is not None:
             self._account.rides.append(op.ride)
+        self._account.learn(ride for ride, _ in op.rides or ())
         self._over = op.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED}
         return op.outcome is Outcome.OK
 

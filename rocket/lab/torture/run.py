@@ -91,6 +91,7 @@ async def torture(settings: TortureSettings) -> None:
         nodes=system.nodes,
         processes=settings.processes,
         library=system.has_library_clients,
+        freshness=settings.freshness,
         started_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
     with HistoryWriter.create(settings.history, run) as history:
@@ -150,6 +151,7 @@ def _jobs(settings: TortureSettings, system: System, url: str, zero: float) -> l
             process=number,
             processes=CLIENT_PROCESSES,
             sessions=len(range(number, settings.sessions, CLIENT_PROCESSES)),
+            freshness=settings.freshness,
             reconnecting=settings.processes > 1,
             nodes=dict(system.dsns),
             patroni=tuple(system.patroni),

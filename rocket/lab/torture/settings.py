@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rocket.errors import InvalidSetting
+from rocket.lab.checker.history import MIXED
 from rocket.lab.settings import (
     ROUTINGS,
     CommandSettings,
     add_flags,
     parse_duration,
+    parse_freshness,
     parse_one_of,
     parse_path,
     parse_wait,
@@ -41,6 +43,14 @@ def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
+def _parse_freshness(text: str) -> str:
+    """Read what reads ask for: one thing, or all that there is."""
+    try:
+        return MIXED if text == MIXED else parse_freshness(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or {MIXED}") from None
+
+
 @dataclass(frozen=True, slots=True)
 class TortureSettings(CommandSettings):
     """The settings of a run; `read` returns them complete."""
@@ -63,6 +73,10 @@ class TortureSettings(CommandSettings):
     routing: str = setting(
         ROUTINGS[0], parse_one_of(*ROUTINGS), "HOW", "never-stale; or, to see it convicted: article, random"
     )
+    freshness: str = setting(
+        MIXED, _parse_freshness, "HOW",
+        f"what reads ask to be shown: session, global, any, 'within 10s' or another time, or {MIXED}",
+    )  # fmt: skip
     replicas: int = setting(4, partial(parse_whole, least=0, most=20), "N", "replicas beside the primary")
     processes: int = setting(
         1, partial(parse_whole, least=1, most=16), "N",

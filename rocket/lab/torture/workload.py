@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 import rocket
-from rocket import InvalidToken, OutcomeUnknown, Unavailable
-from rocket.lab.checker.history import READS, Op, Outcome, Request, Role
+from rocket import Freshness, InvalidToken, OutcomeUnknown, Unavailable
+from rocket.lab.checker.history import READS, Op, Outcome, Request, Role, asked_by
 from rocket.lab.client import Api, ConnectionLost, NoAnswer, NotConnected
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from rocket.lab.checker.history import HistoryWriter
     from rocket.lab.client import Answer
@@ -29,6 +29,10 @@ _WRITES_PER_SESSION = (10, 40)
 _WITHOUT_TOKEN = 0.2
 _SHARING = 0.3
 """The share of the sessions that have a user in common."""
+_WITH_ALL_PROCESSES = 0.5
+"""The share of those whose user sessions of all client processes have."""
+_USER_OF_ALL_S = 3.0
+"""For so long all processes take the same user: none knows how much others have written for it."""
 _WRITES = (0.04, 0.15, 0.3)
 """The share of writes among a session's requests: one of these. Each write is read back at once."""
 _LISTS = 0.12
@@ -45,6 +49,7 @@ _PATIENCE_S = 15.0
 """Longer than the API takes for anything: a request without an answer by then never gets one."""
 API_TIMEOUT_S = 2 * _PATIENCE_S
 """Of the HTTP client: sessions give up by themselves, and record that."""
+_ANY = str(Freshness.ANY)
 _INVALID = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED}
 
 
@@ -61,6 +66,8 @@ class Job:
     process: int
     processes: int
     sessions: int
+    freshness: str = str(Freshness.SESSION)
+    """What reads ask for, as `Run.freshness` has it."""
     reconnecting: bool = False
     """Whether some requests go over a connection of their own, so that each process of the API gets some."""
     nodes: Mapping[str, str] = field(default_factory=dict)
@@ -83,11 +90,19 @@ class Account:
     """Begun, whether they succeeded or not."""
     token: str | None = None
     """The last one that any of its sessions was given."""
+    most: int = MOST_RIDES
+    """How many writes are begun for it here."""
+    of_all: bool = False
+    """Whether sessions of all client processes have it, those of the library included."""
 
     @property
     def full(self) -> bool:
         """Whether no more may be written for it."""
-        return self.writes >= MOST_RIDES
+        return self.writes >= self.most
+
+    def learn(self, rides: Iterable[int]) -> None:
+        """Take note of rides that others may have written."""
+        self.rides.extend(sorted(set(rides).difference(self.rides)))
 
 
 class Workload:
@@ -108,6 +123,8 @@ class Workload:
         self.chance = random.Random(f"{job.seed} {job.process}")  # noqa: S311 - no secrets here
         self._names = iter(range(2**62))
         self._writes = iter(range(2**62))
+        self._asked = asked_by(job.freshness)
+        self._of_all = self._account_of_all(-1)
         self._shared = self.new_account()
         self._accounts = [self._shared]
 
@@ -125,16 +142,20 @@ class Workload:
     async def _run_sessions(self, *, sharing: bool) -> None:
         """Run one session after the other."""
         while True:
-            session = Session(self, self._account(sharing=sharing), tokens=self.chance.random() >= _WITHOUT_TOKEN)
-            await session.run()
+            account = self._account(sharing=sharing)
+            await Session(self, account, tokens=self._sends_tokens(account)).run()
 
     def flood(self, sessions: int, until: float) -> None:
         """Start this many more sessions, which read as fast as they can; `run` owns their tasks."""
         for number in range(sessions):
             account = self.chance.choice(self._accounts[-self._job.sessions :])
-            session = Session(self, account, tokens=self.chance.random() >= _WITHOUT_TOKEN)
+            session = Session(self, account, tokens=self._sends_tokens(account))
             session.take_over(account.token)
             self._sessions.create_task(session.read_until(until), name=f"flood {number}")
+
+    def _sends_tokens(self, account: Account) -> bool:
+        """Return whether a new session does: without, the API knows nothing of what the library has written."""
+        return account.of_all or self.chance.random() >= _WITHOUT_TOKEN
 
     @property
     def api(self) -> Api:
@@ -146,6 +167,10 @@ class Workload:
     def session_name(self) -> str:
         """Return a name that no session of this run has had."""
         return f"s{self._job.process}.{next(self._names)}"
+
+    def freshness(self) -> Freshness:
+        """Return what the next read asks for."""
+        return self._asked[0] if len(self._asked) == 1 else self.chance.choice(self._asked)
 
     def distance(self) -> float:
         """Return a distance that no other write of this run has."""
@@ -160,12 +185,25 @@ class Workload:
     def _account(self, *, sharing: bool) -> Account:
         if not sharing:
             account = self.new_account()
+        elif self.chance.random() < _WITH_ALL_PROCESSES:
+            account = self.account_of_all()
         else:
             if self._shared.full:
                 self._shared = self.new_account()
             account = self._shared
         self._accounts.append(account)
         return account
+
+    def account_of_all(self) -> Account:
+        """Return the account that sessions of all client processes have now; one of its own if that is full."""
+        of_now = self._account_of_all(int(self.now() / _USER_OF_ALL_S))
+        if of_now.email != self._of_all.email:
+            self._of_all = of_now
+        return self.new_account() if self._of_all.full else self._of_all
+
+    def _account_of_all(self, number: int) -> Account:
+        name = f"all.{self._job.zero:.6f}.{number}"  # of this run
+        return Account(f"{name}@torture.example", most=MOST_RIDES // self._job.processes, of_all=True)
 
     def new_account(self) -> Account:
         """Return an account that no session of this run has had."""
@@ -254,17 +292,19 @@ class Session:
     ) -> Op:
         """Ask for something, record how it went, and return the record."""
         tokens = self._to_send()
-        fields: dict[str, Any] = {"outcome": None, "ride": ride, "distance": distance}
+        freshness = self._workload.freshness() if request in READS else Freshness.SESSION
+        asked = None if freshness is Freshness.SESSION else str(freshness)
+        fields: dict[str, Any] = {"outcome": None, "ride": ride, "distance": distance, "freshness": asked}
         at, patience_s = self._workload.now(), self._patience_s()
         try:
             async with asyncio.timeout(patience_s):
                 try:
-                    fields |= await self._ask(self._workload.api, request, path, form, tokens)
+                    fields |= await self._ask(self._workload.api, request, path, form, tokens, freshness=asked)
                 except ConnectionLost:
                     if form is not None:
                         raise
                     fields["again"] = True
-                    fields |= await self._ask(self._workload.fresh, request, path, form, tokens)
+                    fields |= await self._ask(self._workload.fresh, request, path, form, tokens, freshness=asked)
         except NotConnected as error:
             fields |= {"outcome": Outcome.FAIL, "error": f"refused: {error}"}
         except TimeoutError:  # our own
@@ -289,16 +329,27 @@ class Session:
             self._workload.record(op)
         if op.outcome is Outcome.OK:
             self._keep(op.got)
+            self._account.learn(ride for ride, _ in op.rides or ())
         self._over = op.status in _INVALID
         return op
 
     async def _ask(
-        self, api: Api, request: Request, path: str, form: Mapping[str, str] | None, tokens: Sequence[str]
+        self,
+        api: Api,
+        request: Request,
+        path: str,
+        form: Mapping[str, str] | None,
+        tokens: Sequence[str],
+        *,
+        freshness: str | None,
     ) -> dict[str, Any]:
         """Send a request and return the fields of an `Op` that its answer fills; raise `NoAnswer`."""
-        method = "GET" if form is None else "POST"
-        answer = await api.request(method, path, user=self._account.email, tokens=tokens, form=form)
-        return _fields(request, answer)
+        user, method = self._account.email, "GET" if form is None else "POST"
+        answer = await api.request(method, path, user=user, tokens=tokens, form=form, freshness=freshness)
+        fields = _fields(request, answer)
+        if freshness == _ANY and len(tokens) > 1 and fields["got"] == ",".join(tokens):
+            fields["got"] = None  # it has left them as they are
+        return fields
 
     def _patience_s(self) -> float:
         burst = self._workload.now() < self._workload.hang_up_until

@@ -59,6 +59,30 @@ def test_a_run_without_fallbacks_or_waits_is_void(missing: tuple[float, ...], re
     held(replace(history, run=replace(RUN, routing="random")))
 
 
+@pytest.mark.parametrize("freshness", ["global", "within 10s", "any"])
+def test_a_run_whose_reads_were_never_served_as_they_asked_is_void(freshness: str) -> None:
+    """By a replica: the primary shows everything."""
+    run = replace(RUN, freshness=freshness)
+    asked = replace(page("s8", 0.5), freshness=freshness)
+
+    void(history_of(on_primary(asked), run=run), f"no read that asked for '{freshness}' was answered by a replica")
+    held(history_of(asked, run=run))
+
+
+def test_a_run_of_reads_that_need_not_wait_does_without_waits() -> None:
+    """And without fallbacks, unless some of its reads ask for more."""
+    asked = replace(page("s8", 0.5), freshness="any")
+    shown = [page("s8", 0.2), page("s8", 0.4)]
+    history = history_of(*shown, asked, frame=without(0.2, 0.4), run=replace(RUN, freshness="any"))
+
+    held(history)
+    mixed = [replace(page("s8", 0.5 + more / 10), freshness=each)
+             for more, each in enumerate(("global", "within 2s", "any"))]  # fmt: skip
+    history = history_of(*shown, *mixed, frame=without(0.2, 0.4), run=replace(RUN, freshness="mixed"))
+    assert 2 == len(check(history).reasons)
+    held(history_of(*mixed, run=replace(RUN, freshness="mixed")))
+
+
 def test_a_read_that_was_meant_for_the_primary_is_no_fallback() -> None:
     """The reason tells."""
     history = history_of(on_primary(page("s8", 0.4), "asked"), frame=without(0.4))

@@ -100,7 +100,7 @@ def test_global_reads_on_replicas_do_not_go_back_behind_each_other() -> None:
     shown = fresh(read("s1", 2.0, 7, 0.7), "global")
     later = fresh(read("other1", 3.0, 7, None), "global")
 
-    convicted(history_of(unknown, shown, later), Rule.GLOBAL_READS, unknown, later)
+    convicted(history_of(unknown, shown, later), Rule.GLOBAL_READS, unknown, shown, later)
     held(history_of(unknown, shown, on_primary(later)))
     held(history_of(unknown, shown, replace(later, at=shown.done - 0.001)))
     held(history_of(unknown, shown, read("other1", 3.0, 7, None)))
@@ -116,6 +116,29 @@ def test_a_read_within_some_seconds_may_miss_what_its_session_wrote() -> None:
     held(history_of(written, seen, replace(late, distance=0.7, status=200)))
     shown, back = read("s1", 2.0, 8, 0.8), fresh(read("s1", 3.0, 8, None), "within 10s")
     convicted(history_of(others, shown, back), Rule.MONOTONIC_READS, others, shown, back)
+
+
+def test_what_a_session_wrote_stays_once_it_was_shown() -> None:
+    """Also in reads that might have missed it before."""
+    written, seen = write("s1", 1.0, 7, 0.7), page("s1", 2.0, (7, 0.7))
+    late = fresh(read("s1", 3.0, 7, None), "within 10s")
+
+    verdict = check(history_of(written, seen, late))
+    assert {Rule.READ_YOUR_WRITES: 1} == verdict.counts
+    held(history_of(written, fresh(seen, "any"), late))
+
+
+def test_a_read_within_some_seconds_shows_what_is_older() -> None:
+    """Whichever session wrote it; and what is younger it may miss."""
+    written, late = write("s1", 1.0, 7, 0.7), fresh(read("other1", 5.0, 7, None), "within 3s")
+    bare = fresh(read("bare1", 5.0, 7, None), "within 3s")
+
+    convicted(history_of(written, late), Rule.TOO_OLD, written, late)
+    convicted(history_of(written, bare), Rule.TOO_OLD, written, bare)
+    held(history_of(replace(written, done=2.001), late))
+    held(history_of(written, fresh(late, "within 10s")))
+    held(history_of(written, late, promotion(1.5, 1.8)))
+    held(history_of(written, replace(late, distance=0.7, status=200)))
 
 
 def test_a_read_of_any_node_shows_anything_and_promises_nothing() -> None:

@@ -163,6 +163,8 @@ FAULT = Fault(name="crash", at=1.0, until=2.0)
         (changed(OK_READ, status=404, distance=None, outcome="fail"), "is an answer"),
         (changed(OK_PAGE, rides=None), "without its rides"),
         (changed(OK_PAGE, complete=None), "whether it is complete"),
+        (changed(OK_PAGE, freshness="mixed"), "no read asks for 'mixed'"),
+        (changed(RUN, freshness="within 0s"), "no reads ask for 'within 0s'"),
     ],
 )
 def test_a_garbled_line_is_refused(line: str | bytes, said: str) -> None:

@@ -86,6 +86,7 @@ async def test_an_interrupted_run_is_void(kept_dir: Path) -> None:
         (["--duration", "1s"], "need"),
         (["--duration", "soon"], "--duration must be a time"),
         (["--seed", "x"], "--seed must be a whole number"),
+        (["--freshness", "stale"], "or mixed"),
         (["--routing", "lucky"], "--routing must be one of"),
         (["--history", "/nonexistent/file"], "cannot write /nonexistent/file"),
         (["--speed", "1"], "unrecognized arguments"),

@@ -7,18 +7,20 @@ import contextlib
 import itertools
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from msgspec import structs
 
 from rocket import Router
 from rocket.cluster.binaries import SUPERUSER
 from rocket.lab.app import DATABASE
 from rocket.lab.checker.check import check
-from rocket.lab.checker.history import HistoryWriter, Op, Outcome, Request, Role, Run, read_history
+from rocket.lab.checker.history import READS, HistoryWriter, Op, Outcome, Request, Role, Run, read_history
 from rocket.lab.client import Api
 from rocket.lab.torture import clients
 from rocket.lab.torture.clients import LibrarySessions
@@ -42,20 +44,23 @@ WANTED = ((Request.JOIN, Outcome.OK), (Request.WRITE, Outcome.OK), (Request.WRIT
 RUN = Run(seed=1, duration_s=1, routing="never-stale", sessions=8, faults=(), nodes=("primary",), started_at="now")
 
 
-def job_for(url: str, history: Path, *, sessions: int = 8) -> Job:
+def job_for(url: str, history: Path, *, sessions: int = 8, freshness: str = "session") -> Job:
     """Return the job of the only client process of a run."""
     return Job(
-        url=url, history=str(history), zero=time.monotonic(), seed=1, process=0, processes=1, sessions=sessions
-    )
+        url=url, history=str(history), zero=time.monotonic(), seed=1, process=0, processes=1, sessions=sessions,
+        freshness=freshness,
+    )  # fmt: skip
 
 
-async def recorded(client: Client, kept_dir: Path, seconds: float) -> tuple[Op, ...]:
+async def recorded(
+    client: Client, kept_dir: Path, seconds: float, *, freshness: str = "session"
+) -> tuple[Op, ...]:
     """Make traffic for a while and return what it recorded."""
     path = kept_dir / "history.jsonl"
     url = str(client.make_url("/"))
     with HistoryWriter.create(path, RUN) as history:
         async with Api(url, retries=False) as api:
-            workload = Workload(job_for(url, path), api, api, history)
+            workload = Workload(job_for(url, path, freshness=freshness), api, api, history)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await workload.run()
@@ -98,6 +103,67 @@ async def test_tokens_are_sent_back_by_most_sessions(client: Client, observer: O
         max(sum(op.user == user and op.request is Request.WRITE for op in ops) for user in sessions_of)
         <= MOST_RIDES
     )
+
+
+async def test_reads_ask_for_what_the_run_says(aiohttp_client: AiohttpClient, kept_dir: Path) -> None:
+    """By a header, which the history repeats; writes ask for nothing. Most of a mixture are as usual."""
+    asked: list[tuple[bool, str | None]] = []
+
+    async def note(request: web.Request) -> web.StreamResponse:
+        asked.append((request.method == "GET", request.headers.get("Rocket-Freshness")))
+        if request.path == "/users":
+            return web.json_response({}, status=201)
+        if request.method == "POST":
+            return web.json_response({"id": len(asked)}, status=201)
+        if request.path == "/rides":
+            return web.json_response({"rides": [], "next": None})
+        return web.json_response({"error": "as told"}, status=404)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", note)
+    ops = await recorded(await aiohttp_client(app), kept_dir, 1, freshness="mixed")
+
+    said = Counter(op.freshness for op in ops if op.request in READS and op.error is None)
+    sent = Counter(freshness for is_read, freshness in asked if is_read)
+    assert {None, "global", "within 2s", "any"} == set(said)
+    assert said[None] > said["global"] > said["within 2s"] > said["any"]
+    assert all(count <= sent[freshness] for freshness, count in said.items())
+    assert {None} == {freshness for is_read, freshness in asked if not is_read}
+    assert {None} == {op.freshness for op in ops if op.request not in READS}
+
+
+async def test_sessions_of_several_processes_share_a_user(
+    client: Client, observer: Observer, kept_dir: Path
+) -> None:
+    """They read what the other ones wrote, and write no more together than a list shows."""
+    await observer.run_once()
+    path = kept_dir / "history.jsonl"
+    url = str(client.make_url("/"))
+    job = job_for(url, path, sessions=40, freshness="global")
+    jobs = [replace(job, process=number, processes=2) for number in range(2)]
+    with HistoryWriter.create(path, RUN) as history, contextlib.suppress(TimeoutError):
+        async with Api(url, retries=False) as api, asyncio.timeout(2), asyncio.TaskGroup() as group:
+            for job in jobs:
+                group.create_task(Workload(job, api, api, history).run(), name="sessions")
+    ops = read_history(path).ops
+
+    processes: dict[str, set[str]] = {}
+    for op in ops:
+        processes.setdefault(op.user, set()).add(op.session.partition(".")[0])
+    shared = {user for user, by in processes.items() if len(by) > 1}
+    assert shared
+    written = {op.ride: op for op in ops if op.acknowledged_write and op.user in shared}
+    assert any(
+        op.distance is not None and written[op.ride].session.partition(".")[0] != op.session.partition(".")[0]
+        for op in ops
+        if op.request is Request.READ and op.ride in written
+    )
+    for user in shared:
+        assert sum(op.user == user and op.request is Request.WRITE for op in ops) <= MOST_RIDES
+    assert all(op.tokens for op in ops if op.user in shared)
+    recorded_run = read_history(path)
+    of_them = tuple(op for op in recorded_run.ops if op.user in shared)
+    assert not check(structs.replace(recorded_run, ops=of_them)).counts
 
 
 async def test_a_client_that_hangs_up_knows_nothing(client: Client, kept_dir: Path) -> None:
