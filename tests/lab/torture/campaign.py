@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.lab.torture.variants import UNPATCHED, VARIANTS
+from tests.lab.torture.variants import TAKEN, UNPATCHED, VARIANTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tests.lab.torture.variants import Conditions, Variant
+    from tests.lab.torture.variants import TAKEN, Conditions, Variant
 
 HELD, VIOLATED = 0, 2
 PASSED, FAILED = 0, 1
@@ -103,7 +103,7 @@ def convict_all() -> int:
         trials.append(trial)
         print(trial.line(), flush=True)
 
-    for conditions in dict.fromkeys(variant.conditions for variant in VARIANTS.values()):
+    for conditions in dict.fromkeys((TAKEN, *(variant.conditions for variant in VARIANTS.values()))):
         if conditions is not None:
             enter(torture(UNPATCHED, conditions, conditions.seeds[:1]))
     directed = [variant for variant in VARIANTS.values() if variant.conditions is None]

@@ -100,7 +100,7 @@ SCHEMA_CHANGES = Conditions("schema-changes,replay-slow", duration_s=6, replicas
 """Statements that were prepared before are outdated, on a late replica as well."""
 FOREIGN = Conditions("foreign-cluster", duration_s=6, replicas=3, seeds=(1, 2, 3))
 """A server of another cluster at the address of a replica."""
-TAKEN = Conditions("signal-removed", duration_s=6, replicas=2, seeds=(1, 2, 3))
+TAKEN = Conditions("signal-removed", duration_s=6, replicas=2, seeds=(1,))
 RESTORED = Conditions("restored-snapshot", duration_s=6, replicas=2, seeds=(1, 2, 3))
 """A primary that is set back, while its replicas go on."""
 SEVERAL_PROCESSES = Conditions(
@@ -554,12 +554,12 @@ def lsns_may_fall(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Board, "has_lost", never)
 
 
-@convicted_by(
-    f"{_HISTORIES}test_a_server_that_takes_the_epoch_without_a_timeline_of_its_own_is_refused",
-    conditions=TAKEN,
-)
+@convicted_by(f"{_HISTORIES}test_a_server_that_takes_the_epoch_without_a_timeline_of_its_own_is_refused")
 def an_epoch_is_any_servers(patch: pytest.MonkeyPatch) -> None:
-    """Two servers that write one timeline are taken for one."""
+    """Two servers that write one timeline are taken for one.
+
+    Torture waits for an epoch that never begins, unless the second server lacks what was seen of the first.
+    """
 
     def any_server(_self: Board, _status: PrimaryStatus, _before: PrimaryStatus) -> bool:
         return True
