@@ -16,7 +16,7 @@ from tests.lab.torture.variants import TAKEN, UNPATCHED, VARIANTS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tests.lab.torture.variants import TAKEN, Conditions, Variant
+    from tests.lab.torture.variants import Conditions, Variant
 
 HELD, VIOLATED = 0, 2
 PASSED, FAILED = 0, 1
