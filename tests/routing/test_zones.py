@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from rocket import Connection
     from rocket.cluster.cluster import LocalCluster
 
-ROUND_TRIP_S, TRIES, SLACK = 8, 60
-BEAT_S = 0.02, 0.1
+ROUND_TRIP_S, BEAT_S = 0.02, 0.1
+TRIES, SLACK = 8, 60
 
 
 async def one(db: Connection) -> object:
@@ -130,7 +130,7 @@ async def test_reads_are_shared_by_weight(cluster: LocalCluster) -> None:
 
 
 async def share(router: Router, token: str | None, expected: int) -> int:
-    """Return how many of 600 reads replica0 serves, the nearest of a few tries: that one is slow now counts, too."""
+    """Return how many of 600 reads replica0 serves, the nearest of a few tries: which replica is slow counts, too."""
     found: list[int] = []
     while len(found) < TRIES and min((abs(each - expected) for each in found), default=600) > SLACK:
         nodes_served = await served(router, token, 600)
