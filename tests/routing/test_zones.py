@@ -130,7 +130,7 @@ async def test_reads_are_shared_by_weight(cluster: LocalCluster) -> None:
 
 
 async def share(router: Router, token: str | None, expected: int) -> int:
-    """Return how many of 600 reads replica0 serves, the nearest of a few tries: which replica is slow counts, too."""
+    """Return how many of 600 reads replica0 serves, the nearest of a few tries: speed counts as well."""
     found: list[int] = []
     while len(found) < TRIES and min((abs(each - expected) for each in found), default=600) > SLACK:
         nodes_served = await served(router, token, 600)
