@@ -64,7 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
     choose_role(config.getoption("--role"))
     config.addinivalue_line("markers", "vouched: is about statuses that vouch, for which it takes pg_monitor")
     config.addinivalue_line("markers", "superuser: needs a role that may do anything")
-    config.addinivalue_line("markers", "long: takes half a minute by itself; run by `pytest -m long`")
+    config.addinivalue_line(
+        "markers", "long: takes half a minute by itself, or several seconds of CPU; run by `pytest -m long`"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -29,7 +29,7 @@ LIMITS = Limits(read_s=0.4, attempt_s=0.2, write_s=0.3, commit_s=0.2, connection
 LONGEST_S = LIMITS.write_s + 2 * LIMITS.commit_s + 1.6
 """With what the way back may take, and some for a machine that is busy."""
 MOST_PIECES = 120
-AT_ONCE = 16
+AT_ONCE = 8
 """More of them would make the machine, and not the link, what calls wait for."""
 OVER = 4
 """Where this number of calls in a row ended before their link halted, the exchange is over."""
