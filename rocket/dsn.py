@@ -130,6 +130,11 @@ class Node:
 _MOST_WEIGHT = 1000
 
 
+def as_listed(_name: str, node: Node) -> Node:
+    """Return a node as a file or Patroni lists it, without any option."""
+    return node
+
+
 @functools.lru_cache(maxsize=256)
 def read_dsn(text: str) -> Address:
     """Return what a DSN says; raise `ValueError`, which names a parameter of libpq that cannot be honoured.

@@ -42,10 +42,10 @@ hypothesis.settings.load_profile("rocket")
 LONGEST_FIRST = tuple(
     f"tests/{name}.py"
     for name in (
-        "cluster/test_healing", "lab/test_run_all", "lab/inspector/test_page", "test_package",
-        "routing/test_giving_back", "cluster/test_promotion", "lab/bench/test_bench",
-        "lab/inspector/test_scenarios", "consistency/test_simulation", "lab/torture/test_torture",
-        "routing/test_histories", "lab/patroni/test_switchover", "routing/test_observer", "lab/test_workers",
+        "cluster/test_healing", "lab/test_run_all", "consistency/test_simulation", "routing/test_giving_back",
+        "lab/inspector/test_page", "cluster/test_promotion", "lab/bench/test_bench",
+        "lab/inspector/test_scenarios", "lab/torture/test_torture", "routing/test_histories", "lab/test_workers",
+        "test_package", "routing/test_observer", "lab/api/test_sessions",
         "cluster/test_any_postgres", "cluster/test_cluster", "lab/test_takeover", "routing/test_promotion",
         "lab/torture/test_workload", "cluster/test_not_serving", "lab/status/test_status",
         "lab/api/test_hostile_clients", "lab/torture/test_variants", "consistency/test_choice",
@@ -64,7 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
     choose_role(config.getoption("--role"))
     config.addinivalue_line("markers", "vouched: is about statuses that vouch, for which it takes pg_monitor")
     config.addinivalue_line("markers", "superuser: needs a role that may do anything")
-    config.addinivalue_line("markers", "long: takes half a minute by itself; run by `pytest -m long`")
+    config.addinivalue_line(
+        "markers", "long: takes half a minute by itself, or several seconds of CPU; run by `pytest -m long`"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

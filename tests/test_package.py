@@ -281,6 +281,7 @@ async def test_types_are_seen_by_a_script_that_uses_it(library: Installed, mypy_
     assert (1, True) == (code, 'variable has type "str"' in output), output
 
 
+@pytest.mark.long
 def test_services_are_typed_with_stubs(mypy_cache: Path) -> None:
     """Where asyncpg's stubs are installed, what rocket says fits them."""
     if not REQUIRED:
@@ -300,6 +301,7 @@ def checker(name: str, installed: Installed, mypy_cache: Path) -> tuple[str, ...
 checked = pytest.mark.parametrize("name", ["mypy", pytest.param("pyright", marks=needs_pyright)])
 
 
+@pytest.mark.long
 @needs_uv
 @checked
 async def test_services_are_typed_without_stubs(services: Installed, mypy_cache: Path, name: str) -> None:
@@ -308,6 +310,7 @@ async def test_services_are_typed_without_stubs(services: Installed, mypy_cache:
     assert 0 == code, output
 
 
+@pytest.mark.long
 @needs_uv
 @checked
 async def test_what_is_wrong_with_a_services_types_is_found(

@@ -268,7 +268,8 @@ async def nodes_of(settings: Settings) -> Mapping[str, str] | None:
         if settings.nodes or settings.nodes_file:
             raise InvalidSetting("the nodes are given twice: by --patroni, and by --primary or --nodes-file")
         async with patroni_client(settings) as client:
-            return await Topology(client, settings.patroni_dsn).find()
+            found = await Topology(client, settings.patroni_dsn).find()
+            return {name: node.dsn for name, node in found.items()}
     return settings.nodes if settings.nodes_file is None else nodes_file.read_nodes(settings.nodes_file)
 
 

@@ -20,6 +20,7 @@ from rocket.topology.patroni import Topology
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
+    from rocket.dsn import Node
     from rocket.lab.inspector.controls import Targets
     from rocket.lab.settings import Settings
     from rocket.lab.shutdown import Shutdown
@@ -97,7 +98,7 @@ _TABLES = {
 }
 
 
-async def check_usable(nodes: Mapping[str, str]) -> None:
+async def check_usable(nodes: Mapping[str, str | Node]) -> None:
     """Raise `InvalidSetting` for nodes that cannot serve the demonstration: see `nodes_file.check_usable`."""
     await nodes_file.check_usable(nodes, tables=_TABLES, command="python -m rocket schema --demo")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
 
-from rocket.dsn import Node, parse_file
+from rocket.dsn import Node, as_listed, parse_file
 from rocket.errors import InvalidSetting, describe
 from rocket.routing.failures import AddressUnusable, connecting
 from rocket.routing.opening import connect_to
@@ -25,8 +25,8 @@ ROCKET_TABLES: Mapping[str, Sequence[str]] = {
 }
 """The tables that every router uses, and the privileges that its role needs on each."""
 
-Check: TypeAlias = Callable[[Mapping[str, str]], Awaitable[None]]
-"""Raises `InvalidSetting` for nodes, given as DSNs by name, that cannot be used."""
+Check: TypeAlias = Callable[[Mapping[str, str | Node]], Awaitable[None]]
+"""Raises `InvalidSetting` for nodes, given by name, that cannot be used."""
 
 _LARGEST_FILE_BYTES = 2**20
 _ANSWER_TIMEOUT_S = 5.0
@@ -59,7 +59,7 @@ def read_nodes(file: Path) -> dict[str, str]:
 
 
 async def check_usable(
-    nodes: Mapping[str, str],
+    nodes: Mapping[str, str | Node],
     *,
     tables: Mapping[str, Sequence[str]] = ROCKET_TABLES,
     command: str = "python -m rocket schema",
@@ -70,7 +70,9 @@ async def check_usable(
     node that is down may come up later. `tables` names the privileges needed on each table, `command` what prints
     the SQL that makes them.
     """
-    found = await asyncio.gather(*(_problem_of(name, dsn, tables, command) for name, dsn in nodes.items()))
+    found = await asyncio.gather(
+        *(_problem_of(name, Node.of(node), tables, command) for name, node in nodes.items())
+    )
     lasting = [problem for problem, lasts in found if lasts]
     if lasting:
         raise InvalidSetting(lasting[0])
@@ -78,13 +80,15 @@ async def check_usable(
         raise InvalidSetting(f"no node can be reached: {found[0][0]}")
 
 
-async def _problem_of(name: str, dsn: str, tables: Mapping[str, Sequence[str]], command: str) -> tuple[str, bool]:
+async def _problem_of(
+    name: str, node: Node, tables: Mapping[str, Sequence[str]], command: str
+) -> tuple[str, bool]:
     """Return what is wrong with a node ("" if nothing is), and whether only a change of settings can end it."""
     needed = [(table, privilege) for table, privileges in tables.items() for privilege in privileges]
     try:
         with connecting():
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                connection = await connect_to(Node(dsn), "rocket", asyncpg.Connection)
+                connection = await connect_to(node, "rocket", asyncpg.Connection)
         try:
             row = await connection.fetchrow(
                 _MISSING, [table for table, _ in needed], [privilege for _, privilege in needed],
@@ -111,10 +115,11 @@ async def _problem_of(name: str, dsn: str, tables: Mapping[str, Sequence[str]], 
 
 async def follow(
     file: Path,
-    nodes: Mapping[str, str],
+    nodes: Mapping[str, str | Node],
     router: Router,
     reread: asyncio.Event | None = None,
     *,
+    options: Callable[[str, Node], Node] = as_listed,
     check: Check = check_usable,
     poll_s: float = 1.0,
 ) -> None:
@@ -123,8 +128,11 @@ async def follow(
     The file is read every `poll_s` seconds, and at once when `reread` is set, which is then cleared. New nodes are
     checked before they are added. A file that is unusable is logged and changes nothing; so is one that lacks the
     primary, unless that does not answer, or one that is left says that it is the primary itself.
+
+    `options` is called with the name and the node of each line that is new, and returns the node that the router
+    gets: with a password, a zone and so on. It may raise `InvalidSetting` as well.
     """
-    current = dict(nodes)
+    current = {name: Node.of(node).dsn for name, node in nodes.items()}
     complaint = ""
     reread = reread or asyncio.Event()
     while True:
@@ -135,7 +143,7 @@ async def follow(
         try:
             wanted = await asyncio.to_thread(read_nodes, file)
             if wanted != current:
-                await _change(router, current, wanted, check)
+                await _change(router, current, wanted, check, options)
         except InvalidSetting as error:
             if complaint != str(error):  # once, not at every poll
                 complaint = str(error)
@@ -144,9 +152,15 @@ async def follow(
         current, complaint = wanted, ""
 
 
-async def _change(router: Router, current: Mapping[str, str], wanted: Mapping[str, str], check: Check) -> None:
+async def _change(
+    router: Router,
+    current: Mapping[str, str],
+    wanted: Mapping[str, str],
+    check: Check,
+    options: Callable[[str, Node], Node],
+) -> None:
     """Add the nodes that are new, and remove those that are gone; raise `InvalidSetting` before any change."""
-    added = {name: dsn for name, dsn in wanted.items() if current.get(name) != dsn}
+    added = {name: options(name, Node(dsn)) for name, dsn in wanted.items() if current.get(name) != dsn}
     removed = [name for name in current if name not in wanted]
     board = router.board
     if (
@@ -161,7 +175,7 @@ async def _change(router: Router, current: Mapping[str, str], wanted: Mapping[st
     changes = [*(f"+{name}" for name in added), *(f"-{name}" for name in removed)]
     _log.info("the nodes change: %s", ", ".join(changes))
     async with asyncio.TaskGroup() as group:
-        for name, dsn in added.items():
-            group.create_task(router.add(name, dsn), name=f"add {name}")
+        for name, node in added.items():
+            group.create_task(router.add(name, node), name=f"add {name}")
         for name in removed:
             group.create_task(router.remove(name), name=f"remove {name}")

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from rocket.dsn import NODE_NAME, NODE_NAME_RULE, Node, parse_dsn
+from rocket.dsn import NODE_NAME, NODE_NAME_RULE, Node, as_listed, parse_dsn
 from rocket.errors import InvalidSetting, RocketError, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from rocket import Router
 
@@ -196,17 +196,20 @@ class Topology:
     """Keeps a router's nodes in line with Patroni's members, and vetoes a primary that Patroni does not name.
 
     `dsn_template` is the DSN of a member's database with `{host}` and `{port}` in it (else `ValueError`).
-    `nodes` is what `find` has returned elsewhere, in a parent process for example. `follow` asks every `poll_s`
-    seconds, and at once when a node is lost, but at least `min_pause_s` after the answer before. A member that has
-    been missing for `grace_s` seconds is removed: when a store comes back, its members appear one by one.
+    `nodes` is what `find` has returned elsewhere, in a parent process for example. `options` is called with each
+    member's name and node, when that is found or has changed, and returns the node that the router gets: with a
+    password, a zone and so on. `follow` asks every `poll_s` seconds, and at once when a node is lost, but at least
+    `min_pause_s` after the answer before. A member that has been missing for `grace_s` seconds is removed: when a
+    store comes back, its members appear one by one.
     """
 
     def __init__(
         self,
         client: Client,
         dsn_template: str,
-        nodes: Mapping[str, str] | None = None,
+        nodes: Mapping[str, str | Node] | None = None,
         *,
+        options: Callable[[str, Node], Node] = as_listed,
         poll_s: float = 1.0,
         min_pause_s: float = 0.2,
         grace_s: float = 60.0,
@@ -219,7 +222,9 @@ class Topology:
         self._poll_s = poll_s
         self._min_pause_s = min_pause_s
         self._grace_s = grace_s
-        self._known = {name: Node(dsn) for name, dsn in (nodes or {}).items()}
+        self._options = options
+        self._known = {name: Node(Node.of(node).dsn) for name, node in (nodes or {}).items()}
+        """The nodes as they were listed, without `options`, which need not give equal ones twice."""
         self._missing_since: dict[str, float] = {}
         self._leader: str | None = None
         self._unavailable = nodes is not None and not nodes
@@ -228,8 +233,8 @@ class Topology:
         """The members whose names were reported as unusable."""
         self._node_lost = asyncio.Event()
 
-    async def find(self) -> dict[str, str]:
-        """Return the DSNs of the members by name; none, with a warning, while Patroni does not answer.
+    async def find(self) -> dict[str, Node]:
+        """Return the members by name, with their options; none, with a warning, while Patroni does not answer.
 
         Raise `InvalidSetting` if waiting cannot help: Patroni is not at any address, no member has an address, or
         a token cannot hold the leader's name.
@@ -246,8 +251,8 @@ class Topology:
             raise InvalidSetting(f"Patroni's leader is {listing.leader!r}: its name has to be {NODE_NAME_RULE}")
         if not listing.members:
             raise InvalidSetting("Patroni lists no member that has an address")
-        self._known = {name: Node(node.dsn) for name, node in self._nodes_in(listing).items()}
-        return {name: node.dsn for name, node in self._known.items()}
+        self._known = self._nodes_in(listing)
+        return {name: self._options(name, node) for name, node in self._known.items()}
 
     async def may_be_primary(self, name: str) -> bool:
         """Return False if Patroni names another primary, or none; True while it does not answer.
@@ -351,7 +356,7 @@ class Topology:
             if node != (before := self._known.get(name)):
                 change = "is new" if before is None else "has moved" if before.dsn != node.dsn else "stays"
                 _log.info("%s %s%s", name, change, "" if node.weight else ", and takes no reads")
-                await router.add(name, node)
+                await router.add(name, self._options(name, node))
                 self._known[name] = node
 
     async def _remove(self, router: Router, wanted: Mapping[str, Node], now: float) -> None:

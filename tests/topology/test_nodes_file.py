@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
-from rocket import Lsn, Reason, Role, Router
+from rocket import Lsn, Node, Reason, Role, Router
 from rocket.consistency import Epoch, SessionToken
 from rocket.errors import InvalidSetting
+from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
 from rocket.topology.nodes_file import check_usable, follow, read_nodes
 from tests.support.pages import run_example
@@ -163,7 +165,7 @@ async def test_new_nodes_are_checked_as_the_caller_wants_it(
     router, _ = followed
     checked: list[str] = []
 
-    async def refuse(nodes: Mapping[str, str]) -> None:
+    async def refuse(nodes: Mapping[str, str | Node]) -> None:
         checked.extend(nodes)
         raise InvalidSetting("they lack a table of mine")
 
@@ -234,6 +236,42 @@ async def test_missing_tables_are_named_with_what_makes_them(cluster: LocalClust
         match=r"^primary has no table epochs: `python -m rocket schema` prints",
     ):
         await check_usable({"primary": cluster.primary.dsn("postgres")})
+
+
+async def test_what_the_file_lists_gets_options(
+    cluster: LocalCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A password by a function, say: asked for in the check, and by the router for each connection."""
+    asked: list[str] = []
+
+    def options(name: str, node: Node) -> Node:
+        if name == "replica1":
+            raise InvalidSetting("replica1 has no password")
+
+        def password() -> str:
+            asked.append(name)
+            return cluster.password()
+
+        return dataclasses.replace(node, password=password)
+
+    by_tcp = {
+        name: f"postgresql://postgres@127.0.0.1:{node.port}/{DATABASE}" for name, node in cluster.nodes.items()
+    }
+    file = tmp_path / "nodes"
+    write_nodes(file, {"primary": by_tcp["primary"]})
+    nodes = {name: options(name, Node(dsn)) for name, dsn in read_nodes(file).items()}
+    async with (
+        await Router.open(nodes, observer_interval_s=0.05) as router,
+        background(follow(file, nodes, router, options=options, poll_s=POLL_S), "nodes file"),
+    ):
+        write_nodes(file, by_tcp)  # of which one cannot be had
+        await until(lambda: "the nodes stay as they are: replica1 has no password" in caplog.messages)
+        assert {"primary"} == known(router)
+        write_nodes(file, {name: by_tcp[name] for name in ("primary", "replica0")})
+        await until(lambda: len(router.board.replicas) == 1 and router.board.primary is not None)
+        answer = await router.read(lambda node: node.fetchval("SELECT current_user::text"), subject="options")
+    assert ("replica0", "postgres") == (answer.node, answer.value)
+    assert {"primary", "replica0"} == set(asked)
 
 
 async def test_the_page_shows_how_a_service_follows_a_file(cluster: LocalCluster, tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import pytest_asyncio
 
-from rocket import Router
+from rocket import Node, Router
 from rocket.errors import InvalidSetting
 from rocket.lab.app import DATABASE
 from rocket.lab.shutdown import background
@@ -129,6 +131,35 @@ async def test_members_that_come_are_read_from(
     await topology.update(router)
 
     await until(lambda: replicas(router) == {"replica0", "replica1"})
+
+
+async def test_members_get_options(cluster: LocalCluster, patroni: FakePatroni, url: str) -> None:
+    """Those that are found at the start, and those that come; each once, though no two passwords are equal."""
+    given: list[str] = []
+
+    def options(name: str, node: Node) -> Node:
+        given.append(name)
+        return dataclasses.replace(node, password=functools.partial(cluster.password), zone="here")
+
+    patroni.members = listed(cluster, "primary", "replica0") + listed(cluster, "replica1", noloadbalance=True)
+    patroni.members[0]["role"] = "leader"
+    async with RestClient([url]) as client:
+        dsn = template(cluster).partition("?")[0]
+        topology = Topology(client, dsn, options=options)
+        found = await topology.find()
+        assert {"primary": 1.0, "replica0": 1.0, "replica1": 0.0} == {
+            name: node.weight for name, node in found.items()
+        }
+        assert {"here"} == {node.zone for node in found.values()}
+        async with await Router.open(found, observer_interval_s=0.02) as router:
+            await topology.update(router)
+            assert ["primary", "replica0", "replica1"] == given
+            await until(lambda: has_primary(router) and replicas(router) == {"replica0"})
+            patroni.members = listed(cluster, "primary", "replica0", "replica1")
+            patroni.members[0]["role"] = "leader"
+            await topology.update(router)
+            await until(lambda: replicas(router) == {"replica0", "replica1"})
+    assert ["primary", "replica0", "replica1", "replica1"] == given
 
 
 async def test_a_member_that_takes_no_reads_is_not_read_from(

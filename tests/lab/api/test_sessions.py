@@ -608,7 +608,6 @@ class TestRefusal:
         unwritten = await read(client, "unwritten@example.com", "/rides")
         assert unwritten.status == HTTPStatus.UNAUTHORIZED
 
-    @pytest.mark.parametrize(("method", "path", "body"), REQUESTS)
     @pytest.mark.parametrize(
         "text",
         [
@@ -620,11 +619,10 @@ class TestRefusal:
             "1~1-aaaaaaaaaa~0/1~0/1;1~1-aaaaaaaaaa~0/1~0/1", "1~1-aaaaaaaaaa~0/1~0/1~'; DROP TABLE rides; --~1",
         ],
     )  # fmt: skip
-    async def test_malformed_tokens(
-        self, *, client: Client, user: str, text: str, method: str, path: str, body: object
-    ) -> None:
+    async def test_malformed_tokens(self, *, client: Client, user: str, text: str) -> None:
         """What is not in a token's form is a 400 on each path, and writes nothing."""
-        assert await said(await ask(client, method, path, user, text, body=body)) == INVALID
+        for method, path, body in REQUESTS:
+            assert await said(await ask(client, method, path, user, text, body=body)) == INVALID, path
         await self.nothing_is_written(client, user)
 
     @pytest.mark.parametrize("observed", [True, False])

@@ -99,6 +99,7 @@ async def text_of(url: str) -> str:
         return await answer.text()
 
 
+@pytest.mark.long
 async def test_a_switchover_is_followed_and_no_read_is_stale(patroni: PatroniCluster) -> None:
     """Reads with a token go on meanwhile, on replicas that take reads; writes go on with the new leader."""
     before = await patroni.leader()
