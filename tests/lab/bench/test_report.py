@@ -64,6 +64,34 @@ def test_a_figure_is_compared_with_its_target_as_precisely_as_it_is_shown(what: 
     assert met is found(FIGURES, what).met
 
 
+def test_global_reads_are_compared_with_session_reads_of_the_same_round() -> None:
+    """And what they miss is stale; what others miss is not."""
+    rows = [
+        Row(number, measure, variant, {
+            "reads_per_s": 100 * number * factor, "p50_ms": number / factor, "replica_share_percent": 99.0,
+            "primary_statements_per_read": 0.04, missing: count, "failed_requests": 0,
+        })
+        for number in (1, 2)
+        for measure in ("global-reads", "global-reads-while-writing", "global-reads-alone")
+        for variant, factor, missing, count in (
+            ("never-stale", 1.0, "missed_reads", 5), ("global", 0.95, "stale_reads", 0),
+        )
+    ]  # fmt: skip
+    figures = Figures(rows)
+
+    assert found(figures, "reads/s, global reads ÷ session").met
+    assert found(figures, "global reads, by replicas").met
+    assert found(figures, "global reads while others write, statements on the primary").met
+    assert found(figures, "p50 of a global read, minus").met
+    assert found(figures, "p50 of a global read alone").met
+    assert 0 == stale_reads(figures)
+    figures.add(Row(3, "global-reads", "global", {"stale_reads": 1, "primary_statements_per_read": 0.5}))
+    assert 1 == stale_reads(figures)
+    slow = Row(3, "global-reads-alone", "global", {"p50_ms": 4.0})
+    same = Row(3, "global-reads-alone", "never-stale", {"p50_ms": 1.0})
+    assert not found(Figures([slow, same]), "p50 of a global read alone").met
+
+
 def test_what_was_not_measured_has_no_finding() -> None:
     """Nor has a run that was interrupted in its first round."""
     assert {"reads/s, never-stale ÷ random", "p99 of a read, never-stale ÷ random"} <= {
