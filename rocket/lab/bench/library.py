@@ -154,6 +154,11 @@ class _Reads:
         seconds, cpu_s = time.monotonic() - began, time.process_time() - cpu_s
         questions = self._router.flush_questions - questions
         reads, took_s = max(1, len(took_s)), sorted(took_s) or [0.0]
+        further: dict[str, float] = {}
+        if job.writes_per_s:
+            further["writes_beside_per_s"] = count["written"] / seconds
+        if job.readers == 1:
+            further["p50_statements"] = percentile(took_s, 50) * _MS / statement_ms
         return {
             "reads_per_s": reads / seconds,
             "p50_ms": percentile(took_s, 50) * _MS,
@@ -165,7 +170,8 @@ class _Reads:
             "statement_ms": statement_ms,
             "missed": count["missed"],
             "failed_requests": count["failed"],
-        } | ({"writes_beside_per_s": count["written"] / seconds} if job.writes_per_s else {})
+            **further,
+        }
 
     async def _statement_ms(self) -> float:
         """Return how long a statement on the primary takes: the median of some, one after the other."""

@@ -78,6 +78,8 @@ async def test_global_reads_are_measured_beside_those_of_sessions(kept_dir: Path
         assert {"global": 0} == by_variant(data, measure, "stale_reads")
         assert {"any", "never-stale"} == by_variant(data, measure, "missed_reads").keys()
         assert min(by_variant(data, measure, "reads_per_s").values()) > 0
+    alone = by_variant(data, "global-reads-alone", "p50_statements")
+    assert 0 < alone["never-stale"] < alone["global"]
     assert "global reads while others write, by replicas" in output
     assert_nothing_left(kept_dir)
 

@@ -69,6 +69,7 @@ def test_global_reads_are_compared_with_session_reads_of_the_same_round() -> Non
     rows = [
         Row(number, measure, variant, {
             "reads_per_s": 100 * number * factor, "p50_ms": number / factor, "replica_share_percent": 99.0,
+            "p50_statements": 3.0 / factor,
             "primary_statements_per_read": 0.04, missing: count, "failed_requests": 0,
         })
         for number in (1, 2)
@@ -87,9 +88,10 @@ def test_global_reads_are_compared_with_session_reads_of_the_same_round() -> Non
     assert 0 == stale_reads(figures)
     figures.add(Row(3, "global-reads", "global", {"stale_reads": 1, "primary_statements_per_read": 0.5}))
     assert 1 == stale_reads(figures)
-    slow = Row(3, "global-reads-alone", "global", {"p50_ms": 4.0})
-    same = Row(3, "global-reads-alone", "never-stale", {"p50_ms": 1.0})
-    assert not found(Figures([slow, same]), "p50 of a global read alone").met
+    session = Row(3, "global-reads-alone", "never-stale", {"p50_statements": 3.0})
+    for statements, met in ((5.0, True), (5.1, False)):
+        alone = Row(3, "global-reads-alone", "global", {"p50_statements": statements})
+        assert met is found(Figures([alone, session]), "p50 of a global read alone").met
 
 
 def test_what_was_not_measured_has_no_finding() -> None:
