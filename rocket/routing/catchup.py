@@ -46,14 +46,15 @@ class CatchUp:
     ) -> FoundT | None:
         """Have these replicas polled until `find` finds something; return it, or None after `timeout_s`.
 
-        `may_find` says at less cost, for each new status, whether it is worth the attempt.
+        `may_find` says at less cost, now and for each new status, whether it is worth the attempt.
         """
         with self._wanting(names):
             try:
                 with Timeout(timeout_s):
-                    while (found := find()) is None:
+                    while True:
+                        if (may_find is None or may_find()) and (found := find()) is not None:
+                            return found
                         await self._new_status(may_find)
-                    return found
             except TimeoutError:
                 return None
 

@@ -46,7 +46,7 @@ async def test_a_short_run_shows_what_the_guarantee_costs(kept_dir: Path) -> Non
 
     queries = by_variant(data, "queries", "primary_queries_per_read")
     assert queries["never-stale"] == pytest.approx(0, abs=0.1)
-    assert queries["never-stale-no-token"] == pytest.approx(1, abs=0.1)
+    assert 0 < queries["never-stale-no-token"] < 0.7  # a question serves several
     assert round(queries["article"], 1) >= 2
     shares = by_variant(data, "read-after-write", "replica_share_percent")
     assert shares["never-stale"] > shares["article"]

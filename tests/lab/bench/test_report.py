@@ -39,7 +39,7 @@ FIGURES = Figures(
         reads(2, "never-stale", 1800),
         reads(2, "never-stale-no-token", 900),
         Row(1, "queries", "never-stale", {"primary_queries_per_read": -0.0004}),
-        Row(1, "queries", "never-stale-no-token", {"primary_queries_per_read": 1.004}),
+        Row(1, "queries", "never-stale-no-token", {"primary_queries_per_read": 0.504}),
     ]
 )
 
@@ -60,7 +60,7 @@ def found(figures: Figures, what: str) -> Finding:
     ],
 )
 def test_a_figure_is_compared_with_its_target_as_precisely_as_it_is_shown(what: str, met: bool) -> None:
-    """0.93 is below 0.95; 1.004 transactions are one."""
+    """0.93 is below 0.95; 0.504 transactions are a half."""
     assert met is found(FIGURES, what).met
 
 
