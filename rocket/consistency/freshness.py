@@ -33,7 +33,8 @@ class Freshness:
     def within(seconds: float) -> Freshness:
         """Return what asks for all that was committed `seconds` before the read began, and all that it has seen.
 
-        What the session has *written* since may be missing. Raise `ValueError` for what is no positive number.
+        What the session has *written* since may be missing, and what its writes have shown. Raise `ValueError` for
+        what is no positive number.
         """
         if not (0 < seconds < math.inf):
             raise ValueError(f"a read must be fresh within some seconds, not {seconds!r}")

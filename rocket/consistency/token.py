@@ -177,6 +177,8 @@ def merged(tokens: Tokens) -> tuple[SessionToken, ...]:
     given = tuple(tokens)
     if len(given) < 2:  # noqa: PLR2004 - nothing to merge
         return given
+    if len(given) == 2 and given[0].epoch == given[1].epoch:  # noqa: PLR2004 - two of one epoch, as most are
+        return (given[0].merged_with(given[1]),)
     latest: SessionToken | None = None
     others: list[SessionToken] = []
     for token in sorted(given, key=lambda token: (rank_of(token.epoch), token.epoch), reverse=True):

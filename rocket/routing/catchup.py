@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter, defaultdict
 from contextvars import Context
 from typing import TYPE_CHECKING, TypeVar
 
+from rocket.routing.limits import Timeout
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 
     from rocket.consistency import SessionToken
 
@@ -20,6 +23,8 @@ FoundT = TypeVar("FoundT")
 
 _POLL_S = 0.001
 """Between two status queries to a replica that reads wait for; there is never more than one under way."""
+_LONGEST_PAUSE_S = 0.002
+"""Between two questions to the primary: less than a read may gain by going to a replica that is there."""
 
 
 class CatchUp:
@@ -28,22 +33,38 @@ class CatchUp:
     def __init__(self) -> None:
         self._wanted: Counter[str] = Counter()
         self._calls: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        self._news = asyncio.Event()
+        self._waiters: dict[asyncio.Future[None], Callable[[], bool] | None] = {}
         self.waiting = 0
         """How many reads wait."""
 
     async def until(
-        self, names: Collection[str], find: Callable[[], FoundT | None], timeout_s: float
+        self,
+        names: Collection[str],
+        find: Callable[[], FoundT | None],
+        timeout_s: float,
+        may_find: Callable[[], bool] | None = None,
     ) -> FoundT | None:
-        """Have these replicas polled until `find` finds something; return it, or None after `timeout_s`."""
+        """Have these replicas polled until `find` finds something; return it, or None after `timeout_s`.
+
+        `may_find` says at less cost, now and for each new status, whether it is worth the attempt.
+        """
         with self._wanting(names):
             try:
-                async with asyncio.timeout(timeout_s):
-                    while (found := find()) is None:
-                        await self._news.wait()
-                    return found
+                with Timeout(timeout_s):
+                    while True:
+                        if (may_find is None or may_find()) and (found := find()) is not None:
+                            return found
+                        await self._new_status(may_find)
             except TimeoutError:
                 return None
+
+    async def _new_status(self, may_find: Callable[[], bool] | None) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = may_find
+        try:
+            await waiter
+        finally:
+            self._waiters.pop(waiter, None)
 
     @contextlib.contextmanager
     def _wanting(self, names: Collection[str]) -> Iterator[None]:
@@ -63,9 +84,10 @@ class CatchUp:
     # --- the observer's side ---
 
     def announce(self) -> None:
-        """Wake all waiting reads: there is a new status."""
-        self._news.set()
-        self._news = asyncio.Event()
+        """Wake the waiting reads that a new status may be enough for."""
+        for waiter, may_find in self._waiters.items():
+            if not waiter.done() and (may_find is None or may_find()):
+                waiter.set_result(None)
 
     async def pause(self, name: str, interval_s: float) -> None:
         """Sleep until the next status query to a replica is due: an interval, or hardly any time if reads wait."""
@@ -82,13 +104,18 @@ class FlushQuestion:
 
     What it has flushed, asked after a read began, covers all that anybody was told is committed by then, and one
     answer serves all reads that began before the question: Raft's ReadIndex (Ongaro's thesis, section 6.4). So at
-    most one is under way, and who comes meanwhile gets the answer of the next.
+    most one is under way, and who comes meanwhile gets the answer of the next. Where some have come meanwhile, the
+    next begins after a pause as long as the last one took, and serves those who come in the pause as well: a lone
+    read never waits for that, and many at a time ask half as often.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[SessionToken]]) -> None:
+    def __init__(
+        self, ask: Callable[[], Awaitable[SessionToken]], longest_pause_s: float = _LONGEST_PAUSE_S
+    ) -> None:
         self._ask = ask
+        self._longest_pause_s = longest_pause_s
         self._asking: asyncio.Task[None] | None = None
-        self._next: asyncio.Future[SessionToken] | None = None
+        self._waiting: list[asyncio.Future[SessionToken]] = []
         self.asked = 0
         """How many questions there were."""
 
@@ -97,30 +124,41 @@ class FlushQuestion:
 
         Raise what asking raises. A caller that is cancelled takes the answer from no other.
         """
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[SessionToken] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
         if self._asking is None:
             # In a context of its own: it holds no place of the read that comes first.
             asking = self._ask_while_wanted()
             self._asking = asyncio.create_task(asking, name="ask for the flush LSN", context=Context())
-        return await asyncio.shield(self._next)
+        return await waiter
 
     async def _ask_while_wanted(self) -> None:
-        answered: asyncio.Future[SessionToken] | None = None
+        answered: list[asyncio.Future[SessionToken]] = []
         try:
-            while (answered := self._next) is not None:
-                self._next = None
+            while self._waiting:
+                answered, self._waiting = self._waiting, []
                 self.asked += 1
-                try:
-                    answered.set_result(await self._ask())
-                except Exception as error:  # noqa: BLE001 - those who have asked raise it
-                    answered.set_exception(error)
-                    answered.exception()  # if none is left, it need not be reported as never retrieved
+                began = time.monotonic()
+                await self._answer(answered)
+                if self._waiting:
+                    await asyncio.sleep(min(time.monotonic() - began, self._longest_pause_s))
         finally:
             self._asking = None
-            for unanswered in (answered, self._next):
-                if unanswered is not None:
-                    unanswered.cancel()
+            for unanswered in (*answered, *self._waiting):
+                unanswered.cancel()
+            self._waiting = []
+
+    async def _answer(self, waiters: Sequence[asyncio.Future[SessionToken]]) -> None:
+        try:
+            token = await self._ask()
+        except Exception as error:  # noqa: BLE001 - those who have asked raise it
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_exception(error)
+        else:
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(token)
 
     async def close(self) -> None:
         """End the question that is under way: those who wait for it are cancelled."""

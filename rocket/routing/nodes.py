@@ -264,9 +264,11 @@ class Nodes:
 
     @contextlib.asynccontextmanager
     async def primary(
-        self, within_s: float | None = None, *, read_only: bool = False
+        self, within_s: float | None = None, *, read_only: bool | None = False
     ) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
         """Lend a connection to the primary, of its current epoch, with its status; else raise `NotAsObserved`.
+
+        Its transactions are `read_only`, or not, or for None as they happen to be.
 
         Behind a pooler it is lent inside a transaction, which may write in any case. Raise `Unavailable` where no
         current primary is known.
@@ -279,7 +281,7 @@ class Nodes:
 
     @contextlib.asynccontextmanager
     async def primary_for_write(
-        self, within_s: float | None = None, *, read_only: bool = False
+        self, within_s: float | None = None, *, read_only: bool | None = False
     ) -> AsyncIterator[tuple[Connection, PrimaryStatus]]:
         """Do the same outside of any transaction: behind a pooler, `in_epoch` has to prove the server in each."""
         primary = self.current_primary()
@@ -296,8 +298,8 @@ class Nodes:
                 self._note_other(primary.name, opened)
                 discard(connection)  # whether it still has all that it had is for the observer to find out
                 raise NotAsObserved("the primary was restarted, and has not been observed since")
-            if opened.direct:
-                await self.answered_first(opened, opened.set_read_only(read_only))
+            if opened.direct and read_only not in {None, opened.read_only}:
+                await self.answered_first(opened, opened.set_read_only(bool(read_only)))
             yield connection, primary
 
     async def answered_first(self, connection: Connection, statement: Awaitable[None]) -> None:

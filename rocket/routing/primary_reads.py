@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import time
@@ -21,11 +20,11 @@ from rocket.routing.failures import (
     may_pass,
     speaks_against_node,
 )
-from rocket.routing.limits import CapacityLimiter, TooManyWaiting, commit_waits
+from rocket.routing.limits import CapacityLimiter, Timeout, TooManyWaiting, commit_waits
+from rocket.routing.nodes import in_epoch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
 
     from rocket.consistency import Epoch, PrimaryStatus, Reason
     from rocket.routing.commits import Commits
@@ -118,13 +117,18 @@ class PrimaryReads:
     async def all_committed(self) -> SessionToken:
         """Return a token that covers all that anybody was told is committed by now."""
 
-        async def ask(primary: Connection, status: PrimaryStatus) -> SessionToken:
-            bound = await ask_bound(primary)
-            unwrap(primary).left_clean = True
-            return SessionToken(status.epoch, Lsn(0), bound.on_primary(status.epoch))
+        async def once() -> SessionToken:
+            async with (
+                self._nodes.primary_for_write(self._limits.read_s, read_only=None) as (primary, status),
+                in_epoch(primary, status.epoch),
+            ):
+                bound = await ask_bound(primary)
+                unwrap(primary).left_clean = True
+                token = SessionToken(status.epoch, Lsn(0), bound.on_primary(status.epoch))
+            self._nodes.check_still_current(status.epoch)
+            return token
 
-        route = Route(time.monotonic() + self._limits.read_s, (), self._nodes.policy)
-        return await self._ask(ask, route, is_limited=False)
+        return await self._in_time(once, self._limits.read_s)
 
     async def _ask(
         self,
@@ -133,28 +137,23 @@ class PrimaryReads:
         *,
         read_only: bool = False,
         first: Callable[[Connection], Awaitable[None]] | None = None,
-        is_limited: bool = True,
     ) -> ResultT:
         """Ask the primary something; raise `Unavailable` if it does not answer by the read's deadline.
 
-        `first` waits for commits, on the same connection; not many do that at a time. What `is_limited` takes one
-        of the places that reads on the primary have.
+        `first` waits for commits, on the same connection; not many do that at a time.
         """
-        places = self._places if is_limited else contextlib.nullcontext()
+        once = functools.partial(self._ask_once, ask, route, read_only, first)
+        return await self._in_time(once, route.deadline - time.monotonic())
+
+    async def _in_time(self, once: Callable[[], Awaitable[ResultT]], within_s: float) -> ResultT:
+        """Ask the primary something by `once`, and again where that may help; raise `Unavailable`."""
         try:
-            async with asyncio.timeout(route.deadline - time.monotonic()):
-                return await self._ask_in_time(ask, route, read_only, first, places)
+            with Timeout(within_s):
+                return await self._until_answered(once)
         except TimeoutError:
             raise Unavailable(f"no node answered within {self._limits.read_s:g} s") from None
 
-    async def _ask_in_time(
-        self,
-        ask: Callable[[Connection, PrimaryStatus], Awaitable[ResultT]],
-        route: Route,
-        read_only: bool,
-        first: Callable[[Connection], Awaitable[None]] | None,
-        places: AbstractAsyncContextManager[None],
-    ) -> ResultT:
+    async def _until_answered(self, once: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """Try twice, since a connection that a restart has ended shows that only in use.
 
         And a few times with fresh statements: while a schema is migrated, they may be outdated again at once.
@@ -162,7 +161,7 @@ class PrimaryReads:
         failed = outdated = 0
         while True:
             try:
-                return await self._ask_once(ask, route, read_only, first, places)
+                return await once()
             except OwnError as own:
                 if failed or not may_pass(own.error):
                     raise
@@ -184,14 +183,13 @@ class PrimaryReads:
         route: Route,
         read_only: bool,
         first: Callable[[Connection], Awaitable[None]] | None,
-        places: AbstractAsyncContextManager[None],
     ) -> ResultT:
         self._nodes.current_primary()  # before anything is waited for
         lease = self._nodes.primary(route.deadline - time.monotonic(), read_only=read_only)
         wait = contextlib.nullcontext() if first is None else self._commit_waits.unless_nested()
         async with contextlib.AsyncExitStack() as stack:
             async with wait:
-                await stack.enter_async_context(places)
+                await stack.enter_async_context(self._places)
                 connection, status = await stack.enter_async_context(lease)
                 if first is not None:
                     await first(connection)

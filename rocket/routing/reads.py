@@ -288,8 +288,14 @@ class Reads:
         def caught_up() -> ReplicaStatus | None:
             return self._choice(route).status
 
+        least = required.write_floor if required.incarnation is not None else required.highest_floor
+
+        def may_be_caught_up() -> bool:
+            return any(status.vouched_lsn >= least for status in self._board.replicas)
+
         began = route.decided_at
-        status = await self._catch_up.until(names, caught_up, min(policy.max_wait_s, route.deadline - began))
+        max_wait_s = min(policy.max_wait_s, route.deadline - began)
+        status = await self._catch_up.until(names, caught_up, max_wait_s, may_be_caught_up)
         route.waited_s = (route.waited_s or 0.0) + time.monotonic() - began
         return choice if status is None else Choice(status, Reason.RETRIED if route.failed else Reason.WAITED)
 

@@ -182,6 +182,30 @@ class TestTheQuestion:
         assert self.token(3) == await last
         assert 3 == question.asked
 
+    async def test_many_at_a_time_ask_half_as_often(self) -> None:
+        """After a question that others wait for there is a pause, and who comes in it is served with them."""
+        gates = [asyncio.Event() for _ in range(2)]
+        begun: list[float] = []
+
+        async def ask() -> SessionToken:
+            begun.append(time.monotonic())
+            await gates[len(begun) - 1].wait()
+            return self.token(len(begun))
+
+        question = FlushQuestion(ask, longest_pause_s=10.0)
+        first = asyncio.create_task(question.answer())
+        await until(lambda: bool(begun))
+        second = asyncio.create_task(question.answer())
+        await until(lambda: time.monotonic() - begun[0] > 0.1)
+        gates[0].set()
+        await first
+        answered_at = time.monotonic()
+        third = asyncio.create_task(question.answer())
+        gates[1].set()
+        assert [self.token(2)] * 2 == [await second, await third]
+        assert 2 == question.asked
+        assert begun[1] - answered_at > 0.09
+
     async def test_who_is_cancelled_takes_it_from_no_other(self) -> None:
         """Also who came first."""
         gate = asyncio.Event()

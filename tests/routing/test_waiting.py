@@ -89,11 +89,39 @@ async def test_wait_is_bounded(cluster: LocalCluster, patient: Router, email: st
         assert time.monotonic() - began < 1
 
 
+async def test_a_status_that_is_not_enough_costs_a_waiting_read_no_choice() -> None:
+    """There may be thousands a second, and many reads that wait."""
+    catch_up = CatchUp()
+    enough, choices = False, 0
+
+    def choose() -> str | None:
+        nonlocal choices
+        choices += 1
+        return "there" if enough else None
+
+    reads = [asyncio.create_task(catch_up.until(["replica0"], choose, LONG_S, lambda: enough)) for _ in range(3)]
+    await until(lambda: catch_up.waiting == 3)
+    for _ in range(5):
+        catch_up.announce()
+        await asyncio.sleep(0)
+    assert choices == 0
+    reads.pop().cancel()
+    enough = True
+    catch_up.announce()
+    assert ["there"] * 2 == await asyncio.gather(*reads)
+    assert choices == 2
+    assert 0 == catch_up.waiting
+
+
 class NoWaiting(CatchUp):
     """Refuses to wait."""
 
     async def until(
-        self, names: Collection[str], _find: Callable[[], FoundT | None], _timeout_s: float
+        self,
+        names: Collection[str],
+        _find: Callable[[], FoundT | None],
+        _timeout_s: float,
+        _may_find: Callable[[], bool] | None = None,
     ) -> FoundT | None:
         """Fail the test."""
         pytest.fail(f"waited for {names}")

@@ -79,6 +79,8 @@ class Job:
     """Each has a connection of its own, and one request in flight."""
     tokens: bool = False
     """Whether sessions send back their latest session token."""
+    freshness: str | None = None
+    """What reads ask to be shown, where that is not what their session has written and seen."""
     seconds: float = 3600.0
     requests: int = 2**62
     per_s: float | None = None
@@ -158,9 +160,11 @@ class _Session:
         self._connection: Connection
         self._host = ""
         self._tokens = False
+        self._freshness: str | None = None
 
-    def begin(self, address: SplitResult, *, tokens: bool) -> None:
+    def begin(self, address: SplitResult, *, tokens: bool, freshness: str | None = None) -> None:
         """Begin a job in the state of a user who has written the first ride and not read it yet."""
+        self._freshness = freshness
         self._connection = Connection(address.hostname or "", address.port or 0)
         self._host = address.netloc
         self._tokens = tokens
@@ -192,6 +196,8 @@ class _Session:
         lines = [f"{method} {path} HTTP/1.1", f"Host: {self._host}", f"Authorization: {self.email}"]
         if self._tokens and self.token is not None:
             lines.append(f"Rocket-Session: {self.token}")
+        if self._freshness is not None and not form:
+            lines.append(f"Rocket-Freshness: {self._freshness}")
         if form:
             lines += [f"Content-Length: {len(form)}", "Content-Type: application/x-www-form-urlencoded"]
         response = await self._connection.send("\r\n".join([*lines, "", form]).encode())
@@ -267,7 +273,7 @@ class Load:
         count, background_count = _Count(job.requests), _Count()
         address = urlsplit(job.url)
         for session in [*foreground, *background]:
-            session.begin(address, tokens=job.tokens)
+            session.begin(address, tokens=job.tokens, freshness=job.freshness)
         cpu_s, began = time.process_time(), time.monotonic()
         until = began + job.seconds
         try:

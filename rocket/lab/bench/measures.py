@@ -27,7 +27,7 @@ OTHER_BUILD = " (other build)"
 WRITERS = "writers"
 """The users who write in the background."""
 SCALE, SOAK = "scale", "soak"
-"""Two measures that compare no variants; see `scale.py` and `Bench.soak`."""
+"""Two measures that compare no variants; see `library.py` and `Bench.soak`."""
 
 _TRANSACTIONS = "primary_transactions"
 _US = 1_000_000
@@ -46,6 +46,8 @@ class Variant:
     """The API's `--routing`; None: the server is not rocket's API."""
     tokens: bool = False
     """Whether clients send back their latest session token."""
+    freshness: str | None = None
+    """What reads ask to be shown; None: what their session has written and seen."""
     flags: tuple[str, ...] = ()
     """Further flags of the API."""
     python: Path | None = None
@@ -68,9 +70,15 @@ NO_INSPECTOR = Variant(
     flags=("--no-inspector",),
 )  # fmt: skip
 
+GLOBAL = Variant(
+    "global", "clients send their token, and ask for all that is committed", "never-stale", tokens=True,
+    freshness="global",
+)  # fmt: skip
+ANY = Variant("any", "clients ask for any node", "never-stale", tokens=True, freshness="any")
+
 VARIANTS = {
     variant.name: variant
-    for variant in (BARE, IDLE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS, NO_INSPECTOR)
+    for variant in (BARE, IDLE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS, NO_INSPECTOR, GLOBAL, ANY)
 }
 
 
@@ -102,6 +110,7 @@ class Turn:
                 users=users_of(self.variant),
                 sessions=self.connections,
                 tokens=self.variant.tokens,
+                freshness=self.variant.freshness,
                 seconds=self.seconds,
                 per_s=per_s,
                 background=background,
@@ -248,25 +257,43 @@ class Measure:
     pace: Pace = Pace.QUICK
 
 
+@dataclass(frozen=True, slots=True)
+class LibraryMeasure:
+    """One measurement of reads that ask for different things, by one router, without an API."""
+
+    name: str
+    what: str
+    readers: int
+    writes_per_s: float = 0.0
+    variants: tuple[Variant, ...] = (ANY, NEVER_STALE, GLOBAL)
+
+
 READS = Measure(
     "reads",
     "closed loop, each session reads its own ride",
-    (BARE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS),
+    (BARE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS, GLOBAL),
     _reads,
 )
 QUERIES = Measure(
     "queries",
     "the primary's transactions per read, by its own count, and the cost of an idle API",
-    (IDLE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS),
+    (IDLE, PRIMARY, RANDOM, ARTICLE, NEVER_STALE, TOKENLESS, GLOBAL),
     _queries,
     Pace.ONCE,
 )
 READS_WHILE_WRITING = Measure(
     "reads-while-writing",
     "the same, while other users write 100 rides a second",
-    (RANDOM, NEVER_STALE),
+    (RANDOM, NEVER_STALE, GLOBAL),
     _reads_while_writing,
 )
+GLOBAL_READS = LibraryMeasure(
+    "global-reads", "the library alone, 64 reads at a time, of what other programs have written", readers=64
+)
+GLOBAL_READS_WHILE_WRITING = LibraryMeasure(
+    "global-reads-while-writing", "the same, while these write 200 rides a second", readers=64, writes_per_s=200.0
+)
+GLOBAL_READS_ALONE = LibraryMeasure("global-reads-alone", "the same, one read at a time, and no writes", readers=1)
 READ_AFTER_WRITE = Measure(
     "read-after-write",
     f"{PAIRS_PER_S:g} rides a second, each read at once; plain: an older ride is read right after another write",
@@ -289,7 +316,8 @@ INSPECTOR = Measure(
     _reads,
 )
 
-MEASURES = {
-    measure.name: measure
-    for measure in (READS, READS_WHILE_WRITING, INSPECTOR, QUERIES, READ_AFTER_WRITE, PAUSED, WRITES)
-}
+_MEASURES: tuple[Measure | LibraryMeasure, ...] = (
+    READS, READS_WHILE_WRITING, GLOBAL_READS, GLOBAL_READS_WHILE_WRITING, GLOBAL_READS_ALONE, INSPECTOR, QUERIES,
+    READ_AFTER_WRITE, PAUSED, WRITES,
+)  # fmt: skip
+MEASURES = {measure.name: measure for measure in _MEASURES}

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 from rocket.lab.bench.figures import Spread, difference, ratio
 from rocket.lab.bench.measures import (
     ARTICLE,
+    GLOBAL,
+    GLOBAL_READS,
+    GLOBAL_READS_ALONE,
+    GLOBAL_READS_WHILE_WRITING,
     IDLE,
     INSPECTOR,
     MAX_WAIT_MS,
@@ -48,6 +52,9 @@ _COLUMNS = {
     "cpu_percent": ("CPU %", 1),
     "replica_share_percent": ("by replicas %", 1),
     "primary_queries_per_read": ("primary queries/read", 2),
+    "primary_statements_per_read": ("primary statements/read", 3),
+    "statement_ms": ("a statement ms", 3),
+    "p50_statements": ("p50 in statements", 2),
     "writes_beside_per_s": ("background writes/s", 0),
     "resident_mib": ("resident MiB", 1),
     "choose_us": ("choose() µs", 2),
@@ -58,7 +65,7 @@ _COLUMNS = {
     "observe_per_replica_us": ("per replica", 1),
 }
 """Heading and decimals of each figure whose median is shown; a table's first figure comes with its extremes."""
-_TOTALS = {"stale_reads": "stale", "failed_requests": "failed"}
+_TOTALS = {"stale_reads": "stale", "missed_reads": "missed", "failed_requests": "failed"}
 _WHAT = {
     **{measure.name: measure.what for measure in MEASURES.values()},
     SCALE: "the decision by itself, and the observer with simulated nodes that answer at once",
@@ -110,6 +117,7 @@ def findings(figures: Figures) -> Iterator[Finding]:
     """Yield a finding for each target that the figures can be compared with."""
     for finding in (
         *_about_reads(figures),
+        *_about_global_reads(figures),
         *_about_reads_after_writes(figures),
         *_about_writes_and_cost(figures),
         *_about_size(figures),
@@ -124,7 +132,7 @@ def stale_reads(figures: Figures) -> int:
         sum(
             figures.total(measure, variant.name, "stale_reads")
             for measure in figures.measures()
-            for variant in (NEVER_STALE, TOKENLESS)
+            for variant in (NEVER_STALE, TOKENLESS, GLOBAL)
         )
     )
 
@@ -151,11 +159,30 @@ def _about_reads(figures: Figures) -> Iterator[Finding | None]:
     yield _finding("reads/s, with an inspector that has no viewer ÷ without one", spread, _AT_LEAST, 0.98)
     for what, variant, relation, target in (
         ("primary queries per read, never-stale with tokens", NEVER_STALE, _AT_MOST, 0.0),
-        ("primary queries per read, never-stale without", TOKENLESS, _AT_MOST, 1.0),
+        ("primary queries per read, never-stale without", TOKENLESS, _AT_MOST, 0.5),
         ("primary queries per read, article", ARTICLE, _AT_LEAST, 2.0),
     ):
         spread = figures.spread(QUERIES.name, variant.name, "primary_queries_per_read")
         yield _finding(what, spread, relation, target, decimals=2)
+
+
+def _about_global_reads(figures: Figures) -> Iterator[Finding | None]:
+    one, session = GLOBAL.name, NEVER_STALE.name
+    for measure, when in ((GLOBAL_READS.name, ""), (GLOBAL_READS_WHILE_WRITING.name, " while others write")):
+        share = figures.spread(measure, one, "replica_share_percent")
+        yield _finding(f"global reads{when}, by replicas", share, _AT_LEAST, 90.0, decimals=1, unit=" %")
+        statements = figures.spread(measure, one, "primary_statements_per_read")
+        yield _finding(f"global reads{when}, statements on the primary a read", statements, _AT_MOST, 0.07)
+        later = figures.compared((measure, one, "p50_ms"), (measure, session, "p50_ms"), difference)
+        yield _finding(
+            f"p50 of a global read{when}, minus a session read's", later, _AT_MOST, 2.0, decimals=2, unit=" ms"
+        )
+        rate = figures.compared((measure, one, "reads_per_s"), (measure, session, "reads_per_s"), ratio)
+        yield _finding(f"reads/s{when}, global reads ÷ session reads", rate, _AT_LEAST, 0.9)
+    alone = GLOBAL_READS_ALONE.name
+    longer = figures.compared((alone, one, "p50_statements"), (alone, session, "p50_statements"), difference)
+    what = "p50 of a global read alone, minus a session read's, in the time of a statement on the primary"
+    yield _finding(what, longer, _AT_MOST, 2.0, decimals=2)
 
 
 def _about_reads_after_writes(figures: Figures) -> Iterator[Finding | None]:

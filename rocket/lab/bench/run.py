@@ -17,6 +17,7 @@ import psutil
 import rocket
 from rocket.lab import logs
 from rocket.lab.bench.figures import Figures, Row
+from rocket.lab.bench.library import reads_process, scale
 from rocket.lab.bench.load import Job, Kind, load_process
 from rocket.lab.bench.measures import (
     BARE,
@@ -26,6 +27,7 @@ from rocket.lab.bench.measures import (
     NEVER_STALE,
     SOAK,
     WRITERS,
+    LibraryMeasure,
     Pace,
     Turn,
     users_of,
@@ -33,7 +35,6 @@ from rocket.lab.bench.measures import (
     with_queries_per_read,
 )
 from rocket.lab.bench.report import as_json, report, stale_reads
-from rocket.lab.bench.scale import scale
 from rocket.lab.bench.settings import load as load_settings
 from rocket.lab.bench.testbed import attached_testbed, own_testbed, reserved_core, serving
 from rocket.lab.shutdown import ShutdownStack, shutdown_on_signals
@@ -41,7 +42,7 @@ from rocket.lab.shutdown import run as run_to_its_end
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rocket.lab.bench.load import LoadProcess
     from rocket.lab.bench.measures import Measure, Variant
@@ -84,9 +85,12 @@ class Bench:
                 await self._register(server, users)
         await self._testbed.wait_for_catchup()
 
-    async def compare(self, measure: Measure, figures: Figures) -> None:
+    async def compare(self, measure: Measure | LibraryMeasure, figures: Figures) -> None:
         """Take a measure of every variant."""
         variants = [each for each in measure.variants if each.name in self._settings.only or each is IDLE]
+        if isinstance(measure, LibraryMeasure):
+            await self._compare_reads(measure, variants, figures)
+            return
         if (python := self._settings.against) is not None:
             variants += [each.of_other_build(python) for each in variants if each not in {IDLE, BARE}]
         if measure.pace is Pace.ONCE:
@@ -109,6 +113,21 @@ class Bench:
                     figures.add(row)
                     _log.info("round %d of %d  %s", number, rounds, _short(row))
                 turns.rotate(-1)  # another variant begins the next round
+
+    async def _compare_reads(self, measure: LibraryMeasure, variants: Sequence[Variant], figures: Figures) -> None:
+        """Take a measure of reads by a single router, which ask for one thing after the other."""
+        rounds, seconds = self._settings.phases(Pace.QUICK)
+        async with reads_process(self._testbed.nodes, self._before_exec) as process:
+            turns = deque(variants)
+            for variant in turns:
+                await process.take(measure, variant, self._settings.warm_up_s)
+            for number in range(1, rounds + 1):
+                for variant in turns:
+                    taken = await process.take(measure, variant, seconds)
+                    row = Row(number, measure.name, variant.name, taken)
+                    figures.add(row)
+                    _log.info("round %d of %d  %s", number, rounds, _short(row))
+                turns.rotate(-1)
 
     async def soak(self, reads: int, figures: Figures) -> None:
         """Have one server answer that many reads, and measure its memory after each tenth of them."""

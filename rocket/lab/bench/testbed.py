@@ -34,7 +34,7 @@ from rocket.lab.subprocesses import SubprocessFailed, child_process
 from rocket.schema import schema_sql
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from rocket.lab.shutdown import Shutdown
     from rocket.lab.subprocesses import Subprocess
@@ -72,6 +72,8 @@ class Testbed:
     port: int
     """The port of one of its nodes."""
     replicas: tuple[str, ...]
+    nodes: Mapping[str, str]
+    """The DSNs of its nodes."""
     postgres_version: str
     _primary: asyncpg.Connection[asyncpg.Record]
     """To another database than the one whose transactions are counted."""
@@ -169,9 +171,9 @@ async def _testbed(run_dir: Path) -> AsyncIterator[Testbed]:
         raise ClusterNotFound("the cluster has ended")
     nodes = await control.ask(run_dir, "status")
     primary = next(node["name"] for node in nodes if node["role"] == "primary")
-    dsn = (await control.ask(run_dir, "addresses"))["nodes"][primary]
+    addresses = (await control.ask(run_dir, "addresses"))["nodes"]
     try:
-        connection = await asyncpg.connect(dsn, database="postgres", timeout=_ANSWER_S)
+        connection = await asyncpg.connect(addresses[primary], database="postgres", timeout=_ANSWER_S)
     except (OSError, asyncpg.PostgresError) as error:
         raise ClusterNotFound(f"the primary does not answer: {describe(error)}") from None
     with contextlib.ExitStack() as stack:
@@ -184,6 +186,7 @@ async def _testbed(run_dir: Path) -> AsyncIterator[Testbed]:
             data_dir=description.data_dir,
             port=next(iter(description.ports.values())),
             replicas=tuple(node["name"] for node in nodes if node["role"] == "replica"),
+            nodes=addresses,
             postgres_version=str(await connection.fetchval(_VERSION)),
             _primary=connection,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from rocket.consistency import Reason
 from rocket.lab.checker.findings import Rule
 from rocket.lab.checker.history import GLOBAL, PROMOTIONS, SETTLED_S, Request, Role
 
@@ -31,7 +32,7 @@ class ExpectedRide:
     notice: int = 0
     """How many notices of a loss the session had been given by then."""
     seen: bool = False
-    """Whether the session has been shown a ride that it wrote."""
+    """Whether a read has shown it; one that may be old may miss what the session wrote, or saw in a write."""
 
     @classmethod
     def of(cls, write: Op, notices: int = 0) -> ExpectedRide:
@@ -84,8 +85,7 @@ class ExpectedRides:
         missing = [self._rides[distance] for _, distance in order if distance not in shown]
         if all_of_them or op.freshness in {None, GLOBAL}:
             return missing
-        # It may miss what the session wrote, until that has been shown.
-        return [ride for ride in missing if ride.write is None or ride.seen]
+        return [ride for ride in missing if ride.seen]
 
 
 class Expectations:
@@ -150,11 +150,12 @@ class Expectations:
             if notices or has_aged:
                 # What is shown by the answer that tells of a loss, or after it, is not what was lost.
                 for present in rides.among(shown):
-                    present.seen = True
+                    present.seen = present.seen or op.reason != Reason.WRITE
                     if present.notice < notices:
                         present.since, present.notice = op.at, notices
             for distance in rides.unexpected(shown):
-                rides.add(ExpectedRide(shown[distance], distance, write=None, since=op.at, notice=notices))
+                seen = op.reason != Reason.WRITE
+                rides.add(ExpectedRide(shown[distance], distance, None, since=op.at, notice=notices, seen=seen))
 
     # --- what others have written ---
 

@@ -203,7 +203,8 @@ def _compare_floors(op: Op, sent: SessionToken, got: SessionToken, findings: Fin
 
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> SessionToken | None:
+    """Return a token, of those of several epochs the latest; None for what is none."""
     try:
-        return SessionToken.parse(text)
+        return max(map(SessionToken.parse, text.split(",")), key=lambda token: token.timeline)
     except ValueError:
         return None

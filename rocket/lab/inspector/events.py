@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from rocket import Lsn
+from rocket import Freshness, Lsn
 from rocket.consistency import Reason, obstacle
 from rocket.errors import describe
 from rocket.lab.api.recorder import Asked
@@ -40,10 +40,11 @@ def read_event(  # noqa: PLR0917 - what it is made of
     route = getattr(record.error, "route", None) if answer is None else answer.route
     checked = routing is Routing.NEVER_STALE
     goes_by_floor = checked or routing is Routing.ARTICLE
-    floor = write_floor = read_floor = None
+    freshness = floor = write_floor = read_floor = None
     candidates: Sequence[Candidate] = ()
     if route is not None:
         candidates = _candidates(route, board, policy, checked=checked)
+        freshness = str(route.freshness) if checked else None
         if goes_by_floor:
             floor = floor_of(route, None if answer is None else answer.node)
         if goes_by_floor and route.tokens:
@@ -57,7 +58,9 @@ def read_event(  # noqa: PLR0917 - what it is made of
         "decided": ms(route.decided_at) if route is not None and route.decided_at else None,
         "role": None if answer is None else answer.role,
         "reason": None if answer is None else answer.reason,
+        "freshness": freshness,
         "floor": _lsn(floor),
+        "floor_from": None if route is None or floor is None else _origin_of_floor(route, routing),
         "write_floor": _lsn(write_floor),
         "read_floor": _lsn(read_floor),
         "candidates": [
@@ -78,6 +81,17 @@ def read_event(  # noqa: PLR0917 - what it is made of
         "rides": None if page is None else len(page.rides),
         "explanation": explain_read(record, routing, floor, candidates),
     }
+
+
+def _origin_of_floor(route: Route, routing: Routing) -> str:
+    """Return where a read's floor came from: the session's `token`, the `user`'s row, or the `primary`.
+
+    The last is what that had flushed when it was asked, after the read had begun; it lies beyond all tokens of the
+    same epoch.
+    """
+    if routing is Routing.ARTICLE:
+        return "user"
+    return "primary" if route.freshness is Freshness.GLOBAL and route.required is not None else "token"
 
 
 def write_event(record: RequestRecord, session: TrackedSession, routing: Routing, ms: Clock) -> Event:

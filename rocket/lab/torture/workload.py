@@ -92,8 +92,6 @@ class Account:
     """The last one that any of its sessions was given."""
     most: int = MOST_RIDES
     """How many writes are begun for it here."""
-    of_all: bool = False
-    """Whether sessions of all client processes have it, those of the library included."""
 
     @property
     def full(self) -> bool:
@@ -143,19 +141,18 @@ class Workload:
         """Run one session after the other."""
         while True:
             account = self._account(sharing=sharing)
-            await Session(self, account, tokens=self._sends_tokens(account)).run()
+            await Session(self, account, tokens=self._sends_tokens()).run()
 
     def flood(self, sessions: int, until: float) -> None:
         """Start this many more sessions, which read as fast as they can; `run` owns their tasks."""
         for number in range(sessions):
             account = self.chance.choice(self._accounts[-self._job.sessions :])
-            session = Session(self, account, tokens=self._sends_tokens(account))
+            session = Session(self, account, tokens=self._sends_tokens())
             session.take_over(account.token)
             self._sessions.create_task(session.read_until(until), name=f"flood {number}")
 
-    def _sends_tokens(self, account: Account) -> bool:
-        """Return whether a new session does: without, the API knows nothing of what the library has written."""
-        return account.of_all or self.chance.random() >= _WITHOUT_TOKEN
+    def _sends_tokens(self) -> bool:
+        return self.chance.random() >= _WITHOUT_TOKEN
 
     @property
     def api(self) -> Api:
@@ -203,7 +200,7 @@ class Workload:
 
     def _account_of_all(self, number: int) -> Account:
         name = f"all.{self._job.zero:.6f}.{number}"  # of this run
-        return Account(f"{name}@torture.example", most=MOST_RIDES // self._job.processes, of_all=True)
+        return Account(f"{name}@torture.example", most=MOST_RIDES // self._job.processes)
 
     def new_account(self) -> Account:
         """Return an account that no session of this run has had."""

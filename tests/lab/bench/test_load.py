@@ -95,6 +95,22 @@ async def test_sessions_send_back_their_latest_token() -> None:
     assert 0 < tally.p50_ms <= tally.p99_ms <= tally.seconds * 1000
 
 
+async def test_reads_say_what_they_ask_for() -> None:
+    """By their header, and only where it is not what their session has written and seen."""
+    asked = []
+
+    async def read(request: web.Request) -> web.Response:
+        asked.append(request.headers.get("Rocket-Freshness"))
+        return web.json_response({"id": 1})
+
+    async with api(read) as url:
+        load = await registered(url)
+        for freshness in ("global", None):
+            await load.run(Job(Kind.READS, url, sessions=1, freshness=freshness, requests=1))
+
+    assert ["global", None] == asked
+
+
 async def test_a_read_without_the_ride_is_stale_and_a_refused_read_has_failed() -> None:
     """Neither is timed, and both are counted."""
     answers = [

@@ -128,6 +128,19 @@ def test_what_a_session_wrote_stays_once_it_was_shown() -> None:
     held(history_of(written, fresh(seen, "any"), late))
 
 
+def test_what_a_write_has_shown_counts_as_written() -> None:
+    """The token does not tell the two apart; a read that may be old may miss both."""
+    others = failed(write("more1", 0.5, 8, 0.8), Outcome.UNKNOWN, 504)
+    in_write = on_primary(page("s1", 2.0, (8, 0.8)), "write")
+    back = read("s1", 4.0, 8, None)
+
+    held(history_of(others, in_write, fresh(back, "within 10s")))
+    verdict = check(history_of(others, in_write, back))
+    assert {Rule.MONOTONIC_READS: 1} == verdict.counts
+    verdict = check(history_of(others, in_write, page("s1", 3.0, (8, 0.8)), fresh(back, "within 10s")))
+    assert {Rule.MONOTONIC_READS: 1} == verdict.counts
+
+
 def test_a_read_within_some_seconds_shows_what_is_older() -> None:
     """Whichever session wrote it; and what is younger it may miss."""
     written, late = write("s1", 1.0, 7, 0.7), fresh(read("other1", 5.0, 7, None), "within 3s")

@@ -164,6 +164,18 @@ def test_a_token_given_to_a_client_is_well_formed() -> None:
     convicted(history_of(answer), Rule.MALFORMED_TOKEN, answer)
 
 
+def test_tokens_of_several_epochs_count_by_the_latest() -> None:
+    """A session has them after a promotion until a read has shown what is left; each has to be well-formed."""
+    older, later = token("0/9", epoch="9-bbbbbbbb"), token("0/1", epoch="10-aaaaaaaa")
+    both = page("s1", 1.0, got=f"{older},{later}")
+    back = page("s1", 2.0, got=older)
+
+    held(history_of(both))
+    convicted(history_of(both, back), Rule.FLOORS_GO_BACK, both, back)
+    torn = page("s1", 1.0, got=f"{later},1~nonsense")
+    convicted(history_of(torn), Rule.MALFORMED_TOKEN, torn)
+
+
 # --- answers ---
 
 

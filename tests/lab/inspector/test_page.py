@@ -220,6 +220,39 @@ async def test_the_guided_race_is_stale_as_published_and_not_under_never_stale(v
     await visit.until("() => document.querySelector('#card').innerText.includes('Floor')")
 
 
+async def test_the_card_of_a_read_says_what_it_asked_for(visit: Visit) -> None:
+    """And where its floor came from: it waited for an answer of the primary, or has it from its token."""
+    api = visit.address.removesuffix("/inspector")
+    user = {"Authorization": "asks@example.com"}
+    await visit.page.request.post(f"{api}/users", data={"email": "asks@example.com"})
+    written = await visit.page.request.post(f"{api}/rides", data={"distance": 1.5}, headers=user)
+    ride = (await written.json())["id"]
+    for sent, words in (
+        ({"Rocket-Freshness": "global"}, "the primary's flush LSN, asked after it began"),
+        ({"Rocket-Session": written.headers["rocket-session"]}, "from its token"),
+    ):
+        last = await visit.page.evaluate("() => rocketInspector.store.reads.tail")
+        await visit.page.request.get(f"{api}/rides/{ride}", headers=user | sent)
+        await visit.until(
+            """([ride, from]) => {
+                const { store, jump } = rocketInspector;
+                for (let row = from; row < store.reads.tail; row++) {
+                    const record = store.record(store.reads, row);
+                    if (record?.ride !== ride || record.kind !== "read") continue;
+                    jump({...record, read: record.id});
+                    return true;
+                }
+                return false;
+            }""",
+            [ride, last],
+        )
+        await visit.until("(words) => document.querySelector('#card').innerText.includes(words)", words)
+        asked = sent.get("Rocket-Freshness", "session")
+        shown = await visit.page.locator("#card dl").first.inner_text()
+        assert f"{asked}: " in shown
+        await visit.page.locator("#live").click()
+
+
 async def test_a_scenario_leaves_room_for_what_it_shows(visit: Visit) -> None:
     """Its description appears once, no other one is open, and its progress is shown above the diagram."""
     other = visit.page.locator("#scenario-list summary").last

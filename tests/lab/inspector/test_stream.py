@@ -19,7 +19,7 @@ from rocket.lab.inspector.feed import BATCH_S, CAPACITY
 from rocket.lab.inspector.inspector import Inspector
 from tests.support.inspected import DEADLINE_S, QUICK, viewing
 from tests.support.servers import until
-from tests.support.user import User
+from tests.support.user import TOKEN, User
 
 if TYPE_CHECKING:
     from rocket.lab.comparison import ComparisonRouter
@@ -54,6 +54,32 @@ async def test_a_viewer_receives_a_write_and_the_read_after_it(inspected: Inspec
     assert ("primary", "not-caught-up", True) == (read["node"], read["reason"], read["found"])
     assert write["lsn"] in read["explanation"]
     assert write["done"] <= read["at"] <= read["decided"] <= read["done"]
+
+
+async def test_a_viewer_sees_what_a_read_asked_for_and_where_its_floor_came_from(
+    inspected: Inspected, email: str
+) -> None:
+    """From its token, or from the primary: also where it brings no token, and so asks for everything."""
+    async with viewing(inspected.client) as viewer:
+        user = User(inspected.client, email)
+        await user.join()
+        rides = [await user.write() for _ in range(5)]
+        token = user.token
+        seen = []
+        for ride, freshness in zip(rides, (None, "global", "within 10s", "any", "bare"), strict=True):
+            headers = {"Authorization": email} | ({TOKEN: token} if freshness != "bare" and token else {})
+            headers |= {"Rocket-Freshness": freshness} if freshness not in {None, "bare"} else {}
+            async with inspected.client.get(f"/rides/{ride}", headers=headers) as response:
+                assert response.status in {200, 404}
+            read = await viewer.until("read", ride=ride)
+            seen.append((read["freshness"], read["floor_from"], read["floor"] is None))
+    assert [
+        ("session", "token", False),
+        ("global", "primary", False),
+        ("within 10s", "token", False),
+        ("any", None, True),
+        ("global", "primary", False),
+    ] == seen
 
 
 async def test_a_viewer_that_reconnects_receives_what_it_missed(inspected: Inspected) -> None:

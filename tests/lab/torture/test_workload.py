@@ -160,7 +160,7 @@ async def test_sessions_of_several_processes_share_a_user(
     )
     for user in shared:
         assert sum(op.user == user and op.request is Request.WRITE for op in ops) <= MOST_RIDES
-    assert all(op.tokens for op in ops if op.user in shared)
+    assert {True, False} == {op.tokens for op in ops if op.user in shared}
     recorded_run = read_history(path)
     of_them = tuple(op for op in recorded_run.ops if op.user in shared)
     assert not check(structs.replace(recorded_run, ops=of_them)).counts

@@ -127,6 +127,7 @@ export class Card {
       ["routing", record.routing],
       ["status", failed || record.status !== 200 ? record.status : null],
       ["error", record.error],
+      ["asked for", asked(record)],
       ["floor", floors(record)],
       ["replayed", replayed(record)],
       ["found", record.found === null || record.found === undefined ? null : record.found ? "yes" : "no"],
@@ -169,8 +170,18 @@ function sessionOf(record) {
   return record.session === `user ${record.subject}` ? ["user", record.subject] : ["session", `${record.session} (${record.subject})`];
 }
 
+/** What a read asked to be shown. */
+function asked(record) {
+  const { freshness } = record;
+  if (!freshness) return null;
+  const words = { session: "what its session has written and seen", global: "all that was committed when it began", any: "any node" };
+  return `${freshness}: ${words[freshness] ?? "nothing older"}`;
+}
+
+const ORIGINS = { token: "from its token", user: "from the user's row on the primary", primary: "the primary's flush LSN, asked after it began" };
+
 function floors(record) {
-  if (record.floor) return record.floor;
+  if (record.floor) return `${record.floor}, ${ORIGINS[record.floor_from]}`;
   return record.write_floor ? `${record.write_floor} (ignored under ${record.routing})` : null;
 }
 
