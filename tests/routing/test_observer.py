@@ -340,7 +340,7 @@ async def test_an_observer_that_begins_under_a_lock_says_who_holds_it(cluster: L
         async with asyncio.timeout(30), other.transaction():
             await other.execute("LOCK TABLE epochs IN ACCESS EXCLUSIVE MODE")
             await observer.run_once()
-            says = f"the table epochs is locked, by process {other.get_server_pid()} there"
+            says = f"a table of rocket's is locked, by process {other.get_server_pid()} there"
             assert says in str(observer.failures()["primary"])
         await observer.run_once()
         assert {} == observer.failures()
