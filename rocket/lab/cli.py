@@ -312,7 +312,7 @@ async def _until_replayed(router: Router, lsn: Lsn, within_s: float) -> None:
                 await changed.wait()
                 changed.clear()
     except TimeoutError:
-        late = _how_far(router, (), lsn)
+        late = _how_far(router, sorted(replica.name for replica in router.board.replicas), lsn)
         raise TimeoutError(f"covered {lsn}, and not replayed everywhere in time: {late}") from None
 
 

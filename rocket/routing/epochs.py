@@ -145,11 +145,14 @@ class Resolved:
     """The worst of what they may have lost."""
 
 
-async def read_primary_state(primary: Connection) -> PrimaryState:
-    """Return a primary's epoch, and name it if it has none yet; raise asyncpg's errors on a replica."""
+async def read_primary_state(primary: Connection, timeout_s: float | None = None) -> PrimaryState:
+    """Return a primary's epoch, and name it if it has none yet; raise asyncpg's errors on a replica.
+
+    And `TimeoutError` if it does not answer in time.
+    """
     named = False
     while True:
-        row = await primary.fetchrow(_PRIMARY_STATE)
+        row = await primary.fetchrow(_PRIMARY_STATE, timeout=timeout_s)
         assert row is not None  # noqa: S101 - it has no WHERE
         if row["epoch"] is not None:
             return PrimaryState(

@@ -368,7 +368,7 @@ class NodeWatch:
         else:
             try:
                 async with _in_one_piece(connection, read_only=False):
-                    state = await read_primary_state(connection)
+                    state = await read_primary_state(connection, _ANSWER_TIMEOUT_S)
             except TimeoutError:
                 if not connection.direct:
                     raise
