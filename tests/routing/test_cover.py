@@ -88,6 +88,14 @@ async def read(router: Router, token: SessionToken, freshness: Freshness = Fresh
     return await router.read(columns, subject=None, token=token, freshness=freshness)
 
 
+async def until_a_replica_serves(router: Router, token: SessionToken) -> None:
+    """Read until a replica has caught up: no answer before is stale either."""
+    async with asyncio.timeout(30):
+        while Role.PRIMARY is (answer := await read(router, token)).role:
+            assert 2 == answer.value
+    assert 2 == answer.value
+
+
 async def add_column(other: asyncpg.Connection[Any]) -> None:
     """Migrate."""
     await other.execute("ALTER TABLE covered ADD COLUMN more int")
@@ -111,9 +119,7 @@ async def test_readers_of_other_routers_see_what_was_committed(
             within = await read(router, old, Freshness.within(3600))
             assert 2 == within.value
             assert 1 == (await read(router, old, Freshness.ANY)).value
-        await until(lambda: all(status.replay_lsn >= lsn for status in router.board.replicas))
-        after = await read(router, old)
-        assert (2, Role.REPLICA) == (after.value, after.role)
+        await until_a_replica_serves(router, old)
 
 
 async def test_a_cover_is_kept_for_routers_that_begin_later(
@@ -225,6 +231,13 @@ async def covering(tmp_path: Path, nodes: dict[str, str], *flags: str) -> tuple[
         return await program.ends(), program.output
 
 
+def the_line(output: str) -> str:
+    """Return the line that says what failed; beside it there are only warnings of the library."""
+    assert "Traceback" not in output
+    (line,) = (line for line in output.splitlines() if line.startswith("rocket: "))
+    return line
+
+
 async def test_the_command_says_how_far_replicas_are(
     cluster: LocalCluster, router: Router, other: asyncpg.Connection[Any], tmp_path: Path
 ) -> None:
@@ -234,27 +247,24 @@ async def test_the_command_says_how_far_replicas_are(
     async with paused(cluster, "replica0"):
         await add_column(other)
         code, output = await covering(tmp_path, nodes)
-        match = re.fullmatch(r"covered (\S+): replica0 is \d+ bytes behind, replica1 has it\n", output)
+        match = re.search(r"^covered (\S+): replica0 is \d+ bytes behind, replica1 has it$", output, re.MULTILINE)
         assert (0, True) == (code, match is not None), output
         assert match is not None
         assert Lsn.parse(match[1]) == router.board.covered_lsn
         assert 2 == (await read(router, old)).value
         code, output = await covering(tmp_path, nodes, "--wait-replicas", "--timeout", "500ms", "--beat", "50ms")
         assert 1 == code
-        assert re.fullmatch(r"rocket: covered .* not replayed everywhere in time: replica0 is .*\n", output), (
-            output
-        )
+        assert "not replayed everywhere in time: replica0 is" in the_line(output)
     code, output = await covering(tmp_path, nodes, "--wait-replicas", "--beat", "50ms")
     assert 0 == code
-    assert re.fullmatch(r"covered \S+: replica0 has it, replica1 has it\n", output), output
+    assert re.search(r"^covered \S+: replica0 has it, replica1 has it$", output, re.MULTILINE), output
 
 
 async def test_the_command_fails_in_a_line(cluster: LocalCluster, tmp_path: Path) -> None:
     """Without a primary, and without any node."""
     replica = dsns(cluster)["replica0"]
     code, output = await covering(tmp_path, {"primary": replica})
-    assert (1, 1) == (code, output.count("\n")), output
-    assert output.startswith("rocket: ")
+    assert (1, "rocket: no current primary is known") == (code, the_line(output))
     code, output = await covering(tmp_path, {})
     assert (2, "rocket: ROCKET_PRIMARY must hold the DSN of the primary\n") == (code, output)
     code, output = await covering(tmp_path, dsns(cluster), "--beat", "never")
@@ -288,5 +298,4 @@ async def test_a_deploy_whose_replicas_are_late(
         assert READS == sum(served.values())
         assert {2} == {seen for seen, _ in served}
         assert served[2, Role.PRIMARY] > 0  # replicas were late, indeed
-    await cluster.wait_for_catchup()
-    assert (2, Role.REPLICA) == ((answer := await read(router, tokens[0])).value, answer.role)
+    await until_a_replica_serves(router, tokens[0])
