@@ -18,7 +18,7 @@ BEGIN
       FROM pg_publication_tables
       JOIN pg_namespace ON nspname = schemaname
       JOIN pg_class AS class ON relname = tablename AND relnamespace = pg_namespace.oid
-     WHERE class.oid = ANY ('{epochs, replica_statuses}'::regclass[]);
+     WHERE class.oid = ANY ('{epochs, covers, replica_statuses}'::regclass[]);
     IF found IS NOT NULL THEN
         RAISE WARNING 'published by %: the tables of rocket', found
             USING DETAIL = 'A subscriber without these tables stops at the first row that rocket writes.',
@@ -30,7 +30,7 @@ $$;
 
 _GRANTS = """
 -- What rocket's role needs, unless it owns the tables.
-GRANT SELECT, INSERT ON epochs TO {role};
+GRANT SELECT, INSERT ON epochs, covers TO {role};
 GRANT EXECUTE ON FUNCTION rocket_note_timeline() TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON replica_statuses TO {role};
 

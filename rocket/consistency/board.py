@@ -47,6 +47,11 @@ class Board:
         corrected, say. The next primary gets to know them, so that their sessions learn of losses."""
         self.flush_lsn = Lsn(0)
         """The primary's last flush LSN known; before any primary is found, the furthest that a replica has got."""
+        self.covered_lsn = Lsn(0)
+        """The highest cover of the primary's epoch, below which no replica serves a session's read.
+
+        A new epoch has none: what is in it has all that came before.
+        """
         self._distrusted: set[str] = set()
         self._readdressed: set[str] = set()
         self._strayed: dict[str, Incarnation | None] = {}
@@ -190,7 +195,7 @@ class Board:
     def _begin_anew(self) -> None:
         self.primary = self.epoch = None
         self.primary_is_lost = self._holder_is_gone = False
-        self.flush_lsn = Lsn(0)
+        self.flush_lsn = self.covered_lsn = Lsn(0)
         self._forget_followers()
         self._forget_advances()
 
@@ -352,6 +357,7 @@ class Board:
         self.primary_is_lost = self._holder_is_gone = False
         if before is None or before.epoch != status.epoch:
             self._begin_epoch(status)
+        self.covered_lsn = max(self.covered_lsn, status.covered_lsn)
         if status.flush_lsn >= self._seen_lsn:
             self._seen_lsn, self._seen_at = status.flush_lsn, status.observed_at
         if before is not None and (before.name, before.epoch) != (name, status.epoch):
@@ -390,7 +396,7 @@ class Board:
             self.abandoned.add(before.epoch)
 
     def _begin_epoch(self, status: PrimaryStatus) -> None:
-        self._began_lsn, self._claimed_lsn = status.flush_lsn, Lsn(0)
+        self._began_lsn, self._claimed_lsn, self.covered_lsn = status.flush_lsn, Lsn(0), Lsn(0)
         self._seen_lsn, self._seen_at = status.flush_lsn, status.observed_at
         self._forget_followers()
         self._strayed.clear()

@@ -99,6 +99,8 @@ def choose(  # noqa: C901 - in one piece: every read comes through here
 ) -> Choice:
     """Choose a replica of the token's epoch, the current one, that has replayed all WAL up to its floor there.
 
+    And up to the epoch's highest cover.
+
     Walks the replicas from number `start` (any integer; random, to spread reads) and takes the less busy of the
     first two that are fit. The first is the session's own replica if that is fit, and it is left only for one that
     is considerably less busy. The cost does not grow with the number of replicas as long as most are fit. `load`
@@ -457,7 +459,8 @@ def obstacle(  # noqa: PLR0911 - in one piece: most reads come through here
         return Reason.DIVERGED
     if token.epoch != epoch:
         return Reason.OTHER_EPOCH
-    if status.vouched_lsn < token.floor_on(status.name, status.incarnation):
+    vouched_lsn = status.vouched_lsn
+    if vouched_lsn < board.covered_lsn or vouched_lsn < token.floor_on(status.name, status.incarnation):
         return Reason.NOT_CAUGHT_UP
     return None
 

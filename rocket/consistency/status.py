@@ -106,3 +106,5 @@ class PrimaryStatus:
     """Whether its server was started after its epoch was named: then it may have been set back to a snapshot."""
     read_only: bool = False
     """Whether its transactions are read-only by default: it is to take no writes."""
+    covered_lsn: Lsn = _START
+    """The highest cover of its epoch: every read has to see what was committed up to there."""

@@ -1,7 +1,7 @@
 """The command line: `python -m rocket`, `rocket`, and `cluster.py`.
 
-Its top imports the standard library and the library alone: `schema`, `--version` and `--help` need no extra. A
-command imports what it needs, its flags included, once it is chosen.
+Its top imports the standard library and the library alone: `schema`, `cover`, `--version` and `--help` need no
+extra. A command imports what it needs, its flags included, once it is chosen.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,9 @@ from rocket.errors import RocketError, SetupError
 from rocket.schema import script
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from rocket import Lsn, Router
     from rocket.lab.settings import Settings
 
 DISTRIBUTION = "rocket-replicas"
@@ -239,6 +241,93 @@ def _schema(given: argparse.Namespace) -> int:
     return 0
 
 
+# --- cover ---
+
+_COVER_INTERVAL_S = 0.1
+_NODES = ("primary", "replica", "nodes_file", "patroni", "patroni_dsn", "patroni_ca", "patroni_cert")
+"""The settings that name the nodes."""
+
+
+def _add_cover_flags(parser: argparse.ArgumentParser) -> None:
+    from rocket.lab import settings
+
+    nodes = parser.add_argument_group("nodes", "or ROCKET_NODES: one DSN with the hosts of all")
+    settings.add_flags(nodes, settings.Settings, _NODES)
+    settings.add_flags(parser, settings.CoverSettings)
+
+
+def _cover(given: argparse.Namespace) -> int:
+    import asyncio
+
+    try:
+        print(asyncio.run(_cover_nodes(given)))
+    except TimeoutError as error:
+        print(f"rocket: {error}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+async def _cover_nodes(given: argparse.Namespace) -> str:
+    """Cover what is committed; return the LSN, and how far each replica is, in a line."""
+    from contextlib import AsyncExitStack
+
+    from rocket import Router, nodes_from_environment
+    from rocket.lab import settings as all_settings
+    from rocket.topology.nodes_file import read_nodes
+    from rocket.topology.patroni import Topology
+
+    settings, how = all_settings.load(given), all_settings.read_settings(all_settings.CoverSettings, given)
+    async with AsyncExitStack() as stack:
+        nodes, may_be_primary = settings.nodes, None
+        if settings.patroni:
+            from rocket.topology.patroni_rest import RestClient, Tls
+
+            tls = Tls(settings.patroni_ca, settings.patroni_cert)
+            client = await stack.enter_async_context(RestClient(settings.patroni, tls))
+            topology = Topology(client, settings.patroni_dsn)
+            nodes, may_be_primary = await topology.find(), topology.may_be_primary
+        elif settings.nodes_file is not None:
+            nodes = read_nodes(settings.nodes_file)
+        nodes = nodes_from_environment() if nodes is None else nodes
+        router = await stack.enter_async_context(
+            await Router.open(nodes, may_be_primary=may_be_primary, observer_interval_s=_COVER_INTERVAL_S)
+        )
+        began = time.monotonic()
+        lsn = await router.cover(how.timeout, how.beat)
+        if how.wait_replicas:
+            await _until_replayed(router, lsn, how.timeout - (time.monotonic() - began))
+        return f"covered {lsn}: {_how_far(router, nodes, lsn) or 'there is no replica'}"
+
+
+async def _until_replayed(router: Router, lsn: Lsn, within_s: float) -> None:
+    """Wait until all replicas that answer have replayed up to `lsn`; raise `TimeoutError`."""
+    import asyncio
+
+    changed = asyncio.Event()
+    for news in (router.board.on_status, router.board.on_gone):
+        news.append(lambda _: changed.set())
+    try:
+        async with asyncio.timeout(within_s):
+            while any(replica.vouched_lsn < lsn for replica in router.board.replicas):
+                await changed.wait()
+                changed.clear()
+    except TimeoutError:
+        late = _how_far(router, sorted(replica.name for replica in router.board.replicas), lsn)
+        raise TimeoutError(f"covered {lsn}, and not replayed everywhere in time: {late}") from None
+
+
+def _how_far(router: Router, nodes: Iterable[str], lsn: Lsn) -> str:
+    """Return how far behind `lsn` each replica is, and which nodes are not known to be any."""
+    board = router.board
+    far = dict.fromkeys(nodes, "is out of reach")
+    for replica in board.replicas:
+        behind = lsn - replica.vouched_lsn
+        far[replica.name] = f"is {behind} bytes behind" if behind > 0 else "has it"
+    if board.primary is not None:
+        far.pop(board.primary.name, None)
+    return ", ".join(f"{name} {what}" for name, what in far.items())
+
+
 # --- the commands on a cluster ---
 
 
@@ -384,5 +473,13 @@ _COMMANDS = {
         "another table has one of their names. It may be applied again.",
         _add_schema_flags,
         _schema,
+    ),
+    "cover": _Command(
+        "have every read from now on see what is committed now: a migration's last step",
+        "Have every read from now on, of every process and with older tokens too, see what is committed now: run "
+        "it after a migration. Prints the LSN, and how far each replica is. Exit codes: 0 covered; 1 it failed or "
+        "took too long, run it again; 2 wrong use.",
+        _add_cover_flags,
+        _cover,
     ),
 }

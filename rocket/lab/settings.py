@@ -254,6 +254,8 @@ def read_settings(
 
 
 def _read_dotenv(dotenv_file: Path) -> Mapping[str, str | None]:
+    if not dotenv_file.exists():
+        return {}
     import dotenv  # noqa: PLC0415 - an extra, needed by no `--help`
 
     try:
@@ -414,6 +416,19 @@ class Settings(CommandSettings):
         """Return the URL of an API that listens on the host of these settings."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - no bind
         return f"http://[{host}]:{api_port}" if ":" in host and "[" not in host else f"http://{host}:{api_port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoverSettings(CommandSettings):
+    """What `cover` can be given beside the nodes."""
+
+    beat: float = setting(
+        1.0, parse_duration, "S", "how long to wait for all observers: two intervals of the slowest one"
+    )
+    timeout: float = setting(10.0, parse_duration, "S", "how long it may take besides")
+    wait_replicas: bool = setting(
+        False, parse_yes_or_no, "", "wait as well until all replicas that answer have replayed it"
+    )
 
 
 GROUPS = {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, get_args
 
-from rocket.consistency import Freshness, Policy, PrimaryStatus, Reason, ReplicaStatus, SessionToken
+from rocket.consistency import Freshness, Lsn, Policy, PrimaryStatus, Reason, ReplicaStatus, SessionToken
 from rocket.routing.bound import ReadBound
 from rocket.routing.connection import Isolation
 from rocket.routing.epochs import PossibleLoss
@@ -80,6 +80,9 @@ _VALID: dict[str, Callable[[Any], bool]] = {
 }
 
 
+_NO_COVER = Lsn(0)
+
+
 @dataclass(slots=True)
 class Route:
     """The way of a read: the router fills it in as it goes, to be looked at afterwards.
@@ -99,6 +102,8 @@ class Route:
     """What a replica is chosen by; None if any will do."""
     statuses: Sequence[ReplicaStatus] = ()
     """What was known of the replicas at the decision; empty if none was needed."""
+    covered_lsn: Lsn = _NO_COVER
+    """What every read had to see at the decision: see `Router.cover`."""
     decided_at: float = 0.0
     """When the last decision among them was made; 0.0 if there was none."""
     waited_s: float | None = None

@@ -42,11 +42,13 @@ TAKES_NO_WRITES = "current_setting('default_transaction_read_only')::bool"
 """On a connection on which nothing else was set."""
 
 _PRIMARY_STATE = f"""
-    SELECT pg_current_wal_flush_lsn() AS flush_lsn, {TIMELINE} AS timeline, {CURRENT_EPOCH} AS epoch,
+    SELECT pg_current_wal_flush_lsn() AS flush_lsn, {TIMELINE} AS timeline, here.epoch,
            {SERVER_STARTED} AS started, (SELECT system_identifier FROM pg_control_system()) AS system_id,
            (SELECT checkpoint_lsn FROM pg_control_checkpoint()) AS checkpoint_lsn, {TAKES_NO_WRITES} AS read_only,
            coalesce(pg_postmaster_start_time() > (SELECT max(began_at) FROM epochs WHERE {OF_THIS_CLUSTER}), false)
-               AS restarted
+               AS restarted,
+           (SELECT max(lsn) FROM covers WHERE covers.epoch = here.epoch) AS covered_lsn
+      FROM (SELECT {CURRENT_EPOCH} AS epoch OFFSET 0) AS here
 """  # noqa: S608 - the same
 """Fails on a replica."""
 
@@ -55,7 +57,7 @@ _PRIMARY_STATE_IF_LOCKED = f"""
            (SELECT system_identifier FROM pg_control_system()) AS system_id,
            (SELECT checkpoint_lsn FROM pg_control_checkpoint()) AS checkpoint_lsn, {TAKES_NO_WRITES} AS read_only
 """  # noqa: S608 - the same
-"""The same without the table `epochs`, which another session has locked."""
+"""The same without the tables `epochs` and `covers`, of which another session has locked one."""
 
 _EPOCH_IF_PRIMARY = f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN {CURRENT_EPOCH} END"
 
@@ -64,6 +66,13 @@ _NAME_EPOCH = """
     SELECT system_identifier, $1, $2, $3 FROM pg_control_system()
     ON CONFLICT (system_id, timeline, generation) DO NOTHING
 """
+_COVER = f"""
+    WITH here AS (SELECT {CURRENT_EPOCH} AS epoch, pg_current_wal_flush_lsn() AS lsn), stored AS (
+        INSERT INTO covers (epoch, lsn) SELECT epoch, lsn FROM here ON CONFLICT DO NOTHING
+    )
+    SELECT epoch, lsn FROM here
+"""  # noqa: S608 - the same
+"""What was acknowledged before this statement began is flushed: a synchronous commit is, before it returns."""
 _ABANDON_EPOCH = """
     INSERT INTO epochs (system_id, timeline, generation, epoch)
     SELECT 0, $1, coalesce((SELECT max(generation) + 1 FROM epochs WHERE system_id = 0 AND timeline = $1), 0), $2
@@ -83,6 +92,9 @@ _MAY_READ_HISTORY = "SELECT has_function_privilege('pg_read_file(text, bigint, b
 _HISTORY = "SELECT pg_read_file('pg_wal/' || upper(lpad(to_hex($1::int), 8, '0')) || '.history', 0, 1000000, true)"
 
 
+_NO_COVER = Lsn(0)
+
+
 @dataclass(frozen=True, slots=True)
 class PrimaryState:
     """What a primary says of itself."""
@@ -98,6 +110,8 @@ class PrimaryState:
     """Whether that was after its epoch was named."""
     read_only: bool
     """Whether its transactions are read-only by default."""
+    covered_lsn: Lsn = _NO_COVER
+    """The highest cover of its epoch."""
     is_new: bool = False
     """Whether the epoch was named just now: then replicas have yet to be made to note their timeline."""
 
@@ -131,11 +145,14 @@ class Resolved:
     """The worst of what they may have lost."""
 
 
-async def read_primary_state(primary: Connection) -> PrimaryState:
-    """Return a primary's epoch, and name it if it has none yet; raise asyncpg's errors on a replica."""
+async def read_primary_state(primary: Connection, timeout_s: float | None = None) -> PrimaryState:
+    """Return a primary's epoch, and name it if it has none yet; raise asyncpg's errors on a replica.
+
+    And `TimeoutError` if it does not answer in time.
+    """
     named = False
     while True:
-        row = await primary.fetchrow(_PRIMARY_STATE)
+        row = await primary.fetchrow(_PRIMARY_STATE, timeout=timeout_s)
         assert row is not None  # noqa: S101 - it has no WHERE
         if row["epoch"] is not None:
             return PrimaryState(
@@ -146,6 +163,7 @@ async def read_primary_state(primary: Connection) -> PrimaryState:
                 checkpoint_lsn=Lsn.from_wire(row["checkpoint_lsn"]),
                 restarted=row["restarted"],
                 read_only=row["read_only"],
+                covered_lsn=Lsn.from_wire(row["covered_lsn"] or 0),
                 is_new=named,
             )
         await _name(primary, row["timeline"], 0)
@@ -182,6 +200,13 @@ async def _name(primary: Connection, timeline: int, generation: int) -> None:
     name = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARACTERS))
     rank = f"{timeline}.{generation}" if generation else f"{timeline}"
     await primary.execute(_NAME_EPOCH, timeline, generation, f"{rank}-{name}")
+
+
+async def store_cover(primary: Connection) -> tuple[Epoch, Lsn]:
+    """Store a cover of all that is committed now, in the caller's transaction; return its epoch and LSN."""
+    row = await primary.fetchrow(_COVER)
+    assert row is not None  # noqa: S101 - it has no WHERE
+    return Epoch(row["epoch"]), Lsn.from_wire(row["lsn"])
 
 
 async def abandon_epoch(primary: Connection, epoch: Epoch) -> None:

@@ -168,7 +168,7 @@ def floor_of(route: Route, node: str | None) -> Lsn | None:
         return None
     own = next((status for status in route.statuses if status.name == node), None)
     floor = token.highest_floor if own is None else token.floor_on(own.name, own.incarnation)
-    return None if floor == Lsn.PENDING else floor
+    return None if floor == Lsn.PENDING else max(floor, route.covered_lsn)
 
 
 def candidates_of(
@@ -180,7 +180,7 @@ def candidates_of(
     for status in route.statuses:
         behind = why = None
         if token is not None:
-            floor = token.floor_on(status.name, status.incarnation)
+            floor = max(token.floor_on(status.name, status.incarnation), route.covered_lsn)
             behind = None if floor == Lsn.PENDING else max(0, floor - status.vouched_lsn)
             why = None if keeps is None else keeps(status, token)
         candidates.append(Candidate(status.name, status.replay_lsn, status.vouched_lsn, behind, why))

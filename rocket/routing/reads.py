@@ -252,7 +252,7 @@ class Reads:
 
     def _choice(self, route: Route) -> Choice:
         route.decided_at = now = time.monotonic()
-        route.statuses = self._board.replicas
+        route.statuses, route.covered_lsn = self._board.replicas, self._board.covered_lsn
         route.left_alone = self._nodes.left_alone()
         return choose(
             route.required,

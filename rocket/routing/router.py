@@ -11,7 +11,9 @@ from rocket.consistency import Board, Freshness, Policy
 from rocket.dsn import Node
 from rocket.errors import InvalidToken, Unavailable, describe
 from rocket.routing.commits import Commits
+from rocket.routing.epochs import store_cover
 from rocket.routing.failures import REFUSED, NotAsObserved
+from rocket.routing.heartbeat import beat
 from rocket.routing.limits import Limits
 from rocket.routing.nodes import Nodes
 from rocket.routing.observer import Observer
@@ -22,7 +24,7 @@ from rocket.routing.writes import Writes
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from rocket.consistency import SessionToken, Tokens
+    from rocket.consistency import Epoch, Lsn, SessionToken, Tokens
     from rocket.routing.answer import Answer, OnEnd, OnError, ReadOptions, RecentReads, WriteOptions
     from rocket.routing.connection import Work
     from rocket.routing.pool import NodePool
@@ -32,6 +34,9 @@ ResultT = TypeVar("ResultT")
 
 _IS_PRIMARY = "SELECT pg_current_wal_flush_lsn()"
 """Fails on a server that is not the primary."""
+
+_OBSERVER_INTERVAL_S = 0.5
+"""Between two questions to a node, where nothing else is said."""
 
 _log = logging.getLogger("rocket.router")
 
@@ -89,7 +94,7 @@ class Router:
         policy: Policy | None = None,
         limits: Limits | None = None,
         observe: bool = True,
-        observer_interval_s: float = 0.5,
+        observer_interval_s: float = _OBSERVER_INTERVAL_S,
         record_statuses: bool = False,
         may_be_primary: MayBePrimary | None = None,
         init: Work[None] | None = None,
@@ -266,6 +271,50 @@ class Router:
         finally:
             self.board.on_status.remove(note)
             self._nodes.on_open.remove(note)
+
+    async def cover(
+        self,
+        timeout: float = 10.0,  # noqa: ASYNC109 - as above
+        beat_s: float = 2 * _OBSERVER_INTERVAL_S,
+    ) -> Lsn:
+        """Have every read from now on, of every process and with older tokens too, see what is committed now.
+
+        That is the last step of a migration. What is committed is stored on the primary, where all observers find
+        it when they next ask. This returns its LSN once this router knows it and `beat_s` have passed since it was
+        stored: two intervals of the slowest observer, at the least. A process that cannot reach the primary does
+        not get to know it. `Freshness.ANY` is not covered.
+
+        Raise `Unavailable` if nothing was stored, `OutcomeUnknown` if that is not known, and `TimeoutError` if
+        this router did not see it within `timeout` seconds. To call it again does no harm.
+        """
+        self._check_usable()
+        changed = asyncio.Event()
+
+        def note(*_: object) -> None:
+            changed.set()
+
+        self.board.on_status.append(note)
+        try:
+            while True:
+                epoch, lsn, stored_at = await self._store_cover(timeout)
+                async with asyncio.timeout(timeout):
+                    while self.board.epoch == epoch and self.board.covered_lsn < lsn:
+                        await changed.wait()
+                        changed.clear()
+                await asyncio.sleep(stored_at + beat_s - time.monotonic())
+                if self.board.epoch == epoch:
+                    return lsn  # else another primary was promoted, perhaps without what was stored
+        except TimeoutError:
+            raise TimeoutError(f"the cover was stored, and not seen within {timeout:g} s") from None
+        finally:
+            self.board.on_status.remove(note)
+
+    async def _store_cover(self, within_s: float) -> tuple[Epoch, Lsn, float]:
+        options: WriteOptions = {"timeout": within_s}
+        # Its commit flushes what others have committed without flushing it.
+        await self._writes.write(beat, None, None, options=options)
+        answer = await self._writes.write(store_cover, None, None, options=options)
+        return *answer.value, time.monotonic()
 
     def _what_lacks(self, replicas: int, *, answers: bool) -> str:
         """Return what `wait_ready` waits for, of a primary that answers or not; "" for nothing."""

@@ -81,14 +81,15 @@ STATUS_QUERY = f"""
 
 _HOLDER = """(
     SELECT pid FROM pg_locks
-     WHERE locktype = 'relation' AND relation = to_regclass('epochs') AND mode = 'AccessExclusiveLock'
+     WHERE locktype = 'relation' AND relation IN (to_regclass('epochs'), to_regclass('covers'))
+       AND mode = 'AccessExclusiveLock'
      ORDER BY granted DESC LIMIT 1
 )"""
 _IF_LOCKED = STATUS_QUERY.replace(
     _EPOCH_COLUMN,
     f"$1::text AS epoch, {_HOLDER} AS locked_by",
 )
-"""The same without the table `epochs`, which another session has locked: a statement that names it would wait.
+"""The same without the table `epochs`, if it or `covers` is locked: a statement that names it would wait.
 
 The epoch is what it was when it was last read on the same connection, and so from the same server. A replica that
 has the same WAL receiver ever since follows the same run of the same primary.
@@ -269,7 +270,7 @@ class NodeWatch:
                     if holder is None:
                         raise
                     raise NotAsObserved(
-                        f"the table epochs is locked, by process {holder} there, and was not read before"
+                        f"a table of rocket's is locked, by process {holder} there, and was not read before"
                     ) from None
             else:
                 assert row is not None  # noqa: S101 - it has no WHERE
@@ -283,14 +284,14 @@ class NodeWatch:
             return await self._ask_status(connection)
         if not self._is_locked:
             _log.warning(
-                "the table epochs is locked on %s, by process %s there (on a replica, by one of its primary's)",
+                "a table of rocket's is locked on %s, by process %s there (on a replica, by one of its primary's)",
                 self.name, row["locked_by"],
             )  # fmt: skip
         self._is_locked = True
         if row["in_recovery"] and (row["receiver"] is None or row["receiver"] != read[1]["receiver"]):
             raise NotAsObserved(
-                f"the table epochs is locked, by process {row['locked_by']} there, and its WAL receiver is a new "
-                "one: which primary it follows is unknown"
+                f"a table of rocket's is locked, by process {row['locked_by']} there, and its WAL receiver is "
+                "new: which primary it follows is unknown"
             )
         return row
 
@@ -365,9 +366,16 @@ class NodeWatch:
         if self._is_locked:
             state = await self._ask_known_primary(connection)
         else:
-            async with _in_one_piece(connection, read_only=False):
-                state = await read_primary_state(connection)
-            self._state_read = (connection, state)
+            try:
+                async with _in_one_piece(connection, read_only=False):
+                    state = await read_primary_state(connection, _ANSWER_TIMEOUT_S)
+            except TimeoutError:
+                if not connection.direct:
+                    raise
+                self._is_locked = True  # no cover is stored meanwhile; and if it is not, that is found out at once
+                state = await self._ask_known_primary(connection)
+            else:
+                self._state_read = (connection, state)
         self._to_be_noted |= state.is_new
         return PrimaryStatus(
             self.name,
@@ -379,12 +387,13 @@ class NodeWatch:
             checkpoint_lsn=state.checkpoint_lsn,
             restarted=state.restarted,
             read_only=state.read_only,
+            covered_lsn=state.covered_lsn,
         )
 
     async def _ask_known_primary(self, connection: NodeConnection) -> PrimaryState:
-        """Ask a primary whose epoch was read on the same connection, before the table was locked."""
+        """Ask a primary whose epoch was read on the same connection, before a table was locked."""
         if self._state_read is None or self._state_read[0] is not connection:
-            raise NotAsObserved("its epoch is unknown: the table epochs is locked there")
+            raise NotAsObserved("its epoch is unknown: a table of rocket's is locked there")
         known = self._state_read[1]
         return await read_known_primary_state(connection, known.epoch, restarted=known.restarted)
 

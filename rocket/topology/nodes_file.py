@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ROCKET_TABLES: Mapping[str, Sequence[str]] = {
     "epochs": ("SELECT", "INSERT"),
+    "covers": ("SELECT", "INSERT"),
 }
 """The tables that every router uses, and the privileges that its role needs on each."""
 

@@ -218,6 +218,31 @@ def test_no_other_epoch_is_the_present_one(epoch: Epoch | None) -> None:
     assert not board_of((5, 1.0)).is_current_epoch(epoch, 1.0, LEASE_S)
 
 
+@given(covers=st.lists(st.tuples(st.sampled_from([EARLIER, EPOCH, LATER]), st.integers(0, 20))))
+@settings(max_examples=100)
+def test_a_cover_only_grows_within_its_epoch(covers: list[tuple[Epoch, int]]) -> None:
+    """And a new epoch begins with none but its own."""
+    board, expected, epoch = Board(), 0, None
+    for number, (named, covered_lsn) in enumerate(covers):
+        status = replace(
+            primary(flush_lsn=100 + number, observed_at=number, epoch=named), covered_lsn=Lsn(covered_lsn)
+        )
+        if board.publish_primary(status):
+            expected = max(covered_lsn, expected if named == epoch else 0)
+            epoch = named
+        assert expected == board.covered_lsn
+
+
+def test_a_cover_ends_with_its_cluster() -> None:
+    """Another one has taken its place."""
+    board = Board()
+    board.publish_primary(replace(primary(flush_lsn=9), covered_lsn=Lsn(9), system_id=1))
+    assert Lsn(9) == board.covered_lsn
+    board.forget("primary")
+    board.publish_primary(replace(primary(epoch=TWIN), system_id=2))
+    assert (TWIN, Lsn(0)) == (board.epoch, board.covered_lsn)
+
+
 def test_an_unknown_epoch_is_not_the_present_one_even_if_that_is_unknown() -> None:
     """None equals nothing here."""
     board = board_of((5, 1.0))

@@ -73,7 +73,9 @@ class Question(NamedTuple):
     def fit(self) -> list[ReplicaStatus]:
         """Return those of them that have surely replayed the floor and have not failed this read."""
         return [
-            status for status in self.true() if vouched(status) >= self.floor and status.name not in self.without
+            status
+            for status in self.true()
+            if vouched(status) >= max(self.floor, self.board.covered_lsn) and status.name not in self.without
         ]
 
     def _follows(self, status: ReplicaStatus) -> bool:
@@ -126,7 +128,8 @@ def boards(draw: st.DrawFn) -> Board:
         )
     sights = draw(st.lists(st.tuples(LSNS, MOMENTS), min_size=draw(st.sampled_from([0, 1, 1, 2])), max_size=3))
     for flush_lsn, observed_at in zip(*map(sorted, zip(*sights, strict=True)), strict=True):
-        board.publish_primary(PrimaryStatus("primary", flush_lsn, observed_at, EPOCH))
+        covered_lsn = draw(st.just(Lsn(0)) | st.integers(0, flush_lsn).map(Lsn))
+        board.publish_primary(PrimaryStatus("primary", flush_lsn, observed_at, EPOCH, covered_lsn=covered_lsn))
     return board
 
 
@@ -199,7 +202,7 @@ def board_of(
 @given(question=QUESTIONS)
 @modest
 def test_a_chosen_replica_is_always_fit(question: Question) -> None:
-    """It has replayed the floor, was heard of within the lease, is within both bounds, and has not failed.
+    """It has replayed floor and cover, was heard of within the lease, is within both bounds, and has not failed.
 
     And it is of the current epoch, and not beyond what its primary had flushed afterwards.
     """
@@ -207,6 +210,7 @@ def test_a_chosen_replica_is_always_fit(question: Question) -> None:
 
     if status is not None:
         assert vouched(status) >= question.floor
+        assert vouched(status) >= question.board.covered_lsn
         assert status.name not in question.without
         assert NOW - status.observed_at <= question.policy.lease_s
         if question.policy.max_lag_bytes is not None and question.board.primary is not None:
@@ -304,6 +308,20 @@ def test_the_floor_is_compared_as_a_number() -> None:
     assert Choice(None, Reason.NOT_CAUGHT_UP) == choose(
         wrote(Lsn.parse("0/10")), board_of(behind), UNBOUNDED, now=NOW
     )
+
+
+@pytest.mark.parametrize(("replay_lsn", "fit"), [(99, False), (100, True), (101, True)])
+def test_replayed_exactly_up_to_the_cover_is_fit(replay_lsn: int, fit: bool) -> None:
+    """Also where the session has been reading, and has written less; a read that asks for nothing goes there."""
+    status = replica(replay_lsn=replay_lsn)
+    board = board_of(status)
+    board.publish_primary(PrimaryStatus("primary", Lsn(0), NOW - 1, EPOCH, covered_lsn=Lsn(100)))
+    token = wrote(1).after_replica_read(status.name, status.incarnation, Lsn(50))
+    expected = Choice(status, Reason.CAUGHT_UP) if fit else Choice(None, Reason.NOT_CAUGHT_UP)
+
+    assert expected == choose(token, board, UNBOUNDED, now=NOW)
+    assert ([] if fit else ["replica0"]) == worth_waiting_for(token, board, UNBOUNDED, now=NOW)
+    assert Choice(status, Reason.UNCHECKED) == choose(None, board, UNBOUNDED, now=NOW)
 
 
 @pytest.mark.parametrize(("age_s", "fit"), [(4.5, True), (5.0, True), (5.5, False)])

@@ -184,13 +184,16 @@ async def test_a_wrong_password_is_one_line(by_password: dict[str, str]) -> None
 async def test_missing_tables_and_rights_are_named(cluster: LocalCluster) -> None:
     """At the start, and what would make them."""
     elsewhere = cluster.primary.dsn("postgres")
-    with pytest.raises(InvalidSetting, match=r"primary has no table epochs, .*rocket schema"):
+    with pytest.raises(InvalidSetting, match=r"primary has no table covers, epochs, .*rocket schema"):
         await check_usable({"primary": elsewhere})
     primary = await cluster.primary.connect()
     await primary.execute("CREATE ROLE rocket_nobody LOGIN")
     nobody = cluster.primary.dsn(DATABASE).replace("//postgres@", "//rocket_nobody@")
     try:
-        with pytest.raises(InvalidSetting, match=r"primary: the role lacks INSERT on epochs, .*UPDATE on users"):
+        with pytest.raises(
+            InvalidSetting,
+            match=r"primary: the role lacks INSERT on covers, .*INSERT on epochs, .*UPDATE on users",
+        ):
             await check_usable({"primary": nobody})
     finally:
         await primary.execute("DROP ROLE rocket_nobody")

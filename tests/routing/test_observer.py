@@ -305,7 +305,10 @@ async def test_primary_that_cannot_be_written_to_stays_current(
 
 
 @pytest.mark.vouched
-async def test_a_lock_on_epochs_holds_up_no_read_and_no_write(cluster: LocalCluster, email: str) -> None:
+@pytest.mark.parametrize("table", ["epochs", "covers"])
+async def test_a_lock_on_a_table_holds_up_no_read_and_no_write(
+    cluster: LocalCluster, email: str, table: str
+) -> None:
     """ALTER TABLE that hangs, say: replicas replay its lock, and new connections are opened meanwhile."""
     policy = Policy(lease_s=1.5, primary_lease_s=1.5)
     other = await cluster.primary.connect(DATABASE)
@@ -315,7 +318,7 @@ async def test_a_lock_on_epochs_holds_up_no_read_and_no_write(cluster: LocalClus
         board = router.board
         served: Counter[str] = Counter()
         async with asyncio.timeout(30), other.transaction():
-            await other.execute("LOCK TABLE epochs IN ACCESS EXCLUSIVE MODE")
+            await other.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
             await cluster.wait_for_catchup()
             for notify in board.on_new_role:
                 for name in cluster.nodes:
@@ -340,7 +343,7 @@ async def test_an_observer_that_begins_under_a_lock_says_who_holds_it(cluster: L
         async with asyncio.timeout(30), other.transaction():
             await other.execute("LOCK TABLE epochs IN ACCESS EXCLUSIVE MODE")
             await observer.run_once()
-            says = f"the table epochs is locked, by process {other.get_server_pid()} there"
+            says = f"a table of rocket's is locked, by process {other.get_server_pid()} there"
             assert says in str(observer.failures()["primary"])
         await observer.run_once()
         assert {} == observer.failures()

@@ -233,7 +233,7 @@ async def test_missing_tables_are_named_with_what_makes_them(cluster: LocalClust
     await check_usable(dsns(cluster, who=ROLES["monitor"]))
     with pytest.raises(
         InvalidSetting,
-        match=r"^primary has no table epochs: `python -m rocket schema` prints",
+        match=r"^primary has no table covers, epochs: `python -m rocket schema` prints",
     ):
         await check_usable({"primary": cluster.primary.dsn("postgres")})
 

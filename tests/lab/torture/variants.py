@@ -48,6 +48,7 @@ from rocket.routing.nodes import Nodes
 from rocket.routing.pool import NodePool
 from rocket.routing.primary_reads import PrimaryReads
 from rocket.routing.reads import Reads
+from rocket.routing.router import Router
 from rocket.routing.session import Session
 from rocket.routing.watch import NodeWatch
 
@@ -291,10 +292,10 @@ def _compare_differently(patch: pytest.MonkeyPatch, reaches: Callable[[Lsn, Lsn]
     obstacle = choice.obstacle
 
     def otherwise(
-        status: ReplicaStatus, token: SessionToken, board: Board, policy: Policy, now: float
+        status: ReplicaStatus, token: SessionToken | None, board: Board, policy: Policy, now: float
     ) -> Reason | None:
         found = obstacle(status, token, board, policy, now)
-        if found not in {None, Reason.NOT_CAUGHT_UP}:
+        if found not in {None, Reason.NOT_CAUGHT_UP} or token is None:
             return found
         floor = token.floor_on(status.name, status.incarnation)
         return None if reaches(status.vouched_lsn, floor) else Reason.NOT_CAUGHT_UP
@@ -309,6 +310,38 @@ def lsns_compared_as_text(patch: pytest.MonkeyPatch) -> None:
     Torture would have to write 256 MB of WAL to come to an LSN with another number of digits.
     """
     _compare_differently(patch, lambda replayed, floor: str(replayed) >= str(floor))
+
+
+_COVER = "tests/routing/test_cover.py::"
+
+
+@convicted_by(
+    f"{_COVER}test_readers_of_other_routers_see_what_was_committed",
+    f"{_COVER}test_a_deploy_whose_replicas_are_late",
+    f"{_CHOICE}test_replayed_exactly_up_to_the_cover_is_fit[99-False]",
+)
+def cover_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Replicas that have replayed the session's floor serve it, whatever is covered.
+
+    Torture covers nothing.
+    """
+    _compare_differently(patch, lambda replayed, floor: replayed >= floor)
+
+
+@convicted_by(f"{_COVER}test_readers_of_other_routers_see_what_was_committed")
+def cover_known_to_its_router_alone(patch: pytest.MonkeyPatch) -> None:
+    """A cover holds in the process that has asked for it.
+
+    Torture covers nothing.
+    """
+
+    async def untold(self: Router, *_: object, **_of_time: object) -> Lsn:
+        answer = await self.write(lambda primary: primary.fetchval("SELECT 1"), subject=None)
+        assert answer.token is not None
+        self.board.covered_lsn = answer.token.write_floor
+        return self.board.covered_lsn
+
+    patch.setattr(Router, "cover", untold)
 
 
 _COMMIT_RECORD_BYTES = 40
