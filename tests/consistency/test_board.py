@@ -234,13 +234,13 @@ def test_a_cover_only_grows_within_its_epoch(covers: list[tuple[Epoch, int]]) ->
 
 
 def test_a_cover_ends_with_its_cluster() -> None:
-    """Another one has taken its place."""
+    """Another one has taken its place, of which only replicas are known."""
     board = Board()
     board.publish_primary(replace(primary(flush_lsn=9), covered_lsn=Lsn(9), system_id=1))
     assert Lsn(9) == board.covered_lsn
     board.forget("primary")
-    board.publish_primary(replace(primary(epoch=TWIN), system_id=2))
-    assert (TWIN, Lsn(0)) == (board.epoch, board.covered_lsn)
+    assert board.publish(replace(replica("primary", epoch=TWIN), system_id=2))
+    assert (None, TWIN, Lsn(0)) == (board.primary, board.epoch, board.covered_lsn)
 
 
 def test_an_unknown_epoch_is_not_the_present_one_even_if_that_is_unknown() -> None:
