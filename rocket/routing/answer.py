@@ -32,6 +32,11 @@ class WriteOptions(TypedDict, total=False):
     """The isolation level of its transaction."""
     settings: Mapping[str, str]
     """Settings of the server for its transaction alone, by name: a tenant for row-level security, say."""
+    transaction: bool
+    """False where work cannot run in one (VACUUM, CREATE INDEX CONCURRENTLY, procedures that commit).
+
+    Then each of its statements commits by itself. It runs once, and behind a pooler not at all.
+    """
 
 
 class ReadOptions(TypedDict, total=False):
@@ -77,6 +82,7 @@ _VALID: dict[str, Callable[[Any], bool]] = {
     ),
     "max_wait": _is_time,
     "on": lambda value: value == "primary",
+    "transaction": lambda value: isinstance(value, bool),
 }
 
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
@@ -59,6 +59,7 @@ _RAISED_BY_WORK = (None, "exec_stmt_raise")
 _READ_ONLY = "the primary takes no writes: default_transaction_read_only is on there"
 _ASKS = f"SELECT {TAKES_NO_WRITES}"
 _ENDED = "work has ended the transaction of its write by itself"
+_WRITE_NOTHING = "SELECT pg_logical_emit_message(true, 'rocket', '')"
 
 _log = logging.getLogger("rocket.router")
 
@@ -94,20 +95,12 @@ class Writes:
         deadline = time.monotonic() + options.get("timeout", self._limits.write_s)
         attempt = _Attempt(deadline, options.get("isolation"))
         work = _with_settings(work, options.get("settings"))
+        in_pieces = not options.get("transaction", True)
+        if in_pieces and {"isolation", "settings"} & options.keys():
+            raise ValueError("there is neither an isolation level nor a setting without a transaction")
+        write = self._write_in_pieces if in_pieces else self._write_in_one
         try:
-            while True:
-                try:
-                    return await self._write_once(work, subject, given, attempt)
-                except OwnError as own:
-                    if not attempt.is_repeated_after(own.error):
-                        raise
-                    error = own.error
-                except (StatementsOutdated, Unanswered) as of_connection:
-                    attempt.count(of_connection)
-                    continue
-                except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as of_router:
-                    error = of_router
-                await attempt.back_off(error)
+            return await write(work, subject, given, attempt)
         except OwnError as own:
             if on_error is not None:
                 on_error(attempt.left_by(own.error, own.shown))
@@ -116,6 +109,24 @@ class Writes:
             if on_error is not None and attempt.on is not None and not isinstance(error, Exception):
                 on_error(attempt.left_by(error, None))  # it was cancelled, and must not wait for an answer
             raise
+
+    async def _write_in_one(
+        self, work: Work[ResultT], subject: str | None, tokens: Sequence[SessionToken], attempt: _Attempt
+    ) -> Answer[ResultT]:
+        """Run work in a transaction, again where that may help."""
+        while True:
+            try:
+                return await self._write_once(work, subject, tokens, attempt)
+            except OwnError as own:
+                if not attempt.is_repeated_after(own.error):
+                    raise
+                error = own.error
+            except (StatementsOutdated, Unanswered) as of_connection:
+                attempt.count(of_connection)
+                continue
+            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as of_router:
+                error = of_router
+            await attempt.back_off(error)
 
     async def _write_once(
         self,
@@ -166,6 +177,67 @@ class Writes:
             if speaks_against_node(error):
                 raise Unavailable(f"the primary did not take the write: {describe(error)}") from error
             raise
+
+    async def _write_in_pieces(
+        self, work: Work[ResultT], subject: str | None, tokens: Sequence[SessionToken], attempt: _Attempt
+    ) -> Answer[ResultT]:
+        """Run work once, whose statements commit by themselves.
+
+        A commit of our own follows, with which all that was committed before is flushed: its floor covers them.
+        """
+        try:
+            async with asyncio.timeout(attempt.left_s):
+                value = await self._run_in_pieces(work, subject, tokens, attempt)
+            written = await self._written_so_far(subject, tokens, attempt.epoch)
+        except (OwnError, StatementsOutdated) as failed:
+            own = OwnError(failed.error)
+            with contextlib.suppress(OutcomeUnknown, Unavailable):
+                written = await self._written_so_far(subject, tokens, attempt.epoch)
+                own.shown = None if written.token is None else written.token.highest_floor
+            raise own from failed.error
+        except Exception as error:
+            if attempt.in_pieces and leaves_commit_in_doubt(error):
+                raise OutcomeUnknown(f"it is unknown how much of it was committed: {describe(error)}") from error
+            if speaks_against_node(error):
+                raise Unavailable(f"the primary did not take the write: {describe(error)}") from error
+            raise
+        return written._replace(value=value)
+
+    async def _run_in_pieces(
+        self, work: Work[ResultT], subject: str | None, tokens: Sequence[SessionToken], attempt: _Attempt
+    ) -> ResultT:
+        """Run work outside of a transaction; raise `OwnError` for what is not the failure of the server."""
+        async with contextlib.AsyncExitStack() as stack:
+            async with self._wait_for_commits(tokens):
+                lease = self._nodes.primary_for_write(attempt.left_s)
+                connection, primary = await stack.enter_async_context(lease)
+                if primary.read_only:
+                    raise Unavailable(_READ_ONLY)
+                if not unwrap(connection).direct:
+                    raise ValueError("behind a pooler there is no write without a transaction")
+                resolved = await self._resolve(connection, primary.epoch, subject, tokens)
+            attempt.on, attempt.lost, attempt.in_pieces = primary, resolved.lost, True
+            try:
+                return await begun(work, connection)
+            except Exception as error:
+                if is_own(error, unwrap(connection)):
+                    raise OwnError(error) from error
+                raise
+
+    async def _written_so_far(
+        self, subject: str | None, tokens: Sequence[SessionToken], epoch: Epoch
+    ) -> Answer[Any]:
+        """Commit nothing, and return an answer that covers what was committed before in an epoch.
+
+        Raise `OutcomeUnknown` if that is over, or if it does not work.
+        """
+        try:
+            answer = await self.write(lambda primary: primary.execute(_WRITE_NOTHING), subject, tokens)
+        except Unavailable as error:
+            raise OutcomeUnknown(f"what was committed has no known position: {describe(error)}") from error
+        if answer.token is None or answer.token.epoch != epoch:
+            raise OutcomeUnknown("another primary was promoted meanwhile")
+        return answer
 
     def _wait_for_commits(self, tokens: Sequence[SessionToken]) -> AbstractAsyncContextManager[None]:
         """Limit how many connections are held by what waits for commits, which others could use meanwhile."""
@@ -258,7 +330,7 @@ def _with_settings(work: Work[ResultT], settings: Mapping[str, str] | None) -> W
 class _Attempt:
     """What becomes of a write."""
 
-    __slots__ = ("_deadline", "isolation", "lost", "number", "on", "outdated", "unanswered")
+    __slots__ = ("_deadline", "in_pieces", "isolation", "lost", "number", "on", "outdated", "unanswered")
 
     def __init__(self, deadline: float, isolation: Isolation | None) -> None:
         self._deadline = deadline
@@ -274,6 +346,14 @@ class _Attempt:
         """Where work was run last; None if it was not."""
         self.lost: PossibleLoss | None = None
         """What the session's tokens had come to there."""
+        self.in_pieces = False
+        """Whether work may have committed some of what it did."""
+
+    @property
+    def epoch(self) -> Epoch:
+        """Of the primary where work was run last."""
+        assert self.on is not None  # noqa: S101 - work has run there
+        return self.on.epoch
 
     @property
     def left_s(self) -> float:
@@ -310,9 +390,9 @@ class _Attempt:
         """Return what work has left by in place of a value, with a token for what that may tell."""
         assert self.on is not None  # noqa: S101 - work has run there
         written = Lsn(0)
-        if isinstance(error, TransactionEnded):
+        if self.in_pieces or isinstance(error, TransactionEnded):
             written = Lsn.PENDING if shown is None else shown
-        token = SessionToken(self.on.epoch, written, shown)
+        token = SessionToken(self.epoch, written, shown)
         return Answer(error, self.on.name, Role.PRIMARY, Reason.WRITE, token, self.lost)
 
 
