@@ -276,9 +276,11 @@ async def test_types_are_seen_by_a_script_that_uses_it(library: Installed, mypy_
     checker = (sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(mypy_cache))
     code, output = await done(library.home, *checker, "--python-executable", str(library.python), str(script))
     assert 0 == code, output
-    script.write_text(USERS_SCRIPT.replace("floor: Lsn", "floor: str"))
+    script.write_text(
+        USERS_SCRIPT.replace("floor: Lsn", "floor: bytes")
+    )  # its size differs: mypy looks at whole seconds
     code, output = await done(library.home, *checker, "--python-executable", str(library.python), str(script))
-    assert (1, True) == (code, 'variable has type "str"' in output), output
+    assert (1, True) == (code, 'variable has type "bytes"' in output), output
 
 
 @pytest.mark.long

@@ -22,9 +22,9 @@ from rocket.errors import RocketError, SetupError
 from rocket.schema import script
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from rocket import Lsn, Router
+    from rocket import Lsn, Node, Router
     from rocket.lab.settings import Settings
 
 DISTRIBUTION = "rocket-replicas"
@@ -278,7 +278,8 @@ async def _cover_nodes(given: argparse.Namespace) -> str:
 
     settings, how = all_settings.load(given), all_settings.read_settings(all_settings.CoverSettings, given)
     async with AsyncExitStack() as stack:
-        nodes, may_be_primary = settings.nodes, None
+        nodes: Mapping[str, str | Node] | None = settings.nodes
+        may_be_primary = None
         if settings.patroni:
             from rocket.topology.patroni_rest import RestClient, Tls
 

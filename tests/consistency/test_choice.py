@@ -841,10 +841,10 @@ def test_with_a_token_the_chosen_replica_has_replayed_the_floor_that_holds_there
         for status in question.true()
         if status.name not in question.without
         and vouched(status)
-        >= (
-            int(token.write_floor)
-            if status.name == node and incarnation == "first life"
-            else max(int(token.write_floor), read_floor)
+        >= max(
+            int(token.write_floor),
+            int(question.board.covered_lsn),
+            0 if status.name == node and incarnation == "first life" else read_floor,
         )
     ]
 

@@ -366,6 +366,7 @@ class _SimulatedConnection:
             "restarted": False,
             "read_only": False,
             "checkpoint_lsn": int(_FLOOR),
+            "covered_lsn": None,
         }
 
     async def fetchval(self, _query: str, *_: object, **__: object) -> bool:
